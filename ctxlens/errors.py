@@ -1,0 +1,25 @@
+"""The errors that ctxlens raises for bad input: each message is one clear sentence for the user.
+
+A message says what was given, what was expected and what to do; the command line prints it and
+exits with code 2, without a traceback.
+"""
+
+
+class CtxlensError(Exception):
+    """Base of everything that ctxlens raises on purpose."""
+
+
+class InputError(CtxlensError, ValueError):
+    """An argument, file or conversation that ctxlens cannot work with."""
+
+
+class RenderError(InputError):
+    """A conversation that a chat template refuses, or whose roles cannot be located exactly."""
+
+
+class RunExistsError(InputError):
+    """An output folder that already holds another run."""
+
+
+class UnsupportedModelError(InputError):
+    """A model whose attention cannot be read or steered exactly."""
