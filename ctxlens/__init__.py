@@ -1,0 +1,84 @@
+"""ctxlens: see, prove, trace and cure the loss of context awareness in instruction-tuned models.
+
+Public names are loaded when they are first used, so that `import ctxlens` loads neither torch nor
+any other heavy package.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "roles": ("RenderedChat", "Role", "render", "render_plain"),
+    "errors": ("CtxlensError", "InputError", "RenderError", "RunExistsError", "UnsupportedModelError"),
+    "data": ("load_conversations", "read_messages_file"),
+    "results": (
+        "Ability", "NeedleGrid", "RoleAllocation", "Scores", "Selection", "TokenView", "Verdict", "Verdicts",
+        "load_result",
+    ),
+    "augment": ("augmented_attention",),
+    "steering": ("Steering",),
+    "models": ("Model", "load_model"),
+    "needle": ("NEEDLES", "Needle", "NeedleConfig", "run_needle"),
+    "dependency": ("choose_layer", "score_conversations", "select_turns"),
+    "indicator": ("add_indicator", "annotate_messages"),
+    "sft": ("TrainConfig", "train"),
+    "demo": ("run_demo",),
+}  # fmt: skip
+_MODULES = frozenset({*_EXPORTS, "allocation", "heads", "lens", "native", "plots", "report", "runs", "stats"})
+_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
+
+if TYPE_CHECKING:
+    from ctxlens.augment import augmented_attention as augmented_attention
+    from ctxlens.data import load_conversations as load_conversations
+    from ctxlens.data import read_messages_file as read_messages_file
+    from ctxlens.demo import run_demo as run_demo
+    from ctxlens.dependency import choose_layer as choose_layer
+    from ctxlens.dependency import score_conversations as score_conversations
+    from ctxlens.dependency import select_turns as select_turns
+    from ctxlens.errors import CtxlensError as CtxlensError
+    from ctxlens.errors import InputError as InputError
+    from ctxlens.errors import RenderError as RenderError
+    from ctxlens.errors import RunExistsError as RunExistsError
+    from ctxlens.errors import UnsupportedModelError as UnsupportedModelError
+    from ctxlens.indicator import add_indicator as add_indicator
+    from ctxlens.indicator import annotate_messages as annotate_messages
+    from ctxlens.models import Model as Model
+    from ctxlens.models import load_model as load_model
+    from ctxlens.needle import NEEDLES as NEEDLES
+    from ctxlens.needle import Needle as Needle
+    from ctxlens.needle import NeedleConfig as NeedleConfig
+    from ctxlens.needle import run_needle as run_needle
+    from ctxlens.results import Ability as Ability
+    from ctxlens.results import NeedleGrid as NeedleGrid
+    from ctxlens.results import RoleAllocation as RoleAllocation
+    from ctxlens.results import Scores as Scores
+    from ctxlens.results import Selection as Selection
+    from ctxlens.results import TokenView as TokenView
+    from ctxlens.results import Verdict as Verdict
+    from ctxlens.results import Verdicts as Verdicts
+    from ctxlens.results import load_result as load_result
+    from ctxlens.roles import RenderedChat as RenderedChat
+    from ctxlens.roles import Role as Role
+    from ctxlens.roles import render as render
+    from ctxlens.roles import render_plain as render_plain
+    from ctxlens.sft import TrainConfig as TrainConfig
+    from ctxlens.sft import train as train
+    from ctxlens.steering import Steering as Steering
+
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"ctxlens.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"ctxlens.{name}")
+    raise AttributeError(f"module 'ctxlens' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_MODULES})
