@@ -122,6 +122,36 @@ def auroc(positive: Sequence[float] | np.ndarray, negative: Sequence[float] | np
     return float(mannwhitneyu(positive, negative).statistic / (len(positive) * len(negative)))
 
 
+def auroc_interval(
+    positive: Sequence[float] | np.ndarray,
+    negative: Sequence[float] | np.ndarray,
+    *,
+    seed: int = 0,
+    n_resamples: int = 1000,
+    level: float = 0.95,
+) -> Interval:
+    """`auroc` with a percentile bootstrap interval; `n` is the size of the smaller group."""
+    positive, negative = np.asarray(positive, dtype=float), np.asarray(negative, dtype=float)
+    estimate, n = auroc(positive, negative), min(len(positive), len(negative))
+    if n < 2:
+        return Interval(estimate, float("nan"), float("nan"), n)
+    from scipy.stats import bootstrap, mannwhitneyu
+
+    result = bootstrap(
+        (positive, negative),
+        lambda p, q, axis: mannwhitneyu(p, q, axis=axis).statistic / (p.shape[axis] * q.shape[axis]),
+        paired=False,
+        vectorized=True,
+        n_resamples=n_resamples,
+        batch=100,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    low, high = result.confidence_interval
+    return Interval(estimate, float(low), float(high), n)
+
+
 def otsu_threshold(values: Sequence[float] | np.ndarray) -> float:
     """The threshold that splits values into two groups with the least variance inside the groups.
 
