@@ -1,0 +1,196 @@
+"""Conversations as padded batches, and what a backend must offer to read and steer them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ctxlens.roles import RenderedChat, Role
+from ctxlens.steering import Steering, combine_biases
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The numbers of a decoder that readers and steerers need."""
+
+    n_layers: int
+    n_heads: int
+    n_key_value_heads: int
+    d_model: int
+    d_head: int
+    n_ctx: int
+    d_vocab: int
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Rendered conversations as one rectangle.
+
+    Attributes:
+        tokens: token ids; padding holds the pad id.
+        role_ids: role of every token, -1 at padding.
+        attention_mask: 1 at tokens, 0 at padding.
+        prompt_tokens: column from which on tokens are generated ones, by row.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    role_ids: Int[Tensor, "batch pos"]
+    attention_mask: Int[Tensor, "batch pos"]
+    prompt_tokens: Int[Tensor, " batch"]
+
+    @classmethod
+    def from_chats(
+        cls,
+        chats: Sequence[RenderedChat],
+        *,
+        pad_id: int,
+        side: Literal["left", "right"],
+        device: torch.device | str = "cpu",
+    ) -> TokenBatch:
+        """Pad conversations to the longest, on the left (to generate) or on the right (to read)."""
+        longest = max(len(chat.tokens) for chat in chats)
+        tokens = torch.full((len(chats), longest), pad_id, dtype=torch.long)
+        role_ids = torch.full((len(chats), longest), -1, dtype=torch.long)
+        ends = []
+        for row, chat in enumerate(chats):
+            start = longest - len(chat.tokens) if side == "left" else 0
+            end = start + len(chat.tokens)
+            tokens[row, start:end] = torch.from_numpy(np.asarray(chat.tokens, dtype=np.int64))
+            role_ids[row, start:end] = torch.from_numpy(np.asarray(chat.role, dtype=np.int64))
+            ends.append(end)
+        mask = (role_ids >= 0).long()
+        return cls(tokens.to(device), role_ids.to(device), mask.to(device), torch.tensor(ends).to(device))
+
+
+@dataclass
+class RunningKeys:
+    """Roles and biases of the keys that an attention layer sees while a batch is read or continued.
+
+    Attributes:
+        batch: the prompts; what comes after them is the model's own, role assistant.
+        steerings: what is steered.
+        seen: how many columns have gone into the model so far, those of the current step too.
+    """
+
+    batch: TokenBatch
+    steerings: tuple[Steering, ...] = ()
+    seen: int = 0
+    _bias: tuple[int, Tensor] | None = None
+
+    def roles(self, n_keys: int, n_rows: int) -> Int[Tensor, "batch key_pos"]:
+        """The role of each of `n_keys` keys; `n_rows` may be a multiple of the batch (beams, samples).
+
+        A layer that keeps fewer keys than were seen (sliding window) keeps the last ones; one that has
+        more (static cache) has them in front.
+        """
+        known = self.batch.role_ids
+        more = max(self.seen, n_keys) - known.shape[1]
+        generated = torch.full_like(known[:, :1], int(Role.ASSISTANT)).expand(-1, max(0, more))
+        roles = torch.cat([known, generated], dim=1)[:, : max(self.seen, n_keys)]
+        roles = roles[:, -n_keys:] if n_keys <= self.seen else roles
+        return roles.repeat_interleave(n_rows // roles.shape[0], 0)
+
+    def bias(self, n_keys: int, n_rows: int) -> Float[Tensor, "batch key_pos steering"]:
+        """The key biases in nats, one column a steering; made once a step and number of keys."""
+        known = self._bias
+        if known is None or known[0] != self.seen or known[1].shape[:2] != (n_rows, n_keys):
+            dropped = self.seen - n_keys if n_keys <= self.seen else 0
+            prompt = self.batch.prompt_tokens.repeat_interleave(n_rows // len(self.batch.prompt_tokens))
+            bias = combine_biases(self.steerings, self.roles(n_keys, n_rows), prompt - dropped)
+            self._bias = known = (self.seen, bias)
+        return known[1]
+
+
+Decoder = Callable[[Int[Tensor, "batch new"]], Float[Tensor, "batch vocab"]]
+"""Takes the next tokens of every row (the whole left-padded prompt first), gives the next logits."""
+
+
+class Backend(Protocol):
+    """One way to run a decoder so that its attention can be read and steered."""
+
+    name: str
+    shape: ModelShape
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens go in."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' dtype."""
+        ...
+
+    def read_shares(
+        self,
+        batch: TokenBatch,
+        layers: Sequence[int],
+        queries: Int[Tensor, "batch query"],
+        steerings: Sequence[Steering],
+    ) -> Float[Tensor, "batch layer head query role"]:
+        """Role shares of chosen query positions of a right-padded batch, float32, on the CPU."""
+        ...
+
+    def read_pattern(
+        self,
+        batch: TokenBatch,
+        layers: Sequence[int],
+        queries: Int[Tensor, "batch query"],
+        steerings: Sequence[Steering],
+    ) -> Float[Tensor, "batch layer head query key"]:
+        """The attention pattern of chosen query positions, float32, on the CPU."""
+        ...
+
+    def logits(self, batch: TokenBatch, steerings: Sequence[Steering]) -> Float[Tensor, "batch pos vocab"]:
+        """Next-token logits of a right-padded batch."""
+        ...
+
+    def decoder(self, batch: TokenBatch, steerings: Sequence[Steering]) -> AbstractContextManager[Decoder]:
+        """A decoder with cache for a left-padded batch, which stays steered until the context ends."""
+        ...
+
+
+def plan_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length whose padded size stays within `batch_tokens`.
+
+    A conversation that is longer than the budget is a batch of its own.
+    """
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def pad_queries(
+    queries: Sequence[Sequence[int]], device: torch.device | str = "cpu"
+) -> Int[Tensor, "batch query"]:
+    """Query positions of several conversations as one rectangle; the padding repeats position 0."""
+    longest = max((len(row) for row in queries), default=0)
+    return torch.tensor(
+        [[*map(int, row), *[0] * (longest - len(row))] for row in queries], dtype=torch.long, device=device
+    ).reshape(len(queries), longest)
+
+
+def take_queries(
+    rows: Float[Tensor, "batch head query_pos last"], queries: Int[Tensor, "batch query"]
+) -> Float[Tensor, "batch head query last"]:
+    """The chosen query rows of every conversation."""
+    index = queries[:, None, :, None].expand(-1, rows.shape[1], -1, rows.shape[3])
+    return rows.gather(2, index)
+
+
+__all__ = [
+    "Backend", "Decoder", "ModelShape", "RunningKeys", "TokenBatch", "pad_queries", "plan_batches",
+    "take_queries",
+]  # fmt: skip

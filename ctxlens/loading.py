@@ -1,0 +1,161 @@
+"""Checkpoints from folders or the Hub, with one clear sentence where something is missing."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ctxlens.errors import InputError
+
+PACKAGED = {"organism": "base", "organism-chat": "chat"}
+"""Names of the models that come with ctxlens, and their folders below `organism/`."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_HASHED_BYTES = 2**20
+
+
+def locate_checkpoint(name_or_path: str | Path) -> Path | str:
+    """A folder that holds a checkpoint, or a Hub id.
+
+    Raises:
+        InputError: neither, or a folder without config or safetensors weights.
+    """
+    name = str(name_or_path)
+    if name in PACKAGED:
+        folder = Path(__file__).parent / "organism" / PACKAGED[name]
+        if not (folder / "config.json").is_file():
+            raise InputError(f"the packaged model {name!r} is not in this installation; reinstall ctxlens.")
+        return folder
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", name) and not folder.parent.is_dir():
+            return name
+        raise InputError(
+            f"model {name!r} is neither a folder here nor a Hub id of the form owner/name; "
+            f"packaged models are {' and '.join(PACKAGED)}."
+        )
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} holds no config.json, so it is no transformers checkpoint.")
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"{folder} holds no safetensors weights; load it in transformers and save it with save_pretrained()."
+        )
+    return folder
+
+
+def load_tokenizer(source: Path | str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a checkpoint; `InputError` if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source, **_where(source), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"no tokenizer can be loaded from {source} ({_first_line(error)}).") from error
+
+
+def load_causal_lm(
+    source: Path | str, *, device: torch.device, dtype: torch.dtype, trust_remote_code: bool = False
+) -> Any:
+    """The language model of a checkpoint, from safetensors only; `InputError` if it cannot be loaded."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source, **_where(source), dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise InputError(f"no language model can be loaded from {source} ({_first_line(error)}).") from error
+    return model.to(device).eval()
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` (CUDA where there is one), or a torch device; `InputError` if it is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"unknown device {device!r}; choose auto, cpu or cuda.") from None
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f"device {device!r} is asked for but torch sees no CUDA device here; use cpu or auto."
+        )
+    return resolved
+
+
+def resolve_dtype(dtype: str) -> torch.dtype:
+    """A torch dtype by name; `InputError` for others than float32, bfloat16 and float16."""
+    if dtype not in DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+def read_chat_template(chat_template: str | Path | None) -> str | None:
+    """A chat template given as a file's path or as Jinja text.
+
+    Raises:
+        InputError: a path that is no file.
+    """
+    if chat_template is None:
+        return None
+    text = str(chat_template)
+    if isinstance(chat_template, str) and ("{{" in text or "{%" in text):
+        return text
+    try:
+        return Path(text).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the chat template {text!r} cannot be read ({_first_line(error)}).") from error
+
+
+def hash_checkpoint(source: Path | str) -> str | None:
+    """A short fingerprint of a local checkpoint: sha256 over config and weights.
+
+    Of weight files larger than 2 MiB the size and the first and last MiB count. None for a Hub id.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_HASHED_BYTES))
+            if size > 2 * _HASHED_BYTES:
+                file.seek(-_HASHED_BYTES, 2)
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def find_stop_ids(hf_model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a generated text: the checkpoint's generation settings and the tokenizer's EOS."""
+    found: set[int] = set()
+    for holder in (
+        getattr(hf_model, "generation_config", None),
+        getattr(hf_model, "config", None),
+        tokenizer,
+    ):
+        ids = getattr(holder, "eos_token_id", None)
+        found.update(ids if isinstance(ids, Sequence) else () if ids is None else (ids,))
+    return frozenset(int(i) for i in found)
+
+
+def _where(source: Path | str) -> dict[str, Any]:
+    return {"local_files_only": isinstance(source, Path)}
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+__all__ = [
+    "DTYPES", "PACKAGED", "find_stop_ids", "hash_checkpoint", "load_causal_lm", "load_tokenizer",
+    "locate_checkpoint", "read_chat_template", "resolve_device", "resolve_dtype",
+]  # fmt: skip

@@ -1,0 +1,465 @@
+"""A language model that ctxlens can look into: one small object, the same for both backends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from ctxlens.batching import Backend, TokenBatch, pad_queries, plan_batches
+from ctxlens.errors import InputError
+from ctxlens.generation import continue_greedily
+from ctxlens.loading import (
+    find_stop_ids,
+    hash_checkpoint,
+    load_causal_lm,
+    load_tokenizer,
+    locate_checkpoint,
+    read_chat_template,
+    resolve_device,
+    resolve_dtype,
+)
+from ctxlens.results import RoleAllocation
+from ctxlens.roles import DEFAULT_INDICATOR, N_ROLES, RenderedChat, Role, render, render_plain
+from ctxlens.steering import DEFAULT_ROLES, Heads, Steering, SteeringMode, parse_roles
+
+BackendName = Literal["lens", "native"]
+Queries = Literal["first_answer", "response_mean", "all"] | Sequence[int]
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    backend: BackendName = "lens",
+    device: str = "auto",
+    dtype: str = "float32",
+    chat_template: str | Path | None = None,
+    trust_remote_code: bool = False,
+    indicator: str | None = None,
+) -> Model:
+    """Load a causal language model.
+
+    Args:
+        name_or_path: a folder with a transformers checkpoint (safetensors), a Hub id, or a packaged model:
+            `organism` (pretrained), `organism-chat` (instruction-tuned).
+        backend: `lens` reads through TransformerLens hooks; `native` through one fused attention call in
+            transformers, for large models and long contexts. Both give the same numbers.
+        device: `auto`, `cpu` or `cuda`.
+        dtype: `float32`, `bfloat16` or `float16`; 16-bit attention shares are good to about 0.4 %.
+        chat_template: a file with a Jinja chat template (or its text), in place of the tokenizer's own.
+        trust_remote_code: run code that comes with the checkpoint.
+        indicator: the indicator token; by default `[IND]` if the tokenizer has it as a token.
+
+    Raises:
+        InputError: no such checkpoint, or one that lacks its config, safetensors weights or tokenizer; a
+            device that is not there; an unknown backend or dtype; an unreadable template.
+        UnsupportedModelError: attention that the backend cannot read exactly.
+    """
+    _check_backend(backend)
+    template = read_chat_template(chat_template)
+    on, precision = resolve_device(device), resolve_dtype(dtype)
+    source = locate_checkpoint(name_or_path)
+    tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+    if template is not None:
+        tokenizer.chat_template = template
+    hf_model = load_causal_lm(source, device=on, dtype=precision, trust_remote_code=trust_remote_code)
+    identity = {
+        "path": str(source),
+        "revision": getattr(hf_model.config, "_commit_hash", None),
+        "sha256": hash_checkpoint(source),
+    }
+    return Model(
+        _make_backend(hf_model, tokenizer, backend, copied=False),
+        tokenizer,
+        name=str(name_or_path),
+        stop_ids=find_stop_ids(hf_model, tokenizer),
+        indicator=indicator,
+        identity=identity,
+    )
+
+
+class Model:
+    """A causal language model whose attention can be read and steered.
+
+    Attributes:
+        backend: how it is run.
+        tokenizer: its tokenizer, with the chat template in use.
+        name: what it was loaded as.
+        identity: what distinguishes these weights, for manifests: name, path, revision, sha256 (over
+            config and weights; of large weight files size, first and last MiB), backend, dtype.
+        indicator: the indicator token, or None.
+        n_layers, n_heads, n_key_value_heads, d_model, d_head, n_ctx: its shape; `n_ctx` in tokens.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        tokenizer: Any,
+        *,
+        name: str,
+        stop_ids: Iterable[int] = (),
+        indicator: str | None = None,
+        identity: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.backend = backend
+        self.tokenizer = tokenizer
+        self.name = name
+        self.indicator = indicator or (
+            DEFAULT_INDICATOR if DEFAULT_INDICATOR in tokenizer.get_added_vocab() else None
+        )
+        shape = backend.shape
+        self.n_layers, self.n_heads, self.n_ctx = shape.n_layers, shape.n_heads, shape.n_ctx
+        self.n_key_value_heads, self.d_model, self.d_head = (
+            shape.n_key_value_heads,
+            shape.d_model,
+            shape.d_head,
+        )
+        self.identity = {
+            "name": name,
+            **dict(identity or {}),
+            "backend": backend.name,
+            "dtype": str(backend.dtype).removeprefix("torch."),
+        }
+        self._stop_ids = frozenset(stop_ids)
+        self._steerings: list[Steering] = []
+
+    @classmethod
+    def from_hf(
+        cls,
+        hf_model: Any,
+        tokenizer: Any,
+        *,
+        backend: BackendName = "native",
+        name: str = "model",
+        indicator: str | None = None,
+    ) -> Model:
+        """Wrap a loaded transformers model; `lens` works on a copy and leaves it as it is.
+
+        Raises:
+            UnsupportedModelError: attention that the backend cannot read exactly.
+        """
+        _check_backend(backend)
+        made = _make_backend(hf_model, tokenizer, backend, copied=True)
+        stop_ids = find_stop_ids(hf_model, tokenizer)
+        return cls(made, tokenizer, name=name, stop_ids=stop_ids, indicator=indicator)
+
+    @classmethod
+    def from_lens(
+        cls, lens_model: Any, tokenizer: Any, *, name: str = "model", indicator: str | None = None
+    ) -> Model:
+        """Wrap a TransformerLens model: a `TransformerBridge` or a `HookedTransformer`."""
+        from ctxlens.lens import LensBackend
+
+        stop_ids = find_stop_ids(None, tokenizer)
+        return cls(LensBackend(lens_model), tokenizer, name=name, stop_ids=stop_ids, indicator=indicator)
+
+    def __repr__(self) -> str:
+        return f"Model({self.name!r}, backend={self.backend.name!r}, {self.n_layers} x {self.n_heads} heads)"
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens go in."""
+        return self.backend.device
+
+    def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> RenderedChat:
+        """Render with this model's template, indicator and window; options as `ctxlens.render`."""
+        options = {"indicator": self.indicator, "max_tokens": self.n_ctx, **options}
+        return render(self.tokenizer, messages, **options)
+
+    def render_plain(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> RenderedChat:
+        """Render without chat template; options as `ctxlens.render_plain`."""
+        options = {"indicator": self.indicator, "max_tokens": self.n_ctx, **options}
+        return render_plain(self.tokenizer, messages, **options)
+
+    @overload
+    def read_roles(
+        self,
+        chats: RenderedChat,
+        *,
+        layers: Sequence[int] | None = None,
+        queries: Queries = "first_answer",
+        turn: int | None = None,
+        batch_tokens: int = 8192,
+    ) -> RoleAllocation: ...
+
+    @overload
+    def read_roles(
+        self,
+        chats: Sequence[RenderedChat],
+        *,
+        layers: Sequence[int] | None = None,
+        queries: Queries = "first_answer",
+        turn: int | None = None,
+        batch_tokens: int = 8192,
+    ) -> list[RoleAllocation]: ...
+
+    def read_roles(
+        self,
+        chats: RenderedChat | Sequence[RenderedChat],
+        *,
+        layers: Sequence[int] | None = None,
+        queries: Queries = "first_answer",
+        turn: int | None = None,
+        batch_tokens: int = 8192,
+    ) -> RoleAllocation | list[RoleAllocation]:
+        """How the attention of every layer and head spreads over the roles (paper section 2.2).
+
+        Args:
+            chats: one conversation, or several, which are batched.
+            layers: the layers to read, all by default; none above the highest is run.
+            queries: `first_answer` (the position that produces the first answer token), `response_mean`
+                (mean over the response's own positions), `all`, or positions.
+            turn: the assistant message that is meant, the last by default.
+            batch_tokens: padded tokens in one forward pass.
+
+        Raises:
+            InputError: layers or positions that do not exist, a conversation longer than the window.
+        """
+        single = isinstance(chats, RenderedChat)
+        several = [chats] if single else list(chats)
+        positions = [_positions(chat, queries, turn) for chat in several]
+        wanted = self._layers(layers)
+        allocations: list[RoleAllocation | None] = [None] * len(several)
+        for i, shares in self._read_shares(several, wanted, positions, batch_tokens):
+            allocations[i] = self._allocation(i, several[i], wanted, shares, positions[i], queries)
+        done = [allocation for allocation in allocations if allocation is not None]
+        return done[0] if single else done
+
+    def read_response_shares(
+        self,
+        chats: Sequence[RenderedChat],
+        *,
+        layers: Sequence[int] | None = None,
+        batch_tokens: int = 8192,
+    ) -> list[dict[int, Float[np.ndarray, "layer head response_pos role"]]]:
+        """Role shares of every response token, by assistant turn, in one pass a conversation.
+
+        The queries are the positions of the response tokens themselves. What a turn attends to is what
+        came before it: user tokens of later turns are out of its sight.
+
+        Args:
+            chats: conversations.
+            layers: the layers to read, all by default; none above the highest is run.
+            batch_tokens: padded tokens in one forward pass.
+
+        Returns:
+            For each conversation a mapping of turn to float32 shares.
+        """
+        turns = [{turn: chat.response_positions(turn) for turn in chat.response_turns()} for chat in chats]
+        positions = [[int(p) for of_turn in by_turn.values() for p in of_turn] for by_turn in turns]
+        result: list[dict[int, np.ndarray]] = [{} for _ in chats]
+        for i, shares in self._read_shares(chats, self._layers(layers), positions, batch_tokens):
+            start = 0
+            for turn, of_turn in turns[i].items():
+                result[i][turn] = shares[:, :, start : start + len(of_turn)]
+                start += len(of_turn)
+        return result
+
+    def read_patterns(
+        self,
+        chat: RenderedChat,
+        *,
+        layers: Sequence[int] | None = None,
+        queries: Queries | None = None,
+        turn: int | None = None,
+    ) -> Float[np.ndarray, "layer head query key"]:
+        """The attention pattern of chosen query positions (all by default), for the token-level view."""
+        wanted = self._layers(layers)
+        self._check_chats([chat])
+        positions = pad_queries([_positions(chat, "all" if queries is None else queries, turn)], self.device)
+        pattern = self.backend.read_pattern(self._batch([chat], "right"), wanted, positions, self._steerings)
+        return pattern[0].numpy()
+
+    def logprobs(
+        self, chats: Sequence[RenderedChat], *, turn: int | None = None, batch_tokens: int = 8192
+    ) -> list[Float[np.ndarray, " response_pos"]]:
+        """How likely the model finds every response token given what is before it, in nats."""
+        self._check_chats(chats)
+        budget = max(1, min(batch_tokens, 2**28 // self.backend.shape.d_vocab))
+        result: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(chats)
+        for indices in plan_batches([len(chat.tokens) for chat in chats], budget):
+            logits = self.backend.logits(self._batch([chats[i] for i in indices], "right"), self._steerings)
+            for row, i in enumerate(indices):
+                chats[i].first_answer_position(chats[i].response_turns()[-1] if turn is None else turn)
+                at = torch.from_numpy(chats[i].response_positions(turn)).to(logits.device)
+                said = torch.from_numpy(np.asarray(chats[i].tokens)).to(logits.device)[at]
+                logprobs = logits[row, at - 1].float().log_softmax(-1)
+                result[i] = logprobs.gather(-1, said[:, None])[:, 0].cpu().numpy()
+        return result
+
+    @contextmanager
+    def steer(
+        self,
+        alpha: float,
+        *,
+        roles: str | Role | Iterable[str | Role] = DEFAULT_ROLES,
+        heads: Heads | str | Sequence[tuple[int, int]] = "all",
+        mode: SteeringMode = "paper",
+    ) -> Iterator[Steering]:
+        """Weaken all tokens but those of the target roles by `alpha`, for the time of the block.
+
+        Blocks can be nested; their biases add up. See `ctxlens.steering.Steering`.
+
+        Raises:
+            InputError: alpha outside (0, 1], unknown roles or mode, heads that the model does not have.
+        """
+        steering = Steering(alpha, parse_roles(roles), heads, mode)  # type: ignore[arg-type]
+        steering.check_heads(self.n_layers, self.n_heads)
+        self._steerings.append(steering)
+        try:
+            yield steering
+        finally:
+            self._steerings.pop()
+
+    @overload
+    def generate(
+        self, chats: RenderedChat, *, max_new_tokens: int = 100, batch_tokens: int = 8192
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self, chats: Sequence[RenderedChat], *, max_new_tokens: int = 100, batch_tokens: int = 8192
+    ) -> list[str]: ...
+
+    def generate(
+        self,
+        chats: RenderedChat | Sequence[RenderedChat],
+        *,
+        max_new_tokens: int = 100,
+        batch_tokens: int = 8192,
+    ) -> str | list[str]:
+        """Continue conversations greedily, up to a stop token, the limit or the end of the window.
+
+        Returns:
+            The new text only, without special tokens; a list in the order given for several.
+
+        Raises:
+            InputError: a conversation that fills the window.
+        """
+        several = [chats] if isinstance(chats, RenderedChat) else list(chats)
+        self._check_chats(several, room=1)
+        texts = [""] * len(several)
+        for indices in plan_batches([len(c.tokens) + max_new_tokens for c in several], batch_tokens):
+            limits = [min(max_new_tokens, self.n_ctx - len(several[i].tokens)) for i in indices]
+            new = continue_greedily(
+                self.backend,
+                self._batch([several[i] for i in indices], "left"),
+                self._steerings,
+                max_new_tokens=limits,
+                stop_ids=self._stop_ids,
+            )
+            for i, tokens in zip(indices, new, strict=True):
+                texts[i] = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return texts[0] if isinstance(chats, RenderedChat) else texts
+
+    def _read_shares(
+        self,
+        chats: Sequence[RenderedChat],
+        layers: tuple[int, ...],
+        positions: Sequence[Sequence[int]],
+        batch_tokens: int,
+    ) -> Iterator[tuple[int, Float[np.ndarray, "layer head query role"]]]:
+        self._check_chats(chats)
+        asked = [i for i, row in enumerate(positions) if len(row)]
+        for batch in plan_batches([len(chats[i].tokens) for i in asked], batch_tokens):
+            indices = [asked[i] for i in batch]
+            queries = pad_queries([positions[i] for i in indices], self.device)
+            tokens = self._batch([chats[i] for i in indices], "right")
+            shares = self.backend.read_shares(tokens, layers, queries, self._steerings)
+            for row, i in enumerate(indices):
+                yield i, shares[row, :, :, : len(positions[i])].numpy()
+
+    def _allocation(
+        self,
+        index: int,
+        chat: RenderedChat,
+        layers: tuple[int, ...],
+        shares: np.ndarray,
+        positions: Sequence[int],
+        queries: Queries,
+    ) -> RoleAllocation:
+        visible = np.eye(N_ROLES, dtype=np.float32)[np.asarray(chat.role, dtype=np.int64)].cumsum(0)
+        counts = visible[np.asarray(positions, dtype=np.int64)]
+        labels = tuple(f"{index}:{position}" for position in positions)
+        if queries == "response_mean":
+            shares, counts = shares.mean(2, keepdims=True), counts.mean(0, keepdims=True)
+            labels = (f"{index}:{positions[0]}-{positions[-1]}",)
+        meta = {
+            "model": self.name,
+            "condition": "template" if chat.templated else "plain",
+            "steering": [steering.describe() for steering in self._steerings],
+        }
+        kind = queries if queries in ("first_answer", "response_mean") else "positions"
+        return RoleAllocation(np.ascontiguousarray(shares), counts, layers, labels, str(kind), meta)
+
+    def _batch(self, chats: Sequence[RenderedChat], side: Literal["left", "right"]) -> TokenBatch:
+        candidates = (self.tokenizer.pad_token_id, *sorted(self._stop_ids), 0)
+        pad_id = next(i for i in candidates if i is not None and 0 <= i < self.backend.shape.d_vocab)
+        return TokenBatch.from_chats(chats, pad_id=pad_id, side=side, device=self.device)
+
+    def _layers(self, layers: Sequence[int] | None) -> tuple[int, ...]:
+        wanted = tuple(range(self.n_layers)) if layers is None else tuple(int(layer) for layer in layers)
+        bad = [layer for layer in wanted if not 0 <= layer < self.n_layers]
+        if bad or not wanted:
+            what = f"layer {bad[0]} does not exist" if bad else "no layers given"
+            raise InputError(f"{what}: the model has layers 0 to {self.n_layers - 1}.")
+        return wanted
+
+    def _check_chats(self, chats: Sequence[RenderedChat], room: int = 0) -> None:
+        for i, chat in enumerate(chats):
+            which = f"conversation {i} " if len(chats) > 1 else "the conversation "
+            if not len(chat.tokens):
+                raise InputError(f"{which}has no tokens.")
+            if len(chat.tokens) + room > self.n_ctx:
+                raise InputError(
+                    f"{which}has {len(chat.tokens)} tokens, but the model's window is {self.n_ctx}"
+                    + (" and must hold an answer too." if room else ".")
+                )
+            if int(np.max(chat.tokens)) >= self.backend.shape.d_vocab:
+                raise InputError(
+                    f"{which}has token id {int(np.max(chat.tokens))}, but the model knows "
+                    f"{self.backend.shape.d_vocab} tokens; was it rendered with another tokenizer?"
+                )
+
+
+def _positions(chat: RenderedChat, queries: Queries, turn: int | None) -> list[int]:
+    """The query positions that are meant; `InputError` if they do not exist."""
+    if isinstance(queries, str):
+        if queries == "first_answer":
+            return [chat.first_answer_position(turn)]
+        if queries == "response_mean":
+            return [int(p) for p in chat.response_positions(turn)]
+        if queries == "all":
+            return list(range(len(chat.tokens)))
+        raise InputError(
+            f"unknown queries {queries!r}; choose first_answer, response_mean, all or a list of positions."
+        )
+    positions = [int(p) for p in queries]
+    bad = [p for p in positions if not 0 <= p < len(chat.tokens)]
+    if bad or not positions:
+        what = f"query position {bad[0]} does not exist" if bad else "no query positions given"
+        raise InputError(f"{what}: the conversation has positions 0 to {len(chat.tokens) - 1}.")
+    return positions
+
+
+def _check_backend(backend: str) -> None:
+    if backend not in ("lens", "native"):
+        raise InputError(f"unknown backend {backend!r}; choose lens or native.")
+
+
+def _make_backend(hf_model: Any, tokenizer: Any, backend: BackendName, *, copied: bool) -> Backend:
+    if backend == "native":
+        from ctxlens.native import NativeBackend
+
+        return NativeBackend(hf_model)
+    from ctxlens.lens import LensBackend, bridge_from_hf
+
+    return LensBackend(bridge_from_hf(hf_model, tokenizer, copied=copied))
+
+
+__all__ = ["Model", "load_model"]
