@@ -39,7 +39,7 @@ def encode_with_spans(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarray
     covered = _cover(tokenizer, ids, text)
     if covered is None:
         raise RenderError(
-            f"The tokenizer {type(tokenizer).__name__} gives no character offsets and its tokens do not spell the "
+            f"The tokenizer {type(tokenizer).__name__} gives no offsets and its tokens do not spell the "
             "text, so roles cannot be assigned exactly; load its fast version (use_fast=True)."
         )
     return ids, covered

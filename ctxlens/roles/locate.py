@@ -13,6 +13,7 @@ import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ctxlens.errors import RenderError
@@ -53,6 +54,10 @@ class _Mark(NamedTuple):
     field: int
     start: int
     end: int
+
+
+Found = tuple[_Mark, int, int]
+"""A mark and the characters ``[start, end)`` of the rendered text where it was found."""
 
 
 def said_fields(messages: Sequence[Mapping[str, Any]]) -> list[Field]:
@@ -105,10 +110,14 @@ def locate_fields(
 
 
 class _Search:
-    """The attempts on one conversation, from one rendering up to one per field and way of marking."""
+    """The attempts on one conversation, from one rendering up to a few per field."""
 
     def __init__(
-        self, render: Renderer, messages: Sequence[Mapping[str, Any]], fields: Sequence[Field], template: str
+        self,
+        render: Renderer,
+        messages: Sequence[Mapping[str, Any]],
+        fields: Sequence[Field],
+        template: str,
     ) -> None:
         self.render = render
         self.messages = [dict(message) for message in messages]
@@ -120,113 +129,100 @@ class _Search:
             self.used.update(_PRIVATE.findall(field.text))
 
     def run(self) -> list[Place]:
-        """Mark whole texts; where that changes the rendering, mark inside the white space; then in pieces."""
+        """Mark whole texts; where that changes the rendering, mark inside white space; then one by one."""
         whole = [_Mark(number, 0, len(field.text)) for number, field in enumerate(self.fields)]
         found = self.attempt(whole)
         if found is not None:
             return [Place(start, end, mark.field) for mark, start, end in found]
-        return self.trimmed([_inner(mark, self.fields[mark.field].text) for mark in whole]) or self.singly()
+        places = self.trimmed(whole)
+        return self.singly(whole) if places is None else places
 
-    def trimmed(self, marks: Sequence[_Mark | None]) -> list[Place] | None:
+    def trimmed(self, whole: Sequence[_Mark]) -> list[Place] | None:
         """Places where the template strips white space; ``None`` where that is not what it does."""
-        kept = [mark for mark in marks if mark is not None]
-        found = self.attempt(kept)
-        blank = [number for number, mark in enumerate(marks) if mark is None]
-        if found is None or any(self.replaced({number: ""}) != self.text for number in blank):
+        marks = [_inner(mark, self.fields[mark.field].text) for mark in whole]
+        blank = {mark.field: "" for mark, inner in zip(whole, marks, strict=True) if inner is None}
+        if blank and self.replaced(blank) != self.text:
             return None
-        return self.with_edges(found)
+        found = self.attempt([mark for mark in marks if mark is not None])
+        return None if found is None else self.with_edges(found)
 
-    def with_edges(self, found: list[tuple[_Mark, int, int]]) -> list[Place] | None:
-        """Give back to each place the white space around it that the template kept.
+    def with_edges(self, found: Sequence[Found]) -> list[Place] | None:
+        """Give back to each place the white space at its ends that the template kept.
 
-        Rendering without that white space shows how much of it there was: equal text means that the
-        template had dropped it and that any white space there is the template's own.
+        A rendering without that white space shows how much of it there was: where the text stays the
+        same, the template had dropped it, and white space that stands there is the template's own.
         """
-        edges = [(0, mark.start, mark.end, len(self.fields[mark.field].text)) for mark, _, _ in found]
-        starts = [start for _, start, _ in found]
-        ends = [end for _, _, end in found]
-        for side in ("lead", "trail"):
-            if not any((e[0] < e[1]) if side == "lead" else (e[2] < e[3]) for e in edges):
-                continue
-            bare: dict[int, str] = {}
-            marks = []
-            for mark, _, _ in found:
-                if mark.field in bare:
-                    continue
-                text = self.fields[mark.field].text
-                bare[mark.field] = text[mark.start :] if side == "lead" else text[: mark.end]
-                shift = mark.start if side == "lead" else 0
-                marks.append(_Mark(mark.field, mark.start - shift, mark.end - shift))
-            unedged = self.attempt(marks, bare)
-            if unedged is None or len(unedged) != len(found):
-                return None
-            text_bare = self.replaced(bare) or ""
-            for number, (mark, start, end) in enumerate(found):
-                if unedged[number][0].field != mark.field:
-                    return None
-                said = self.fields[mark.field].text
-                before, after = unedged[number][1], unedged[number][2]
-                if side == "lead":
-                    gap = self.text[ends_before(found, number) : start]
-                    gap_bare = text_bare[ends_before(unedged, number) : before]
-                    count = len(gap) - len(gap_bare)
-                    if (
-                        not 0 <= count <= mark.start
-                        or gap != gap_bare + said[mark.start - count : mark.start]
-                    ):
-                        return None
-                    starts[number] = start - count
-                else:
-                    gap = self.text[end : starts_after(found, number, len(self.text))]
-                    gap_bare = text_bare[after : starts_after(unedged, number, len(text_bare))]
-                    count = len(gap) - len(gap_bare)
-                    if (
-                        not 0 <= count <= len(said) - mark.end
-                        or gap != said[mark.end : mark.end + count] + gap_bare
-                    ):
-                        return None
-                    ends[number] = end + count
-        return [Place(starts[n], ends[n], mark.field) for n, (mark, _, _) in enumerate(found)]
+        lead, trail = self.kept_space(found, leading=True), self.kept_space(found, leading=False)
+        if lead is None or trail is None:
+            return None
+        return [
+            Place(start - before, end + after, mark.field)
+            for (mark, start, end), before, after in zip(found, lead, trail, strict=True)
+        ]
 
-    def singly(self) -> list[Place]:
+    def kept_space(self, found: Sequence[Found], leading: bool) -> list[int] | None:
+        """How many characters of white space the template kept before (or after) each place."""
+        texts: dict[int, str] = {}
+        marks: dict[int, _Mark] = {}
+        spaces: list[str] = []
+        for mark, _, _ in found:
+            said = self.fields[mark.field].text
+            cut = mark.start if leading else 0
+            texts[mark.field] = said[mark.start :] if leading else said[: mark.end]
+            marks[mark.field] = _Mark(mark.field, mark.start - cut, mark.end - cut)
+            spaces.append(said[: mark.start] if leading else said[mark.end :])
+        if not any(spaces):
+            return [0] * len(found)
+        bare_text = self.replaced(texts)
+        bare = None if bare_text is None else self.attempt(list(marks.values()), texts, bare_text)
+        if bare_text is None or bare is None or [b[0].field for b in bare] != [f[0].field for f in found]:
+            return None
+        counts: list[int] = []
+        for space, gap, bare_gap in zip(
+            spaces, _gaps(self.text, found, leading), _gaps(bare_text, bare, leading), strict=True
+        ):
+            count = len(gap) - len(bare_gap)
+            if not 0 <= count <= len(space):
+                return None
+            if gap != (bare_gap + space[len(space) - count :] if leading else space[:count] + bare_gap):
+                return None
+            counts.append(count)
+        return counts
+
+    def singly(self, whole: Sequence[_Mark]) -> list[Place]:
         """Each field by itself, in the first way of marking that leaves the rendering unchanged."""
         places: list[Place] = []
-        for number, field in enumerate(self.fields):
-            mine = self.one_field(number, field)
+        for mark in whole:
+            found = self.attempt([mark])
+            if found is not None:
+                places.extend(Place(start, end, mark.field) for _, start, end in found)
+                continue
+            mine = self.trimmed([mark])
             if mine is None:
+                mine = self.in_pieces(mark.field)
+            if mine is None:
+                field = self.fields[mark.field]
                 raise RenderError(
                     f"The chat template rewrites the {field.name} of message {field.turn} "
-                    f"({self.messages[field.turn].get('role')}) in a way that cannot be followed exactly, so its "
-                    "tokens cannot be labelled; change that text or use another chat template."
+                    f"({self.messages[field.turn].get('role')}) in a way that cannot be followed exactly, so "
+                    "its tokens cannot be labelled; change that text or use another chat template."
                 )
             places.extend(mine)
         places.sort()
-        if any(after.start < before.end for before, after in zip(places, places[1:], strict=False)):
+        if any(after.start < before.end for before, after in pairwise(places)):
             raise RenderError(
-                "The chat template mixes the texts of several messages; they cannot be told apart."
+                "The chat template mixes several messages' texts, so they cannot be told apart."
             )
         return places
 
-    def one_field(self, number: int, field: Field) -> list[Place] | None:
-        whole = _Mark(number, 0, len(field.text))
-        found = self.attempt([whole])
-        if found is not None:
-            return [Place(start, end, number) for _, start, end in found]
-        inner = _inner(whole, field.text)
-        if inner is None:
-            return [] if self.replaced({number: ""}) == self.text else None
-        found = self.attempt([inner])
-        if found is not None:
-            return self.with_edges(found)
-        return self.in_pieces(number, field.text)
-
-    def in_pieces(self, number: int, text: str) -> list[Place] | None:
+    def in_pieces(self, number: int) -> list[Place] | None:
         """Follow a text that the template takes apart at words of its own, such as ``</think>``.
 
         The words come from the template's quoted strings. The pieces between them are located; what
         stands between or beside two pieces is the message's where it is, character for character,
         what the message has there, and the template's otherwise.
         """
+        text = self.fields[number].text
         words = sorted({w for w in _quoted_words(self.template) if w in text}, key=len, reverse=True)
         if not words:
             return None
@@ -248,64 +244,52 @@ class _Search:
                 places.append(Place(start, end, number))
             elif places and self.text[text_end:start] == between:
                 places[-1] = Place(places[-1].start, end, number)
-            elif not places and between and self.text[max(0, start - len(between)) : start] == between:
+            elif not places and self.text.endswith(between, 0, start):
                 places.append(Place(start - len(between), end, number))
             else:
                 places.append(Place(start, end, number))
             said_end, text_end = mark.end, end
         rest = text[said_end:]
-        if rest and self.text[text_end : text_end + len(rest)] == rest:
+        if self.text.startswith(rest, text_end):
             places[-1] = Place(places[-1].start, text_end + len(rest), number)
         return places
 
     def attempt(
-        self, marks: Sequence[_Mark], texts: Mapping[int, str] | None = None
-    ) -> list[tuple[_Mark, int, int]] | None:
-        """Render with these marks; the places found, or ``None`` if the marks changed the rendering."""
-        if not marks and texts is None:
+        self, marks: Sequence[_Mark], texts: Mapping[int, str] | None = None, expected: str | None = None
+    ) -> list[Found] | None:
+        """Render with these marks; the places found, or ``None`` if the marks changed the rendering.
+
+        Args:
+            marks: What to mark; those of one field in ascending order.
+            texts: Texts to use instead of some fields' own.
+            expected: The rendering of these texts without marks; by default that of the conversation.
+        """
+        if not marks:
             return []
         sentinels = self.sentinels(2 * len(marks))
-        by_field: dict[int, list[int]] = {}
-        for position, mark in enumerate(marks):
-            by_field.setdefault(mark.field, []).append(position)
         replaced = dict(texts or {})
-        for number, positions in by_field.items():
+        parts: dict[int, list[str]] = {}
+        done: dict[int, int] = {}
+        for position, mark in enumerate(marks):
+            text = replaced.get(mark.field, self.fields[mark.field].text)
+            parts.setdefault(mark.field, []).extend(
+                (
+                    text[done.get(mark.field, 0) : mark.start],
+                    sentinels[2 * position],
+                    text[mark.start : mark.end],
+                    sentinels[2 * position + 1],
+                )
+            )
+            done[mark.field] = mark.end
+        for number, pieces in parts.items():
             text = replaced.get(number, self.fields[number].text)
-            parts, done = [], 0
-            for position in positions:
-                mark = marks[position]
-                parts += [text[done : mark.start], sentinels[2 * position]]
-                parts += [text[mark.start : mark.end], sentinels[2 * position + 1]]
-                done = mark.end
-            replaced[number] = "".join([*parts, text[done:]])
-        try:
-            marked = self.render(self.with_texts(replaced))
-        except RenderError:
-            return None
-        return self.read(marked, marks, sentinels, self.text if texts is None else self.replaced(texts))
-
-    @staticmethod
-    def read(
-        marked: str, marks: Sequence[_Mark], sentinels: str, expected: str
-    ) -> list[tuple[_Mark, int, int]] | None:
-        pattern = re.compile(f"[{sentinels}]")
-        number_of = {sentinel: number for number, sentinel in enumerate(sentinels)}
-        found: list[tuple[_Mark, int, int]] = []
-        opened: tuple[int, int] | None = None
-        for removed, match in enumerate(pattern.finditer(marked)):
-            number, at = number_of[match.group()], match.start() - removed
-            if opened is None:
-                if number % 2:
-                    return None
-                opened = number, at
-            else:
-                if number != opened[0] + 1:
-                    return None
-                found.append((marks[number // 2], opened[1], at))
-                opened = None
-        if opened is not None or pattern.sub("", marked) != expected:
-            return None
-        return found
+            replaced[number] = "".join([*pieces, text[done[number] :]])
+        marked = self.replaced(replaced)
+        return (
+            None
+            if marked is None
+            else _read(marked, marks, sentinels, self.text if expected is None else expected)
+        )
 
     def replaced(self, texts: Mapping[int, str]) -> str | None:
         """The rendering with other texts in these fields; ``None`` if the template refuses it."""
@@ -320,7 +304,7 @@ class _Search:
         for number, text in texts.items():
             field = self.fields[number]
             if len(field.path) == 1:
-                messages[field.turn] = {**messages[field.turn], field.path[0]: text}
+                messages[field.turn] = {**messages[field.turn], str(field.path[0]): text}
                 continue
             if field.turn not in copied:
                 copied.add(field.turn)
@@ -345,14 +329,28 @@ class _Search:
         )
 
 
-def ends_before(found: Sequence[tuple[_Mark, int, int]], number: int) -> int:
-    """Where the located text before this one ends, or 0."""
-    return found[number - 1][2] if number else 0
+def _read(marked: str, marks: Sequence[_Mark], sentinels: str, expected: str) -> list[Found] | None:
+    """Where the sentinels stand; ``None`` if they are not in pairs or the rest is not the expected text."""
+    pattern = re.compile(f"[{sentinels}]")
+    if pattern.sub("", marked) != expected:
+        return None
+    number_of = {sentinel: number for number, sentinel in enumerate(sentinels)}
+    seen = [(number_of[m.group()], m.start() - removed) for removed, m in enumerate(pattern.finditer(marked))]
+    found: list[Found] = []
+    for (opening, start), (closing, end) in zip(seen[::2], [*seen[1::2], (-1, -1)], strict=False):
+        if opening % 2 or closing != opening + 1:
+            return None
+        found.append((marks[opening // 2], start, end))
+    return found
 
 
-def starts_after(found: Sequence[tuple[_Mark, int, int]], number: int, default: int) -> int:
-    """Where the located text after this one starts, or the text's end."""
-    return found[number + 1][1] if number + 1 < len(found) else default
+def _gaps(text: str, found: Sequence[Found], leading: bool) -> list[str]:
+    """The text between each place and the one before it (or after it)."""
+    if leading:
+        ends = [0, *(end for _, _, end in found)]
+        return [text[end:start] for end, (_, start, _) in zip(ends, found, strict=False)]
+    starts = [*(start for _, start, _ in found), len(text)]
+    return [text[end:start] for (_, _, end), start in zip(found, starts[1:], strict=True)]
 
 
 def _inner(mark: _Mark, text: str) -> _Mark | None:

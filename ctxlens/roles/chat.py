@@ -1,0 +1,194 @@
+"""The words for it: token roles, a rendered conversation, and what a conversation must look like."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int8, Int32, Int64
+
+from ctxlens.errors import InputError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+DEFAULT_INDICATOR = "[IND]"
+INDICATOR_KEY = "indicator"
+Message = Mapping[str, Any]
+
+
+class Role(enum.IntEnum):
+    """Who a token belongs to; the values index role axes and never change."""
+
+    BOS = 0
+    SYSTEM = 1
+    USER = 2
+    ASSISTANT = 3
+    TOOL = 4
+    TEMPLATE = 5
+    INDICATOR = 6
+    PAD = 7
+    SINK = 8
+
+    @property
+    def label(self) -> str:
+        """The role in lower case, as in figures and files: ``"user"``."""
+        return self.name.lower()
+
+    @classmethod
+    def parse(cls, role: Role | str | int) -> Role:
+        """A role from its label, value or itself.
+
+        Raises:
+            InputError: There is no such role.
+        """
+        try:
+            return cls[role.upper()] if isinstance(role, str) else cls(role)
+        except (KeyError, ValueError):
+            raise InputError(
+                f"Unknown token role {role!r}; expected one of {', '.join(ROLE_LABELS)}."
+            ) from None
+
+
+N_ROLES = len(Role)
+ROLE_LABELS: tuple[str, ...] = tuple(role.name.lower() for role in Role)
+
+MESSAGE_ROLES: Mapping[str, Role] = {
+    "system": Role.SYSTEM,
+    "developer": Role.SYSTEM,
+    "user": Role.USER,
+    "assistant": Role.ASSISTANT,
+    "tool": Role.TOOL,
+}
+"""The roles that messages may have, and the token role of their content."""
+
+
+@dataclass(frozen=True, eq=False)
+class RenderedChat:
+    """A conversation as a model gets it, every token labelled.
+
+    Attributes:
+        text: The rendered text.
+        tokens: Token ids ``[pos]``, int64.
+        role: `Role` values ``[pos]``, int8.
+        turn: Index into `messages` for tokens of contents and indicators, else -1; ``[pos]``, int32.
+        spans: Characters ``[start, end)`` in `text` of each token; ``[pos, 2]``, int32. After truncation
+            they still point into the whole text.
+        messages: The messages as given.
+        templated: Whether a chat template was applied.
+        stops: For each turn that has one, the position of its end-of-turn token (role ``template``).
+        truncated: One sentence about what was cut, or ``None``.
+        spoofed_special_tokens: Special tokens of the tokenizer that stand in what somebody said, in order
+            of appearance. The tokenizer encodes them as special tokens; their role is still the speaker's.
+        open_ended: Whether the text ends where a model is to go on (generation prompt, or final message
+            left open).
+    """
+
+    text: str
+    tokens: Int64[np.ndarray, "pos"]
+    role: Int8[np.ndarray, "pos"]
+    turn: Int32[np.ndarray, "pos"]
+    spans: Int32[np.ndarray, "pos 2"]
+    messages: tuple[Message, ...]
+    templated: bool
+    stops: Mapping[int, int]
+    truncated: str | None = None
+    spoofed_special_tokens: tuple[str, ...] = ()
+    open_ended: bool = False
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens the model gets."""
+        return len(self.tokens)
+
+    def mask(self, *roles: Role | str) -> Bool[np.ndarray, "pos"]:
+        """``[pos]`` booleans: tokens that have one of these roles."""
+        return np.isin(self.role, [int(Role.parse(role)) for role in roles])
+
+    def response_turns(self) -> tuple[int, ...]:
+        """Indices of the assistant messages that have tokens."""
+        return tuple(int(turn) for turn in np.unique(self.turn[self.role == Role.ASSISTANT]))
+
+    def left_out_turns(self) -> tuple[int, ...]:
+        """Indices of the messages that say something but have no tokens: the template leaves them out."""
+        present = set(self.turn.tolist())
+        return tuple(
+            turn
+            for turn, message in enumerate(self.messages)
+            if (message.get("content") or "").strip() and turn not in present
+        )
+
+    def response_positions(self, turn: int | None = None) -> Int64[np.ndarray, "answer_pos"]:
+        """Positions of the response tokens of an assistant turn (``None``: the last that has tokens).
+
+        Raises:
+            InputError: There is no response, or that turn has none.
+        """
+        turns = self.response_turns()
+        if turn is None and turns:
+            turn = turns[-1]
+        if turn not in turns:
+            wanted = "no assistant turn" if turn is None else f"no response in turn {turn}"
+            raise InputError(f"The conversation has {wanted}; turns with a response: {list(turns)}.")
+        return np.flatnonzero((self.role == Role.ASSISTANT) & (self.turn == turn))
+
+    def first_answer_position(self, turn: int | None = None) -> int:
+        """The query position that produces the first answer token.
+
+        With a turn, the position before that response's first token. With none, the last position if the
+        text is open-ended (the model writes next, also after a response prefix), else as for the last
+        response turn.
+
+        Raises:
+            InputError: There is no such response, or nothing stands before it.
+        """
+        if turn is None and self.open_ended:
+            return self.n_tokens - 1
+        first = int(self.response_positions(turn)[0])
+        if first == 0:
+            raise InputError("The response starts the sequence, so no position produces its first token.")
+        return first - 1
+
+    def token_strings(self) -> list[str]:
+        """The characters of each token, unescaped."""
+        return [self.text[start:end] for start, end in self.spans.tolist()]
+
+
+def check_messages(messages: Any) -> None:
+    """Check that messages are a conversation that can be rendered.
+
+    Raises:
+        InputError: It is not a list of mappings with a known ``role`` and a text ``content``, it is
+            empty, or no message is the user's. The message names the index.
+    """
+    if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
+        raise InputError(f"A conversation must be a list of messages, not {type(messages).__name__}.")
+    if not messages:
+        raise InputError("The conversation is empty; expected at least one user message.")
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise InputError(
+                f"Message {index} must be a mapping with 'role' and 'content', not {type(message).__name__}."
+            )
+        role = message.get("role")
+        if role not in MESSAGE_ROLES:
+            given = f"has unknown role {role!r}" if "role" in message else "has no 'role'"
+            raise InputError(f"Message {index} {given}; expected one of {', '.join(MESSAGE_ROLES)}.")
+        content = message.get("content")
+        if content is None and role == "assistant" and message.get("tool_calls"):
+            continue
+        if not isinstance(content, str):
+            given = "is missing" if content is None else f"is {type(content).__name__}"
+            raise InputError(f"Message {index} ({role}): content must be text, but it {given}.")
+        if not content.isascii() and _SURROGATE.search(content):
+            raise InputError(
+                f"Message {index} ({role}): content holds half a surrogate pair, which is no text."
+            )
+    if not any(message["role"] == "user" for message in messages):
+        raise InputError("The conversation has no user turn; expected at least one message with role 'user'.")

@@ -1,0 +1,271 @@
+"""Messages to labelled tokens, with the chat template and without it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ctxlens.errors import InputError, RenderError
+from ctxlens.roles.chat import INDICATOR_KEY, MESSAGE_ROLES, Message, RenderedChat, Role, check_messages
+from ctxlens.roles.locate import Place, locate_fields, said_fields
+from ctxlens.roles.spans import encode_with_spans, label_tokens
+from ctxlens.roles.tokenizer import apply_template, begins_with_bos, special_ids, template_text, turn_ends
+from ctxlens.roles.truncation import fit_to_window
+
+
+def render(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    chat_template: str | None = None,
+    add_generation_prompt: bool = False,
+    continue_final_message: bool = False,
+    tools: list[Any] | None = None,
+    indicator: str | None = None,
+    max_tokens: int | None = None,
+    truncate: bool = False,
+) -> RenderedChat:
+    """Render a conversation with the chat template and label every token.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        messages: Mappings with ``role`` (one of `MESSAGE_ROLES`) and text ``content``.
+        chat_template: The template's Jinja text, or the name of one of the tokenizer's; its own by default.
+        add_generation_prompt: End with the template's opening of an assistant turn.
+        continue_final_message: Leave the final assistant message open, as a response prefix.
+        tools: Tool schemas, passed on to the template.
+        indicator: The indicator, such as ``"[IND]"``. It is appended, after one space, to the user
+            messages that carry ``{"indicator": True}``; those tokens get the role ``indicator``. The same
+            characters written by anybody else stay theirs.
+        max_tokens: The window. A longer conversation is refused, or cut if `truncate`.
+        truncate: Cut a conversation that is too long: first the earliest contents, never the template's
+            tokens; a final response only at its end, and only as far as it needs over half of the room.
+
+    Returns:
+        Tokens equal to ``tokenizer.apply_chat_template(..., tokenize=True)``, labelled; after truncation
+        a subsequence of them.
+
+    Raises:
+        InputError: The messages are malformed, or too long.
+        RenderError: The template refuses the conversation, there is none, or a text cannot be located.
+    """
+    check_messages(messages)
+    _check_ending(messages, add_generation_prompt, continue_final_message)
+    template = template_text(tokenizer, chat_template, tools)
+    spoken, marked = _with_indicator(messages, indicator)
+
+    def to_text(conversation: list[dict[str, Any]]) -> str:
+        return apply_template(
+            tokenizer,
+            conversation,
+            chat_template=template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+        )
+
+    fields = said_fields(spoken)
+    text, places = locate_fields(to_text, spoken, fields, template)
+    located = {(fields[place.field].turn, fields[place.field].path) for place in places}
+    for turn, message in enumerate(spoken):
+        if message["role"] == "user" and message["content"].strip() and (turn, ("content",)) not in located:
+            raise RenderError(
+                f"The chat template leaves out the content of message {turn} (user); it may expect content "
+                "in parts, as templates for images do, which ctxlens does not render."
+            )
+    tokens, spans = encode_with_spans(tokenizer, text)
+    chat = _label(
+        tokenizer,
+        messages,
+        text,
+        tokens,
+        spans,
+        [Place(start, end, fields[number].turn) for start, end, number in places],
+        marked,
+        indicator,
+        template=template,
+        open_ended=add_generation_prompt or continue_final_message,
+    )
+    return fit_to_window(chat, max_tokens, truncate)
+
+
+def render_plain(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    separator: str = "\n",
+    add_generation_prompt: bool = False,
+    continue_final_message: bool = False,
+    bos: bool | None = None,
+    chat_template: str | None = None,
+    indicator: str | None = None,
+    max_tokens: int | None = None,
+    truncate: bool = False,
+) -> RenderedChat:
+    """Render the same conversation without chat template: contents joined by a separator, as in the paper.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        messages: As in `render`. Contents only: reasoning and tool calls are left out.
+        separator: Text between contents (role ``template``).
+        add_generation_prompt: End with the separator, where an answer would follow.
+        continue_final_message: The final assistant message is a response prefix to go on from.
+        bos: Begin with the tokenizer's BOS token; ``None``: where the rendering with the template, or
+            the tokenizer by itself, puts one.
+        chat_template: The template that `bos` is decided by; the tokenizer's own by default.
+        indicator: As in `render`.
+        max_tokens: As in `render`.
+        truncate: As in `render`.
+
+    Returns:
+        The BOS token if any, then the contents as the tokenizer encodes them, labelled as in `render`.
+
+    Raises:
+        InputError: The messages are malformed, or too long, or `bos` is asked of a tokenizer without one.
+        RenderError: The tokenizer cannot be followed exactly.
+    """
+    check_messages(messages)
+    _check_ending(messages, add_generation_prompt, continue_final_message)
+    spoken, marked = _with_indicator(messages, indicator)
+    if bos is None:
+        bos = begins_with_bos(tokenizer, chat_template)
+    elif bos and tokenizer.bos_token_id is None:
+        raise InputError(f"bos=True, but the tokenizer {type(tokenizer).__name__} has no BOS token.")
+    parts: list[str] = []
+    places: list[Place] = []
+    at = 0
+    for turn, message in enumerate(spoken):
+        if turn:
+            parts.append(separator)
+            at += len(separator)
+        content = message.get("content") or ""
+        parts.append(content)
+        places.append(Place(at, at + len(content), turn))
+        at += len(content)
+    text = "".join(parts) + (separator if add_generation_prompt else "")
+    tokens, spans = encode_with_spans(tokenizer, text)
+    if bos:
+        shift = len(tokenizer.bos_token)
+        text = tokenizer.bos_token + text
+        tokens = np.concatenate([[tokenizer.bos_token_id], tokens]).astype(np.int64)
+        spans = np.concatenate([[[0, shift]], spans + shift]).astype(np.int32)
+        places = [Place(start + shift, end + shift, turn) for start, end, turn in places]
+    chat = _label(
+        tokenizer,
+        messages,
+        text,
+        tokens,
+        spans,
+        places,
+        marked,
+        indicator,
+        template=None,
+        open_ended=add_generation_prompt or continue_final_message,
+    )
+    return fit_to_window(chat, max_tokens, truncate)
+
+
+def _check_ending(
+    messages: Sequence[Message], add_generation_prompt: bool, continue_final_message: bool
+) -> None:
+    if add_generation_prompt and continue_final_message:
+        raise InputError("Give either add_generation_prompt or continue_final_message, not both.")
+    if continue_final_message and messages[-1]["role"] != "assistant":
+        raise InputError(
+            "continue_final_message needs a final assistant message to go on from, but the last message is "
+            f"of role {messages[-1]['role']}."
+        )
+
+
+def _with_indicator(
+    messages: Sequence[Message], indicator: str | None
+) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """The messages as the template gets them, and what was appended to which."""
+    spoken: list[dict[str, Any]] = []
+    marked: dict[int, str] = {}
+    for turn, message in enumerate(messages):
+        plain = {key: value for key, value in message.items() if key != INDICATOR_KEY}
+        if message.get(INDICATOR_KEY) and message["role"] != "user":
+            raise InputError(
+                f"Message {turn} ({message['role']}) carries the indicator; only user messages may."
+            )
+        if message.get(INDICATOR_KEY) and indicator:
+            marked[turn] = f" {indicator}"
+            plain["content"] += marked[turn]
+        spoken.append(plain)
+    return spoken, marked
+
+
+def _label(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    text: str,
+    tokens: np.ndarray,
+    spans: np.ndarray,
+    places: Sequence[Place],
+    marked: Mapping[int, str],
+    indicator: str | None,
+    *,
+    template: str | None,
+    open_ended: bool,
+) -> RenderedChat:
+    """Put role and turn on tokens; `places` are characters per turn, in order."""
+    n_turns = len(messages)
+    bounds, owners = [0], [-1]
+    indicated: set[int] = set()
+    for start, end, turn in places:
+        split = end
+        if turn in marked and text[start:end].endswith(marked[turn]):
+            split = end - len(marked[turn])
+            indicated.add(turn)
+        for begin, stop, owner in ((start, split, turn), (split, end, n_turns + turn)):
+            if begin < stop:
+                bounds += [begin, stop]
+                owners += [owner, -1]
+    if indicated != set(marked):
+        raise RenderError(
+            f"The chat template changes the indicator {indicator!r} that ends the user's message."
+        )
+    owner = label_tokens(text, spans, np.asarray(bounds), np.asarray(owners))
+    role_of = [MESSAGE_ROLES[message["role"]] for message in messages] + [Role.INDICATOR] * n_turns
+    role = np.asarray([*role_of, Role.TEMPLATE], dtype=np.int8)[owner]
+    turn = np.where(owner < 0, -1, owner % n_turns).astype(np.int32)
+    position = 0
+    while position < len(tokens) and owner[position] < 0 and tokens[position] == tokenizer.bos_token_id:
+        role[position] = Role.BOS
+        position += 1
+    special, added = special_ids(tokenizer)
+    typed = tokens[(turn >= 0) & (role != Role.INDICATOR) & np.isin(tokens, special)]
+    return RenderedChat(
+        text=text,
+        tokens=tokens,
+        role=role,
+        turn=turn,
+        spans=spans,
+        messages=tuple(messages),
+        templated=template is not None,
+        stops={} if template is None else _find_stops(tokens, turn, added, turn_ends(tokenizer, template)),
+        spoofed_special_tokens=tuple(tokenizer.convert_ids_to_tokens(list(dict.fromkeys(typed.tolist())))),
+        open_ended=open_ended,
+    )
+
+
+def _find_stops(
+    tokens: np.ndarray, turn: np.ndarray, added: np.ndarray, ends: frozenset[int]
+) -> dict[int, int]:
+    """After each turn, the first added token before the next content, where it is one that ends turns."""
+    stops: dict[int, int] = {}
+    if not ends:
+        return stops
+    said = np.flatnonzero(turn >= 0)
+    marks = np.flatnonzero((turn < 0) & np.isin(tokens, added))
+    for index, position in enumerate(said.tolist()):
+        following = int(said[index + 1]) if index + 1 < len(said) else len(tokens)
+        if following == position + 1:
+            continue
+        after = int(np.searchsorted(marks, position))
+        if after < len(marks) and marks[after] < following and int(tokens[marks[after]]) in ends:
+            stops[int(turn[position])] = int(marks[after])
+    return stops
