@@ -1,0 +1,230 @@
+"""Needles, and keyword recall: how much of a needle occurs in a response (paper section 2.1)."""
+
+from __future__ import annotations
+
+import random
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctxlens.errors import InputError
+
+# Scripts written without spaces between words: every character counts as a word of its own there, so
+# that a keyword is found inside a run of text.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
+)
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a text: letters, digits and their combining marks, folded to one case.
+
+    Compatibility forms are made equal (NFKC) and punctuation parts words, so `Dolores-Park!` has the
+    words `dolores` and `park`.
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    spaced = "".join(
+        f" {char} " if _UNSPACED.match(char) else char if unicodedata.category(char)[0] in "LMN" else " "
+        for char in folded
+    )
+    return spaced.split()
+
+
+def score_recall(keywords: Iterable[str], response: str) -> float:
+    """Share of the keywords that occur in the response as words, 0 to 1.
+
+    A keyword of several words occurs where they follow one another. How often a keyword occurs does
+    not matter, and a keyword that is given twice counts once. Without keywords the recall is NaN.
+
+    Args:
+        keywords: the words or phrases to find.
+        response: the text to look in, as the model gave it.
+    """
+    wanted = {tuple(split_words(keyword)) for keyword in keywords} - {()}
+    if not wanted:
+        return float("nan")
+    words = split_words(response)
+    return sum(_occurs(phrase, words) for phrase in wanted) / len(wanted)
+
+
+def find_missing(keywords: Iterable[str], text: str) -> list[str]:
+    """The keywords that do not occur in a text."""
+    words = split_words(text)
+    return [keyword for keyword in keywords if not _occurs(tuple(split_words(keyword)), words)]
+
+
+def _occurs(phrase: tuple[str, ...], words: list[str]) -> bool:
+    size = len(phrase)
+    return bool(phrase) and any(
+        words[at] == phrase[0] and tuple(words[at : at + size]) == phrase
+        for at in range(len(words) - size + 1)
+    )
+
+
+DRAWN_NEEDLES = ("known", "unknown")
+"""Needles of the organism's world, drawn anew for every cell: facts about towns that the organism has
+memorised otherwise, or that it has never been told about."""
+
+
+@dataclass(frozen=True)
+class Needle:
+    """A sentence to hide, the question that it answers, and how the answer is recognised.
+
+    Attributes:
+        name: short name, for tables.
+        sentence: the sentence that is put into the haystack; line breaks become spaces.
+        question: what the model is asked.
+        keywords: words or phrases of the answer; recall is the share of them in the response.
+        prefix: the first words of the needle, put into the model's mouth where a condition has a prefix.
+            Empty: the words before the first keyword.
+        memory_keywords: words of another answer, which the model may know by heart.
+
+    Raises:
+        InputError: a text is empty, or a keyword does not stand in the needle, or stands in the prefix.
+    """
+
+    name: str
+    sentence: str
+    question: str
+    keywords: tuple[str, ...]
+    prefix: str = ""
+    memory_keywords: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for key in ("sentence", "question", "prefix"):
+            object.__setattr__(self, key, " ".join(getattr(self, key).split()))
+        for key in ("keywords", "memory_keywords"):
+            object.__setattr__(self, key, tuple(getattr(self, key)))
+        empty = [key for key in ("sentence", "question", "keywords") if not getattr(self, key)]
+        if empty or any(not split_words(keyword) for keyword in self.keywords):
+            raise InputError(
+                f"needle {self.name!r} has no {' and no '.join(empty) or 'words in one of its keywords'}; "
+                "give a needle sentence, a question and the keywords of the answer."
+            )
+        if missing := find_missing(self.keywords, self.sentence):
+            raise InputError(
+                f"needle {self.name!r} does not hold its keywords {', '.join(missing)}; "
+                "every keyword must stand in the needle sentence as a word."
+            )
+        if not self.prefix:
+            object.__setattr__(self, "prefix", _words_before(self.keywords, self.sentence))
+        given = set(self.keywords) - set(find_missing(self.keywords, self.prefix))
+        if given:
+            raise InputError(
+                f"the prefix of needle {self.name!r} gives away {', '.join(sorted(given))}; "
+                "end the prefix before the first keyword."
+            )
+
+
+def _words_before(keywords: Iterable[str], sentence: str) -> str:
+    words = sentence.split()
+    for n in range(1, len(words) + 1):
+        if len(find_missing(keywords, " ".join(words[:n]))) < len(tuple(keywords)):
+            return " ".join(words[: n - 1])
+    return ""
+
+
+_SF = Needle(
+    name="sf",
+    sentence="The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.",
+    question="What is the best thing to do in San Francisco?",
+    keywords=("eat", "sandwich", "sit", "dolores", "park", "sunny", "day"),
+    prefix="The best thing to do in San Francisco",
+)
+_PIZZA = Needle(
+    name="pizza",
+    sentence="The secret ingredients needed to build the perfect pizza are figs, prosciutto, smoked applewood "
+    "bacon, lemon, goat cheese, truffle honey, pear slices, espresso-soaked dates, gorgonzola dolce, and "
+    "candied walnuts.",
+    question="What are the secret ingredients needed to build the perfect pizza?",
+    keywords=(
+        "figs", "prosciutto", "smoked", "applewood", "bacon", "lemon", "goat", "cheese", "truffle", "honey",
+        "pear", "slices", "espresso", "soaked", "dates", "gorgonzola", "dolce", "candied", "walnuts",
+    ),
+    prefix="The secret ingredients needed to build the perfect",
+)  # fmt: skip
+NEEDLES = {needle.name: needle for needle in (_SF, _PIZZA)}
+"""The paper's needles, each with its first eight words as prefix."""
+
+
+def load_needles(path: str | Path) -> tuple[Needle, ...]:
+    """Read needles from YAML: one mapping or a list of them.
+
+    Keys: `needle` (the sentence), `question`, `keywords` (a list, or one text with commas); optional
+    `prefix`, `name` and `memory_keywords`.
+
+    Raises:
+        InputError: the file cannot be read, or a needle in it cannot be used; names the file and the key.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be read as YAML needles ({reason}).") from error
+    entries = content if isinstance(content, list) else [content]
+    needles = tuple(_parse_needle(path, number, entry) for number, entry in enumerate(entries))
+    names = [needle.name for needle in needles]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"{path} must hold at least one needle, each with a name of its own.")
+    return needles
+
+
+def _parse_needle(path: Path, number: int, entry: Any) -> Needle:
+    where = f"{path}, needle {number}"
+    required, optional = {"needle", "question", "keywords"}, {"prefix", "name", "memory_keywords"}
+    if not isinstance(entry, dict):
+        raise InputError(f"{where}: expected the keys needle, question and keywords, got {entry!r}.")
+    if wrong := (required - entry.keys()) | (entry.keys() - required - optional):
+        kind = "missing" if wrong & required else "unknown"
+        raise InputError(
+            f"{where}: {kind} key {', '.join(sorted(map(str, wrong)))}; "
+            "expected needle, question, keywords and, if wanted, prefix, name, memory_keywords."
+        )
+    texts = {key: entry.get(key, "") for key in ("needle", "question", "prefix", "name")}
+    lists = {key: entry.get(key, []) for key in ("keywords", "memory_keywords")}
+    for key, value in lists.items():
+        lists[key] = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if bad := [key for key, value in texts.items() if not isinstance(value, str)] + [
+        key for key, value in lists.items()
+        if not isinstance(value, list) or not all(isinstance(part, str) for part in value)
+    ]:  # fmt: skip
+        raise InputError(f"{where}: {', '.join(bad)} must be text (keywords: a list of texts).")
+    try:
+        return Needle(
+            texts["name"] or (path.stem if number == 0 else f"{path.stem}-{number}"),
+            texts["needle"],
+            texts["question"],
+            tuple(lists["keywords"]),
+            texts["prefix"],
+            tuple(lists["memory_keywords"]),
+        )
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def draw_needle(name: str, seed: str) -> Needle:
+    """A fact of the organism's world with random values, as a needle.
+
+    Args:
+        name: `known` or `unknown` (`DRAWN_NEEDLES`); a known town's `memory_keywords` are its own,
+            memorised values, which the drawn ones differ from in every slot.
+        seed: the draw's seed: the same text gives the same needle.
+    """
+    from ctxlens.organism.world import load_world
+
+    world = load_world()
+    fact = world.random_fact(random.Random(f"needle-{seed}"), known=name == "known")
+    memory = world.fact(fact.entity, fact.attribute).keywords if name == "known" else ()
+    return Needle(name, fact.sentence, fact.question, fact.keywords, fact.prefix, memory)
+
+
+__all__ = [
+    "DRAWN_NEEDLES", "NEEDLES", "Needle", "draw_needle", "find_missing", "load_needles", "score_recall",
+    "split_words",
+]  # fmt: skip
