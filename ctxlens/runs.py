@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ctxlens.errors import InputError, RunExistsError
 
@@ -26,6 +26,7 @@ _REPORTED_PACKAGES = (
 )  # fmt: skip
 
 
+@runtime_checkable
 class Savable(Protocol):
     """What `Run.save` needs of a result."""
 
