@@ -1,0 +1,145 @@
+"""Rows out of files, folders and the Hub."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from ctxlens.errors import InputError
+
+_COMPRESSED = {".gz": gzip.open, ".xz": lzma.open}
+_JSON = (".json", ".jsonl", ".ndjson")
+_TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
+_SUFFIXES = (*_JSON, *_TABLES, *_COMPRESSED)
+
+
+def read_rows(path_or_hub_id: str, *, split: str, limit: int | None) -> Iterator[Any]:
+    """Rows of a file or folder that exists, else of a data set on the Hub.
+
+    Args:
+        path_or_hub_id: JSON or JSON lines (also ``.gz``, ``.xz``), parquet, CSV, a folder that the
+            ``datasets`` library reads, or a Hub id such as ``GAIR/lima``.
+        split: Which split of a folder or Hub data set.
+        limit: At most this many rows, from the start.
+
+    Raises:
+        InputError: There is no such thing, or it cannot be read.
+    """
+    path = Path(path_or_hub_id).expanduser()
+    if path.is_file() and _kind(path) in _JSON:
+        return islice(read_json_rows(path), limit)
+    if path.exists():
+        return islice(_read_with_datasets(path, split), limit)
+    if path.is_absolute() or path_or_hub_id.startswith((".", "~")) or path.suffix in _SUFFIXES:
+        raise InputError(f"There is no file or folder {path_or_hub_id}.")
+    return islice(_read_from_hub(path_or_hub_id, split), limit)
+
+
+def read_json_rows(path: Path) -> Iterator[Any]:
+    """Items of a JSON list or of JSON lines; a JSON object that is no list is the only item.
+
+    Raises:
+        InputError: The file is missing or not JSON; the message names the line.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no file {path}.")
+    if _kind(path) != ".json":
+        yield from _read_lines(path)
+        return
+    with _open(path) as file:
+        text = _read_text(file, path)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and error.lineno > 1:
+            yield from _read_lines(path)
+            return
+        raise InputError(f"{path} is not valid JSON: line {error.lineno}: {error.msg}.") from error
+    yield from value if isinstance(value, list) else [value]
+
+
+def _read_lines(path: Path) -> Iterator[Any]:
+    with _open(path) as file:
+        number = 0
+        while True:
+            try:
+                line = file.readline()
+            except (UnicodeDecodeError, OSError, EOFError, lzma.LZMAError) as error:
+                raise InputError(f"{path} cannot be read as text after line {number}: {error}.") from error
+            if not line:
+                return
+            number += 1
+            if not line.strip():
+                continue
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{path} is not valid JSON lines: line {number}: {error.msg}.") from error
+
+
+def _kind(path: Path) -> str:
+    """The suffix that says what a file holds: ``rows.jsonl.xz`` holds ``.jsonl``."""
+    return (Path(path.stem) if path.suffix in _COMPRESSED else path).suffix.lower()
+
+
+def _open(path: Path) -> IO[str]:
+    try:
+        return _COMPRESSED.get(path.suffix, open)(path, mode="rt", encoding="utf-8")  # pyright: ignore
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened: {error.strerror or error}.") from error
+
+
+def _read_text(file: IO[str], path: Path) -> str:
+    try:
+        return file.read()
+    except (UnicodeDecodeError, OSError, EOFError, lzma.LZMAError) as error:
+        raise InputError(f"{path} cannot be read as text: {error}.") from error
+
+
+def _read_with_datasets(path: Path, split: str) -> Iterator[Any]:
+    from datasets import DatasetDict, load_dataset, load_from_disk
+
+    try:
+        if path.is_file():
+            if _kind(path) not in _TABLES:
+                raise InputError(
+                    f"{path} has no known kind of file; expected one of {', '.join((*_JSON, *_TABLES))}, "
+                    f"also compressed as {' or '.join(_COMPRESSED)}."
+                )
+            options: dict[str, Any] = {"delimiter": "\t"} if _kind(path) == ".tsv" else {}
+            loaded = load_dataset(_TABLES[_kind(path)], data_files=str(path), split="train", **options)
+        elif (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+            loaded = load_from_disk(str(path))
+            if isinstance(loaded, DatasetDict):
+                if split not in loaded:
+                    raise InputError(f"{path} has no split {split!r}; it has {', '.join(map(str, loaded))}.")
+                loaded = loaded[split]
+        else:
+            loaded = load_dataset(str(path), split=split)
+    except InputError:
+        raise
+    except Exception as error:  # the library raises errors of a dozen kinds for unreadable data
+        raise InputError(f"{path} cannot be read as a data set: {_first_line(error)}") from error
+    yield from loaded
+
+
+def _read_from_hub(name: str, split: str) -> Iterator[Any]:
+    from datasets import load_dataset
+
+    try:
+        loaded = load_dataset(name, split=split)
+    except Exception as error:  # network, access, name and format errors, each of its own kind
+        raise InputError(
+            f"{name} is no file or folder here, and the Hub has no readable data set of that name with split "
+            f"{split!r}: {_first_line(error)}"
+        ) from error
+    yield from loaded
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
