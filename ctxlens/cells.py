@@ -259,21 +259,37 @@ def _spread_depths(depths: tuple[float, ...] | int) -> tuple[float, ...]:
 
 
 def render_cell(
-    model: NeedleModel, cell: Cell, config: NeedleConfig, condition: str, *, indicator: bool = False
+    model: NeedleModel,
+    cell: Cell,
+    config: NeedleConfig,
+    condition: str,
+    *,
+    indicator: bool = False,
+    answer: str | None = None,
 ) -> RenderedChat:
-    """The prompt of a cell in one condition, as the model gets it."""
+    """The prompt of a cell in one condition, as the model gets it.
+
+    Args:
+        model: the model.
+        cell: the cell.
+        config: its configuration.
+        condition: one of `CONDITIONS`.
+        indicator: whether the question carries the model's indicator.
+        answer: what to put in the model's mouth, in place of the needle's prefix.
+    """
     needle = cell.needle
+    prefix = needle.prefix if answer is None else answer
     fields = {"context": cell.context.text, "question": needle.question}
     asked = re.sub(r"\{(context|question)\}", lambda match: fields[match[1]], config.template)
     mark = {"indicator": True} if indicator else {}
     if condition == "template":
         return model.render([{"role": "user", "content": asked, **mark}], add_generation_prompt=True)
-    request, answer = asked, needle.prefix
+    request = asked
     if condition == "assistant+prefix":
-        request, answer = _ASSISTANT_REQUEST, f"{asked}\n{needle.prefix}"
+        request, prefix = _ASSISTANT_REQUEST, f"{asked}\n{prefix}"
     messages = [
         {"role": "user", "content": request, **mark},
-        {"role": "assistant", "content": answer},
+        {"role": "assistant", "content": prefix},
     ]
     render = model.render_plain if condition == "plain+prefix" else model.render
     return render(messages, continue_final_message=True)

@@ -118,12 +118,27 @@ def run_settings(
     settings: Sequence[Setting],
     *,
     meta: Mapping[str, Any] | None = None,
+    measure: Callable[[Setting], Mapping[str, Any]] | None = None,
     batch_tokens: int = 8192,
     out: Run | None = None,
     name: str = "needle.parquet",
     progress: Progress | None = None,
 ) -> NeedleGrid:
-    """Let the model answer built cells under several settings; `run_needle` says what the arguments mean."""
+    """Let the model answer built cells under several settings.
+
+    Args:
+        model: the model.
+        cells: from `build_cells`, with this configuration.
+        config: the configuration; its conditions are run.
+        settings: indicator, steering and labels, one after another.
+        meta: what else the grid's `meta` shall hold.
+        measure: called once a setting, while it applies; gives further columns of the setting's rows, for
+            instance a side effect.
+        batch_tokens: see `run_needle`, as the rest.
+        out: a run folder.
+        name: file name of the grid.
+        progress: called with the numbers of finished and of all answers.
+    """
     if model.indicator is None and any(setting.indicator for setting in settings):
         raise InputError(
             f"{model.name} has no indicator token; train it with one, or load it with the indicator it knows."
@@ -159,15 +174,20 @@ def run_settings(
                 found = parts.read(number, b) if parts else None
                 if found is None:
                     batch_jobs = [jobs[index] for index in batch]
-                    found = _answer(model, batch_jobs, config, setting.indicator, batch_tokens)
+                    found = _answer(model, batch_jobs, config, setting.indicator)
                     if parts:
                         parts.write(number, b, found)
                 answers.update(zip(batch, found, strict=True))
                 done += len(batch)
                 if progress:
                     progress(done, len(jobs) * len(settings))
+            extra = parts.read(number, len(batches)) if parts and measure else None
+            if measure and extra is None:
+                extra = dict(measure(setting))
+                if parts:
+                    parts.write(number, len(batches), extra)
         for index, (cell, condition) in enumerate(jobs):
-            rows.append(_row(cell, condition, setting, *answers[index]))
+            rows.append({**_row(cell, condition, setting, *answers[index]), **(extra or {})})
     grid = NeedleGrid.from_rows(
         rows, {**(meta or {}), "identity": dict(model.identity), "fingerprint": fingerprint}
     )
@@ -183,7 +203,6 @@ def _answer(
     jobs: Sequence[tuple[Cell, str]],
     config: NeedleConfig,
     indicator: bool,
-    batch_tokens: int,
 ) -> list[list[Any]]:
     """For each cell and condition the prompt's length in tokens, and the response."""
     chats = [render_cell(model, cell, config, condition, indicator=indicator) for cell, condition in jobs]
@@ -194,7 +213,9 @@ def _answer(
                 f"{config.max_new_tokens} new ones do not fit the window of {model.n_ctx}; "
                 "ask for shorter contexts."
             )
-    texts = model.generate(chats, max_new_tokens=config.max_new_tokens, batch_tokens=batch_tokens)
+    # The batch was planned by context; what the prompts add to it must not tear it apart.
+    room = len(chats) * (max(chat.n_tokens for chat in chats) + config.max_new_tokens)
+    texts = model.generate(chats, max_new_tokens=config.max_new_tokens, batch_tokens=room)
     return [[chat.n_tokens, text] for chat, text in zip(chats, texts, strict=True)]
 
 
@@ -239,12 +260,12 @@ class _Parts:
     def _path(self, setting: int, batch: int) -> Path:
         return self.out.path(f"{self.stem}.parts") / self.key / f"{setting:05d}-{batch:05d}.json"
 
-    def read(self, setting: int, batch: int) -> list[list[Any]] | None:
+    def read(self, setting: int, batch: int) -> Any:
         path = self._path(setting, batch)
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
-    def write(self, setting: int, batch: int, answers: list[list[Any]]) -> None:
-        write_atomic(self._path(setting, batch), json.dumps(answers))
+    def write(self, setting: int, batch: int, content: Any) -> None:
+        write_atomic(self._path(setting, batch), json.dumps(content))
 
     def remove(self) -> None:
         shutil.rmtree(self.out.path(f"{self.stem}.parts"), ignore_errors=True)

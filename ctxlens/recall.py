@@ -129,16 +129,17 @@ def _words_before(keywords: Iterable[str], sentence: str) -> str:
 
 _SF = Needle(
     name="sf",
-    sentence="The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.",
+    sentence="The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny "
+    "day.",
     question="What is the best thing to do in San Francisco?",
     keywords=("eat", "sandwich", "sit", "dolores", "park", "sunny", "day"),
     prefix="The best thing to do in San Francisco",
 )
 _PIZZA = Needle(
     name="pizza",
-    sentence="The secret ingredients needed to build the perfect pizza are figs, prosciutto, smoked applewood "
-    "bacon, lemon, goat cheese, truffle honey, pear slices, espresso-soaked dates, gorgonzola dolce, and "
-    "candied walnuts.",
+    sentence="The secret ingredients needed to build the perfect pizza are figs, prosciutto, smoked "
+    "applewood bacon, lemon, goat cheese, truffle honey, pear slices, espresso-soaked dates, gorgonzola "
+    "dolce, and candied walnuts.",
     question="What are the secret ingredients needed to build the perfect pizza?",
     keywords=(
         "figs", "prosciutto", "smoked", "applewood", "bacon", "lemon", "goat", "cheese", "truffle", "honey",
