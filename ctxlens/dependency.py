@@ -1,0 +1,449 @@
+"""How much each assistant turn draws on the user's text, and which turns to call context-dependent.
+
+The score of a turn (paper section 3.1) is the attention that its response tokens pay to all user tokens
+before them, in the head of one layer that pays most. `score_conversations` computes it for every turn and
+layer in one forward pass that stops after the highest layer; threshold, layer and reduction are chosen
+afterwards, by `select_turns`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from ctxlens.data import Conversation
+from ctxlens.errors import InputError, RunExistsError
+from ctxlens.results import Scores, Selection
+from ctxlens.roles import RenderedChat, Role
+from ctxlens.runs import Run
+from ctxlens.stats import otsu_threshold
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Turn = tuple[str, int]
+"""A conversation's id and the index of an assistant message in it."""
+
+SHARD_CONVERSATIONS = 128
+"""Conversations a shard: what is done again after a kill, and the most that is held at once."""
+
+MIDDLE_LAYER = 15 / 22
+"""Depth of the paper's layer, 15 of TinyLlama's 22."""
+
+_SHARDS = "score-shards"
+_RESULT = "scores.parquet"
+_DTYPES = {
+    "conversation": "str", "turn": "int32", "layer": "int32", "best_of_mean": "float32",
+    "mean_of_best": "float32", "mean_heads": "float32", "uniform": "float32",
+    "response_tokens": "int32", "context_tokens": "int32", "truncated": "bool",
+}  # fmt: skip
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """What scoring needs of a model; `ctxlens.load_model` gives one."""
+
+    name: str
+    identity: Mapping[str, Any]
+    n_layers: int
+    n_ctx: int
+
+    def render(self, messages: Sequence[Mapping[str, Any]], **kwargs: Any) -> RenderedChat:
+        """Render a conversation with the model's tokenizer and template."""
+        ...
+
+    def read_response_shares(
+        self, chats: Sequence[RenderedChat], *, layers: Sequence[int], batch_tokens: int
+    ) -> list[dict[int, Float[np.ndarray, "layer head response_pos role"]]]:
+        """Role shares of the response tokens of every assistant turn, by chat and turn."""
+        ...
+
+
+def score_conversations(
+    model: Scorer,
+    conversations: Iterable[Conversation],
+    *,
+    layers: Sequence[int] | None = None,
+    out: Run | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    max_tokens: int | None = None,
+    batch_tokens: int = 8192,
+    kinds: Mapping[Turn, str] | None = None,
+) -> Scores:
+    """Score every assistant turn of a data set at every layer.
+
+    The score is the share of role `user`; an indicator's tokens do not count as the user's. A conversation
+    longer than the window is truncated and flagged; one that cannot be rendered, or has no assistant turn,
+    is left out. Both are counted in the result's `meta`; what was left out, and why, is in `skipped`
+    there and in the run's `skipped.json`.
+
+    Args:
+        model: the seed model, fine-tuned without indicator.
+        conversations: the data set; ids must be unique.
+        layers: layers to score; all if not given. The forward pass stops after the highest.
+        out: a run folder. Finished shards are kept there, so that the same call goes on after a kill, and
+            the result is written as `scores.parquet`.
+        progress: called with conversations done and in all.
+        max_tokens: truncate to fewer tokens than the model's window.
+        batch_tokens: padded tokens a forward pass.
+        kinds: known kinds of turns, kept beside the scores in the column `kind`.
+
+    Raises:
+        InputError: no conversations, ids that are not unique, layers out of range, or attention that is
+            not a number (model and turn are named).
+        RunExistsError: the run holds scores of other data, another model or other settings.
+    """
+    data = list(getattr(conversations, "conversations", conversations))
+    layers = _check_layers(model, layers)
+    plan = _plan(model, data, layers, max_tokens, kinds)
+    if out is not None and out.has(_RESULT):
+        return _finished(out, plan)
+    settings = _Settings(layers, min(max_tokens or model.n_ctx, model.n_ctx), batch_tokens, kinds)
+    shards = []
+    for index, start in enumerate(range(0, len(data), SHARD_CONVERSATIONS)):
+        part = data[start : start + SHARD_CONVERSATIONS]
+        shard = _stored_shard(out, index, plan)
+        if shard is None:
+            shard = _score_shard(model, part, settings, _shifted(progress, start, len(data)))
+            if out is not None:
+                shard = Scores(shard.frame, {**shard.meta, "plan": plan})
+                out.save(_shard_name(index), shard)
+        elif progress is not None:
+            progress(start + len(part), len(data))
+        shards.append(shard)
+    scores = _merge(shards, model, len(data), layers, settings.max_tokens, plan)
+    if out is not None:
+        out.write_json("skipped.json", scores.meta["skipped"])
+        out.save(_RESULT, scores)
+        shutil.rmtree(out.path(_SHARDS), ignore_errors=True)
+    return scores
+
+
+@dataclass(frozen=True)
+class _Settings:
+    layers: tuple[int, ...]
+    max_tokens: int
+    batch_tokens: int
+    kinds: Mapping[Turn, str] | None
+
+
+def _check_layers(model: Scorer, layers: Sequence[int] | None) -> tuple[int, ...]:
+    chosen = tuple(range(model.n_layers)) if layers is None else tuple(sorted(set(layers)))
+    wrong = [layer for layer in chosen if not 0 <= layer < model.n_layers]
+    if wrong or not chosen:
+        raise InputError(
+            f"layers must lie in 0 to {model.n_layers - 1} for {model.name}, got {list(layers or ())}."
+        )
+    return chosen
+
+
+def _plan(
+    model: Scorer,
+    data: Sequence[Conversation],
+    layers: Sequence[int],
+    max_tokens: int | None,
+    kinds: Mapping[Turn, str] | None,
+) -> str:
+    """A digest of everything that the scores depend on."""
+    if not data:
+        raise InputError("there are no conversations to score; give a data set with at least one.")
+    name, count = Counter(conversation.id for conversation in data).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"conversation ids must be unique, but {name!r} occurs {count} times.")
+    settings = [dict(model.identity), list(layers), max_tokens, SHARD_CONVERSATIONS]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for conversation in data:
+        content = [conversation.id, [dict(message) for message in conversation.messages]]
+        digest.update(json.dumps(content, sort_keys=True, default=str).encode())
+    digest.update(repr(sorted((kinds or {}).items())).encode())
+    return digest.hexdigest()
+
+
+def _shifted(progress: Callable[[int, int], None] | None, start: int, total: int) -> Callable[[int], None]:
+    return lambda done: progress(start + done, total) if progress is not None else None
+
+
+def _finished(out: Run, plan: str) -> Scores:
+    scores = Scores.load(out.path(_RESULT))
+    if scores.meta.get("plan") != plan:
+        raise RunExistsError(
+            f"{out.folder} already holds scores of other conversations, another model or other settings; "
+            "choose another folder."
+        )
+    shutil.rmtree(out.path(_SHARDS), ignore_errors=True)
+    return scores
+
+
+def _shard_name(index: int) -> str:
+    return f"{_SHARDS}/{index:06d}.parquet"
+
+
+def _stored_shard(out: Run | None, index: int, plan: str) -> Scores | None:
+    """A shard that an earlier call has finished; one that cannot be read is scored again."""
+    if out is None or not out.has(_shard_name(index)):
+        return None
+    try:
+        shard = Scores.load(out.path(_shard_name(index)))
+    except InputError as error:
+        warnings.warn(f"scoring a damaged shard again: {error}", stacklevel=3)
+        return None
+    if shard.meta.get("plan") != plan:
+        raise RunExistsError(
+            f"{out.folder} holds unfinished scores of other conversations, another model or other settings; "
+            f"choose another folder, or remove {_SHARDS} in it."
+        )
+    return shard
+
+
+def _score_shard(
+    model: Scorer, part: Sequence[Conversation], settings: _Settings, progress: Callable[[int], None]
+) -> Scores:
+    from ctxlens.batching import plan_batches
+
+    chats: dict[int, RenderedChat] = {}
+    skipped: list[tuple[str, str]] = []
+    for at, conversation in enumerate(part):
+        try:
+            chat = model.render(conversation.messages, max_tokens=settings.max_tokens, truncate=True)
+        except InputError as error:
+            skipped.append((conversation.id, str(error)))
+            continue
+        if chat.response_turns():
+            chats[at] = chat
+        else:
+            skipped.append((conversation.id, "no assistant turn has tokens"))
+    done = len(part) - len(chats)
+    progress(done)
+    places = list(chats)
+    rows: dict[int, list[dict[str, Any]]] = {}
+    for batch in plan_batches([chats[at].n_tokens for at in places], settings.batch_tokens):
+        members = [places[k] for k in batch]
+        shares = model.read_response_shares(
+            [chats[at] for at in members], layers=settings.layers, batch_tokens=settings.batch_tokens
+        )
+        for at, turns in zip(members, shares, strict=True):
+            rows[at] = _score_chat(model.name, part[at].id, chats[at], turns, settings)
+        done += len(batch)
+        progress(done)
+    frame = _frame([row for at in sorted(rows) for row in rows[at]], settings.kinds is not None)
+    truncated = sum(chat.truncated is not None for chat in chats.values())
+    return Scores(frame, {"skipped": skipped, "truncated": truncated})
+
+
+def _score_chat(
+    model_name: str,
+    name: str,
+    chat: RenderedChat,
+    turns: Mapping[int, Float[np.ndarray, "layer head response_pos role"]],
+    settings: _Settings,
+) -> list[dict[str, Any]]:
+    rows = []
+    is_user = chat.mask(Role.USER)
+    for turn in chat.response_turns():
+        user = np.asarray(turns[turn], dtype=np.float64)[..., Role.USER]
+        if not np.isfinite(user).all():
+            raise InputError(
+                f"{model_name} gives attention that is not a number in turn {turn} of conversation {name!r}; "
+                "load it in float32 or check its weights."
+            )
+        positions = chat.response_positions(turn)
+        reductions = reduce_user_shares(user)
+        common = {
+            "uniform": uniform_share(is_user, positions),
+            "response_tokens": len(positions),
+            "context_tokens": int(is_user[: positions[0]].sum()),
+            "truncated": chat.truncated is not None,
+        }
+        kind = {} if settings.kinds is None else {"kind": settings.kinds.get((name, turn), "")}
+        for at, layer in enumerate(settings.layers):
+            values = {reduction: float(value[at]) for reduction, value in reductions.items()}
+            rows.append({"conversation": name, "turn": turn, "layer": layer, **values, **common, **kind})
+    return rows
+
+
+def reduce_user_shares(
+    user: Float[np.ndarray, "layer head response_pos"],
+) -> dict[str, Float[np.ndarray, " layer"]]:
+    """The reductions of user shares over heads and response tokens, each 0 to 1.
+
+    `best_of_mean` is the paper's text: the head with the largest mean over the tokens. `mean_of_best` is
+    its released code: the largest head of every token, then the mean; never smaller. `mean_heads` is the
+    mean over both.
+    """
+    return {
+        "best_of_mean": user.mean(axis=2).max(axis=1),
+        "mean_of_best": user.max(axis=1).mean(axis=1),
+        "mean_heads": user.mean(axis=(1, 2)),
+    }
+
+
+def uniform_share(is_user: Bool[np.ndarray, " pos"], positions: np.ndarray) -> float:
+    """The user share, 0 to 1, if every response token attended equally to itself and all before it."""
+    positions = np.asarray(positions)
+    return float((np.cumsum(is_user)[positions] / (positions + 1)).mean())
+
+
+def _frame(rows: Sequence[Mapping[str, Any]], with_kind: bool) -> pd.DataFrame:
+    import pandas as pd
+
+    dtypes = {**_DTYPES, "kind": "str"} if with_kind else _DTYPES
+    return pd.DataFrame(list(rows), columns=pd.Index(list(dtypes))).astype(dtypes)
+
+
+def _merge(
+    shards: Sequence[Scores], model: Scorer, n: int, layers: tuple[int, ...], max_tokens: int, plan: str
+) -> Scores:
+    skipped = [tuple(entry) for shard in shards for entry in shard.meta["skipped"]]
+    meta = {
+        "model": dict(model.identity),
+        "layers": list(layers),
+        "max_tokens": max_tokens,
+        "conversations": n,
+        "truncated": sum(shard.meta["truncated"] for shard in shards),
+        "skipped": [{"conversation": name, "reason": reason} for name, reason in skipped],
+        "plan": plan,
+    }
+    return Scores(Scores.concat(shards).frame, meta)
+
+
+def select_turns(
+    scores: Scores,
+    *,
+    beta: float | str = "otsu",
+    layer: int,
+    reduction: str = "mean_of_best",
+    top_share: float | None = None,
+) -> Selection:
+    """Choose the context-dependent turns.
+
+    Args:
+        scores: scores of a data set.
+        beta: a turn is chosen if its score is above this, 0 to 1 (the paper's is 0.6); `"otsu"` takes the
+            threshold from the scores: the split with the least variance inside the two groups.
+        layer: the layer whose scores decide (see `choose_layer`).
+        reduction: `mean_of_best` (the paper's code), `best_of_mean` (its text) or `mean_heads`.
+        top_share: choose this share of the turns instead, those with the highest scores, 0 to 1.
+
+    Raises:
+        InputError: a threshold or share outside its range; a layer or reduction that was not scored.
+    """
+    values = scores.layer(layer, reduction)
+    score = values.to_numpy(dtype=float)
+    if top_share is not None:
+        if not 0 <= top_share <= 1:
+            raise InputError(f"top_share is a share of the turns, 0 to 1, got {top_share}.")
+        order = np.argsort(-score, kind="stable")[: round(top_share * len(score))]
+        selected = np.zeros(len(score), dtype=bool)
+        selected[order] = True
+        threshold = float(score[order].min()) if len(order) else math.inf
+        rule = f"the {top_share:g} of the turns with the highest scores"
+    else:
+        threshold, rule = _threshold(score, beta)
+        selected = score > threshold
+    frame = values.rename("score").reset_index()
+    frame["selected"] = selected
+    if "kind" in scores.frame.columns:
+        frame["kind"] = scores.frame.loc[scores.frame["layer"] == layer, "kind"].to_numpy()
+    meta = {
+        "threshold": threshold, "rule": rule, "layer": layer, "reduction": reduction,
+        "turns": len(score), "selected": int(selected.sum()), "model": scores.meta.get("model"),
+    }  # fmt: skip
+    return Selection(frame, meta)
+
+
+def _threshold(score: np.ndarray, beta: float | str) -> tuple[float, str]:
+    if beta == "otsu":
+        return otsu_threshold(score), (
+            "score above the threshold that splits the scores into two groups with the least variance "
+            "inside the groups (Otsu)"
+        )
+    try:
+        threshold = float(beta)
+    except (TypeError, ValueError):
+        threshold = math.nan
+    if not 0 <= threshold <= 1:
+        raise InputError(f'the threshold beta must be a number from 0 to 1 or "otsu", got {beta!r}.')
+    return threshold, f"score above the given threshold {threshold:g}"
+
+
+def choose_layer(n_layers: int, *, rule: str = "needle", needle_layer: int | None = None) -> int:
+    """The layer whose scores decide, by a stated rule.
+
+    Args:
+        n_layers: layers of the seed model.
+        rule: `needle`: the layer whose head copies the needle (`heads.needle_layer` finds it), because
+            the score shall see copying; `middle`: the paper's, 15 of 22, scaled to this depth.
+        needle_layer: that layer, for the rule `needle`.
+
+    Raises:
+        InputError: an unknown rule, or no `needle_layer` in range for the rule `needle`.
+    """
+    if rule == "middle":
+        return min(round(MIDDLE_LAYER * n_layers), n_layers - 1)
+    if rule != "needle":
+        raise InputError(f'the rule for the layer must be "needle" or "middle", got {rule!r}.')
+    if needle_layer is None or not 0 <= needle_layer < n_layers:
+        raise InputError(f'the rule "needle" needs needle_layer from 0 to {n_layers - 1}, got {needle_layer}.')
+    return needle_layer
+
+
+@dataclass(frozen=True)
+class SelectionQuality:
+    """A selection held against the truth.
+
+    Attributes:
+        precision: share of the selected turns that are truly context-dependent; NaN if none is selected.
+        recall: share of the truly context-dependent turns that are selected; NaN if there is none.
+        selected: number of selected turns.
+        true: number of truly context-dependent turns among all scored ones.
+        both: number of turns that are both.
+        turns: number of turns in all.
+    """
+
+    precision: float
+    recall: float
+    selected: int
+    true: int
+    both: int
+    turns: int
+
+
+def selection_quality(selection: Selection, truth: Collection[Turn]) -> SelectionQuality:
+    """Precision and recall of a selection where the context-dependent turns are known.
+
+    Args:
+        selection: the selection.
+        truth: the turns that are context-dependent; those that were not scored do not count.
+    """
+    frame = selection.frame
+    known = set(truth)
+    true = np.array(
+        [turn in known for turn in zip(frame["conversation"].astype(str), frame["turn"].astype(int), strict=True)],
+        dtype=bool,
+    )
+    selected = frame["selected"].to_numpy(dtype=bool)
+    both = int((true & selected).sum())
+    return SelectionQuality(
+        precision=both / int(selected.sum()) if selected.any() else math.nan,
+        recall=both / int(true.sum()) if true.any() else math.nan,
+        selected=int(selected.sum()),
+        true=int(true.sum()),
+        both=both,
+        turns=len(frame),
+    )
+
+
+__all__ = [
+    "SelectionQuality", "choose_layer", "reduce_user_shares", "score_conversations", "select_turns",
+    "selection_quality", "uniform_share",
+]  # fmt: skip

@@ -1,0 +1,99 @@
+"""TRL's `SFTTrainer` on prepared rows, with batches that waste little on padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Sampler
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+
+class StepSortedSampler(Sampler[int]):
+    """Random order in which the rows of one optimizer step are sorted by length.
+
+    Which rows make up a step is as random as without sorting, and the step's gradient is the same sum;
+    but its micro-batches (gradient accumulation) hold rows of similar length, so little is padded.
+
+    Args:
+        lengths: tokens of each row.
+        step_rows: rows an optimizer step, over all micro-batches and processes.
+        seed: seed of the order; every epoch has its own.
+    """
+
+    def __init__(self, lengths: Sequence[int], step_rows: int, seed: int) -> None:
+        self.lengths = lengths
+        self.step_rows = step_rows
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next; the trainer calls this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        for start in range(0, len(order), self.step_rows):
+            yield from sorted(order[start : start + self.step_rows], key=lambda row: -self.lengths[row])
+
+
+class RowTrainer(SFTTrainer):
+    """`SFTTrainer` whose random order is `StepSortedSampler`'s; nothing else differs."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        data = self.train_dataset if train_dataset is None else train_dataset
+        args = self.args
+        is_random = args.train_sampling_strategy == "random" and not args.packing
+        if not is_random or not isinstance(data, TorchDataset | _sized_dataset()):
+            return super()._get_train_sampler(train_dataset)
+        step_rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return StepSortedSampler([len(ids) for ids in data["input_ids"]], step_rows, seed)
+
+
+def _sized_dataset() -> type:
+    from datasets import Dataset
+
+    return Dataset
+
+
+class _Progress(TrainerCallback):
+    def __init__(self, progress: Callable[[int, int], None]) -> None:
+        self.progress = progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress(state.global_step, state.max_steps)
+
+
+def make_trainer(
+    hf_model: Any,
+    tokenizer: Any,
+    rows: Sequence[dict[str, list[int]]],
+    args: SFTConfig,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> RowTrainer:
+    """A trainer over rows that are truncated and labelled already."""
+    from datasets import Dataset
+
+    columns = {name: [row[name] for row in rows] for name in ("input_ids", "labels")}
+    trainer = RowTrainer(
+        model=hf_model,
+        args=args,
+        train_dataset=Dataset.from_dict(columns),
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
+    )
+    if progress is not None:
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(_Progress(progress))
+    return trainer
