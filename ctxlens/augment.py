@@ -73,9 +73,9 @@ def augmented_attention(
     """
     _check_shapes(query, key, value, role_ids, key_bias, attn_mask, is_causal)
     d_head, d_value = query.shape[-1], value.shape[-1]
-    scale = d_head**-0.5 if scale is None else scale
+    factor = d_head**-0.5 if scale is None else scale
     mask, causal_kernel = _combine_masks(attn_mask, is_causal, query.shape[2], key.shape[2], query.device)
-    columns = [] if key_bias is None else _bias_columns(query, key_bias, head_select, scale)
+    columns = [] if key_bias is None else _bias_columns(query, key_bias, head_select, factor)
     if key_bias is not None and bool(torch.isneginf(key_bias).any()):
         _check_not_all_blinded(query, key_bias, head_select, mask, causal_kernel)
 
@@ -96,7 +96,7 @@ def augmented_attention(
         groups = query.shape[1] // key.shape[1]  # fused kernels take a mask or grouped heads, not both
         key, value, grouped = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), False
     output = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=causal_kernel, scale=scale, enable_gqa=grouped
+        query, key, value, attn_mask=mask, is_causal=causal_kernel, scale=factor, enable_gqa=grouped
     )
     shares = None if role_ids is None else output[..., d_value : d_value + n_roles].float()
     return output[..., :d_value], shares
@@ -119,13 +119,13 @@ def compute_attention_pattern(
     Memory grows with query_pos x key_pos: ask for few queries.
     """
     _check_shapes(query, key, key, None, key_bias, attn_mask, is_causal)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
     mask, causal = _combine_masks(attn_mask, is_causal, query.shape[2], key.shape[2], query.device)
     if causal:
         mask = _causal_mask(query.shape[2], key.shape[2], query.device)
     wide = torch.promote_types(query.dtype, torch.float32)
     keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1).to(wide)
-    scores = query.to(wide) @ keys.transpose(-1, -2) * scale
+    scores = query.to(wide) @ keys.transpose(-1, -2) * factor
     if key_bias is not None:
         scores = scores + compute_score_bias(query, key_bias, head_select).to(wide)
     if mask is not None:

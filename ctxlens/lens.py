@@ -8,10 +8,11 @@ layer's is alive at a time. No other module imports `transformer_lens`.
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -280,24 +281,21 @@ def hooked_from_hf(hf_model: Any, tokenizer: Any = None) -> Any:
         UnsupportedModelError: TransformerLens 4 is installed, which has no `HookedTransformer`, or the
             model is not of the Llama architecture.
     """
-    try:
-        from transformer_lens import HookedTransformer, HookedTransformerConfig  # type: ignore[attr-defined]
-        from transformer_lens.pretrained.weight_conversions import (  # type: ignore[import-not-found]
-            convert_llama_weights,
-        )
-    except ImportError:
+    tl: Any = importlib.import_module("transformer_lens")
+    if not hasattr(tl, "HookedTransformer"):
         raise UnsupportedModelError(
             "HookedTransformer is not in TransformerLens 4; install transformer-lens 3.9, or use the bridge."
-        ) from None
+        )
+    conversions: Any = importlib.import_module("transformer_lens.pretrained.weight_conversions")
     config: Any = hf_model.config
-    rope: Literal["default"] | str = (config.rope_parameters or {}).get("rope_type", "default")
+    rope = (config.rope_parameters or {}).get("rope_type", "default")
     if config.model_type != "llama" or rope != "default" or config.attention_bias or config.mlp_bias:
         raise UnsupportedModelError(
             f"only plain Llama models can be turned into a HookedTransformer here, not {config.model_type!r} "
             f"with {rope} rotary positions; use the bridge."
         )
     n_heads, n_kv_heads = config.num_attention_heads, config.num_key_value_heads
-    cfg = HookedTransformerConfig(
+    cfg = tl.HookedTransformerConfig(
         n_layers=config.num_hidden_layers,
         n_heads=n_heads,
         n_key_value_heads=None if n_kv_heads == n_heads else n_kv_heads,
@@ -319,9 +317,9 @@ def hooked_from_hf(hf_model: Any, tokenizer: Any = None) -> Any:
         dtype=hf_model.dtype,
         default_prepend_bos=False,
     )
-    model = HookedTransformer(cfg, tokenizer)
+    model = tl.HookedTransformer(cfg, tokenizer)
     model.load_and_process_state_dict(
-        convert_llama_weights(hf_model, cfg),
+        conversions.convert_llama_weights(hf_model, cfg),
         fold_ln=False,
         center_writing_weights=False,
         center_unembed=False,

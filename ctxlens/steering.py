@@ -152,7 +152,7 @@ def parse_heads(text: str) -> Heads | Literal["retrieval"]:
         match = re.fullmatch(r"\s*(\d+)\.(\d+)\s*", part)
         if not match:
             raise InputError(
-                f"heads {part.strip()!r} cannot be read; give all, retrieval, or layer.head pairs like 1.2,3.0."
+                f"heads {part.strip()!r} cannot be read; give all, retrieval, or pairs such as 1.2,3.0."
             )
         pairs.append((int(match[1]), int(match[2])))
     return tuple(pairs)

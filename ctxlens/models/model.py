@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from ctxlens.allocation import Queries, find_queries, make_allocation
 from ctxlens.batching import Backend, TokenBatch, pad_queries, plan_batches
 from ctxlens.errors import InputError
-from ctxlens.generation import continue_greedily
-from ctxlens.loading import (
+from ctxlens.models.generation import continue_greedily
+from ctxlens.models.loading import (
     find_stop_ids,
     hash_checkpoint,
     load_causal_lm,
@@ -25,11 +26,10 @@ from ctxlens.loading import (
     resolve_dtype,
 )
 from ctxlens.results import RoleAllocation
-from ctxlens.roles import DEFAULT_INDICATOR, N_ROLES, RenderedChat, Role, render, render_plain
+from ctxlens.roles import DEFAULT_INDICATOR, RenderedChat, Role, render, render_plain
 from ctxlens.steering import DEFAULT_ROLES, Heads, Steering, SteeringMode, parse_roles
 
 BackendName = Literal["lens", "native"]
-Queries = Literal["first_answer", "response_mean", "all"] | Sequence[int]
 
 
 def load_model(
@@ -222,11 +222,14 @@ class Model:
         """
         single = isinstance(chats, RenderedChat)
         several = [chats] if single else list(chats)
-        positions = [_positions(chat, queries, turn) for chat in several]
+        positions = [find_queries(chat, queries, turn) for chat in several]
         wanted = self._layers(layers)
+        meta = {"model": self.name, "steering": [steering.describe() for steering in self._steerings]}
         allocations: list[RoleAllocation | None] = [None] * len(several)
         for i, shares in self._read_shares(several, wanted, positions, batch_tokens):
-            allocations[i] = self._allocation(i, several[i], wanted, shares, positions[i], queries)
+            allocations[i] = make_allocation(
+                several[i], shares, layers=wanted, positions=positions[i], queries=queries, index=i, meta=meta
+            )
         done = [allocation for allocation in allocations if allocation is not None]
         return done[0] if single else done
 
@@ -271,7 +274,9 @@ class Model:
         """The attention pattern of chosen query positions (all by default), for the token-level view."""
         wanted = self._layers(layers)
         self._check_chats([chat])
-        positions = pad_queries([_positions(chat, "all" if queries is None else queries, turn)], self.device)
+        positions = pad_queries(
+            [find_queries(chat, "all" if queries is None else queries, turn)], self.device
+        )
         pattern = self.backend.read_pattern(self._batch([chat], "right"), wanted, positions, self._steerings)
         return pattern[0].numpy()
 
@@ -374,29 +379,6 @@ class Model:
             for row, i in enumerate(indices):
                 yield i, shares[row, :, :, : len(positions[i])].numpy()
 
-    def _allocation(
-        self,
-        index: int,
-        chat: RenderedChat,
-        layers: tuple[int, ...],
-        shares: np.ndarray,
-        positions: Sequence[int],
-        queries: Queries,
-    ) -> RoleAllocation:
-        visible = np.eye(N_ROLES, dtype=np.float32)[np.asarray(chat.role, dtype=np.int64)].cumsum(0)
-        counts = visible[np.asarray(positions, dtype=np.int64)]
-        labels = tuple(f"{index}:{position}" for position in positions)
-        if queries == "response_mean":
-            shares, counts = shares.mean(2, keepdims=True), counts.mean(0, keepdims=True)
-            labels = (f"{index}:{positions[0]}-{positions[-1]}",)
-        meta = {
-            "model": self.name,
-            "condition": "template" if chat.templated else "plain",
-            "steering": [steering.describe() for steering in self._steerings],
-        }
-        kind = queries if queries in ("first_answer", "response_mean") else "positions"
-        return RoleAllocation(np.ascontiguousarray(shares), counts, layers, labels, str(kind), meta)
-
     def _batch(self, chats: Sequence[RenderedChat], side: Literal["left", "right"]) -> TokenBatch:
         candidates = (self.tokenizer.pad_token_id, *sorted(self._stop_ids), 0)
         pad_id = next(i for i in candidates if i is not None and 0 <= i < self.backend.shape.d_vocab)
@@ -425,26 +407,6 @@ class Model:
                     f"{which}has token id {int(np.max(chat.tokens))}, but the model knows "
                     f"{self.backend.shape.d_vocab} tokens; was it rendered with another tokenizer?"
                 )
-
-
-def _positions(chat: RenderedChat, queries: Queries, turn: int | None) -> list[int]:
-    """The query positions that are meant; `InputError` if they do not exist."""
-    if isinstance(queries, str):
-        if queries == "first_answer":
-            return [chat.first_answer_position(turn)]
-        if queries == "response_mean":
-            return [int(p) for p in chat.response_positions(turn)]
-        if queries == "all":
-            return list(range(len(chat.tokens)))
-        raise InputError(
-            f"unknown queries {queries!r}; choose first_answer, response_mean, all or a list of positions."
-        )
-    positions = [int(p) for p in queries]
-    bad = [p for p in positions if not 0 <= p < len(chat.tokens)]
-    if bad or not positions:
-        what = f"query position {bad[0]} does not exist" if bad else "no query positions given"
-        raise InputError(f"{what}: the conversation has positions 0 to {len(chat.tokens) - 1}.")
-    return positions
 
 
 def _check_backend(backend: str) -> None:

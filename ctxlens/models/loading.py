@@ -28,7 +28,7 @@ def locate_checkpoint(name_or_path: str | Path) -> Path | str:
     """
     name = str(name_or_path)
     if name in PACKAGED:
-        folder = Path(__file__).parent / "organism" / PACKAGED[name]
+        folder = Path(__file__).parents[1] / "organism" / PACKAGED[name]
         if not (folder / "config.json").is_file():
             raise InputError(f"the packaged model {name!r} is not in this installation; reinstall ctxlens.")
         return folder
@@ -44,7 +44,8 @@ def locate_checkpoint(name_or_path: str | Path) -> Path | str:
         raise InputError(f"{folder} holds no config.json, so it is no transformers checkpoint.")
     if not any(folder.glob("*.safetensors")):
         raise InputError(
-            f"{folder} holds no safetensors weights; load it in transformers and save it with save_pretrained()."
+            f"{folder} holds no safetensors weights; load it in transformers and convert it by "
+            "save_pretrained()."
         )
     return folder
 
@@ -64,13 +65,19 @@ def load_causal_lm(
 ) -> Any:
     """The language model of a checkpoint, from safetensors only; `InputError` if it cannot be loaded."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    shows_progress = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             source, **_where(source), dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise InputError(f"no language model can be loaded from {source} ({_first_line(error)}).") from error
+    finally:
+        if shows_progress:
+            logging.enable_progress_bar()
     return model.to(device).eval()
 
 

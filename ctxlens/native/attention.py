@@ -1,4 +1,4 @@
-"""Any transformers decoder, read and steered through `AttentionInterface`.
+"""The attention of a transformers decoder, taken over for the time of a `with` block.
 
 One attention function and one mask function are registered under the name `ctxlens`. `attend` selects them
 on a model for the time of a `with` block and restores the old choice on exit. Inside it every forward pass,
@@ -7,23 +7,22 @@ with or without cache, is steered, and the asked layers' role shares are kept.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from ctxlens.augment import augmented_attention, compute_attention_pattern, compute_score_bias
-from ctxlens.batching import Decoder, ModelShape, RunningKeys, TokenBatch, take_queries
+from ctxlens.batching import RunningKeys, TokenBatch, take_queries
 from ctxlens.errors import InputError, UnsupportedModelError
-from ctxlens.roles import N_ROLES, Role
+from ctxlens.roles import N_ROLES
 from ctxlens.steering import Steering, combine_selects
 
 NAME = "ctxlens"
@@ -89,10 +88,10 @@ def attend(
     """
     active = tuple(s for s in steerings if not s.changes_nothing)
     attending = Attending(RunningKeys(batch, active), frozenset(layers), queries, keep, stop)
-    configs = {
-        id(m.config): m.config
-        for m in model.modules()
-        if hasattr(getattr(m, "config", None), "_attn_implementation")
+    configs: dict[int, Any] = {
+        id(config): config
+        for config in (getattr(module, "config", None) for module in model.modules())
+        if hasattr(config, "_attn_implementation")
     }
     outer = {key: _ATTENDING.get(key) for key in configs}
     chosen = {key: config._attn_implementation for key, config in configs.items()}
@@ -224,8 +223,8 @@ def _check_expressible(module: torch.nn.Module, dropout: float, kwargs: Mapping[
     for term, what in _FOREIGN_TERMS.items():
         if kwargs.get(term) is not None:
             raise UnsupportedModelError(
-                f"this model {what}, which one fused attention call cannot express ({type(module).__name__}); "
-                'load it with backend="lens".'
+                f"{type(module).__name__} {what}, which one fused attention call cannot express; "
+                'load the model with backend="lens".'
             )
     if dropout:
         raise InputError("attention dropout is on; call model.eval() before reading or steering attention.")
@@ -235,145 +234,4 @@ AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-class NativeBackend:
-    """A transformers decoder, read and steered in place."""
-
-    name = "native"
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Take a decoder over.
-
-        Raises:
-            UnsupportedModelError: its attention cannot be read and steered exactly.
-        """
-        self.hf_model = model.eval()
-        self.shape = shape_of(model)
-        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-        self._check_model()
-
-    @property
-    def device(self) -> torch.device:
-        """Where the first layer lives."""
-        return self.hf_model.get_input_embeddings().weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The weights' dtype."""
-        return self.hf_model.dtype
-
-    @torch.no_grad()
-    def read_shares(
-        self,
-        batch: TokenBatch,
-        layers: Sequence[int],
-        queries: Int[Tensor, "batch query"],
-        steerings: Sequence[Steering],
-    ) -> Float[Tensor, "batch layer head query role"]:
-        """See `Backend.read_shares`."""
-        return self._read(batch, layers, queries, steerings, "shares")
-
-    @torch.no_grad()
-    def read_pattern(
-        self,
-        batch: TokenBatch,
-        layers: Sequence[int],
-        queries: Int[Tensor, "batch query"],
-        steerings: Sequence[Steering],
-    ) -> Float[Tensor, "batch layer head query key"]:
-        """See `Backend.read_pattern`."""
-        return self._read(batch, layers, queries, steerings, "pattern")
-
-    def _read(
-        self,
-        batch: TokenBatch,
-        layers: Sequence[int],
-        queries: Tensor,
-        steerings: Sequence[Steering],
-        keep: Literal["shares", "pattern"],
-    ) -> Tensor:
-        kwargs: dict[str, Any] = {"steerings": steerings, "layers": layers, "queries": queries}
-        with attend(self.hf_model, batch, keep=keep, stop=True, **kwargs) as attending:
-            # Right padding needs no mask: no query that counts comes after it.
-            self.hf_model.base_model(input_ids=batch.tokens, use_cache=False)
-        return torch.stack([attending.collected[layer] for layer in layers], dim=1)
-
-    @torch.no_grad()
-    def logits(self, batch: TokenBatch, steerings: Sequence[Steering]) -> Float[Tensor, "batch pos vocab"]:
-        """See `Backend.logits`."""
-        with attend(self.hf_model, batch, steerings=steerings):
-            return self.hf_model(input_ids=batch.tokens, use_cache=False).logits
-
-    @contextmanager
-    def decoder(self, batch: TokenBatch, steerings: Sequence[Steering]) -> Iterator[Decoder]:
-        """See `Backend.decoder`."""
-        mask = batch.attention_mask
-        cache = None
-
-        @torch.no_grad()
-        def step(tokens: Tensor) -> Tensor:
-            nonlocal mask, cache
-            if cache is not None:
-                mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
-            kwargs: dict[str, Any] = {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
-            if self._takes_positions:
-                positions = (mask.cumsum(-1) - 1).clamp_min(0)
-                kwargs["position_ids"] = positions[:, -tokens.shape[1] :]
-            output = self.hf_model(input_ids=tokens, **kwargs)
-            cache = output.past_key_values
-            return output.logits[:, -1].float()
-
-        if any(not s.changes_nothing for s in steerings):
-            with attend(self.hf_model, batch, steerings=steerings):
-                yield step
-        else:
-            yield step
-
-    @torch.no_grad()
-    def _check_model(self) -> None:
-        """Run a few tokens plainly and through our function: every layer must call it, and agree."""
-        model = self.hf_model
-        tokens = torch.arange(8, device=self.device)[None] % self.shape.d_vocab
-        roles = torch.arange(8, device=self.device)[None] % int(Role.PAD)
-        batch = TokenBatch(tokens, roles, torch.ones_like(tokens), torch.tensor([8], device=self.device))
-        plain = model(input_ids=tokens, use_cache=False).logits
-        with attend(model, batch, layers=range(self.shape.n_layers)) as attending:
-            ours = model(input_ids=tokens, use_cache=False).logits
-        missing = sorted(set(range(self.shape.n_layers)) - attending.called)
-        kind = type(model).__name__
-        if missing:
-            raise UnsupportedModelError(
-                f"{kind} does not take its attention from transformers' AttentionInterface "
-                f'(layers {missing} never asked for it), so it cannot be read this way; try backend="lens".'
-            )
-        error = (plain - ours).abs().max() / plain.abs().max().clamp_min(1e-6)
-        if not error < (1e-3 if plain.dtype == torch.float32 else 0.1):
-            raise UnsupportedModelError(
-                f"{kind} computes attention in a way that one fused call does not reproduce (logits differ "
-                f'by {float(error):.1e} of their size); try backend="lens".'
-            )
-
-
-def shape_of(model: PreTrainedModel) -> ModelShape:
-    """The shape of a transformers decoder, from its config.
-
-    Raises:
-        UnsupportedModelError: it is no decoder-only language model.
-    """
-    config: Any = model.config.get_text_config()
-    if getattr(config, "is_encoder_decoder", False) or model.get_output_embeddings() is None:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is no decoder-only language model; ctxlens needs a causal LM."
-        )
-    n_heads = config.num_attention_heads
-    return ModelShape(
-        n_layers=config.num_hidden_layers,
-        n_heads=n_heads,
-        n_key_value_heads=getattr(config, "num_key_value_heads", None) or n_heads,
-        d_model=config.hidden_size,
-        d_head=getattr(config, "head_dim", None) or config.hidden_size // n_heads,
-        n_ctx=getattr(config, "max_position_embeddings", None) or 2**31 - 1,
-        d_vocab=config.vocab_size,
-    )
-
-
-__all__ = ["NAME", "Attending", "NativeBackend", "attend", "shape_of"]
+__all__ = ["NAME", "Attending", "attend"]

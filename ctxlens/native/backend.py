@@ -1,0 +1,164 @@
+"""Any transformers decoder, read and steered in place."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ctxlens.batching import Decoder, ModelShape, TokenBatch
+from ctxlens.errors import UnsupportedModelError
+from ctxlens.native.attention import attend
+from ctxlens.roles import Role
+from ctxlens.steering import Steering
+
+
+class NativeBackend:
+    """A transformers decoder, read and steered in place."""
+
+    name = "native"
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Take a decoder over.
+
+        Raises:
+            UnsupportedModelError: its attention cannot be read and steered exactly.
+        """
+        self.hf_model = model.eval()
+        self.shape = shape_of(model)
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._check_model()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first layer lives."""
+        embedding: Any = self.hf_model.get_input_embeddings()
+        return embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' dtype."""
+        return self.hf_model.dtype
+
+    @torch.no_grad()
+    def read_shares(
+        self,
+        batch: TokenBatch,
+        layers: Sequence[int],
+        queries: Int[Tensor, "batch query"],
+        steerings: Sequence[Steering],
+    ) -> Float[Tensor, "batch layer head query role"]:
+        """See `Backend.read_shares`."""
+        return self._read(batch, layers, queries, steerings, "shares")
+
+    @torch.no_grad()
+    def read_pattern(
+        self,
+        batch: TokenBatch,
+        layers: Sequence[int],
+        queries: Int[Tensor, "batch query"],
+        steerings: Sequence[Steering],
+    ) -> Float[Tensor, "batch layer head query key"]:
+        """See `Backend.read_pattern`."""
+        return self._read(batch, layers, queries, steerings, "pattern")
+
+    def _read(
+        self,
+        batch: TokenBatch,
+        layers: Sequence[int],
+        queries: Tensor,
+        steerings: Sequence[Steering],
+        keep: Literal["shares", "pattern"],
+    ) -> Tensor:
+        kwargs: dict[str, Any] = {"steerings": steerings, "layers": layers, "queries": queries}
+        with attend(self.hf_model, batch, keep=keep, stop=True, **kwargs) as attending:
+            # Right padding needs no mask: no query that counts comes after it.
+            self.hf_model.base_model(input_ids=batch.tokens, use_cache=False)
+        return torch.stack([attending.collected[layer] for layer in layers], dim=1)
+
+    @torch.no_grad()
+    def logits(self, batch: TokenBatch, steerings: Sequence[Steering]) -> Float[Tensor, "batch pos vocab"]:
+        """See `Backend.logits`."""
+        with attend(self.hf_model, batch, steerings=steerings):
+            return self.hf_model(input_ids=batch.tokens, use_cache=False).logits
+
+    @contextmanager
+    def decoder(self, batch: TokenBatch, steerings: Sequence[Steering]) -> Iterator[Decoder]:
+        """See `Backend.decoder`."""
+        mask = batch.attention_mask
+        cache = None
+
+        @torch.no_grad()
+        def step(tokens: Tensor) -> Tensor:
+            nonlocal mask, cache
+            if cache is not None:
+                mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
+            kwargs: dict[str, Any] = {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
+            if self._takes_positions:
+                positions = (mask.cumsum(-1) - 1).clamp_min(0)
+                kwargs["position_ids"] = positions[:, -tokens.shape[1] :]
+            output = self.hf_model(input_ids=tokens, **kwargs)
+            cache = output.past_key_values
+            return output.logits[:, -1].float()
+
+        if any(not s.changes_nothing for s in steerings):
+            with attend(self.hf_model, batch, steerings=steerings):
+                yield step
+        else:
+            yield step
+
+    @torch.no_grad()
+    def _check_model(self) -> None:
+        """Run a few tokens plainly and through our function: every layer must call it, and agree."""
+        model = self.hf_model
+        tokens = torch.arange(8, device=self.device)[None] % self.shape.d_vocab
+        roles = torch.arange(8, device=self.device)[None] % int(Role.PAD)
+        batch = TokenBatch(tokens, roles, torch.ones_like(tokens), torch.tensor([8], device=self.device))
+        plain = model(input_ids=tokens, use_cache=False).logits
+        with attend(model, batch, layers=range(self.shape.n_layers)) as attending:
+            ours = model(input_ids=tokens, use_cache=False).logits
+        missing = sorted(set(range(self.shape.n_layers)) - attending.called)
+        kind = type(model).__name__
+        if missing:
+            raise UnsupportedModelError(
+                f"{kind} does not take its attention from transformers' AttentionInterface "
+                f'(layers {missing} never asked for it), so it cannot be read this way; try backend="lens".'
+            )
+        error = (plain - ours).abs().max() / plain.abs().max().clamp_min(1e-6)
+        if not error < (1e-3 if plain.dtype == torch.float32 else 0.1):
+            raise UnsupportedModelError(
+                f"{kind} computes attention in a way that one fused call does not reproduce (logits differ "
+                f'by {float(error):.1e} of their size); try backend="lens".'
+            )
+
+
+def shape_of(model: PreTrainedModel) -> ModelShape:
+    """The shape of a transformers decoder, from its config.
+
+    Raises:
+        UnsupportedModelError: it is no decoder-only language model.
+    """
+    config: Any = model.config.get_text_config()
+    if getattr(config, "is_encoder_decoder", False) or model.get_output_embeddings() is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is no decoder-only language model; ctxlens needs a causal LM."
+        )
+    n_heads = config.num_attention_heads
+    return ModelShape(
+        n_layers=config.num_hidden_layers,
+        n_heads=n_heads,
+        n_key_value_heads=getattr(config, "num_key_value_heads", None) or n_heads,
+        d_model=config.hidden_size,
+        d_head=getattr(config, "head_dim", None) or config.hidden_size // n_heads,
+        n_ctx=getattr(config, "max_position_embeddings", None) or 2**31 - 1,
+        d_vocab=config.vocab_size,
+    )
+
+
+__all__ = ["NativeBackend", "shape_of"]
