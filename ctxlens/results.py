@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _META_KEY = b"ctxlens"
+_T = TypeVar("_T", bound="_Table")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ class _Table:
             )
 
     @classmethod
-    def from_rows(cls, rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any] | None = None) -> Self:
+    def from_rows(
+        cls: type[_T], rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any] | None = None
+    ) -> _T:
         """Build the table from one mapping a row."""
         import pandas as pd
 
@@ -53,13 +56,13 @@ class _Table:
         return cls(frame, dict(meta or {}))
 
     @classmethod
-    def concat(cls, tables: Sequence[Self]) -> Self:
+    def concat(cls: type[_T], tables: Sequence[_T]) -> _T:
         """Put tables under one another; `meta` is the first one's."""
         import pandas as pd
 
         return cls(pd.concat([table.frame for table in tables], ignore_index=True), tables[0].meta)
 
-    def where(self, **values: Any) -> Self:
+    def where(self: _T, **values: Any) -> _T:
         """The rows whose columns hold these values."""
         keep = np.ones(len(self.frame), dtype=bool)
         for name, value in values.items():
@@ -84,7 +87,7 @@ class _Table:
         pq.write_table(table.replace_schema_metadata(metadata), path)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls: type[_T], path: str | Path) -> _T:
         """Read a table that `save` has written.
 
         Raises:

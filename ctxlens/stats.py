@@ -6,8 +6,9 @@ otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -31,9 +32,9 @@ class Interval:
 
 
 def bootstrap_mean(
-    values: Sequence[float] | np.ndarray,
+    values: Collection[Any],
     *,
-    clusters: Sequence | np.ndarray | None = None,
+    clusters: Collection | None = None,
     seed: int = 0,
     n_resamples: int = 2000,
     level: float = 0.95,
@@ -81,10 +82,10 @@ def bootstrap_mean(
 
 
 def paired_difference(
-    first: Sequence[float] | np.ndarray,
-    second: Sequence[float] | np.ndarray,
+    first: Collection[Any],
+    second: Collection[Any],
     *,
-    clusters: Sequence | np.ndarray | None = None,
+    clusters: Collection | None = None,
     seed: int = 0,
     n_resamples: int = 2000,
     level: float = 0.95,
@@ -100,7 +101,7 @@ def paired_difference(
     return bootstrap_mean(second - first, clusters=clusters, seed=seed, n_resamples=n_resamples, level=level)
 
 
-def t_interval(values: Sequence[float] | np.ndarray, *, level: float = 0.95) -> Interval:
+def t_interval(values: Collection[Any], *, level: float = 0.95) -> Interval:
     """Mean with Student's t interval, for a handful of independent repeats such as seeds."""
     values = np.asarray(values, dtype=float)
     mean = float(values.mean())
@@ -112,7 +113,7 @@ def t_interval(values: Sequence[float] | np.ndarray, *, level: float = 0.95) -> 
     return Interval(mean, mean - half, mean + half, len(values))
 
 
-def auroc(positive: Sequence[float] | np.ndarray, negative: Sequence[float] | np.ndarray) -> float:
+def auroc(positive: Collection[Any], negative: Collection[Any]) -> float:
     """Probability that a positive scores above a negative, ties counted half; NaN where one is empty."""
     positive, negative = np.asarray(positive, dtype=float), np.asarray(negative, dtype=float)
     if not positive.size or not negative.size:
@@ -123,8 +124,8 @@ def auroc(positive: Sequence[float] | np.ndarray, negative: Sequence[float] | np
 
 
 def auroc_interval(
-    positive: Sequence[float] | np.ndarray,
-    negative: Sequence[float] | np.ndarray,
+    positive: Collection[Any],
+    negative: Collection[Any],
     *,
     seed: int = 0,
     n_resamples: int = 1000,
@@ -152,7 +153,7 @@ def auroc_interval(
     return Interval(estimate, float(low), float(high), n)
 
 
-def otsu_threshold(values: Sequence[float] | np.ndarray) -> float:
+def otsu_threshold(values: Collection[Any]) -> float:
     """The threshold that splits values into two groups with the least variance inside the groups.
 
     Otsu's rule (1979) on the values themselves instead of a histogram: the threshold lies halfway
