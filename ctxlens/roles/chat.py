@@ -177,7 +177,7 @@ def check_messages(messages: Any) -> None:
                 f"Message {index} must be a mapping with 'role' and 'content', not {type(message).__name__}."
             )
         role = message.get("role")
-        if role not in MESSAGE_ROLES:
+        if not isinstance(role, str) or role not in MESSAGE_ROLES:
             given = f"has unknown role {role!r}" if "role" in message else "has no 'role'"
             raise InputError(f"Message {index} {given}; expected one of {', '.join(MESSAGE_ROLES)}.")
         content = message.get("content")

@@ -260,12 +260,10 @@ def _find_stops(
     if not ends:
         return stops
     said = np.flatnonzero(turn >= 0)
+    following = np.append(said[1:], len(tokens))
     marks = np.flatnonzero((turn < 0) & np.isin(tokens, added))
-    for index, position in enumerate(said.tolist()):
-        following = int(said[index + 1]) if index + 1 < len(said) else len(tokens)
-        if following == position + 1:
-            continue
-        after = int(np.searchsorted(marks, position))
-        if after < len(marks) and marks[after] < following and int(tokens[marks[after]]) in ends:
-            stops[int(turn[position])] = int(marks[after])
+    for gap in np.flatnonzero(following > said + 1).tolist():
+        after = int(np.searchsorted(marks, said[gap]))
+        if after < len(marks) and marks[after] < following[gap] and int(tokens[marks[after]]) in ends:
+            stops[int(turn[said[gap]])] = int(marks[after])
     return stops
