@@ -1,0 +1,147 @@
+"""What verbs are given besides the model: conversations, heads, numbers; checked before anything runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ctxlens.errors import InputError
+
+if TYPE_CHECKING:
+    from ctxlens.models import Model
+    from ctxlens.roles import RenderedChat
+    from ctxlens.steering import Heads
+
+Messages = Sequence[Mapping[str, Any]]
+
+MessagesFile = Annotated[
+    Path,
+    typer.Option(
+        "--messages",
+        help="JSON or JSONL: one conversation (a list of {role, content}) or several.",
+        metavar="FILE",
+    ),
+]
+LimitOption = Annotated[
+    int | None, typer.Option(min=1, help="Take only the first N conversations.", metavar="N")
+]
+TruncateOption = Annotated[
+    bool, typer.Option("--truncate", help="Cut conversations that are longer than the model's window.")
+]
+HeadsOption = Annotated[
+    str,
+    typer.Option(help="Heads to steer: all, retrieval (one a layer), or layer.head pairs such as 1.2,3.0."),
+]
+PrefixOption = Annotated[
+    str | None, typer.Option(help="First words to put into the model's mouth.", metavar="TEXT")
+]
+NewTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.", metavar="N")]
+
+
+def read_conversations(path: Path, limit: int | None = None) -> list[list[dict[str, Any]]]:
+    """The conversations of a --messages file, or the first of them."""
+    from ctxlens.data import read_messages_file
+
+    return read_messages_file(path)[:limit]
+
+
+def describe_file(path: Path) -> dict[str, str]:
+    """Name and fingerprint of an input file, for the manifest of a run."""
+    return {"messages": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
+
+
+def open_questions(
+    conversations: Sequence[Messages], prefix: str | None = None, *, indicator: bool = False
+) -> list[list[dict[str, Any]]]:
+    """The conversations up to their last user turn, which is to be answered.
+
+    Args:
+        conversations: as given; a final answer is left out.
+        prefix: the beginning of the answer.
+        indicator: mark the last user turn with the indicator.
+    """
+    asked = []
+    for messages in conversations:
+        last = max(i for i, message in enumerate(messages) if message["role"] == "user")
+        mark = {"indicator": True} if indicator else {}
+        opened = [*map(dict, messages[:last]), {**messages[last], **mark}]
+        asked.append(opened + ([{"role": "assistant", "content": prefix}] if prefix else []))
+    return asked
+
+
+def render_all(
+    model: Model, conversations: Sequence[Messages], *, plain: bool = False, **options: Any
+) -> list[RenderedChat]:
+    """Render every conversation; one that ends with a user turn is left open for the answer.
+
+    Raises:
+        InputError: a conversation is malformed, too long, or refused by the template; names which.
+    """
+    render = model.render_plain if plain else model.render
+    chats = []
+    for i, messages in enumerate(conversations):
+        try:
+            open_ended = messages[-1]["role"] != "assistant"
+            chats.append(render(messages, **{"add_generation_prompt": open_ended, **options}))
+        except InputError as error:
+            if len(conversations) == 1:
+                raise
+            raise type(error)(f"conversation {i}: {error}") from error
+    return chats
+
+
+def render_questions(
+    model: Model, questions: Sequence[Messages], *, max_new_tokens: int, truncate: bool, plain: bool = False
+) -> list[RenderedChat]:
+    """Render questions (see `open_questions`) so that the window has room for the answers."""
+    prefixed = questions[0][-1]["role"] == "assistant"
+    if max_new_tokens >= model.n_ctx:
+        raise InputError(
+            f"--max-new-tokens {max_new_tokens} leaves no room for a question in the window of {model.n_ctx}."
+        )
+    return render_all(
+        model,
+        questions,
+        plain=plain,
+        add_generation_prompt=not prefixed,
+        continue_final_message=prefixed,
+        truncate=truncate,
+        max_tokens=model.n_ctx - max_new_tokens,
+    )
+
+
+def resolve_heads(model: Model, text: str, plain: Sequence[RenderedChat]) -> Heads:
+    """The heads of --heads; `retrieval` reads them from the conversations without template (paper B.3)."""
+    from ctxlens.results import RoleAllocation
+    from ctxlens.steering import parse_heads
+
+    heads = parse_heads(text)
+    if heads != "retrieval":
+        return heads
+    allocation = RoleAllocation.concat(model.read_roles(plain))
+    return tuple(zip(allocation.layers, allocation.retrieval_heads().tolist(), strict=True))
+
+
+def parse_numbers(text: str, kind: Callable[[str], Any], option: str) -> tuple[Any, ...]:
+    """Numbers from a comma-separated option.
+
+    Raises:
+        InputError: something between the commas is no such number.
+    """
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"{option} got {text!r}; expected numbers separated by commas, such as 1,2,3."
+        ) from None
+
+
+def parse_spread(text: str, kind: Callable[[str], Any], option: str) -> tuple[Any, ...] | int:
+    """Numbers as in `parse_numbers`, or `x5` for five of them, spread evenly."""
+    if text.startswith("x"):
+        return parse_numbers(text[1:], int, option)[0]
+    return parse_numbers(text, kind, option)

@@ -1,0 +1,187 @@
+"""What the user sees: results on stdout; progress, notes and errors on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ctxlens.errors import CtxlensError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.progress import Progress
+
+    from ctxlens.roles import RenderedChat
+
+STOPPED = "stopped; run the same command again to go on"
+_SHOWN_CONTROLS = {i: f"\\x{i:02x}" for i in (*range(9), *range(11, 32), *range(127, 160))}
+_ROLE_COLOURS = {
+    "bos": "grey62", "system": "magenta", "user": "green", "assistant": "cyan", "tool": "blue",
+    "template": "grey50", "indicator": "bold yellow",
+}  # fmt: skip
+
+
+class Verbs(TyperGroup):
+    """The command group: what ctxlens raises on purpose becomes one sentence and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; whatever is no `CtxlensError` keeps its traceback."""
+        try:
+            return super().invoke(ctx)
+        except CtxlensError as error:
+            print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print(f"\n{STOPPED}", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
+def examples(*commands: str) -> str:
+    """An epilog that shows commands to copy."""
+    return "\n\n".join(("[b]Examples[/b]", *(f"  [cyan]$ {command}[/cyan]" for command in commands)))
+
+
+def printable(text: str) -> str:
+    """Text with its control characters made visible, so that data cannot drive the terminal."""
+    return text.translate(_SHOWN_CONTROLS)
+
+
+def silence_libraries() -> None:
+    """Keep the libraries underneath quiet; none of them is loaded for it."""
+    import logging
+    import os
+    import warnings
+
+    warnings.simplefilter("ignore")
+    logging.getLogger().setLevel(logging.ERROR)
+    quiet = {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DATASETS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "1",
+    }
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def stage(title: str) -> Iterator[Callable[[int, int], None]]:
+    """One progress bar with the time left; yields what to call with (done, total)."""
+    with stages({title: title}) as progress:
+        yield lambda done, total: progress(title, done, total)
+
+
+@contextmanager
+def stages(titles: Mapping[str, str]) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for each stage as it begins; yields what to call with (stage, done, total).
+
+    Where stderr is no terminal, nothing is drawn.
+    """
+    with _progress() as bars:
+        tasks: dict[str, Any] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(titles[stage], total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield progress
+
+
+def _progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("[dim]left[/dim]"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def say(text: str) -> None:
+    """Print a line of ours."""
+    print(text)
+
+
+def note(text: str) -> None:
+    """Print a remark beside the result, on stderr."""
+    print(printable(text), file=sys.stderr)
+
+
+def say_where(folder: Path) -> None:
+    """Print where the results are and how to draw them."""
+    note(f"results in {folder}; draw them with: ctxlens report {folder}")
+
+
+def say_answers(answers: Sequence[str]) -> None:
+    """Print answers to stdout, each as it is; at a terminal control characters are made visible."""
+    for i, answer in enumerate(answers):
+        if len(answers) > 1:
+            note(f"--- conversation {i}")
+        print(printable(answer) if sys.stdout.isatty() else answer, flush=True)
+
+
+def note_truncated(chats: Sequence[RenderedChat]) -> None:
+    """Say what was cut from conversations, if anything was."""
+    cut = [(i, chat.truncated) for i, chat in enumerate(chats) if chat.truncated]
+    if cut:
+        note(f"{len(cut)} of {len(chats)} conversations were cut; conversation {cut[0][0]}: {cut[0][1]}")
+
+
+def show_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: bool = False
+) -> None:
+    """Print a small table: labels left, numbers right; or texts side by side."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=Text(title, style="bold"), title_justify="left", box=None, pad_edge=False, show_lines=texts
+    )
+    for i, name in enumerate(columns):
+        if texts:
+            table.add_column(Text(name), ratio=1, overflow="fold")
+        else:
+            table.add_column(Text(name), justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    Console().print(table)
+
+
+def show_roles(chat: RenderedChat) -> None:
+    """Print a rendered conversation with every token in its role's colour, and how many tokens each has."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from ctxlens.roles import Role
+
+    names = [Role(int(value)).label for value in chat.role]
+    text = Text()
+    for token, name in zip(chat.token_strings(), names, strict=True):
+        shown = printable(token).replace("\n", "⏎\n") if name == "template" else printable(token)
+        text.append(shown, style=_ROLE_COLOURS.get(name, "red"))
+    console = Console(highlight=False)
+    console.print(text)
+    legend = Text("\n")
+    for name in dict.fromkeys(names):
+        legend.append(f"{name} {names.count(name)}  ", style=_ROLE_COLOURS.get(name, "red"))
+    console.print(legend.append(f"{len(names)} tokens"))
+    for turn, position in chat.stops.items():
+        note(f"turn {turn} ends at token {position}")
+    if chat.spoofed_special_tokens:
+        note(f"special tokens written by a speaker: {', '.join(chat.spoofed_special_tokens)}")

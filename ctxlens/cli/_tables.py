@@ -1,0 +1,156 @@
+"""Results as small tables on stdout."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctxlens.cli._screen import note, show_table
+
+if TYPE_CHECKING:
+    from ctxlens.results import NeedleGrid, RoleAllocation, Scores, Selection
+
+_ALLOCATED = ("user", "assistant", "template")
+
+
+def show_allocation(plain: RoleAllocation, template: RoleAllocation) -> None:
+    """Mean shares by layer without and with template; the head that reads the user most, followed."""
+    import numpy as np
+
+    heads = plain.retrieval_heads()
+    after = template.renormalised()
+    rows = []
+    for i, layer in enumerate(plain.layers):
+        without, followed = (a.share("user")[i, heads[i]].mean() for a in (plain, template))
+        shares = [np.nanmean(a.share("user")[i]) for a in (plain.renormalised(), after)]
+        shares += [np.nanmean(template.share(role)[i]) for role in _ALLOCATED]
+        cells = [f"{share:.3f}" for share in (*shares, without, followed)]
+        rows.append([str(layer), *cells[:5], str(heads[i]), *cells[5:]])
+    show_table(
+        f"attention by role, mean over {plain.shares.shape[1]} heads, {plain.shares.shape[2]} conversations",
+        [
+            "layer",
+            "user*, plain",
+            "user*, templ.",
+            *(f"{r}, templ." for r in _ALLOCATED),
+            "head",
+            "plain",
+            "templ.",
+        ],
+        rows,
+    )
+    note(
+        "user*: renormalised over user, assistant, system, tool and bos, so that plain and template compare;"
+    )
+    note("head: the layer's retrieval head (most attention to the user without template) and its user share")
+
+
+def show_shares(before: RoleAllocation, after: RoleAllocation) -> None:
+    """Mean user share by layer before and after steering."""
+    rows = [
+        [str(layer), f"{before.share('user')[i].mean():.3f}", f"{after.share('user')[i].mean():.3f}"]
+        for i, layer in enumerate(before.layers)
+    ]
+    show_table("share of attention on the user's tokens", ["layer", "unsteered", "steered"], rows)
+
+
+def show_answers(record: Mapping[str, Any]) -> None:
+    """Unsteered and steered answers side by side."""
+    alpha = record["meta"]["steering"]["alpha"]
+    rows = [[answer["unsteered"], answer["steered"]] for answer in record["answers"]]
+    show_table("answers, one conversation a row", ["unsteered", f"steered, α = {alpha:g}"], rows, texts=True)
+
+
+def show_recall(grid: NeedleGrid) -> None:
+    """Recall by condition with its interval, and each condition's paired difference from the first."""
+    from ctxlens.stats import bootstrap_mean, paired_difference
+
+    contexts = grid.frame.drop_duplicates("cell").set_index("cell").sort_index()
+    clusters = contexts.groupby(["context_tokens", "case"]).ngroup().to_numpy()
+    names = grid.frame["condition"].drop_duplicates().tolist()
+    recalls = {name: grid.recall(condition=name).sort_index() for name in names}
+    rows = []
+    for name, recall in recalls.items():
+        mean = bootstrap_mean(recall, clusters=clusters)
+        change = (
+            ""
+            if name == names[0]
+            else paired_difference(recalls[names[0]], recall, clusters=clusters).format()
+        )
+        rows.append([name, mean.format(), change])
+    show_table(
+        f"needle recall over {len(contexts)} cells, 95 % intervals over contexts",
+        ["condition", "recall", f"minus {names[0]}"],
+        rows,
+    )
+
+
+def show_scores(scores: Scores, unread: Sequence[Mapping[str, str]], dropped: Counter[str]) -> None:
+    """Distribution of the scores by layer, and what was truncated, skipped or dropped."""
+    import numpy as np
+
+    from ctxlens.stats import otsu_threshold
+
+    rows = []
+    for layer in sorted(scores.frame["layer"].unique()):
+        values = scores.layer(layer).to_numpy()
+        otsu = otsu_threshold(values)
+        spread = [f"{value:.2f}" for value in np.quantile(values, (0.1, 0.5, 0.9))]
+        rows.append(
+            [
+                str(layer),
+                *spread,
+                f"{otsu:.2f}",
+                f"{(values > otsu).mean():.0%}",
+                f"{(values > 0.6).mean():.0%}",
+            ]
+        )
+    meta = scores.meta
+    turns = len(scores.frame.drop_duplicates(["conversation", "turn"]))
+    done = meta["conversations"] - len(meta["skipped"])
+    show_table(
+        f"scores (mean_of_best) of {turns} answers in {done} conversations",
+        ["layer", "10 %", "median", "90 %", "Otsu's β", "above it", "above 0.6"],
+        rows,
+    )
+    note(f"{meta['truncated']} conversations truncated to {meta['max_tokens']} tokens")
+    for reason, count in Counter(entry["reason"] for entry in [*unread, *meta["skipped"]]).most_common(8):
+        note(f"{count} skipped: {reason}")
+    for reason, count in dropped.most_common():
+        note(f"{count} turns dropped: {reason}")
+
+
+def show_selection(selection: Selection) -> None:
+    """The threshold, the rule that gave it, and how much was selected."""
+    meta = selection.meta
+    chosen = f"{meta['selected']} of {meta['turns']} ({meta['selected'] / max(1, meta['turns']):.1%})"
+    row = [chosen, f"{meta['threshold']:.3f}", str(meta["layer"]), meta["reduction"]]
+    show_table("context-dependent answers", ["selected", "β", "layer", "reduction"], [row])
+    note(f"rule: {meta['rule']}")
+
+
+def show_training(folder: Path) -> None:
+    """Steps, loss and counts of a finished training."""
+    import json
+
+    log = json.loads((folder / "train.json").read_text(encoding="utf-8"))
+    losses = [entry["loss"] for entry in log["log"]]
+    rows = [["optimizer steps", str(log["steps"])], ["wall seconds", f"{log['wall_seconds']:.0f}"]]
+    rows += [["loss, first and last logged", f"{losses[0]:.3f} → {losses[-1]:.3f}"]] if losses else []
+    rows += [[name.replace("_", " "), str(value)] for name, value in log["counts"].items()]
+    show_table("training", ["", ""], rows)
+    for reason, count in Counter(entry["reason"] for entry in log["skipped"]).most_common(8):
+        note(f"{count} skipped: {reason}")
+
+
+def show_verdicts(folder: Path) -> None:
+    """The verdict on each claim, with its figure."""
+    from ctxlens.results import Verdicts
+
+    verdicts = Verdicts.load(folder / "verdicts.json").verdicts
+    rows = [
+        [verdict.claim, verdict.verdict, verdict.figure.format(), verdict.quantity] for verdict in verdicts
+    ]
+    show_table("verdicts", ["claim", "verdict", "figure", "what"], rows)

@@ -1,0 +1,107 @@
+"""Verbs that look at a model without changing it: allocate, roles."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ctxlens.cli import _screen, _tables
+from ctxlens.cli._inputs import (
+    LimitOption,
+    MessagesFile,
+    TruncateOption,
+    describe_file,
+    read_conversations,
+    render_all,
+)
+from ctxlens.cli._options import ModelOptions, RunOptions, verb
+
+if TYPE_CHECKING:
+    from ctxlens.models import Model
+    from ctxlens.results import TokenView
+    from ctxlens.roles import RenderedChat
+
+_SHOWN_QUERIES = 8
+
+
+class Queries(enum.StrEnum):
+    """Which positions' attention is read."""
+
+    first_answer = "first_answer"
+    response_mean = "response_mean"
+
+
+@verb(
+    "ctxlens allocate --messages chat.json",
+    "ctxlens allocate -m TinyLlama/TinyLlama-1.1B-Chat-v1.0 --messages chats.jsonl --out runs/tiny",
+    "ctxlens report runs/tiny",
+)
+def allocate(
+    messages: MessagesFile,
+    model: ModelOptions,
+    store: RunOptions,
+    queries: Annotated[
+        Queries,
+        typer.Option(help="The position that produces the first answer token, or the mean over the answer."),
+    ] = Queries.first_answer,
+    limit: LimitOption = None,
+    truncate: TruncateOption = False,
+) -> None:
+    """Attention by role, layer and head: user, assistant, template …, with and without chat template."""
+    from ctxlens.results import RoleAllocation
+
+    conversations = read_conversations(messages, limit)
+    lm = model.load()
+    chats = {
+        condition: render_all(lm, conversations, plain=condition == "plain", truncate=truncate)
+        for condition in ("plain", "template")
+    }
+    config = {"model": lm.identity, "queries": queries.value, "truncate": truncate, "limit": limit}
+    run = store.open("allocate", {**config, **describe_file(messages)})
+    for condition, rendered in chats.items():
+        name = f"allocation-{condition}.safetensors"
+        if not run.has(name):
+            with _screen.stage(f"attention, {condition}") as progress:
+                read = lm.read_roles(rendered, queries=queries.value, progress=progress)
+            run.save(name, RoleAllocation.concat(read))
+    if not run.has("tokens.safetensors"):
+        run.save("tokens.safetensors", _read_tokens(lm, chats["template"][0]))
+    plain, template = (RoleAllocation.load(run.path(f"allocation-{name}.safetensors")) for name in chats)
+    _tables.show_allocation(plain, template)
+    _screen.note_truncated(chats["template"])
+    _screen.say_where(run.folder)
+
+
+def _read_tokens(model: Model, chat: RenderedChat) -> TokenView:
+    """The patterns of the first positions that produce the answer, for the token-level view."""
+    from ctxlens.results import TokenView
+
+    first = chat.first_answer_position()
+    queries = tuple(range(first, min(first + _SHOWN_QUERIES, chat.n_tokens)))
+    pattern = model.read_patterns(chat, queries=queries)
+    meta = {"model": model.name, "condition": "template"}
+    layers = tuple(range(model.n_layers))
+    return TokenView(pattern, tuple(chat.token_strings()), chat.role, layers, queries, meta)
+
+
+@verb(
+    "ctxlens roles --messages chat.json",
+    "ctxlens roles -m HuggingFaceH4/zephyr-7b-beta --messages chat.json --limit 1",
+)
+def roles(
+    messages: MessagesFile,
+    model: ModelOptions,
+    plain: Annotated[bool, typer.Option("--plain", help="Without the chat template.")] = False,
+    limit: LimitOption = None,
+) -> None:
+    """Show in colour whose every token is, as the chat template renders it (loads the tokenizer only)."""
+    from ctxlens.roles import render, render_plain
+
+    conversations = read_conversations(messages, limit)
+    tokenizer = model.load_tokenizer()
+    for conversation in conversations:
+        open_ended = conversation[-1]["role"] != "assistant"
+        chat = (render_plain if plain else render)(tokenizer, conversation, add_generation_prompt=open_ended)
+        _screen.show_roles(chat)

@@ -1,0 +1,130 @@
+"""Verbs that let a model answer: generate, steer."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Annotated
+
+import typer
+
+from ctxlens.cli import _screen, _tables
+from ctxlens.cli._inputs import (
+    HeadsOption,
+    LimitOption,
+    MessagesFile,
+    NewTokensOption,
+    PrefixOption,
+    TruncateOption,
+    describe_file,
+    open_questions,
+    read_conversations,
+    render_questions,
+    resolve_heads,
+)
+from ctxlens.cli._options import ModelOptions, RunOptions, verb
+from ctxlens.errors import InputError
+
+AlphaOption = Annotated[
+    float, typer.Option(help="Factor on the attention to all tokens but the user's, in (0, 1].", metavar="A")
+]
+
+
+@verb(
+    "ctxlens generate --messages question.json",
+    "ctxlens generate -m runs/train --messages question.json --indicator",
+    "ctxlens generate -m organism-chat --messages question.json --alpha 0.1 > answer.txt",
+)
+def generate(
+    messages: MessagesFile,
+    model: ModelOptions,
+    indicator: Annotated[
+        bool, typer.Option("--indicator", help="Append the model's indicator: answer from the context.")
+    ] = False,
+    alpha: AlphaOption = 1.0,
+    heads: HeadsOption = "all",
+    prefix: PrefixOption = None,
+    max_new_tokens: NewTokensOption = 100,
+    limit: LimitOption = None,
+    truncate: TruncateOption = False,
+) -> None:
+    """Answer the last user turn (greedily); the answer alone goes to stdout."""
+    from ctxlens.steering import Steering, parse_heads
+
+    conversations = read_conversations(messages, limit)
+    Steering(alpha), parse_heads(heads)
+    questions = open_questions(conversations, prefix, indicator=indicator)
+    lm = model.load()
+    if indicator and lm.indicator is None:
+        raise InputError(
+            f"{lm.name} has no indicator token; train it with one (ctxlens train), or leave out --indicator."
+        )
+    chats = render_questions(lm, questions, max_new_tokens=max_new_tokens, truncate=truncate)
+    steer_ = contextlib.nullcontext()
+    if alpha < 1:
+        plain = render_questions(lm, questions, max_new_tokens=max_new_tokens, truncate=truncate, plain=True)
+        steer_ = lm.steer(alpha, heads=resolve_heads(lm, heads, plain))
+    with steer_:
+        answers = lm.generate(chats, max_new_tokens=max_new_tokens)
+    _screen.note_truncated(chats)
+    _screen.say_answers(answers)
+
+
+@verb(
+    "ctxlens steer --messages question.json --alpha 0.5",
+    "ctxlens steer -m organism-chat --messages question.json --alpha 0.1 --heads retrieval --out runs/steer",
+    "ctxlens steer --messages question.json --alpha 0.3 --heads 1.2,3.0 --prefix 'The best thing'",
+)
+def steer(
+    messages: MessagesFile,
+    model: ModelOptions,
+    store: RunOptions,
+    alpha: AlphaOption = 0.5,
+    heads: HeadsOption = "all",
+    prefix: PrefixOption = None,
+    max_new_tokens: NewTokensOption = 100,
+    limit: LimitOption = None,
+    truncate: TruncateOption = False,
+) -> None:
+    """Answer the last user turn with and without attention steered to the user's tokens."""
+    from ctxlens.results import RoleAllocation
+    from ctxlens.steering import Steering, parse_heads
+
+    conversations = read_conversations(messages, limit)
+    Steering(alpha), parse_heads(heads)
+    questions = open_questions(conversations, prefix)
+    lm = model.load()
+    chats = render_questions(lm, questions, max_new_tokens=max_new_tokens, truncate=truncate)
+    plain = render_questions(lm, questions, max_new_tokens=max_new_tokens, truncate=truncate, plain=True)
+    steering = Steering(alpha, heads=resolve_heads(lm, heads, plain))
+    steering.check_heads(lm.n_layers, lm.n_heads)
+    config = {
+        "model": lm.identity, "steering": steering.describe(), "prefix": prefix, "limit": limit,
+        "truncate": truncate, "max_new_tokens": max_new_tokens, **describe_file(messages),
+    }  # fmt: skip
+    run = store.open("steer", config)
+    if not run.has("steer.json"):
+        answers = {}
+        for label, context in {
+            "unsteered": contextlib.nullcontext(),
+            "steered": lm.steer(alpha, roles=steering.roles, heads=steering.heads),
+        }.items():
+            with context, _screen.stage(f"answers, {label}") as progress:
+                run.save(f"allocation-{label}.safetensors", RoleAllocation.concat(lm.read_roles(chats)))
+                answers[label] = lm.generate(chats, max_new_tokens=max_new_tokens, progress=progress)
+        run.write_json(
+            "steer.json",
+            {
+                "meta": {"model": lm.name, "steering": steering.describe()},
+                "answers": [
+                    {"messages": question, "unsteered": before, "steered": after}
+                    for question, before, after in zip(questions, *answers.values(), strict=True)
+                ],
+            },
+        )
+    _tables.show_answers(run.read_json("steer.json"))
+    before, after = (
+        RoleAllocation.load(run.path(f"allocation-{x}.safetensors")) for x in ("unsteered", "steered")
+    )
+    _tables.show_shares(before, after)
+    _screen.note_truncated(chats)
+    _screen.say_where(run.folder)

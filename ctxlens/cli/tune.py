@@ -1,0 +1,57 @@
+"""The verb that trains: train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ctxlens.cli import _screen, _tables
+from ctxlens.cli._options import Device, Dtype, verb
+from ctxlens.errors import InputError
+
+
+@verb(
+    "ctxlens train --config recipe.yaml",
+    "ctxlens train --config recipe.yaml --out runs/vanilla indicator=null learning_rate=1e-4",
+    "accelerate launch -m ctxlens.sft --config recipe.yaml  [dim](several GPUs)[/dim]",
+)
+def train(
+    config: Annotated[
+        Path,
+        typer.Option(help="YAML recipe: keys of ctxlens (below) and of TRL's SFTConfig.", metavar="FILE"),
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Keys that go before the recipe's.", metavar="KEY=VALUE")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Overrides the recipe's model.", metavar="PATH_OR_HUB_ID"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Overrides the recipe's output_dir.", metavar="DIR")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Overrides the recipe's seed.")] = None,
+    device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one.")] = Device.auto,
+    dtype: Annotated[Dtype | None, typer.Option(help="Overrides the recipe's dtype.")] = None,
+    chat_template: Annotated[
+        Path | None, typer.Option(help="Overrides the recipe's chat_template.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Fine-tune with the indicator on selected answers (TRL's SFTTrainer), into a checkpoint of its own."""
+    from ctxlens.sft import train_from_config
+
+    given: dict[str, Any] = {
+        "model": model, "output_dir": out, "seed": seed, "dtype": dtype, "chat_template": chat_template,
+        "use_cpu": True if device is Device.cpu else None,
+    }  # fmt: skip
+    for word in overrides or ():
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise InputError(f"{word!r} is no override; give KEY=VALUE, such as learning_rate=1e-4.")
+        given[key] = value
+    with _screen.stage("training steps") as progress:
+        folder = train_from_config(config, given, progress=progress)
+    _tables.show_training(folder)
+    _screen.say_where(folder)
