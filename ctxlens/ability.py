@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ctxlens.batching import plan_batches
 from ctxlens.cells import NeedleModel
@@ -12,6 +12,7 @@ from ctxlens.recall import score_recall
 from ctxlens.results import Ability
 
 
+@runtime_checkable
 class Question(Protocol):
     """A question with its answer; needles and facts of the organism's world are such."""
 

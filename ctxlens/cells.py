@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -38,6 +38,7 @@ _SPARE_TOKENS = 8  # for an indicator, and for tokens that merge differently at 
 _SHORTEST = 200
 
 
+@runtime_checkable
 class NeedleModel(Protocol):
     """What a needle grid needs of a model; `ctxlens.models.Model` has it."""
 
@@ -78,7 +79,7 @@ class NeedleConfig:
     """
 
     lengths: tuple[int, ...] | int = 20
-    depths: tuple[float, ...] | int = 20
+    depths: tuple[float | int, ...] | int = 20
     needles: tuple[str | Needle, ...] = ("sf",)
     conditions: tuple[str, ...] = ("plain+prefix", "template+prefix")
     cases_per_cell: int = 1
@@ -252,7 +253,7 @@ def _spread_lengths(lengths: tuple[int, ...] | int, longest: int, needle_tokens:
     return tuple(np.linspace(shortest, longest, lengths).round().astype(int).tolist())
 
 
-def _spread_depths(depths: tuple[float, ...] | int) -> tuple[float, ...]:
+def _spread_depths(depths: tuple[float | int, ...] | int) -> tuple[float, ...]:
     if not isinstance(depths, int):
         return tuple(float(depth) for depth in depths)
     return tuple(np.linspace(0, 100, depths).round(2).tolist()) if depths > 1 else (50.0,)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -31,6 +31,7 @@ HEAD_SETS = ("all", "retrieval", "random")
 Head = tuple[int, int]
 
 
+@runtime_checkable
 class HeadModel(NeedleModel, Protocol):
     """What head experiments need of a model; `ctxlens.models.Model` has it."""
 
@@ -41,37 +42,29 @@ class HeadModel(NeedleModel, Protocol):
     def read_roles(self, chats: Any, **options: Any) -> Any: ...
 
 
-def find_retrieval_heads(
-    model: HeadModel, cells: Sequence[Cell], config: NeedleConfig, *, at_most: int = 64
-) -> tuple[Head, ...]:
-    """The head of each layer with most attention from the last position to the user's tokens (B.3).
-
-    They are found on the cells without template, as in the paper, and then followed with it.
+def find_retrieval_heads(allocation: RoleAllocation) -> tuple[Head, ...]:
+    """The head of each layer with most attention from the answer's position to the user's tokens (B.3).
 
     Args:
-        model: the model.
-        cells: from `build_cells`.
-        config: the cells' configuration.
-        at_most: how many cells are read, spread evenly over the grid.
+        allocation: shares of `first_answer` queries, read without template as in the paper; the heads
+            are then followed with it.
 
     Returns:
         One pair of layer and head for each layer.
     """
-    chats = [render_cell(model, cell, config, "plain+prefix") for cell in _spread(cells, at_most)]
-    shares = RoleAllocation.concat(model.read_roles(chats, queries="first_answer"))
-    heads = shares.retrieval_heads(Role.USER)
-    return tuple((layer, int(head)) for layer, head in zip(shares.layers, heads, strict=True))
+    heads = allocation.retrieval_heads(Role.USER)
+    return tuple((int(layer), int(head)) for layer, head in zip(allocation.layers, heads, strict=True))
 
 
 def draw_random_heads(
-    others_than: Sequence[Head], n_heads: int, *, n_draws: int, seed: int = 0
+    others_than: Sequence[Head], n_heads: int, *, draws: int, seed: int = 0
 ) -> list[tuple[Head, ...]]:
     """Control sets: as many heads of the same layers as the given ones, drawn among the others.
 
     Args:
         others_than: the heads that a control stands against.
         n_heads: how many heads a layer has.
-        n_draws: how many sets; they differ as far as there are enough.
+        draws: how many sets; they differ as far as there are enough.
         seed: seed of the draws.
 
     Raises:
@@ -86,18 +79,18 @@ def draw_random_heads(
             f"{len(taken[crowded[0]])}; leave out the random heads."
         )
     rng = random.Random(f"heads-{seed}")
-    draws: list[tuple[Head, ...]] = []
-    for _ in range(n_draws):
+    sets: list[tuple[Head, ...]] = []
+    for _ in range(draws):
         for _attempt in range(20):
             drawn = tuple(
                 (layer, head)
                 for layer, heads in taken.items()
                 for head in sorted(rng.sample(sorted(set(range(n_heads)) - heads), len(heads)))
             )
-            if drawn not in draws:
+            if drawn not in sets:
                 break
-        draws.append(drawn)
-    return draws
+        sets.append(drawn)
+    return sets
 
 
 def steering_sweep(
@@ -107,7 +100,8 @@ def steering_sweep(
     *,
     alphas: Sequence[float] = (0.7, 0.5, 0.3, 0.1, 0.03),
     head_sets: Sequence[str] | Mapping[str, Sequence[Head]] = HEAD_SETS,
-    n_draws: int = 3,
+    retrieval: Sequence[Head] | None = None,
+    draws: int = 3,
     roles: tuple[Role, ...] = DEFAULT_ROLES,
     mode: SteeringMode = "paper",
     indicator: bool = False,
@@ -128,7 +122,9 @@ def steering_sweep(
         alphas: what the attention to all other tokens is multiplied by, in (0, 1]. The unsteered model
             (α = 1, heads `none`) is always run, once.
         head_sets: of `HEAD_SETS`, or names with heads of one's own.
-        n_draws: how many random sets, each run at every α.
+        retrieval: the retrieval heads; by default they are found on the cells themselves, without
+            template.
+        draws: how many random sets, each run at every α.
         roles: the roles that are steered to.
         mode: see `Steering`.
         indicator: whether the question carries the model's indicator.
@@ -145,7 +141,7 @@ def steering_sweep(
         InputError: an unknown head set, a head that the model does not have, α outside (0, 1].
     """
     settings = [Setting(label or model.name, indicator)]
-    sets = _head_sets(model, cells, config, head_sets, n_draws, seed)
+    sets = _head_sets(model, cells, config, head_sets, retrieval, draws, seed)
     for set_name, draw, heads in sets:
         for alpha in dict.fromkeys(alphas):
             steering = Steering(alpha, roles, heads, mode)
@@ -173,7 +169,8 @@ def _head_sets(
     cells: Sequence[Cell],
     config: NeedleConfig,
     wanted: Sequence[str] | Mapping[str, Sequence[Head]],
-    n_draws: int,
+    retrieval: Sequence[Head] | None,
+    draws: int,
     seed: int,
 ) -> list[tuple[str, int, Any]]:
     """Name, draw and heads of each set."""
@@ -183,18 +180,23 @@ def _head_sets(
         raise InputError(f"unknown heads {', '.join(unknown)}; choose of {', '.join(HEAD_SETS)}.")
     sets: list[tuple[str, int, Any]] = [("all", 0, "all")] if "all" in wanted else []
     if "retrieval" in wanted or "random" in wanted:
-        retrieval = find_retrieval_heads(model, cells, config)
+        if retrieval is None:
+            chats = [render_cell(model, cell, config, "plain+prefix") for cell in _spread(cells, 64)]
+            read = model.read_roles(chats, queries="first_answer")
+            retrieval = find_retrieval_heads(RoleAllocation.concat(read))
         if "retrieval" in wanted:
-            sets.append(("retrieval", 0, retrieval))
+            sets.append(("retrieval", 0, tuple(retrieval)))
         if "random" in wanted:
-            draws = draw_random_heads(retrieval, model.n_heads, n_draws=n_draws, seed=seed)
-            sets += [("random", draw, heads) for draw, heads in enumerate(draws)]
+            drawn = draw_random_heads(retrieval, model.n_heads, draws=draws, seed=seed)
+            sets += [("random", draw, heads) for draw, heads in enumerate(drawn)]
     return sets
 
 
 @dataclass(frozen=True)
 class NeedleLayers:
     """How much each layer's best head looks at the needle while the needle is repeated.
+
+    As a sequence it is these shares, one a layer.
 
     Attributes:
         table: one row a layer: `layer`; `head` (the layer's best); `needle_share` (attention from the
@@ -206,13 +208,19 @@ class NeedleLayers:
     table: pd.DataFrame
     shares: Float[np.ndarray, "layer head"]
 
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> float:
+        return float(self.table["needle_share"].to_numpy()[index])
+
     @property
     def best(self) -> int:
         """The layer that carries the needle: the one with the largest share."""
         return int(self.table["layer"].iloc[self.table["needle_share"].to_numpy().argmax()])
 
 
-def needle_layer(
+def probe_needle_layers(
     model: HeadModel,
     cells: Sequence[Cell],
     config: NeedleConfig,
@@ -274,6 +282,6 @@ def _spread(cells: Sequence[Cell], at_most: int) -> list[Cell]:
 
 
 __all__ = [
-    "HEAD_SETS", "HeadModel", "NeedleLayers", "draw_random_heads", "find_retrieval_heads", "needle_layer",
-    "steering_sweep",
+    "HEAD_SETS", "HeadModel", "NeedleLayers", "draw_random_heads", "find_retrieval_heads",
+    "probe_needle_layers", "steering_sweep",
 ]  # fmt: skip

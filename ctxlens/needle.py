@@ -164,7 +164,11 @@ def run_settings(
     parts = None
     if out is not None:
         # A part belongs to this grid of this run alone, whatever else has been in the folder.
-        parts = _Parts(out, Path(name).stem, _hash([fingerprint, batch_tokens, out.manifest.get("created")]))
+        parts = _Parts(
+            out,
+            str(Path(name).with_suffix("")),
+            _hash([fingerprint, batch_tokens, out.manifest.get("created")]),
+        )
     rows: list[dict[str, Any]] = []
     done = 0
     for number, setting in enumerate(settings):
@@ -192,7 +196,7 @@ def run_settings(
         rows, {**(meta or {}), "identity": dict(model.identity), "fingerprint": fingerprint}
     )
     if out is not None and parts is not None:
-        save_cells(cells, out.path(f"{Path(name).stem}-cells.jsonl.gz"))
+        save_cells(cells, out.path(f"{parts.stem}-cells.jsonl.gz"))
         out.save(name, grid)
         parts.remove()
     return grid

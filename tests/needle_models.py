@@ -1,0 +1,100 @@
+"""Models for needle tests that are no models: they copy, remember or stop by rule."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import Any
+
+import numpy as np
+
+from ctxlens.results import RoleAllocation
+from ctxlens.roles import N_ROLES, Role, render, render_plain
+from ctxlens.steering import Steering
+
+
+class WordTokenizer:
+    """One token a word, so that lengths can be counted by hand."""
+
+    def __call__(self, text: str, **options: Any) -> dict[str, Any]:
+        spans = [match.span() for match in re.finditer(r"\S+", text)]
+        return {"input_ids": [0] * len(spans), "offset_mapping": spans}
+
+
+class CopyingModel:
+    """Finds the sentence that begins as its answer does and says the rest.
+
+    With a template it says what it knows by heart instead, unless it is steered at least to
+    `gives_in` or sees its indicator. Without a prefix it repeats its whole user message.
+    """
+
+    name = "copier"
+    n_layers, n_heads = 2, 3
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        n_ctx: int = 512,
+        indicator: str | None = None,
+        knows: str | None = None,
+        gives_in: float = 0.1,
+        stop_after: int | None = None,
+    ) -> None:
+        self.tokenizer, self.n_ctx, self.indicator = tokenizer, n_ctx, indicator
+        self.knows, self.gives_in, self.stop_after = knows, gives_in, stop_after
+        self.identity = {"name": self.name}
+        self.batches: list[list[str]] = []
+        self.steered: list[Steering] = []
+
+    def render(self, messages, **options):
+        options = {"indicator": self.indicator, "max_tokens": self.n_ctx, **options}
+        return render(self.tokenizer, messages, **options)
+
+    def render_plain(self, messages, **options):
+        options = {"indicator": self.indicator, "max_tokens": self.n_ctx, **options}
+        return render_plain(self.tokenizer, messages, **options)
+
+    @contextlib.contextmanager
+    def steer(self, alpha, *, roles=("user", "indicator"), heads="all", mode="paper"):
+        self.steered.append(Steering(alpha, roles, heads, mode))
+        try:
+            yield
+        finally:
+            self.steered.pop()
+
+    def generate(self, chats, *, max_new_tokens=100, batch_tokens=8192):
+        if self.stop_after is not None and len(self.batches) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.batches.append([chat.text for chat in chats])
+        return [self._answer(chat) for chat in chats]
+
+    def _answer(self, chat) -> str:
+        said = chat.text[chat.spans[chat.mask("user", "assistant"), 0].min() :]
+        if not chat.response_turns():
+            return said
+        steered = any(s.alpha <= self.gives_in for s in self.steered)
+        if self.knows and chat.templated and not steered and not chat.mask("indicator").any():
+            return self.knows
+        prefix = said.rsplit("\n", 1)[-1]
+        match = re.search(re.escape(prefix) + r"([^.]*\.)", said)
+        return match[1] if match else ""
+
+    def read_roles(self, chats, *, queries="first_answer", batch_tokens=8192, **options):
+        """Layer 0: head 2 looks at the user; layer 1: head 1 does, and most at whatever has role tool."""
+        return [self._allocation(chat, queries) for chat in chats]
+
+    def _allocation(self, chat, queries) -> RoleAllocation:
+        shares = np.zeros((self.n_layers, self.n_heads, 1, N_ROLES), dtype=np.float32)
+        shares[..., Role.BOS] = 1
+        found = bool((chat.role == Role.TOOL).any())
+        for layer, head, role, share in (
+            (0, 2, Role.USER, 0.5),
+            (1, 1, Role.USER, 0.75),
+            (1, 0, Role.TOOL, 0.6),
+        ):
+            if role != Role.TOOL or found:
+                shares[layer, head, 0, role] = share
+                shares[layer, head, 0, Role.BOS] = 1 - share
+        counts = np.ones((1, N_ROLES), dtype=np.float32)
+        return RoleAllocation(shares, counts, (0, 1), ("0",), queries, {})
