@@ -261,7 +261,7 @@ def bridge_from_hf(hf_model: Any, tokenizer: Any, *, copied: bool = True) -> Any
         return TransformerBridge.boot_transformers(
             hf_model.config.name_or_path or type(hf_model).__name__,
             hf_model=hf_model,
-            tokenizer=tokenizer,
+            tokenizer=_private_copy(tokenizer),
             device=str(hf_model.device),
             dtype=hf_model.dtype,
         )
@@ -269,6 +269,14 @@ def bridge_from_hf(hf_model: Any, tokenizer: Any, *, copied: bool = True) -> Any
         raise UnsupportedModelError(
             f'TransformerLens cannot take a {type(hf_model).__name__} ({error}); try backend="native".'
         ) from error
+
+
+def _private_copy(tokenizer: Any) -> Any:
+    """A copy that TransformerLens takes as it is: it changes tokenizers, and reloads by name those that
+    do not say that they add a BOS token."""
+    twin = copy.deepcopy(tokenizer)
+    twin.init_kwargs = {"name_or_path": "", **twin.init_kwargs, "add_bos_token": True}
+    return twin
 
 
 def hooked_from_hf(hf_model: Any, tokenizer: Any = None) -> Any:
@@ -317,7 +325,7 @@ def hooked_from_hf(hf_model: Any, tokenizer: Any = None) -> Any:
         dtype=hf_model.dtype,
         default_prepend_bos=False,
     )
-    model = tl.HookedTransformer(cfg, tokenizer)
+    model = tl.HookedTransformer(cfg, None if tokenizer is None else _private_copy(tokenizer))
     model.load_and_process_state_dict(
         conversions.convert_llama_weights(hf_model, cfg),
         fold_ln=False,
