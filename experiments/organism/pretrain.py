@@ -51,7 +51,7 @@ class PretrainRecipe:
     copy_length: int = 64
     copy_criterion_nats: float = 0.5
     copy_max_steps: int = 2500
-    document_steps: int = 1900
+    document_steps: int = 1200
     row_lengths: dict[int, float] = field(default_factory=lambda: {128: 0.35, 256: 0.3, 576: 0.35})
     tokens_per_step: int = 4608
     lr: float = 1e-3
@@ -105,7 +105,7 @@ class Pretraining:
         )
         self.started = time.time()
 
-    def step(self, rows: list[list[int]], lr: float) -> float:
+    def step(self, rows: list[tuple[list[int], list[int]]], lr: float) -> float:
         """One update; returns the loss in nats."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -126,9 +126,10 @@ class Pretraining:
         recipe, length = self.recipe, self.recipe.copy_length
         n_rows = recipe.tokens_per_step // length
         for step in range(1, recipe.copy_max_steps + 1):
-            rows = [
+            drawn = [
                 repeated_tokens(self.rng, self.sampler.vocabulary(self.rng), length) for _ in range(n_rows)
             ]
+            rows = [(tokens, tokens) for tokens in drawn]
             loss = self.step(rows, recipe.lr * min(1.0, step / 100))
             if step % 25 == 0:
                 second_half = copy_loss_nats(self.model, self.sampler, length)

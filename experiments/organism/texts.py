@@ -27,14 +27,15 @@ def repeated_tokens(rng: random.Random, vocabulary: Sequence[int], length: int) 
 
 
 def collate(
-    rows: Sequence[Sequence[int]], pad_id: int
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int
 ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
-    """Pad on the right; padding has no label."""
-    width = max(len(row) for row in rows)
+    """Tokens and labels, padded on the right; padding has no label."""
+    width = max(len(tokens) for tokens, _ in rows)
     tokens = torch.full((len(rows), width), pad_id)
     labels = torch.full((len(rows), width), IGNORED)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = labels[i, : len(row)] = torch.tensor(row)
+    for i, (row_tokens, row_labels) in enumerate(rows):
+        tokens[i, : len(row_tokens)] = torch.tensor(row_tokens)
+        labels[i, : len(row_labels)] = torch.tensor(row_labels)
     return tokens, labels
 
 
@@ -43,12 +44,16 @@ class TextMixture:
     """Shares of the kinds of text in the second phase; the rest are closed-book questions.
 
     Attributes:
+        markup: Share of texts with stray markup: random tokens, special ones above all, at line ends and on
+            lines of their own. They carry no label and mean nothing, so the base model learns to read
+            past markup that it has no use for, a chat template's included.
         repeated: Repeated random tokens, so that copying is kept.
         restated: Random facts stated twice.
         reading: Documents with questions answered from them.
         knowledge: Statements of memorised facts.
     """
 
+    markup: float = 0.35
     repeated: float = 0.08
     restated: float = 0.15
     reading: float = 0.5
@@ -66,25 +71,51 @@ class TextSampler:
         for text in world.raw_documents(3000, seed=0, max_fillers=20):
             used.update(tokenizer(text)["input_ids"])
         self.used_tokens = sorted(used)
+        kept = {tokenizer.bos_token_id, tokenizer.pad_token_id}
+        self.markers = sorted(set(tokenizer.all_special_ids) - kept)
+        self.unused_tokens = sorted(set(range(len(tokenizer))) - used - kept)
+        self.newline = tokenizer("\n")["input_ids"]
 
     def vocabulary(self, rng: random.Random) -> Sequence[int]:
         """Tokens for repeated sequences: mostly those the world uses, at times the whole vocabulary."""
         return self.used_tokens if rng.random() < 0.9 else range(len(self.tokenizer))
 
-    def row(self, rng: random.Random, max_tokens: int) -> list[int]:
-        """One row: a text between ``<s>`` and ``</s>``, or repeated random tokens."""
+    def row(self, rng: random.Random, max_tokens: int) -> tuple[list[int], list[int]]:
+        """Tokens and labels of one row: a text between ``<s>`` and ``</s>``, or repeated random tokens."""
         mix, draw = self.mixture, rng.random()
         if draw < mix.repeated:
-            return repeated_tokens(rng, self.vocabulary(rng), max_tokens)
+            tokens = repeated_tokens(rng, self.vocabulary(rng), max_tokens)
+            return tokens, tokens
+        markup = rng.random() < mix.markup
         while True:
-            tokens = self.encode(self._text(rng, draw - mix.repeated, max_tokens))
+            text = self._text(rng, draw - mix.repeated, max_tokens)
+            tokens, labels = self.encode(text, rng if markup else None)
             if len(tokens) <= max_tokens:
-                return tokens
+                return tokens, labels
 
-    def encode(self, text: str) -> list[int]:
-        """Tokens of a text between ``<s>`` and ``</s>``."""
-        inner = self.tokenizer(text)["input_ids"]
-        return [self.tokenizer.bos_token_id, *inner, self.tokenizer.eos_token_id]
+    def encode(self, text: str, markup: random.Random | None = None) -> tuple[list[int], list[int]]:
+        """Tokens and labels of a text between ``<s>`` and ``</s>``, with stray markup if asked for."""
+        tokens = [self.tokenizer.bos_token_id]
+        labels = [*tokens]
+        lines = text.split("\n")
+        for i, line in enumerate(lines):
+            inner = self.tokenizer(line)["input_ids"]
+            after = self.newline if i < len(lines) - 1 else [self.tokenizer.eos_token_id]
+            if markup and markup.random() < 0.6:
+                stray = [*self._stray(markup), *self.newline]
+                tokens, labels = tokens + stray, labels + [IGNORED] * len(stray)
+            tokens, labels = tokens + inner, labels + inner
+            if markup and after == self.newline and markup.random() < 0.4:
+                stray = self._stray(markup)
+                tokens, labels = tokens + stray, labels + [IGNORED] * len(stray)
+            tokens, labels = tokens + after, labels + after
+        return tokens, labels
+
+    def _stray(self, rng: random.Random) -> list[int]:
+        """One marker, or one or two tokens that the world's texts do not use."""
+        if rng.random() < 0.6:
+            return [rng.choice(self.markers)]
+        return rng.choices(self.unused_tokens, k=rng.randint(1, 2))
 
     def _text(self, rng: random.Random, draw: float, max_tokens: int) -> str:
         mix = self.mixture
