@@ -53,10 +53,14 @@ _DTYPES = {
 class Scorer(Protocol):
     """What scoring needs of a model; `ctxlens.load_model` gives one."""
 
-    name: str
-    identity: Mapping[str, Any]
-    n_layers: int
-    n_ctx: int
+    @property
+    def name(self) -> str: ...
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def n_ctx(self) -> int: ...
 
     def render(self, messages: Sequence[Mapping[str, Any]], **kwargs: Any) -> RenderedChat:
         """Render a conversation with the model's tokenizer and template."""
@@ -104,7 +108,7 @@ def score_conversations(
         RunExistsError: the run holds scores of other data, another model or other settings.
     """
     data = list(getattr(conversations, "conversations", conversations))
-    layers = _check_layers(model, layers)
+    layers = check_layers(model, layers)
     plan = _plan(model, data, layers, max_tokens, kinds)
     if out is not None and out.has(_RESULT):
         return _finished(out, plan)
@@ -137,7 +141,8 @@ class _Settings:
     kinds: Mapping[Turn, str] | None
 
 
-def _check_layers(model: Scorer, layers: Sequence[int] | None) -> tuple[int, ...]:
+def check_layers(model: Scorer, layers: Sequence[int] | None) -> tuple[int, ...]:
+    """The layers to score, in order: all if none are given; `InputError` if the model lacks one."""
     chosen = tuple(range(model.n_layers)) if layers is None else tuple(sorted(set(layers)))
     wrong = [layer for layer in chosen if not 0 <= layer < model.n_layers]
     if wrong or not chosen:
@@ -444,6 +449,6 @@ def selection_quality(selection: Selection, truth: Collection[Turn]) -> Selectio
 
 
 __all__ = [
-    "SelectionQuality", "choose_layer", "reduce_user_shares", "score_conversations", "select_turns",
-    "selection_quality", "uniform_share",
+    "SelectionQuality", "check_layers", "choose_layer", "reduce_user_shares", "score_conversations",
+    "select_turns", "selection_quality", "uniform_share",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -29,6 +29,7 @@ from ctxlens.results import RoleAllocation
 from ctxlens.roles import DEFAULT_INDICATOR, RenderedChat, Role, render, render_plain
 from ctxlens.steering import DEFAULT_ROLES, Heads, Steering, SteeringMode, parse_roles
 
+Progress = Callable[[int, int], None]
 BackendName = Literal["lens", "native"]
 
 
@@ -185,6 +186,7 @@ class Model:
         queries: Queries = "first_answer",
         turn: int | None = None,
         batch_tokens: int = 8192,
+        progress: Progress | None = None,
     ) -> RoleAllocation: ...
 
     @overload
@@ -196,6 +198,7 @@ class Model:
         queries: Queries = "first_answer",
         turn: int | None = None,
         batch_tokens: int = 8192,
+        progress: Progress | None = None,
     ) -> list[RoleAllocation]: ...
 
     def read_roles(
@@ -206,6 +209,7 @@ class Model:
         queries: Queries = "first_answer",
         turn: int | None = None,
         batch_tokens: int = 8192,
+        progress: Progress | None = None,
     ) -> RoleAllocation | list[RoleAllocation]:
         """How the attention of every layer and head spreads over the roles (paper section 2.2).
 
@@ -216,6 +220,7 @@ class Model:
                 (mean over the response's own positions), `all`, or positions.
             turn: the assistant message that is meant, the last by default.
             batch_tokens: padded tokens in one forward pass.
+            progress: called with the numbers of conversations done and in all.
 
         Raises:
             InputError: layers or positions that do not exist, a conversation longer than the window.
@@ -230,8 +235,8 @@ class Model:
             allocations[i] = make_allocation(
                 several[i], shares, layers=wanted, positions=positions[i], queries=queries, index=i, meta=meta
             )
-        done = [allocation for allocation in allocations if allocation is not None]
-        return done[0] if single else done
+        found = [allocation for allocation in allocations if allocation is not None]
+        return found[0] if single else found
 
     def read_response_shares(
         self,
@@ -323,12 +328,22 @@ class Model:
 
     @overload
     def generate(
-        self, chats: RenderedChat, *, max_new_tokens: int = 100, batch_tokens: int = 8192
+        self,
+        chats: RenderedChat,
+        *,
+        max_new_tokens: int = 100,
+        batch_tokens: int = 8192,
+        progress: Progress | None = None,
     ) -> str: ...
 
     @overload
     def generate(
-        self, chats: Sequence[RenderedChat], *, max_new_tokens: int = 100, batch_tokens: int = 8192
+        self,
+        chats: Sequence[RenderedChat],
+        *,
+        max_new_tokens: int = 100,
+        batch_tokens: int = 8192,
+        progress: Progress | None = None,
     ) -> list[str]: ...
 
     def generate(
@@ -337,8 +352,15 @@ class Model:
         *,
         max_new_tokens: int = 100,
         batch_tokens: int = 8192,
+        progress: Progress | None = None,
     ) -> str | list[str]:
         """Continue conversations greedily, up to a stop token, the limit or the end of the window.
+
+        Args:
+            chats: one conversation, or several, which are batched.
+            max_new_tokens: the longest continuation, in tokens.
+            batch_tokens: padded prompt and new tokens worked on at once.
+            progress: called with the numbers of conversations done and in all.
 
         Returns:
             The new text only, without special tokens; a list in the order given for several.
@@ -349,6 +371,7 @@ class Model:
         several = [chats] if isinstance(chats, RenderedChat) else list(chats)
         self._check_chats(several, room=1)
         texts = [""] * len(several)
+        done = 0
         for indices in plan_batches([len(c.tokens) + max_new_tokens for c in several], batch_tokens):
             limits = [min(max_new_tokens, self.n_ctx - len(several[i].tokens)) for i in indices]
             new = continue_greedily(
@@ -360,6 +383,9 @@ class Model:
             )
             for i, tokens in zip(indices, new, strict=True):
                 texts[i] = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            done += len(indices)
+            if progress:
+                progress(done, len(several))
         return texts[0] if isinstance(chats, RenderedChat) else texts
 
     def _read_shares(
