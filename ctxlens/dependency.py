@@ -334,7 +334,8 @@ def select_turns(
     Args:
         scores: scores of a data set.
         beta: a turn is chosen if its score is above this, 0 to 1 (the paper's is 0.6); `"otsu"` takes the
-            threshold from the scores: the split with the least variance inside the two groups.
+            threshold from the scores: the lower end of the highest of three groups (turns without context,
+            with context but hardly using it, and using it) that have the least variance inside them.
         layer: the layer whose scores decide (see `choose_layer`).
         reduction: `mean_of_best` (the paper's code), `best_of_mean` (its text) or `mean_heads`.
         top_share: choose this share of the turns instead, those with the highest scores, 0 to 1.
@@ -368,9 +369,9 @@ def select_turns(
 
 def _threshold(score: np.ndarray, beta: float | str) -> tuple[float, str]:
     if beta == "otsu":
-        return otsu_threshold(score), (
-            "score above the threshold that splits the scores into two groups with the least variance "
-            "inside the groups (Otsu)"
+        return otsu_threshold(score, groups=3), (
+            "score in the highest of the three groups that have the least variance inside them (Otsu's rule: "
+            "turns without context, with context but hardly using it, and using it)"
         )
     try:
         threshold = float(beta)

@@ -153,24 +153,39 @@ def auroc_interval(
     return Interval(estimate, float(low), float(high), n)
 
 
-def otsu_threshold(values: Collection[Any]) -> float:
-    """The threshold that splits values into two groups with the least variance inside the groups.
+def otsu_threshold(values: Collection[Any], *, groups: int = 2) -> float:
+    """The threshold below the highest of two or three groups that have the least variance inside them.
 
-    Otsu's rule (1979) on the values themselves instead of a histogram: the threshold lies halfway
-    between the two neighbouring values of the best split. With fewer than two distinct values it is
-    that value.
+    Otsu's rule (1979), exact on the values themselves instead of a histogram: the threshold lies halfway
+    between the two neighbouring values of the best split. With fewer distinct values than groups, it is
+    found for as many groups as there are values; with one value it is that value.
+
+    Args:
+        values: the values; NaN is left out.
+        groups: 2, or 3 where the values are known to come in three kinds.
     """
-    values = np.sort(np.asarray(values, dtype=float))
-    values = values[~np.isnan(values)]
-    if not values.size:
+    if groups not in (2, 3):
+        raise ValueError(f"groups must be 2 or 3, got {groups}")
+    found = np.asarray(values, dtype=float)
+    distinct, counts = np.unique(found[~np.isnan(found)], return_counts=True)
+    if not distinct.size:
         return float("nan")
-    if values[0] == values[-1]:
-        return float(values[0])
-    count = np.arange(1, len(values))
-    total = np.cumsum(values)
-    below = total[:-1] / count
-    above = (total[-1] - total[:-1]) / (len(values) - count)
-    between = count * (len(values) - count) * (above - below) ** 2
-    between[values[1:] == values[:-1]] = -1.0
-    split = int(between.argmax())
-    return float((values[split] + values[split + 1]) / 2)
+    if len(distinct) == 1:
+        return float(distinct[0])
+    n, total = np.cumsum(counts), np.cumsum(counts * distinct)
+    # Least variance inside the groups is the largest sum of (group total)^2 / (group size).
+    below = total**2 / n
+    above = np.append((total[-1] - total[:-1]) ** 2 / (n[-1] - n[:-1]), 0.0)
+    gain = below
+    if groups == 3 and len(distinct) > 2:
+        gain = np.array([_best_split(below, n, total, end) for end in range(len(distinct))])
+    split = int((gain + above)[:-1].argmax())
+    return float((distinct[split] + distinct[split + 1]) / 2)
+
+
+def _best_split(below: np.ndarray, n: np.ndarray, total: np.ndarray, end: int) -> float:
+    """The largest sum over two groups of the values up to `end`; minus infinity for a single value."""
+    if end == 0:
+        return -np.inf
+    middle = (total[end] - total[:end]) ** 2 / (n[end] - n[:end])
+    return float((below[:end] + middle).max())
