@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -112,6 +112,7 @@ Decoder = Callable[[Int[Tensor, "batch new"]], Float[Tensor, "batch vocab"]]
 """Takes the next tokens of every row (the whole left-padded prompt first), gives the next logits."""
 
 
+@runtime_checkable
 class Backend(Protocol):
     """One way to run a decoder so that its attention can be read and steered."""
 

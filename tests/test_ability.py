@@ -17,7 +17,7 @@ def test_answers_are_scored_in_the_order_of_the_questions(organism_tokenizer, fa
     model = CopyingModel(organism_tokenizer, knows=" ".join(facts[2].keywords))
     told = []
     ability = run_closed_book(
-        model, facts, label="m", batch_tokens=300, max_new_tokens=20, progress=lambda *at: told.append(at)
+        model, facts, label="m", batch_tokens=100, max_new_tokens=20, progress=lambda *at: told.append(at)
     )
     assert ability.frame["question"].tolist() == [fact.question for fact in facts]
     assert ability.frame["recall"][2] == 1

@@ -191,7 +191,7 @@ FIVES = TextHaystack(tuple(f"s{i} a b c d." for i in range(10)))
 )
 def test_needle_is_placed_by_tokens_at_a_sentence_end(length, depth, before, tokens, built):
     straw = gather_straw(WordTokenizer(), FIVES, 0, length)
-    context = place_needle(WordTokenizer(), straw, "N n n n.", context_tokens=length, depth_percent=depth)
+    context = place_needle(WordTokenizer(), straw, "N n n n.", context_tokens=length, depth_percent=float(depth))
     start, end = context.needle_span
     assert context.text[start:end] == "N n n n."
     assert context.text[:start].count("s") == before
@@ -203,12 +203,12 @@ def test_short_haystack_is_refused_unless_it_may_repeat():
     tokenizer = WordTokenizer()
     straw = gather_straw(tokenizer, FIVES, 0, 80)
     with pytest.raises(InputError, match="has 50 tokens, 76 are needed for a context of 80"):
-        place_needle(tokenizer, straw, "N n n n.", context_tokens=80, depth_percent=0)
+        place_needle(tokenizer, straw, "N n n n.", context_tokens=80, depth_percent=0.0)
     repeated = gather_straw(tokenizer, TextHaystack(FIVES.text, repeat=True), 0, 80)
-    context = place_needle(tokenizer, repeated, "N n n n.", context_tokens=80, depth_percent=0)
+    context = place_needle(tokenizer, repeated, "N n n n.", context_tokens=80, depth_percent=0.0)
     assert context.tokens == 79
     with pytest.raises(InputError, match="cannot hold the needle, which has 4"):
-        place_needle(tokenizer, straw, "N n n n.", context_tokens=3, depth_percent=0)
+        place_needle(tokenizer, straw, "N n n n.", context_tokens=3, depth_percent=0.0)
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def model(organism_tokenizer):
 
 HAYSTACK = load_haystack("organism")
 CONFIG = NeedleConfig(
-    lengths=(60, 150),
+    lengths=(80, 150),
     depths=(0, 50, 100),
     needles=("known", SF),
     conditions=CONDITIONS,
@@ -362,9 +362,8 @@ def test_batches_hold_prompts_of_one_size(model):
     run_needle(model, CONFIG, haystack=HAYSTACK, batch_tokens=1000)
     assert sum(map(len, model.batches)) == 96
     sizes = [len(batch) for batch in model.batches]
-    assert sizes == sorted(sizes)  # the longest prompts come first, in the smallest batches
-    assert 5 <= sizes[0] <= 6  # 150 + 20 tokens a prompt
-    assert sizes[-2] >= 12  # 60 + 20
+    assert 5 <= sizes[0] <= 6  # the longest prompts come first: 150 + 20 tokens each
+    assert 10 <= max(sizes) <= 13  # 80 + 20
 
 
 def open_run(folder, **options):
@@ -440,7 +439,7 @@ def test_dry_run_shows_the_whole_prompt(model):
     text = describe_cell(model, cell, CONFIG, "template+prefix")
     assert cell.context.text in text
     assert "<|assistant|>" in text
-    assert f"{cell.context.tokens} tokens (60 asked for)" in text
+    assert f"{cell.context.tokens} tokens (80 asked for)" in text
     assert ", ".join(cell.needle.keywords) in text
 
 
@@ -459,7 +458,7 @@ def test_essays_and_a_real_tokenizer(test_data):
     cells = build_cells(model, config, haystack)
     for cell in cells:
         assert cell.context.tokens <= cell.context_tokens < cell.context.tokens + 120
-        assert abs(cell.context.depth_percent - cell.depth_percent) < 20
+        assert abs(cell.context.depth_percent - cell.depth_percent) < 30  # half a long sentence
         start, end = cell.context.needle_span
         assert cell.context.text[start:end] == SF.sentence
     assert run_needle(model, config, haystack=haystack).frame["recall"].eq(1).all()
