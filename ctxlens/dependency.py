@@ -399,7 +399,9 @@ def choose_layer(n_layers: int, *, rule: str = "needle", needle_layer: int | Non
     if rule != "needle":
         raise InputError(f'the rule for the layer must be "needle" or "middle", got {rule!r}.')
     if needle_layer is None or not 0 <= needle_layer < n_layers:
-        raise InputError(f'the rule "needle" needs needle_layer from 0 to {n_layers - 1}, got {needle_layer}.')
+        raise InputError(
+            f'the rule "needle" needs needle_layer from 0 to {n_layers - 1}, got {needle_layer}.'
+        )
     return needle_layer
 
 
@@ -434,7 +436,10 @@ def selection_quality(selection: Selection, truth: Collection[Turn]) -> Selectio
     frame = selection.frame
     known = set(truth)
     true = np.array(
-        [turn in known for turn in zip(frame["conversation"].astype(str), frame["turn"].astype(int), strict=True)],
+        [
+            turn in known
+            for turn in zip(frame["conversation"].astype(str), frame["turn"].astype(int), strict=True)
+        ],
         dtype=bool,
     )
     selected = frame["selected"].to_numpy(dtype=bool)

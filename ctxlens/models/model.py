@@ -68,7 +68,13 @@ def load_model(
     tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
     if template is not None:
         tokenizer.chat_template = template
-    hf_model = load_causal_lm(source, device=on, dtype=precision, trust_remote_code=trust_remote_code)
+    hf_model = load_causal_lm(
+        source,
+        device=on,
+        dtype=precision,
+        trust_remote_code=trust_remote_code,
+        attention="eager" if backend == "lens" else None,
+    )
     identity = {
         "path": str(source),
         "revision": getattr(hf_model.config, "_commit_hash", None),
@@ -231,10 +237,13 @@ class Model:
         wanted = self._layers(layers)
         meta = {"model": self.name, "steering": [steering.describe() for steering in self._steerings]}
         allocations: list[RoleAllocation | None] = [None] * len(several)
-        for i, shares in self._read_shares(several, wanted, positions, batch_tokens):
+        read = self._read_shares(several, wanted, positions, batch_tokens)
+        for done, (i, shares) in enumerate(read, start=1):
             allocations[i] = make_allocation(
                 several[i], shares, layers=wanted, positions=positions[i], queries=queries, index=i, meta=meta
             )
+            if progress:
+                progress(done, len(several))
         found = [allocation for allocation in allocations if allocation is not None]
         return found[0] if single else found
 
