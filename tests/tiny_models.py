@@ -9,7 +9,7 @@ import torch
 import transformers as tf
 
 from ctxlens.batching import TokenBatch
-from ctxlens.roles import N_ROLES, RenderedChat
+from ctxlens.roles import N_ROLES, RenderedChat, Role
 
 VOCAB = 64
 _COMMON: dict[str, Any] = {
@@ -36,8 +36,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("Gemma2Config", {"head_dim": 8, **_WINDOW}),
     "gemma3": ("Gemma3TextConfig", {"head_dim": 8, **_WINDOW}),
     "phi3": ("Phi3Config", {}),
-    "gpt2": ("GPT2Config", {"n_positions": 64, "n_ctx": 64}),
-    "gpt-neox": ("GPTNeoXConfig", {}),
+    "gpt2": ("GPT2Config", {"n_positions": 64, "num_key_value_heads": None}),
+    "gpt-neox": ("GPTNeoXConfig", {"num_key_value_heads": None}),
     "olmo2": ("Olmo2Config", {}),
     "mixtral": ("MixtralConfig", _EXPERTS),
     "gpt-oss": ("GptOssConfig", {"head_dim": 8, **_WINDOW, **_EXPERTS}),
@@ -68,10 +68,12 @@ def make_tokenizer() -> Any:
     return tokenizer
 
 
-def make_tiny(family: str, *, seed: int = 0, attn: str | None = None, scale: float = 12.0, **changes: Any) -> Any:
+def make_tiny(
+    family: str, *, seed: int = 0, attn: str | None = None, scale: float = 12.0, **changes: Any
+) -> Any:
     """A tiny model of a family; weights are enlarged so that attention is far from uniform."""
     name, options = FAMILIES[family]
-    settings = {**_COMMON, **options, **changes}
+    settings = {k: v for k, v in {**_COMMON, **options, **changes}.items() if v is not None}
     config = getattr(tf, name)(**settings)
     torch.manual_seed(seed)
     model = tf.AutoModelForCausalLM.from_config(config, attn_implementation=attn)
@@ -99,16 +101,19 @@ def make_chat(length: int, seed: int = 0, *, prompt: int | None = None) -> Rende
     return RenderedChat("x" * length, tokens, role, turn, spans, (), True, {})
 
 
-def eager_shares(model: Any, chats: list[RenderedChat]) -> list[np.ndarray]:
-    """Role shares `[layer, head, query, role]` from eager `output_attentions`, one chat at a time."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
+def eager_shares(family: str, chats: list[RenderedChat], **changes: Any) -> list[np.ndarray]:
+    """Role shares `[layer, head, query, role]` from eager `output_attentions`, one chat at a time.
+
+    What a pattern's rows lack to 1 is the share of the sink.
+    """
+    model = make_tiny(family, attn="eager", **changes)
     result = []
     for chat in chats:
         batch = TokenBatch.from_chats([chat], pad_id=0, side="right")
         with torch.no_grad():
             out = model(input_ids=batch.tokens, output_attentions=True, use_cache=False)
         one_hot = np.eye(N_ROLES, dtype=np.float64)[chat.role]
-        result.append(np.stack([a[0].double().numpy() @ one_hot for a in out.attentions]))
-    model.set_attn_implementation(before)
+        shares = np.stack([a[0].double().numpy() @ one_hot for a in out.attentions])
+        shares[..., Role.SINK] = 1 - shares.sum(-1)
+        result.append(shares)
     return result

@@ -61,9 +61,17 @@ def load_tokenizer(source: Path | str, *, trust_remote_code: bool = False) -> An
 
 
 def load_causal_lm(
-    source: Path | str, *, device: torch.device, dtype: torch.dtype, trust_remote_code: bool = False
+    source: Path | str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    attention: str | None = None,
 ) -> Any:
-    """The language model of a checkpoint, from safetensors only; `InputError` if it cannot be loaded."""
+    """The language model of a checkpoint, from safetensors only; `InputError` if it cannot be loaded.
+
+    `attention` is transformers' `attn_implementation`, its own choice by default.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -71,7 +79,12 @@ def load_causal_lm(
     logging.disable_progress_bar()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            source, **_where(source), dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
+            source,
+            **_where(source),
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise InputError(f"no language model can be loaded from {source} ({_first_line(error)}).") from error

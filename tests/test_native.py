@@ -1,0 +1,296 @@
+"""Transformers models read and steered in place, against eager attention, family by family."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import FAMILIES, VOCAB, eager_shares, make_chat, make_tiny
+
+from ctxlens.batching import TokenBatch, pad_queries
+from ctxlens.errors import InputError, UnsupportedModelError
+from ctxlens.models.generation import continue_greedily
+from ctxlens.native import NAME, NativeBackend, attend, shape_of
+from ctxlens.roles import N_ROLES, Role
+from ctxlens.steering import Steering
+
+REFUSED = {
+    "gemma2": "soft-caps",
+    "gpt-oss": "sinks",
+    "falcon": "does not take its attention",
+    "falcon-alibi": "does not take its attention",
+    "bloom": "does not take its attention",
+}
+SUPPORTED = [family for family in FAMILIES if family not in REFUSED]
+CHATS = [make_chat(20, 1, prompt=14), make_chat(13, 2, prompt=9)]
+STEERINGS = {
+    "paper": Steering(0.2),
+    "heads": Steering(0.05, heads=((0, 1), (2, 3))),
+    "prompt-only": Steering(0.2, mode="prompt-only"),
+    "compounding": Steering(0.5, mode="compounding"),
+}
+
+
+def right(chats):
+    return TokenBatch.from_chats(chats, pad_id=0, side="right")
+
+
+def left(chats):
+    return TokenBatch.from_chats(chats, pad_id=0, side="left")
+
+
+def all_queries(chats):
+    return pad_queries([range(len(chat)) for chat in chats])
+
+
+def read_all(backend, chats, steerings=()):
+    layers = range(backend.shape.n_layers)
+    shares = backend.read_shares(right(chats), layers, all_queries(chats), steerings)
+    return [shares[i, :, :, : len(chat)].numpy() for i, chat in enumerate(chats)]
+
+
+def pattern(backend, chat, steerings=()):
+    layers = range(backend.shape.n_layers)
+    return backend.read_pattern(right([chat]), layers, all_queries([chat]), steerings)[0]
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return NativeBackend(make_tiny("llama"))
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_shares_equal_eager_attention(family):
+    backend = NativeBackend(make_tiny(family))
+    for got, want in zip(read_all(backend, CHATS), eager_shares(family, CHATS), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+        np.testing.assert_allclose(got.sum(-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_reading_leaves_logits_alone(family):
+    model = make_tiny(family)
+    with torch.no_grad():
+        plain = model(input_ids=right(CHATS[:1]).tokens).logits
+        with attend(model, right(CHATS[:1]), layers=range(3)) as attending:
+            read = model(input_ids=right(CHATS[:1]).tokens).logits
+    assert attending.called == {0, 1, 2}
+    torch.testing.assert_close(read, plain, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_what_cannot_be_expressed_is_refused_by_name(family):
+    model = make_tiny(family)
+    before = model.config._attn_implementation
+    with pytest.raises(UnsupportedModelError, match=REFUSED[family]) as caught:
+        NativeBackend(model)
+    assert family.split("-")[0] in str(caught.value).lower().replace("gptoss", "gpt")
+    assert model.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_steered_decoding_with_cache_equals_recomputing(family):
+    backend = NativeBackend(make_tiny(family))
+    generator = torch.Generator().manual_seed(0)
+    new = torch.randint(3, VOCAB, (2, 12), generator=generator)
+    prompts = left(CHATS)
+    for steering in STEERINGS.values():
+        with backend.decoder(prompts, [steering]) as decode:
+            steps = [decode(prompts.tokens), *(decode(new[:, i : i + 1]) for i in range(11))]
+        for row, chat in enumerate(CHATS):
+            tokens = torch.cat([torch.from_numpy(chat.tokens), new[row, :11]])[None]
+            roles = torch.cat([torch.from_numpy(chat.role).long(), torch.full((11,), int(Role.ASSISTANT))])
+            whole = TokenBatch(tokens, roles[None], torch.ones_like(tokens), torch.tensor([len(chat)]))
+            want = backend.logits(whole, [steering])[0, len(chat) - 1 :]
+            got = torch.stack([step[row] for step in steps])
+            torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
+
+
+class TestSteering:
+    def test_first_layer_follows_the_papers_formula(self, llama):
+        chat, alpha = CHATS[0], 0.3
+        plain = pattern(llama, chat)
+        steered = pattern(llama, chat, [Steering(alpha)])
+        weight = torch.where(torch.from_numpy(chat.mask("user", "indicator")), 1.0, alpha)
+        weighted = plain[0] * weight
+        want = weighted / weighted.sum(-1, keepdim=True)
+        torch.testing.assert_close(steered[0], want, atol=1e-6, rtol=0)
+
+    def test_one_head_of_a_later_layer_and_no_other(self, llama):
+        chat, alpha = CHATS[0], 0.01
+        plain = pattern(llama, chat)
+        steered = pattern(llama, chat, [Steering(alpha, heads=((1, 2),))])
+        weight = torch.where(torch.from_numpy(chat.mask("user", "indicator")), 1.0, alpha)
+        weighted = plain[1, 2] * weight
+        want = plain[:2].clone()
+        want[1, 2] = weighted / weighted.sum(-1, keepdim=True)
+        torch.testing.assert_close(steered[:2], want, atol=1e-6, rtol=0)
+        assert (steered[2] - plain[2]).abs().max() > 1e-4
+
+    def test_shares_under_steering_are_those_of_the_steered_pattern(self, llama):
+        one_hot = torch.from_numpy(np.eye(N_ROLES, dtype=np.float32)[CHATS[0].role])
+        for steering in STEERINGS.values():
+            want = pattern(llama, CHATS[0], [steering]) @ one_hot
+            got = read_all(llama, CHATS[:1], [steering])[0]
+            np.testing.assert_allclose(got, want.numpy(), atol=1e-6)
+
+    def test_compounding_is_alpha_to_the_layer(self, llama):
+        chat = CHATS[0]
+        once = pattern(llama, chat, [Steering(0.5**3, heads=((2, 0), (2, 1), (2, 2), (2, 3)))])
+        heads = tuple((2, head) for head in range(4))
+        compounding = pattern(llama, chat, [Steering(0.5, heads=heads, mode="compounding")])
+        torch.testing.assert_close(compounding, once, atol=1e-6, rtol=0)
+
+    def test_two_steerings_add_up(self, llama):
+        both = pattern(llama, CHATS[0], [Steering(0.5), Steering(0.4)])
+        one = pattern(llama, CHATS[0], [Steering(0.2)])
+        torch.testing.assert_close(both, one, atol=1e-6, rtol=0)
+
+    def test_alpha_one_changes_no_bit(self, llama):
+        plain = llama.logits(right(CHATS), [])
+        assert torch.equal(llama.logits(right(CHATS), [Steering(1.0)]), plain)
+
+    def test_training_under_steering_has_the_gradients_of_eager_attention(self):
+        model, eager = make_tiny("llama"), make_tiny("llama", attn="eager")
+        batch = right(CHATS[:1])
+        bias = Steering(0.3).key_bias(batch.role_ids, batch.prompt_tokens)
+        causal = torch.ones(20, 20).tril().bool()
+        mask = torch.where(causal, bias[:, None, None], torch.finfo(torch.float32).min)
+        eager(input_ids=batch.tokens, labels=batch.tokens, attention_mask=mask).loss.backward()
+        with attend(model, batch, steerings=[Steering(0.3)]):
+            model(input_ids=batch.tokens, labels=batch.tokens).loss.backward()
+        for got, want in zip(model.parameters(), eager.parameters(), strict=True):
+            torch.testing.assert_close(got.grad, want.grad, atol=1e-5, rtol=1e-4)
+
+
+class TestGenerate:
+    """Transformers' own `generate` inside `attend`."""
+
+    @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
+    @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"cache_implementation": "static"}])
+    def test_cache_equals_no_cache(self, family, options):
+        model = make_tiny(family)
+        prompts = left(CHATS)
+        inputs = {"input_ids": prompts.tokens, "attention_mask": prompts.attention_mask}
+        inputs |= {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        options = {
+            k: v for k, v in options.items() if k != "cache_implementation" or family == "llama"
+        } | options
+        with attend(model, prompts, steerings=[Steering(0.2)]):
+            cached = model.generate(**inputs, **options)
+            beams = {k: v for k, v in options.items() if k == "num_beams"}
+            plain = model.generate(**inputs, use_cache=False, **beams)
+        assert cached.tolist() == plain.tolist()
+
+    def test_it_is_steered(self):
+        model = make_tiny("llama")
+        prompts = left(CHATS)
+        inputs = {"input_ids": prompts.tokens, "attention_mask": prompts.attention_mask}
+        inputs |= {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        plain = model.generate(**inputs)
+        with attend(model, prompts, steerings=[Steering(0.05)]):
+            steered = model.generate(**inputs)
+        assert plain.tolist() != steered.tolist()
+        assert model.generate(**inputs).tolist() == plain.tolist()
+
+
+def test_batched_rows_equal_single_ones(llama):
+    limits = {"max_new_tokens": [10, 10], "stop_ids": {2}}
+    for steerings in ([], [STEERINGS["paper"]]):
+        together = continue_greedily(llama, left(CHATS), steerings, **limits)
+        alone = [
+            continue_greedily(llama, left([chat]), steerings, max_new_tokens=[10], stop_ids={2})[0]
+            for chat in CHATS
+        ]
+        assert together == alone
+        for got, chat in zip(read_all(llama, CHATS, steerings), CHATS, strict=True):
+            np.testing.assert_allclose(got, read_all(llama, [chat], steerings)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3", "gpt2"])
+def test_no_query_sees_what_comes_after_it(family):
+    backend = NativeBackend(make_tiny(family))
+    chat, changed = make_chat(20, 1), make_chat(20, 1)
+    changed.tokens[12:] = (changed.tokens[12:] + 7 - 3) % (VOCAB - 3) + 3
+    changed.role[12:] = int(Role.TOOL)
+    for steerings in ([], [STEERINGS["paper"]]):
+        before, after = (read_all(backend, [c], steerings)[0] for c in (chat, changed))
+        np.testing.assert_allclose(after[:, :, :12], before[:, :, :12], atol=1e-6)
+        assert after[:, :, :12, Role.TOOL].max() == 0
+        assert np.abs(after[:, :, 12:] - before[:, :, 12:]).max() > 0.01
+
+
+class TestSelection:
+    def state(self, model):
+        return model.config._attn_implementation, len(model.base_model._forward_pre_hooks)
+
+    def test_restored_after_an_exception(self):
+        model = make_tiny("llama")
+        before = self.state(model)
+        with pytest.raises(KeyError), attend(model, right(CHATS)):
+            assert model.config._attn_implementation == NAME
+            raise KeyError
+        assert self.state(model) == before
+
+    def test_restored_when_nested(self):
+        model = make_tiny("llama", attn="eager")
+        tokens = right(CHATS[:1]).tokens
+        with torch.no_grad():
+            plain = model(tokens).logits
+            with attend(model, right(CHATS[:1]), steerings=[Steering(0.1)]):
+                outer = model(tokens).logits
+                with attend(model, right(CHATS[:1])):
+                    torch.testing.assert_close(model(tokens).logits, plain, atol=1e-5, rtol=0)
+                assert torch.equal(model(tokens).logits, outer)
+            assert torch.equal(model(tokens).logits, plain)
+        assert self.state(model) == ("eager", 0)
+
+    def test_two_models_do_not_mix(self):
+        one, two = make_tiny("llama"), make_tiny("llama", seed=1)
+        tokens = right(CHATS[:1]).tokens
+        with torch.no_grad():
+            plain = two(tokens).logits
+            with attend(one, right(CHATS[:1]), steerings=[Steering(0.1)]):
+                assert torch.equal(two(tokens).logits, plain)
+
+    def test_only_the_layers_asked_for_are_run(self, llama):
+        ran = []
+        hooks = [
+            layer.mlp.register_forward_hook(lambda *_, i=i: ran.append(i))
+            for i, layer in enumerate(llama.hf_model.model.layers)
+        ]
+        shares = llama.read_shares(right(CHATS), [1], all_queries(CHATS), [])
+        for hook in hooks:
+            hook.remove()
+        assert ran == [0]
+        torch.testing.assert_close(shares[0, 0, :, :20].numpy(), read_all(llama, CHATS)[0][1])
+
+    def test_chosen_queries_are_the_rows_of_all(self, llama):
+        some = llama.read_shares(right(CHATS), range(3), torch.tensor([[19, 3], [0, 12]]), [])
+        everything = read_all(llama, CHATS)
+        np.testing.assert_array_equal(some[0].numpy(), everything[0][:, :, [19, 3]])
+        np.testing.assert_array_equal(some[1].numpy(), everything[1][:, :, [0, 12]])
+
+
+def test_dropout_is_refused():
+    model = make_tiny("llama", attention_dropout=0.5).train()
+    with pytest.raises(InputError, match=r"model.eval\(\)"), attend(model, right(CHATS), layers=[0]):
+        model(right(CHATS).tokens)
+
+
+def test_an_encoder_is_refused():
+    import transformers
+
+    config = transformers.BertConfig(
+        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32
+    )
+    with pytest.raises(UnsupportedModelError, match="no decoder-only language model"):
+        shape_of(transformers.BertModel(config))
+
+
+def test_bfloat16_shares_are_good_to_half_a_percent():
+    model = make_tiny("llama", scale=6.0)
+    want = read_all(NativeBackend(model), CHATS)
+    got = read_all(NativeBackend(model.to(torch.bfloat16)), CHATS)
+    assert math.isclose(max(np.abs(g.sum(-1) - 1).max() for g in got), 0, abs_tol=0.02)
+    assert max(np.abs(g - w)[0].max() for g, w in zip(got, want, strict=True)) < 0.02
