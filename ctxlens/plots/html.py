@@ -1,0 +1,42 @@
+"""Views that are HTML rather than plotly figures."""
+
+from __future__ import annotations
+
+import webbrowser
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctxlens.runs import write_atomic
+
+
+@dataclass(frozen=True)
+class HtmlView:
+    """A piece of HTML that shows itself in notebooks; all text from data in it is escaped.
+
+    Attributes:
+        body: the markup.
+        css: the style sheet that the markup needs.
+    """
+
+    body: str
+    css: str
+
+    def _repr_html_(self) -> str:
+        return f"<style>{self.css}</style>{self.body}"
+
+    def page(self) -> str:
+        """A whole HTML page with nothing else on it."""
+        return (
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width">'
+            "<style>:root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;margin:1.5rem}"
+            f"{self.css}</style></head><body>{self.body}</body></html>"
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page to a file."""
+        return write_atomic(path, self.page())
+
+    def show(self, path: str | Path = "ctxlens-view.html") -> None:
+        """Write the page and open it in the browser."""
+        webbrowser.open(self.save(path).resolve().as_uri())

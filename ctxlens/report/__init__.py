@@ -1,0 +1,134 @@
+"""Run folders as one self-contained HTML page.
+
+The page opens without a network: style, scripts (plotly.js, once) and data are inside, and its content
+security policy allows nothing else to be loaded or run. All text from data is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from ctxlens.plots.theme import SEQUENTIAL, colour_schemes
+from ctxlens.plots.tokens import TOKEN_CSS
+from ctxlens.report.blocks import bounds, embed, number
+from ctxlens.report.collect import RunContents, collect_runs
+from ctxlens.report.making import honest_notes
+from ctxlens.report.sections import build_sections
+from ctxlens.runs import write_atomic
+
+CLAIMS = ("loss", "role bias", "cause", "source", "cure")
+_PAGE = "page"
+
+
+def write_report(runs: Sequence[str | Path], out: str | Path, title: str | None = None) -> Path:
+    """Draw everything that the run folders hold into one HTML file.
+
+    Args:
+        runs: folders that ctxlens commands have written; several are shown side by side.
+        out: the HTML file; an existing one is replaced.
+        title: heading of the page; by default told by the runs.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        InputError: a folder holds no run, or the file cannot be written.
+    """
+    return write_atomic(out, render_report(collect_runs(runs), title))
+
+
+def render_report(runs: Sequence[RunContents], title: str | None = None) -> str:
+    """The page of `write_report` as text."""
+    runs = list(runs)
+    sections, missing = build_sections(runs)
+    environment = Environment(
+        loader=PackageLoader("ctxlens.report", _PAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(embed=embed, number=number, bounds=bounds)
+    scripts = [_script(get_plotlyjs()), _script(_asset("report.js"))]
+    return environment.get_template("report.html.j2").render(
+        title=title or _title(runs),
+        summary=_summary(runs),
+        claims=_claims(runs),
+        runs=runs,
+        sections=sections,
+        missing=missing,
+        notes=honest_notes(runs),
+        css=Markup(TOKEN_CSS + _scale_css() + _asset("report.css")),  # noqa: S704 - our own files
+        scripts=scripts,
+        script_hashes=" ".join(_hash(script) for script in scripts),
+        schemes=embed({built: list(pair) for built, pair in colour_schemes().items()}),
+        commands=[str(run.stages["command"]) for run in runs if "command" in run.stages],
+    )
+
+
+def _title(runs: Sequence[RunContents]) -> str:
+    if any(run.is_demo for run in runs):
+        return "Does fine-tuning make a model forget its context?"
+    return "ctxlens: " + ", ".join(dict.fromkeys(str(run.manifest.get("study", "run")) for run in runs))
+
+
+def _summary(runs: Sequence[RunContents]) -> str:
+    if any(run.is_demo for run in runs):
+        return (
+            "Models that are fine-tuned on instructions can lose part of their grip on the text that a user gives "
+            "them; this page follows that argument in five claims, from the loss to its cure. Everything was "
+            "measured live on a small embedded language model, which was built to show the effect. Each claim stands "
+            "with its figure, its 95 % interval and the rule, written down before measuring, that decides on it."
+        )
+    told = []
+    for run in runs:
+        config = run.manifest.get("config")
+        model = config.get("model") if isinstance(config, dict) else None
+        study = f"{run.manifest.get('study', 'run')} ({run.name})"
+        told.append(f"{study} on {model}" if isinstance(model, str) else study)
+    return (
+        f"This page shows the results of {'one run' if len(runs) == 1 else f'{len(runs)} runs'}: {'; '.join(told)}. "
+        "Every figure is drawn from the result files in the run folders. Intervals are 95 % bootstrap intervals."
+    )
+
+
+def _claims(runs: Sequence[RunContents]) -> list[dict[str, Any]]:
+    """A row a claim with the verdict of every run."""
+    found = [run.verdicts() for run in runs]
+    names = [*CLAIMS, *dict.fromkeys(c for verdicts in found for c in verdicts if c not in CLAIMS)]
+    return [
+        {"claim": name, "verdicts": [verdicts.get(name) for verdicts in found]}
+        for name in names
+        if any(name in verdicts for verdicts in found)
+    ]
+
+
+def _asset(name: str) -> str:
+    return files("ctxlens.report").joinpath(_PAGE, name).read_text(encoding="utf-8")
+
+
+def _script(source: str) -> Markup:
+    """A script's source such that no part of it can end the script element."""
+    text = source.replace("\r\n", "\n").replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    return Markup("\n" + text.strip() + "\n")  # noqa: S704 - our own script and plotly's
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _scale_css() -> str:
+    light, dark = (", ".join(getattr(stop, side) for stop in SEQUENTIAL) for side in ("light", "dark"))
+    return f":root{{--scale:{light}}}@media (prefers-color-scheme:dark){{:root{{--scale:{dark}}}}}"
+
+
+__all__ = ["render_report", "write_report"]

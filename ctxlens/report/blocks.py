@@ -1,0 +1,167 @@
+"""The pieces that a report page is made of, and figures as plain JSON values."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import plotly.graph_objects as go
+from markupsafe import Markup
+
+from ctxlens.results import Verdict
+from ctxlens.stats import Interval
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plotly figure with what a reader without sight gets instead (`label`).
+
+    `group` and `variant` tie it to a switch: of one group, only the chosen variant is shown.
+    """
+
+    figure: dict[str, Any]
+    label: str
+    title: str = ""
+    group: str = ""
+    variant: str = ""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures side by side under one caption."""
+
+    figures: Sequence[Figure]
+    caption: str
+    title: str = ""
+    scale: str = ""
+    kind: str = "figures"
+
+    @property
+    def columns(self) -> int:
+        """How many figures stand in a row where there is room."""
+        first = self.figures[0] if self.figures else None
+        n = sum(one.variant == first.variant for one in self.figures) if first else 1
+        return 4 if n in (4, 7, 8) else min(n, 3)
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """The layer × head heatmap with its switches; `data` is what the page's script draws from."""
+
+    data: dict[str, Any]
+    caption: str
+    by_layer: Figures
+    title: str = ""
+    kind: str = "explorer"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The token view with its switches."""
+
+    markup: Markup
+    data: dict[str, Any]
+    caption: str
+    facts: Sequence[tuple[str, str]] = ()
+    title: str = ""
+    kind: str = "tokens"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table cell: text, with an interval or a remark in small print below."""
+
+    text: str
+    small: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first cell of each row is its header."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    caption: str
+    title: str = ""
+    kind: str = "table"
+
+
+@dataclass(frozen=True)
+class Note:
+    """One line of text."""
+
+    text: str
+    kind: str = "note"
+
+
+Block = Figures | Explorer | Tokens | Table | Note
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one run contributes to a section."""
+
+    run: str
+    blocks: Sequence[Block]
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of the page; `claim` names the verdict that it explains."""
+
+    id: str
+    title: str
+    lead: str
+    parts: Sequence[Part] = field(default_factory=tuple)
+    claim: str = ""
+
+
+def figure_json(figure: go.Figure) -> dict[str, Any]:
+    """A figure as plain JSON values: NaN becomes null, numbers are rounded to five digits."""
+    return _plain(json.loads(figure.to_json()))
+
+
+def embed(value: Any) -> Markup:
+    """JSON for the inside of a script element: no character of it can end the element or open a comment."""
+    text = json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)  # noqa: S704 - escaped above
+
+
+def interval_cell(interval: Interval, *, signed: bool = False) -> Cell:
+    """An estimate with its interval below."""
+    if math.isnan(interval.estimate):
+        return Cell("–")
+    return Cell(number(interval.estimate, signed=signed), bounds(interval))
+
+
+def number(value: float, *, signed: bool = False) -> str:
+    """A share as text, with a true minus sign."""
+    return "–" if math.isnan(value) else f"{value:{'+' if signed else ''}.2f}".replace("-", "−")
+
+
+def bounds(interval: Interval) -> str:
+    """The interval alone, for instance `[0.33, 0.49]`."""
+    if math.isnan(interval.low) or math.isnan(interval.high):
+        return "no interval: too few cases"
+    return f"[{number(interval.low)}, {number(interval.high)}]"
+
+
+def in_text(interval: Interval, *, signed: bool = False) -> str:
+    """Estimate and interval for running text."""
+    return f"{number(interval.estimate, signed=signed)} {bounds(interval)}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, float):
+        return round(value, 5) if math.isfinite(value) else None
+    return value

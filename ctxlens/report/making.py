@@ -1,0 +1,99 @@
+"""The section on how the results were made, and what to bear in mind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ctxlens.report.blocks import Block, Cell, Note, Table
+from ctxlens.report.collect import RunContents
+
+_LONGEST_VALUE = 160
+
+
+def making_blocks(run: RunContents) -> list[Block]:
+    """Command, settings, versions and times of one run."""
+    manifest = run.manifest
+    blocks: list[Block] = []
+    settings = [("study", str(manifest.get("study", "unknown")))]
+    settings += [("made", str(manifest["created"]))] if "created" in manifest else []
+    settings += [("command", str(run.stages["command"]))] if "command" in run.stages else []
+    config = manifest.get("config")
+    settings += list(_flat(config if isinstance(config, dict) else {}))
+    blocks.append(Table(["setting", "value"], _rows(settings), "Settings of the run.", title="Settings"))
+    stages = [one for one in run.stages.get("stages", ()) if isinstance(one, dict)]
+    if stages:
+        blocks.append(_stages(stages))
+    versions = manifest.get("versions")
+    if isinstance(versions, dict):
+        rows = _rows([(str(key), str(value)) for key, value in versions.items()])
+        blocks.append(Table(["package", "version"], rows, "Versions that made the results.", title="Versions"))
+    blocks += [Note(sentence) for sentence in run.unreadable]
+    return blocks
+
+
+def honest_notes(runs: list[RunContents]) -> list[str]:
+    """What a reader should bear in mind."""
+    notes = []
+    if any(run.is_demo for run in runs):
+        notes.append(
+            "The embedded model was built to show the effect: its pretraining, its fine-tuning mixture and the share "
+            "of context-dependent examples in it were chosen so that a loss appears. It shows that the chain of "
+            "claims can hold and how to test it. It says nothing about how large the effect is in other models."
+        )
+        notes.append(
+            "One run is one seed of fine-tuning. Intervals cover the choice of test cells, not the choice of seed."
+        )
+    notes += [
+        "Attention is evidence, not proof: a head may look at a token without using it, and use it through other "
+        "heads. Steering is the test of cause here, and it is blunt: it changes every head it is applied to.",
+        "Intervals are 95 % percentile bootstrap intervals over cells, conversations or questions; differences "
+        "are paired. With few cells they are rough.",
+        "Raw shares count the template's own tokens, which exist only with the template. Renormalised shares leave "
+        "them out. Both are given, for a claim should hold in the one that it is made about.",
+    ]
+    return notes
+
+
+def _stages(stages: list[dict[str, Any]]) -> Table:
+    rows = [
+        [
+            Cell(str(one.get("stage", "")), str(one.get("detail", ""))),
+            Cell(_seconds(one.get("wall_seconds"))),
+            Cell(_seconds(one.get("cpu_seconds"))),
+        ]
+        for one in stages
+    ]
+    totals = [
+        sum(float(one.get(key) or 0) for one in stages if _is_number(one.get(key)))
+        for key in ("wall_seconds", "cpu_seconds")
+    ]
+    rows.append([Cell("all stages"), *(Cell(_seconds(total)) for total in totals)])
+    return Table(
+        ["stage", "wall time", "CPU time"],
+        rows,
+        "Wall time depends on how busy the machine was; CPU seconds say more.",
+        title="Time by stage",
+    )
+
+
+def _seconds(value: Any) -> str:
+    return f"{float(value):,.1f} s" if _is_number(value) else "–"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+            yield f"{prefix}{key}", text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
+
+
+def _rows(pairs: list[tuple[str, str]]) -> list[list[Cell]]:
+    return [[Cell(key), Cell(value)] for key, value in pairs]

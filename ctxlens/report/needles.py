@@ -1,0 +1,230 @@
+"""The sections on needles: loss, cause and cure."""
+
+from __future__ import annotations
+
+from ctxlens.plots.compare import compare_models, cure_models
+from ctxlens.plots.needle import NeedlePanel, needle_panel, needle_panels, split_by_memory
+from ctxlens.plots.steering import LINES, steering_curves, steering_points
+from ctxlens.report.blocks import (
+    Block,
+    Cell,
+    Figure,
+    Figures,
+    Note,
+    Table,
+    figure_json,
+    in_text,
+    interval_cell,
+    number,
+)
+from ctxlens.report.collect import RunContents
+from ctxlens.results import Ability, NeedleGrid
+from ctxlens.stats import bootstrap_mean, paired_difference
+
+_HOW_TO_READ = (
+    "Each square is one context length (left to right) and one depth of the needle in it (top to bottom); "
+    "the darker it is on a light page, the brighter on a dark one, the more of the needle's keywords the "
+    "model repeats (1: all, 0: none). The first words of the answer are given, where nothing else is said. "
+)
+
+
+def loss_blocks(run: RunContents) -> list[Block]:
+    """Needle heatmaps of the models before the cure, with and without template."""
+    blocks: list[Block] = []
+    for name, grid in run.grids(steered=False).items():
+        models = cure_models(grid)
+        shown = _without(grid, models[1]) if models else grid
+        contested, free = split_by_memory(shown)
+        panels = needle_panels(contested)
+        blocks.append(
+            Figures(
+                [_figure(panel) for panel in panels],
+                _HOW_TO_READ + _which_cells(contested, free) + _loss_sentence(contested),
+                title=str(grid.meta.get("title", "Needle in a haystack" if name == "needle" else name)),
+                scale="recall",
+            )
+        )
+        blocks.append(_means(panels, contested, free))
+    return blocks
+
+
+def cause_blocks(run: RunContents) -> list[Block]:
+    """Steering curves."""
+    blocks: list[Block] = []
+    for name, grid in run.grids(steered=True).items():
+        contested, free = split_by_memory(grid)
+        points = steering_points(contested)
+        if not points:
+            continue
+        ability = run.abilities(steered=True)
+        blocks.append(
+            Figures(
+                [Figure(figure_json(steering_curves(contested, ability)), _steering_sentence(contested))],
+                "Recall as the attention to everything but the user's tokens is weakened by α (steps to the "
+                "right: weaker). Lines are means over cells, bands 95 % bootstrap intervals. If attention is the "
+                "cause, the line of all heads rises, and the retrieval heads rise further than as many random "
+                "ones. What falls below it is the price. "
+                + _which_cells(contested, free)
+                + _steering_sentence(contested),
+                title="Steering attention to the user" if name == "steering" else name,
+            )
+        )
+        if free is not None and steering_points(free):
+            blocks.append(_side_effect(free))
+    return blocks
+
+
+def cure_blocks(run: RunContents) -> list[Block]:
+    """Heatmaps before and after, the table, and the closed-book ability."""
+    blocks: list[Block] = []
+    ability = run.abilities(steered=False)
+    for grid in run.grids(steered=False).values():
+        models = cure_models(grid)
+        if models is None:
+            continue
+        contested, free = split_by_memory(grid)
+        panels = [p for p in needle_panels(contested) if p.key["model"] in models]
+        templated = [p for p in panels if "template" in p.key["condition"]] or panels
+        templated.sort(key=lambda p: (p.key["model"] == models[1], p.key["indicator"]))
+        blocks.append(
+            Figures(
+                [_figure(panel) for panel in templated],
+                _HOW_TO_READ + "All under the chat template. The question is whether the last panel is as full "
+                "as the model without template was above; the panel without [IND] shows what the training costs "
+                "a user who does not ask for the context. " + _which_cells(contested, free),
+                title="Before and after indicator training",
+                scale="recall",
+            )
+        )
+        blocks.append(_before_after(contested, ability, *models, free))
+    if ability is not None:
+        blocks.append(_ability(ability))
+    return blocks
+
+
+def _figure(panel: NeedlePanel) -> Figure:
+    mean = number(float((panel.mean * panel.count)[panel.count > 0].sum() / max(panel.count.sum(), 1)))
+    return Figure(
+        figure_json(needle_panel(panel)),
+        f"Heatmap of recall by context length and depth, {panel.title}. Mean {mean}.",
+        title=panel.title,
+    )
+
+
+def _means(panels: list[NeedlePanel], contested: NeedleGrid, free: NeedleGrid | None) -> Table:
+    head = ["model and condition", "recall", "answered from memory"]
+    if free is not None:
+        head[1:] = ["recall, memory disagrees", "answered from memory", "recall, nothing memorised"]
+    rows = []
+    for panel in panels:
+        cells = [
+            Cell(panel.title),
+            interval_cell(bootstrap_mean(_unsteered(contested, panel, "recall"))),
+            interval_cell(bootstrap_mean(_unsteered(contested, panel, "memory_recall"))),
+        ]
+        if free is not None:
+            cells.append(interval_cell(bootstrap_mean(_unsteered(free, panel, "recall"))))
+        rows.append(cells)
+    return Table(head, rows, "Mean over the cells with its 95 % bootstrap interval.")
+
+
+def _unsteered(grid: NeedleGrid, panel: NeedlePanel, column: str):
+    key = {name: panel.key[name] for name in ("model", "condition", "indicator")}
+    return grid.recall(column, **key).to_numpy()
+
+
+def _loss_sentence(grid: NeedleGrid) -> str:
+    sentences = []
+    for model in dict.fromkeys(grid.frame["model"]):
+        plain = grid.recall(model=model, condition="plain+prefix", indicator=False)
+        template = grid.recall(model=model, condition="template+prefix", indicator=False)
+        both = plain.index.intersection(template.index)
+        if both.empty:
+            continue
+        change = paired_difference(plain[both].to_numpy(), template[both].to_numpy())
+        sentences.append(
+            f"The model {model} finds {number(float(plain[both].mean()))} without the template and "
+            f"{number(float(template[both].mean()))} with it, on the same weights: "
+            f"a difference of {in_text(change, signed=True)}."
+        )
+    return " ".join(sentences)
+
+
+def _which_cells(contested: NeedleGrid, free: NeedleGrid | None) -> str:
+    if free is None:
+        return ""
+    return (
+        f"Shown are the {contested.frame['cell'].nunique()} cells whose needle contradicts what the model knows "
+        f"by heart; in the other {free.frame['cell'].nunique()} it knows nothing about the subject. "
+    )
+
+
+def _steering_sentence(grid: NeedleGrid) -> str:
+    parts = []
+    points = steering_points(grid)
+    for heads in dict.fromkeys(point.heads for point in points):
+        best = max((p for p in points if p.heads == heads), key=lambda p: p.interval.estimate)
+        parts.append(f"{LINES.get(heads, heads)} {in_text(best.interval)} at α {best.alpha:g}")
+    start = next((p.interval for p in points if p.alpha == 1.0), None)
+    unsteered = f"Not steered: {in_text(start)}. " if start else ""
+    return f"{unsteered}Highest mean recall of each line: {'; '.join(parts)}."
+
+
+def _side_effect(free: NeedleGrid) -> Table:
+    points = steering_points(free)
+    alphas = sorted({p.alpha for p in points}, reverse=True)
+    rows = []
+    for heads in dict.fromkeys(p.heads for p in points):
+        by_alpha = {p.alpha: p.interval for p in points if p.heads == heads}
+        cells = [interval_cell(by_alpha[a]) if a in by_alpha else Cell("–") for a in alphas]
+        rows.append([Cell(LINES.get(heads, heads)), *cells])
+    return Table(
+        ["heads", *(f"α {a:g}" for a in alphas)],
+        rows,
+        "Where nothing is memorised: recall under the same steering. A fall here is a side effect.",
+    )
+
+
+def _before_after(
+    contested: NeedleGrid, ability: Ability | None, before: str, after: str, free: NeedleGrid | None
+) -> Table:
+    rows = []
+    groups = [("" if free is None else "memory disagrees", contested, ability)]
+    if free is not None:
+        groups.append(("nothing memorised", free, None))
+    for remark, grid, table in groups:
+        for row in compare_models(grid, table, before=before, after=after):
+            label = Cell(row.measure, "" if row.measure.startswith("closed") else remark)
+            values = [interval_cell(row.before), interval_cell(row.after)]
+            rows.append([label, *values, interval_cell(row.difference, signed=True)])
+    return Table(
+        ["measure", f"before: {before}", f"after: {after}", "difference, paired"],
+        rows,
+        "Mean and 95 % bootstrap interval. The model before has no indicator: rows with [IND] compare the model "
+        "after, asked with it, to the model before, asked plainly, on the same cells.",
+        title="Before and after",
+    )
+
+
+def _ability(ability: Ability) -> Table | Note:
+    frame = ability.frame
+    rows = []
+    for (model, indicator), group in frame.groupby(["model", "indicator"], sort=False):
+        name = f"{model} + [IND]" if indicator else str(model)
+        rows.append([Cell(name), interval_cell(bootstrap_mean(group["recall"].to_numpy())), Cell(str(len(group)))])
+    if not rows:
+        return Note("The ability table is empty.")
+    return Table(
+        ["model", "recall", "questions"],
+        rows,
+        "Questions without any document, answered from what the model knows: a cure that costs this ability "
+        "would be none. Mean and 95 % bootstrap interval.",
+        title="Closed-book ability",
+    )
+
+
+def _without(grid: NeedleGrid, model: str) -> NeedleGrid:
+    return NeedleGrid(grid.frame[grid.frame["model"] != model].reset_index(drop=True), grid.meta)
+
+
+__all__ = ["cause_blocks", "cure_blocks", "loss_blocks"]

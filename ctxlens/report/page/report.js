@@ -1,0 +1,198 @@
+"use strict";
+(() => {
+  const schemes = JSON.parse(document.getElementById("schemes").textContent);
+  const darkQuery = matchMedia("(prefers-color-scheme: dark)");
+  const config = {responsive: true, displayModeBar: false, displaylogo: false, showTips: false};
+  const views = [];
+  let forced = null;
+
+  const isDark = () => (forced === null ? darkQuery.matches : forced === "dark");
+  const repaint = (value) => {
+    if (typeof value === "string") return schemes[value] ? schemes[value][isDark() ? 1 : 0] : value;
+    if (Array.isArray(value)) return value.map(repaint);
+    if (value && typeof value === "object")
+      return Object.fromEntries(Object.entries(value).map(([key, one]) => [key, repaint(one)]));
+    return value;
+  };
+  const draw = (element, figure) => {
+    const painted = repaint(figure);
+    const layout = {...painted.layout, autosize: true};
+    layout.hoverlabel = {...layout.hoverlabel, bgcolor: isDark() ? "#2b323c" : "#ffffff",
+      bordercolor: isDark() ? "#56606d" : "#c2c8d0", font: {...(layout.hoverlabel || {}).font, color: isDark() ? "#e6eaef" : "#20262e"}};
+    return Plotly.react(element, painted.data, layout, config);
+  };
+  const read = (element) => {
+    const script = element.querySelector(":scope > script[type='application/json']");
+    const value = JSON.parse(script.textContent);
+    script.remove();
+    return value;
+  };
+  const make = (tag, text, attributes = {}) => {
+    const element = document.createElement(tag);
+    if (text !== undefined) element.textContent = text;
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    return element;
+  };
+  const format = (value, signed) => {
+    if (value === null || value === undefined) return "–";
+    const text = Math.abs(value).toFixed(2);
+    return (value < 0 && +text !== 0 ? "−" : signed ? "+" : "") + text;
+  };
+  const mean = (matrix) => {
+    const values = matrix.flat().filter((one) => one !== null);
+    return values.length ? values.reduce((a, b) => a + b, 0) / values.length : null;
+  };
+  const escape = (text) => String(text).replace(/[&<>]/g, (c) => ({"&": "&amp;", "<": "&lt;", ">": "&gt;"})[c]);
+
+  for (const element of document.querySelectorAll(".plot:not(.drawn)")) {
+    const figure = read(element);
+    const panel = element.closest(".panel");
+    let drawnDark = null;
+    const view = {
+      update() {
+        if (panel && panel.hidden) return;
+        if (drawnDark !== isDark()) {
+          drawnDark = isDark();
+          draw(element, figure);
+        } else Plotly.Plots.resize(element);
+      },
+    };
+    views.push(view);
+    if (panel) panel.view = view;
+    view.update();
+  }
+
+  for (const element of document.querySelectorAll("[data-explorer]")) explore(element);
+  for (const element of document.querySelectorAll("[data-tokens]")) showTokens(element);
+
+  function explore(root) {
+    const data = read(root);
+    const plot = root.querySelector(".plot");
+    const inputs = [...root.querySelectorAll("input")];
+    const chosen = (name) => {
+      const input = inputs.find((one) => one.name.endsWith("-" + name) && (one.type === "checkbox" || one.checked));
+      return input && (input.type === "checkbox" ? input.checked : input.value);
+    };
+    const minus = (a, b) => a.map((row, i) => row.map((v, j) => (v === null || b[i][j] === null ? null : +(v - b[i][j]).toFixed(4))));
+    const matrix = (model, view, share, role) => {
+      const parts = data.models[model];
+      if (view !== "difference") return parts[view] && parts[view][share][role].z;
+      return parts.plain && parts.template && minus(parts.template[share][role].z, parts.plain[share][role].z);
+    };
+    const ceiling = (view, share, role) => {
+      let largest = 0;
+      for (const model of Object.keys(data.models))
+        for (const one of view === "difference" ? ["difference"] : Object.keys(data.views))
+          for (const value of (matrix(model, one, share, role) || []).flat()) largest = Math.max(largest, Math.abs(value || 0));
+      return Math.max(0.05, Math.ceil(largest * 20 - 1e-9) / 20);
+    };
+    const update = () => {
+      const [model, view, share, role] = ["model", "view", "share", "role"].map(chosen);
+      const signed = view === "difference";
+      const z = matrix(model, view, share, role);
+      const name = (data.options.find((one) => one[0] === view) || [])[1];
+      root.querySelector(".shown").textContent = `${role}: ${model}, ${name}, ${share} shares`;
+      for (const panel of document.querySelectorAll(`[data-group="${data.group}"]`)) {
+        panel.hidden = panel.dataset.variant !== `${model}|${share}`;
+        if (!panel.hidden) panel.view.update();
+      }
+      fill(model, share, role);
+      const readout = root.querySelector(".readout");
+      if (!z) {
+        Plotly.purge(plot);
+        readout.textContent = "There is no such view of this model.";
+        return;
+      }
+      const entry = data.models[model][signed ? "template" : view];
+      const top = ceiling(view, share, role);
+      const heads = z[0].length, layers = entry.layers;
+      const step = (n) => Math.max(1, Math.ceil(n / 16));
+      const unit = signed ? "difference in share" : "share";
+      const number = signed ? "%{z:+.3f}" : "%{z:.3f}";
+      const uniform = signed ? "" : `<br>if attention were uniform: ${entry[share][role].uniform.toFixed(3)}`;
+      const figure = {
+        data: [{
+          type: "heatmap", z, x: [...Array(heads).keys()], y: layers, zmin: signed ? -top : 0, zmax: top,
+          colorscale: signed ? data.diverging : data.sequential, xgap: 2, ygap: 2, hoverongaps: false,
+          texttemplate: heads > 16 ? "" : signed ? "%{z:+.2f}" : "%{z:.2f}",
+          colorbar: {thickness: 10, outlinewidth: 0, tickfont: {size: 11}, xpad: 6},
+          hovertemplate: `layer %{y}, head %{x}<br>${unit} of <b>${escape(role)}</b>: <b>${number}</b>${uniform}<br>mean over ${entry.n} quer${entry.n === 1 ? "y" : "ies"}<extra></extra>`,
+        }],
+        layout: {
+          height: Math.min(900, Math.max(270, 46 * layers.length + 60)), margin: {l: 48, r: 8, t: 6, b: 44},
+          paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false,
+          font: {family: getComputedStyle(document.body).fontFamily, size: 13, color: data.ink},
+          xaxis: {title: {text: "head", standoff: 8}, showgrid: false, zeroline: false, fixedrange: true, dtick: step(heads), tick0: 0},
+          yaxis: {title: {text: "layer", standoff: 8}, showgrid: false, zeroline: false, fixedrange: true, autorange: "reversed",
+            tickvals: layers.filter((_, i) => i % step(layers.length) === 0)},
+          shapes: chosen("frames") && data.frames[model] ? data.frames[model].map((head, i) => ({type: "rect",
+            x0: head - 0.5, x1: head + 0.5, y0: layers[i] - 0.5, y1: layers[i] + 0.5, line: {color: data.ink, width: 2.5}})) : [],
+        },
+      };
+      draw(plot, figure);
+      plot.setAttribute("aria-label", `Heatmap by layer and head of the ${unit} of ${role} tokens, ${model}, ${name}, ${share}`);
+      const all = mean(z);
+      const baseline = signed ? "" : ` If every token got the same attention, it would be ${format(entry[share][role].uniform)}.`;
+      readout.textContent = all === null ? "No attention is left for this role." :
+        `Mean ${unit} of ${role} tokens over all layers and heads: ${format(all, signed)}.${baseline}`;
+    };
+    const fill = (model, share, role) => {
+      const parts = data.models[model];
+      const columns = data.options.map((one) => one[0]).filter((one) => matrix(model, one, share, data.roles[0]));
+      const head = root.querySelector(".means thead"), body = root.querySelector(".means tbody");
+      const last = columns.filter((one) => one !== "difference").pop();
+      const top = make("tr");
+      for (const text of ["role", ...columns.map((one) => data.options.find((o) => o[0] === one)[1]), "uniform"])
+        top.append(make("th", text, {scope: "col"}));
+      head.replaceChildren(top);
+      body.replaceChildren(...data.roles.map((one) => {
+        const row = make("tr", undefined, {class: one === role ? "chosen" : ""});
+        const name = make("th", undefined, {scope: "row"});
+        name.append(make("span", "", {class: `swatch r-${one}`}), one);
+        row.append(name);
+        for (const view of columns) row.append(make("td", format(mean(matrix(model, view, share, one)), view === "difference")));
+        row.append(make("td", format(parts[last][share][one].uniform)));
+        return row;
+      }));
+    };
+    for (const input of inputs) input.addEventListener("change", update);
+    views.push({update});
+    update();
+  }
+
+  function showTokens(root) {
+    const data = read(root);
+    const spans = [...root.querySelectorAll(".tok")];
+    const pick = (name) => root.querySelector(`select[name="${name}"]`);
+    const value = (name) => (pick(name) ? +pick(name).value : 0);
+    const roles = [...new Set(data.roles)];
+    const user = (layer, head) => data.weights[layer][head][data.queries.length - 1]
+      .reduce((sum, weight, i) => sum + (data.roles[i] === "user" ? weight : 0), 0);
+    let best = [0, 0];
+    data.layers.forEach((_, l) => data.heads.forEach((_, h) => { if (user(l, h) > user(...best)) best = [l, h]; }));
+    pick("layer").value = best[0];
+    pick("head").value = best[1];
+    const update = () => {
+      const query = data.queries[value("query")];
+      const weights = data.weights[value("layer")][value("head")][value("query")];
+      const top = Math.max(1, ...weights);
+      const sums = Object.fromEntries(roles.map((role) => [role, 0]));
+      spans.forEach((span, i) => {
+        span.style.setProperty("--w", Math.sqrt(weights[i] / top).toFixed(3));
+        span.title = `${data.roles[i]} · token ${i} · attention ${(weights[i] / 10000).toFixed(4)}`;
+        span.classList.toggle("query", i === query.position);
+        sums[data.roles[i]] += weights[i] / 10000;
+      });
+      const list = roles.sort((a, b) => sums[b] - sums[a]).map((role) => `${role} ${format(sums[role])}`).join(" · ");
+      root.querySelector(".readout").textContent = `Attention by role from token ${query.position}: ${list}`;
+    };
+    for (const select of root.querySelectorAll("select")) select.addEventListener("change", update);
+    update();
+  }
+
+  const updateAll = () => views.forEach((view) => view.update());
+  darkQuery.addEventListener("change", updateAll);
+  addEventListener("beforeprint", () => { forced = "light"; updateAll(); });
+  addEventListener("afterprint", () => { forced = null; updateAll(); });
+  document.documentElement.dataset.ready = "yes";
+})();
