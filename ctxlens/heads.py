@@ -57,14 +57,14 @@ def find_retrieval_heads(allocation: RoleAllocation) -> tuple[Head, ...]:
 
 
 def draw_random_heads(
-    others_than: Sequence[Head], n_heads: int, *, draws: int, seed: int = 0
+    others_than: Sequence[Head], n_heads: int, *, n_draws: int, seed: int = 0
 ) -> list[tuple[Head, ...]]:
     """Control sets: as many heads of the same layers as the given ones, drawn among the others.
 
     Args:
         others_than: the heads that a control stands against.
         n_heads: how many heads a layer has.
-        draws: how many sets; they differ as far as there are enough.
+        n_draws: how many sets; they differ as far as there are enough.
         seed: seed of the draws.
 
     Raises:
@@ -80,7 +80,7 @@ def draw_random_heads(
         )
     rng = random.Random(f"heads-{seed}")
     sets: list[tuple[Head, ...]] = []
-    for _ in range(draws):
+    for _ in range(n_draws):
         for _attempt in range(20):
             drawn = tuple(
                 (layer, head)
@@ -101,7 +101,7 @@ def steering_sweep(
     alphas: Sequence[float] = (0.7, 0.5, 0.3, 0.1, 0.03),
     head_sets: Sequence[str] | Mapping[str, Sequence[Head]] = HEAD_SETS,
     retrieval: Sequence[Head] | None = None,
-    draws: int = 3,
+    n_draws: int = 3,
     roles: tuple[Role, ...] = DEFAULT_ROLES,
     mode: SteeringMode = "paper",
     indicator: bool = False,
@@ -124,7 +124,7 @@ def steering_sweep(
         head_sets: of `HEAD_SETS`, or names with heads of one's own.
         retrieval: the retrieval heads; by default they are found on the cells themselves, without
             template.
-        draws: how many random sets, each run at every α.
+        n_draws: how many random sets, each run at every α.
         roles: the roles that are steered to.
         mode: see `Steering`.
         indicator: whether the question carries the model's indicator.
@@ -141,7 +141,7 @@ def steering_sweep(
         InputError: an unknown head set, a head that the model does not have, α outside (0, 1].
     """
     settings = [Setting(label or model.name, indicator)]
-    sets = _head_sets(model, cells, config, head_sets, retrieval, draws, seed)
+    sets = _head_sets(model, cells, config, head_sets, retrieval, n_draws, seed)
     for set_name, draw, heads in sets:
         for alpha in dict.fromkeys(alphas):
             steering = Steering(alpha, roles, heads, mode)
@@ -170,7 +170,7 @@ def _head_sets(
     config: NeedleConfig,
     wanted: Sequence[str] | Mapping[str, Sequence[Head]],
     retrieval: Sequence[Head] | None,
-    draws: int,
+    n_draws: int,
     seed: int,
 ) -> list[tuple[str, int, Any]]:
     """Name, draw and heads of each set."""
@@ -187,7 +187,7 @@ def _head_sets(
         if "retrieval" in wanted:
             sets.append(("retrieval", 0, tuple(retrieval)))
         if "random" in wanted:
-            drawn = draw_random_heads(retrieval, model.n_heads, draws=draws, seed=seed)
+            drawn = draw_random_heads(retrieval, model.n_heads, n_draws=n_draws, seed=seed)
             sets += [("random", draw, heads) for draw, heads in enumerate(drawn)]
     return sets
 
@@ -195,8 +195,6 @@ def _head_sets(
 @dataclass(frozen=True)
 class NeedleLayers:
     """How much each layer's best head looks at the needle while the needle is repeated.
-
-    As a sequence it is these shares, one a layer.
 
     Attributes:
         table: one row a layer: `layer`; `head` (the layer's best); `needle_share` (attention from the
@@ -208,19 +206,13 @@ class NeedleLayers:
     table: pd.DataFrame
     shares: Float[np.ndarray, "layer head"]
 
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, index: int) -> float:
-        return float(self.table["needle_share"].to_numpy()[index])
-
     @property
     def best(self) -> int:
         """The layer that carries the needle: the one with the largest share."""
         return int(self.table["layer"].iloc[self.table["needle_share"].to_numpy().argmax()])
 
 
-def probe_needle_layers(
+def needle_layer(
     model: HeadModel,
     cells: Sequence[Cell],
     config: NeedleConfig,
@@ -282,6 +274,6 @@ def _spread(cells: Sequence[Cell], at_most: int) -> list[Cell]:
 
 
 __all__ = [
-    "HEAD_SETS", "HeadModel", "NeedleLayers", "draw_random_heads", "find_retrieval_heads",
-    "probe_needle_layers", "steering_sweep",
+    "HEAD_SETS", "HeadModel", "NeedleLayers", "draw_random_heads", "find_retrieval_heads", "needle_layer",
+    "steering_sweep",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from needle_models import CopyingModel
 from ctxlens.cells import NeedleConfig, build_cells
 from ctxlens.errors import InputError
 from ctxlens.haystack import load_haystack
-from ctxlens.heads import draw_random_heads, find_retrieval_heads, probe_needle_layers, steering_sweep
+from ctxlens.heads import draw_random_heads, find_retrieval_heads, needle_layer, steering_sweep
 from ctxlens.results import RoleAllocation
 from ctxlens.runs import Run
 
@@ -34,19 +34,19 @@ def test_retrieval_heads_are_the_best_of_each_layer(model, cells):
 
 
 def test_random_heads_are_others_of_the_same_layers():
-    draws = draw_random_heads(((0, 2), (1, 1), (1, 3)), 6, draws=5, seed=1)
+    draws = draw_random_heads(((0, 2), (1, 1), (1, 3)), 6, n_draws=5, seed=1)
     assert len(set(draws)) == 5
     for heads in draws:
         assert [layer for layer, _ in heads] == [0, 1, 1]
         assert len(set(heads)) == 3
         assert not set(heads) & {(0, 2), (1, 1), (1, 3)}
-    assert draws == draw_random_heads(((0, 2), (1, 1), (1, 3)), 6, draws=5, seed=1)
-    assert draws != draw_random_heads(((0, 2), (1, 1), (1, 3)), 6, draws=5, seed=2)
+    assert draws == draw_random_heads(((0, 2), (1, 1), (1, 3)), 6, n_draws=5, seed=1)
+    assert draws != draw_random_heads(((0, 2), (1, 1), (1, 3)), 6, n_draws=5, seed=2)
 
 
 def test_random_heads_need_other_heads():
     with pytest.raises(InputError, match="layer 0 has 1 heads, too few"):
-        draw_random_heads(((0, 0),), 1, draws=1)
+        draw_random_heads(((0, 0),), 1, n_draws=1)
 
 
 def test_sweep_runs_every_alpha_and_head_set_on_the_same_cells(model, cells, tmp_path):
@@ -58,7 +58,7 @@ def test_sweep_runs_every_alpha_and_head_set_on_the_same_cells(model, cells, tmp
         return setting.steering.alpha if setting.steering else 1.0
 
     grid = steering_sweep(
-        model, cells, CONFIG, alphas=(1.0, 0.5, 0.05), draws=2, side_effect=side_effect, label="m", out=run,
+        model, cells, CONFIG, alphas=(1.0, 0.5, 0.05), n_draws=2, side_effect=side_effect, label="m", out=run,
     )  # fmt: skip
     frame = grid.frame
     # unsteered once, and two alphas for all, retrieval and two random sets
@@ -105,9 +105,9 @@ def test_bad_sweeps_are_refused(model, cells, options, words):
 
 
 def test_probe_reads_the_needles_own_tokens(model, cells):
-    probe = probe_needle_layers(model, cells, CONFIG)
+    probe = needle_layer(model, cells, CONFIG)
     assert probe.best == 1
-    assert list(probe) == pytest.approx([0.0, 0.6])
+    assert probe.table["needle_share"].tolist() == pytest.approx([0.0, 0.6])
     assert probe.table["head"].tolist() == [0, 0]
     assert probe.shares[1] == pytest.approx([0.6, 0, 0])
     assert probe.table["uniform"].between(0.05, 0.5).all()
@@ -118,7 +118,7 @@ def test_probe_is_the_sum_of_the_pattern_over_the_needle(organism_tokenizer):
 
     model = load_model("organism", backend="native")
     cell = build_cells(model, CONFIG, HAYSTACK)[1]
-    probe = probe_needle_layers(model, [cell], CONFIG)
+    probe = needle_layer(model, [cell], CONFIG)
     messages = [
         {"role": "user", "content": f"{cell.context.text}\n{cell.needle.question}"},
         {"role": "assistant", "content": cell.needle.sentence},
@@ -133,4 +133,4 @@ def test_probe_is_the_sum_of_the_pattern_over_the_needle(organism_tokenizer):
     pattern = model.read_patterns(chat, queries="response_mean")
     expected = pattern[..., needle].sum(-1).mean(-1)
     np.testing.assert_allclose(probe.shares, expected, atol=1e-5)
-    assert list(probe) == pytest.approx(expected.max(1).tolist(), abs=1e-5)
+    assert probe.table["needle_share"].tolist() == pytest.approx(expected.max(1).tolist(), abs=1e-5)
