@@ -105,7 +105,8 @@ def check_indicator(tokenizer: Any, token: str = DEFAULT_INDICATOR) -> int:
         raise InputError(
             f"the tokenizer has no token {token!r}; add it with ctxlens.add_indicator, or train with it."
         )
-    for text in (token, f"text{token}", f"text {token}", f"text. {token}", f"text\n{token}", f"{token}\ntext"):
+    for place in ("{}", "text{}", "text {}", "text. {}", "text\n{}", "{}\ntext", "{} text"):
+        text = place.replace("{}", token)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if ids.count(number) != 1:
             raise InputError(
@@ -157,8 +158,8 @@ def annotate_messages(
     if wanted:
         missing = next(iter(wanted))
         raise InputError(
-            f"{len(wanted)} selected conversations are not in the data set, {missing!r} for one; the selection "
-            "belongs to other data."
+            f"{len(wanted)} selected conversations are not in the data set, {missing!r} for one; the "
+            "selection belongs to other data."
         )
     return annotated
 

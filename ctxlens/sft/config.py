@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from types import NoneType
+from typing import Any, NoReturn, cast, get_args, get_type_hints
 
 from ctxlens.errors import InputError
 
-if TYPE_CHECKING:
-    from trl import SFTConfig
+NULL_WORDS = frozenset({"null", "none", "~", ""})
+"""What stands for None where a command line overrides a key that may be None."""
 
 
 def _key(default: Any, meaning: str) -> Any:
@@ -31,87 +35,124 @@ class TrainConfig:
     indicator: str | None = _key(None, "The indicator, such as [IND]; none: train without.")
     indicator_init: str = _key("mean", "Start of its embedding: the mean of all, or of a phrase's tokens.")
     loss_on: str = _key("assistant", "Tokens that the loss is on: assistant, or all (as the paper's code).")
-    replay: str | None = _key(None, "Raw texts to replay: JSONL with `text`, or text with blank lines between.")
+    replay: str | None = _key(None, "Raw texts to replay: JSONL with `text`, or plain, blank lines between.")
     replay_share: float | None = _key(None, "Share of replayed rows, 0 to 1; all texts once if not given.")
     chat_template: str | None = _key(None, "File with a Jinja chat template in place of the tokenizer's own.")
     dtype: str = _key("float32", "Type of the weights: float32, bfloat16 or float16.")
 
 
-def default_arguments() -> dict[str, Any]:
-    """What ctxlens sets differently from TRL: no trackers, no intermediate checkpoints, and what a CPU needs."""
+def default_arguments(*, use_cpu: bool | None = None) -> dict[str, Any]:
+    """What ctxlens sets differently from TRL: no trackers, no intermediate checkpoints, what a CPU needs.
+
+    Args:
+        use_cpu: train on the CPU; by default where there is no accelerator.
+    """
     import torch
 
     arguments: dict[str, Any] = {"report_to": "none", "save_strategy": "no"}
-    if not torch.cuda.is_available() and not torch.backends.mps.is_available():
+    if use_cpu is None:
+        use_cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
+    if use_cpu:
         arguments |= {
             "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False,
         }  # fmt: skip
     return arguments
 
 
-def make_sft_config(out: str | Path, arguments: Mapping[str, Any] | None = None) -> SFTConfig:
-    """TRL's `SFTConfig` with ctxlens' defaults below the given arguments.
+@contextmanager
+def without_renaming_notes() -> Iterator[None]:
+    """Keep quiet that transformers renames `gradient_checkpointing`, which TRL itself always sets."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
+        yield
+
+
+def make_sft_config(out: str | Path, arguments: Mapping[str, Any] | None = None) -> Any:
+    """TRL's `SFTConfig` with ctxlens' defaults (`default_arguments`) below the given arguments.
 
     Raises:
         InputError: an argument that `SFTConfig` does not have, or a value that it refuses.
     """
-    from trl import SFTConfig
+    from trl.trainer.sft_config import SFTConfig
 
     given = dict(arguments or {})
-    if given.get("use_cpu"):
-        given = {"bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False, **given}
     known = {f.name for f in fields(SFTConfig)}
     unknown = sorted(set(given) - known)
     if unknown:
         raise InputError(_unknown_keys(unknown, known, "the training arguments"))
+    defaults = default_arguments(use_cpu=given.get("use_cpu") or None)
     try:
-        return SFTConfig(**{**default_arguments(), **given, "output_dir": str(out)})
+        with without_renaming_notes():
+            return SFTConfig(**{**defaults, **given, "output_dir": str(out)})
     except (ValueError, TypeError) as error:
         raise InputError(f"the training arguments do not fit together: {_first_line(error)}.") from error
 
 
 def read_config(
     path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()
-) -> tuple[TrainConfig, SFTConfig]:
-    """Read a recipe: a YAML mapping with keys of `TrainConfig` and `SFTConfig`, and an `env:` block.
+) -> tuple[TrainConfig, Any]:
+    """Read a recipe: a YAML mapping with keys of `TrainConfig` and TRL's `SFTConfig`, and an `env:` block.
 
     Args:
         path: the YAML file.
-        overrides: what goes before the file: command-line words (`["--learning_rate", "1e-4"]`) or a mapping,
-            in which None means not given.
+        overrides: what goes before the file: command-line words (`["--learning_rate", "1e-4"]`), or a
+            mapping, in which None means not given and `"null"` takes a key of ctxlens' own away.
+
+    Returns:
+        The two parts of the recipe: ctxlens' keys, and an `SFTConfig`.
 
     Raises:
         InputError: no such file, no YAML mapping, unknown keys (named, with the file), or values of the
             wrong kind.
     """
-    from trl import SFTConfig, TrlParser
+    import yaml
+    from trl.scripts.utils import TrlParser
+    from trl.trainer.sft_config import SFTConfig
 
     class Parser(TrlParser):
         def error(self, message: str) -> NoReturn:
             raise InputError(f"{path}: {message}.")
 
-    words = list(overrides) if not isinstance(overrides, Mapping) else _as_words(overrides)
     if not Path(path).is_file():
         raise InputError(f"the recipe {path} does not exist; give a YAML file.")
-    parser = Parser((TrainConfig, SFTConfig))
-    parser.set_defaults_with_config(**default_arguments())
-    import yaml
-
+    words = _as_words(overrides) if isinstance(overrides, Mapping) else list(overrides)
     try:
-        *parsed, from_file, from_words = parser.parse_args_and_config(
-            ["--config", str(path), *words], return_remaining_strings=True, separate_remaining_strings=True
-        )
+        given = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        wants_cpu = given.get("use_cpu") or _word_after(words, "--use_cpu")
+        parser = Parser(cast(Any, (TrainConfig, SFTConfig)))
+        parser.set_defaults_with_config(**default_arguments(use_cpu=bool(wants_cpu) or None))
+        with without_renaming_notes():
+            *parsed, from_file, from_words = parser.parse_args_and_config(
+                ["--config", str(path), *words],
+                return_remaining_strings=True,
+                separate_remaining_strings=True,
+            )
     except InputError:
         raise
-    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, AttributeError, OSError, yaml.YAMLError) as error:
         raise InputError(f"{path} is no usable recipe: {_first_line(error)}.") from error
-    config, args = parsed[0], parsed[1]
     known = {f.name for kind in (TrainConfig, SFTConfig) for f in fields(kind)}
     for unknown, where in ((from_file[::2], str(path)), (from_words, "the command line")):
         names = [word.removeprefix("--") for word in unknown if word.startswith("--")] or list(unknown)
         if names:
             raise InputError(_unknown_keys(names, known, where))
-    return config, args
+    return _without_nulls(parsed[0]), parsed[1]
+
+
+def _word_after(words: Sequence[str], name: str) -> bool:
+    """Whether a switch is given, alone or as true."""
+    if name not in words:
+        return False
+    after = words[words.index(name) + 1 :][:1]
+    return not after or after[0].startswith("--") or after[0].lower() in {"true", "1", "yes"}
+
+
+def _without_nulls(config: TrainConfig) -> TrainConfig:
+    hints = get_type_hints(TrainConfig)
+    for name, value in vars(config).items():
+        if isinstance(value, str) and value.lower() in NULL_WORDS and NoneType in get_args(hints[name]):
+            setattr(config, name, None)
+    return config
 
 
 def _as_words(overrides: Mapping[str, Any]) -> list[str]:
@@ -119,8 +160,7 @@ def _as_words(overrides: Mapping[str, Any]) -> list[str]:
     return [word for key, value in given.items() for word in (f"--{key}", str(value))]
 
 
-def _unknown_keys(names: Iterable[str], known: Iterable[str], where: str) -> str:
-    names, known = list(names), list(known)
+def _unknown_keys(names: Sequence[str], known: Collection[str], where: str) -> str:
     close = [match for name in names for match in difflib.get_close_matches(name, known, n=1)]
     hint = f"; did you mean {', '.join(close)}?" if close else "; see `ctxlens train --help`."
     return f"{where} has unknown keys: {', '.join(names)}{hint}"
@@ -137,8 +177,6 @@ def read_replay(path: str | Path) -> list[str]:
     Raises:
         InputError: the file cannot be read, or a line is no text.
     """
-    import json
-
     try:
         content = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -143,5 +143,5 @@ def draw_replay(texts: Sequence[str], n_conversations: int, share: float | None,
     rng = np.random.default_rng(seed)
     drawn: list[str] = []
     while len(drawn) < wanted:
-        drawn += [texts[k] for k in rng.permutation(len(texts))[: wanted - len(drawn)]]
+        drawn += [texts[int(k)] for k in rng.permutation(len(texts))[: wanted - len(drawn)]]
     return drawn

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch.utils.data import Dataset as TorchDataset
+from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 
 class StepSortedSampler(Sampler[int]):
@@ -49,19 +50,12 @@ class RowTrainer(SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         data = self.train_dataset if train_dataset is None else train_dataset
-        args = self.args
-        is_random = args.train_sampling_strategy == "random" and not args.packing
-        if not is_random or not isinstance(data, TorchDataset | _sized_dataset()):
+        args = cast(SFTConfig, self.args)
+        if args.train_sampling_strategy != "random" or args.packing or not isinstance(data, Dataset):
             return super()._get_train_sampler(train_dataset)
         step_rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         seed = args.seed if args.data_seed is None else args.data_seed
         return StepSortedSampler([len(ids) for ids in data["input_ids"]], step_rows, seed)
-
-
-def _sized_dataset() -> type:
-    from datasets import Dataset
-
-    return Dataset
 
 
 class _Progress(TrainerCallback):
@@ -82,8 +76,6 @@ def make_trainer(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> RowTrainer:
     """A trainer over rows that are truncated and labelled already."""
-    from datasets import Dataset
-
     columns = {name: [row[name] for row in rows] for name in ("input_ids", "labels")}
     trainer = RowTrainer(
         model=hf_model,

@@ -8,7 +8,8 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +29,7 @@ from ctxlens.models.loading import (
 )
 from ctxlens.results import Selection
 from ctxlens.runs import Run, package_versions, write_atomic
-from ctxlens.sft.config import make_sft_config, read_config, read_replay
+from ctxlens.sft.config import make_sft_config, read_config, read_replay, without_renaming_notes
 from ctxlens.sft.rows import LossOn, TrainRows, build_rows, draw_replay
 
 Progress = Callable[[int, int], None]
@@ -76,7 +77,7 @@ def train(
         replay_share: their share of the rows, 0 to 1; all of them once if not given.
         chat_template: file or text of a chat template in place of the tokenizer's own.
         dtype: type of the weights of a model that is loaded here.
-        args: `SFTConfig`, or a mapping of its arguments; `make_sft_config` says what differs from TRL's defaults.
+        args: `SFTConfig`, or a mapping of its arguments over ctxlens' defaults (see `make_sft_config`). A
             `max_length` above the model's window means the window.
         progress: called with optimizer steps done and in all.
 
@@ -94,7 +95,8 @@ def train(
     template = read_chat_template(chat_template)
     if isinstance(model, str | Path):
         source = locate_checkpoint(model)
-        tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code) if tokenizer is None else tokenizer
+        if tokenizer is None:
+            tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
         hf_model, identity = None, {"name": str(model), "sha256": hash_checkpoint(source)}
     elif tokenizer is None:
         raise InputError("a loaded model needs its tokenizer; give tokenizer=.")
@@ -107,8 +109,8 @@ def train(
     replayed = draw_replay(replay_texts, len(data), replay_share, args.seed)
     recipe = {
         "model": identity, "indicator": indicator, "indicator_init": indicator_init, "loss_on": loss_on,
-        "replay_share": replay_share, "chat_template": template, "dtype": dtype, "data": _hash_data(data, replayed),
-        "arguments": _changed(args),
+        "replay_share": replay_share, "chat_template": template, "dtype": dtype,
+        "data": _hash_data(data, replayed), "arguments": _changed(args),
     }  # fmt: skip
     with args.main_process_first(local=False, desc="opening the run"):
         run = Run.open(out, study="train", config=recipe)
@@ -116,15 +118,17 @@ def train(
         return out
     if hf_model is None:
         hf_model = load_causal_lm(
-            source, device=torch.device("cpu"), dtype=resolve_dtype(dtype), trust_remote_code=args.trust_remote_code
-        )
+            source, device=torch.device("cpu"), dtype=resolve_dtype(dtype),
+            trust_remote_code=args.trust_remote_code,
+        )  # fmt: skip
     if indicator is not None:
         add_indicator(hf_model, tokenizer, indicator, indicator_init, pad_to_multiple_of=EMBEDDING_MULTIPLE)
     rows = build_rows(
         tokenizer, data, indicator=indicator, loss_on=loss_on, replay_texts=replayed,
         max_tokens=_longest_row(args, hf_model),
     )  # fmt: skip
-    log = _run_trainer(hf_model, tokenizer, rows, args, run, progress)
+    with _without_bars(progress is not None):
+        log = _run_trainer(hf_model, tokenizer, rows, args, run, progress)
     if args.process_index == 0:
         _deliver(run, recipe, rows, log)
     return out
@@ -175,7 +179,8 @@ def _annotate(
     marked = any(message.get("indicator") for conversation in data for message in conversation.messages)
     if indicator is not None and not marked:
         warnings.warn(
-            f"no conversation carries the indicator {indicator}, so its token will not be trained.", stacklevel=3
+            f"no conversation carries the indicator {indicator}, so its token will not be trained.",
+            stacklevel=3,
         )
     return data
 
@@ -199,13 +204,16 @@ def _hash_weights(hf_model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-_PLACES = frozenset({"output_dir", "logging_dir", "run_name", "disable_tqdm", "resume_from_checkpoint", "hub_token"})
+_PLACES = frozenset(
+    {"output_dir", "logging_dir", "run_name", "disable_tqdm", "resume_from_checkpoint", "hub_token"}
+)
 """Arguments that say where and how a run is shown or resumed, not what it computes."""
 
 
 def _changed(args: Any) -> dict[str, Any]:
     """The training arguments that differ from their defaults, as JSON values."""
-    plain = type(args)(output_dir="", use_cpu=args.use_cpu, bf16=False)
+    with without_renaming_notes():
+        plain = type(args)(output_dir="", use_cpu=args.use_cpu, bf16=False)
     return {
         f.name: getattr(args, f.name)
         for f in fields(args)
@@ -217,6 +225,21 @@ def _longest_row(args: Any, hf_model: Any) -> int | None:
     window = getattr(hf_model.config.get_text_config(), "max_position_embeddings", None)
     limits = [limit for limit in (args.max_length, window) if limit is not None]
     return min(limits) if limits else None
+
+
+@contextmanager
+def _without_bars(wanted: bool) -> Iterator[None]:
+    """Keep transformers' own progress bars away while somebody else shows the progress."""
+    from transformers.utils import logging
+
+    if not wanted or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def _run_trainer(
@@ -272,7 +295,8 @@ def _model_card(recipe: Mapping[str, Any], rows: TrainRows, log: Mapping[str, An
     lines = [
         "---", "library_name: transformers", "tags: [trl, sft, ctxlens]", "---", "",
         f"# Fine-tuned from {name}", "", use, "",
-        f"- loss on: {recipe['loss_on']} tokens", f"- optimizer steps: {log['steps']}, last logged loss: {last}",
+        f"- loss on: {recipe['loss_on']} tokens",
+        f"- optimizer steps: {log['steps']}, last logged loss: {last}",
         *(f"- {key.replace('_', ' ')}: {value}" for key, value in rows.counts.items()), "",
         "Training arguments that differ from TRL's defaults:", "",
         "```json", json.dumps(recipe["arguments"], indent=1, default=str), "```", "",
