@@ -290,10 +290,12 @@ def hooked_from_hf(hf_model: Any, tokenizer: Any = None) -> Any:
             model is not of the Llama architecture.
     """
     tl: Any = importlib.import_module("transformer_lens")
-    if not hasattr(tl, "HookedTransformer"):
+    try:
+        tl.HookedTransformer  # noqa: B018
+    except (ImportError, AttributeError):
         raise UnsupportedModelError(
             "HookedTransformer is not in TransformerLens 4; install transformer-lens 3.9, or use the bridge."
-        )
+        ) from None
     conversions: Any = importlib.import_module("transformer_lens.pretrained.weight_conversions")
     config: Any = hf_model.config
     rope = (config.rope_parameters or {}).get("rope_type", "default")

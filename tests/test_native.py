@@ -227,9 +227,14 @@ class TestSelection:
     def test_restored_after_an_exception(self):
         model = make_tiny("llama")
         before = self.state(model)
-        with pytest.raises(KeyError), attend(model, right(CHATS)):
-            assert model.config._attn_implementation == NAME
-            raise KeyError
+
+        def fail():
+            with attend(model, right(CHATS)):
+                assert model.config._attn_implementation == NAME
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            fail()
         assert self.state(model) == before
 
     def test_restored_when_nested(self):
