@@ -6,9 +6,10 @@ import gzip
 import json
 import lzma
 from collections.abc import Iterator
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ctxlens.errors import InputError
 
@@ -87,14 +88,14 @@ def _kind(path: Path) -> str:
     return (Path(path.stem) if path.suffix in _COMPRESSED else path).suffix.lower()
 
 
-def _open(path: Path) -> IO[str]:
+def _open(path: Path) -> TextIOWrapper:
     try:
         return _COMPRESSED.get(path.suffix, open)(path, mode="rt", encoding="utf-8")  # pyright: ignore
     except OSError as error:
         raise InputError(f"{path} cannot be opened: {error.strerror or error}.") from error
 
 
-def _read_text(file: IO[str], path: Path) -> str:
+def _read_text(file: TextIOWrapper, path: Path) -> str:
     try:
         return file.read()
     except (UnicodeDecodeError, OSError, EOFError, lzma.LZMAError) as error:

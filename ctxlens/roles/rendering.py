@@ -217,9 +217,10 @@ def _label(
     indicated: set[int] = set()
     for start, end, turn in places:
         split = end
-        if turn in marked and text[start:end].endswith(marked[turn]):
-            split = end - len(marked[turn])
-            indicated.add(turn)
+        for appended in (marked.get(turn, ""), marked.get(turn, "").lstrip()):
+            if appended and turn not in indicated and text.endswith(appended, start, end):
+                split = end - len(appended)
+                indicated.add(turn)
         for begin, stop, owner in ((start, split, turn), (split, end, n_turns + turn)):
             if begin < stop:
                 bounds += [begin, stop]
