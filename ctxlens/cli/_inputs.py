@@ -114,6 +114,14 @@ def render_questions(
     )
 
 
+def check_steering(alpha: float, heads: str) -> None:
+    """Raise `InputError` if α or heads cannot be right for any model, before one is loaded."""
+    from ctxlens.steering import Steering, parse_heads
+
+    Steering(alpha)
+    parse_heads(heads)
+
+
 def resolve_heads(model: Model, text: str, plain: Sequence[RenderedChat]) -> Heads:
     """The heads of --heads; `retrieval` reads them from the conversations without template (paper B.3)."""
     from ctxlens.results import RoleAllocation

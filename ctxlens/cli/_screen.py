@@ -146,21 +146,22 @@ def show_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: bool = False
 ) -> None:
     """Print a small table: labels left, numbers right; or texts side by side."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        title=Text(title, style="bold"), title_justify="left", box=None, pad_edge=False, show_lines=texts
-    )
+    table = Table(box=box.HORIZONTALS if texts else None, pad_edge=False, show_lines=texts)
     for i, name in enumerate(columns):
         if texts:
             table.add_column(Text(name), ratio=1, overflow="fold")
         else:
-            table.add_column(Text(name), justify="left" if i == 0 else "right", overflow="fold")
+            table.add_column(Text(name), justify="right" if i else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    Console().print(table)
+    console = Console(highlight=False)
+    console.print(Text(printable(title), style="bold"))
+    console.print(table)
 
 
 def show_roles(chat: RenderedChat) -> None:

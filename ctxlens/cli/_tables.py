@@ -30,21 +30,12 @@ def show_allocation(plain: RoleAllocation, template: RoleAllocation) -> None:
         rows.append([str(layer), *cells[:5], str(heads[i]), *cells[5:]])
     show_table(
         f"attention by role, mean over {plain.shares.shape[1]} heads, {plain.shares.shape[2]} conversations",
-        [
-            "layer",
-            "user*, plain",
-            "user*, templ.",
-            *(f"{r}, templ." for r in _ALLOCATED),
-            "head",
-            "plain",
-            "templ.",
-        ],
+        ["layer", "user* plain", "user* templ.", *_ALLOCATED, "head", "plain", "templ."],
         rows,
     )
-    note(
-        "user*: renormalised over user, assistant, system, tool and bos, so that plain and template compare;"
-    )
-    note("head: the layer's retrieval head (most attention to the user without template) and its user share")
+    note("user*: share of the user's tokens, renormalised without template tokens so that both compare")
+    note(f"{', '.join(_ALLOCATED)}: raw shares with template")
+    note("head: the head that attends most to the user without template, and its raw user share in both")
 
 
 def show_shares(before: RoleAllocation, after: RoleAllocation) -> None:
@@ -91,28 +82,23 @@ def show_scores(scores: Scores, unread: Sequence[Mapping[str, str]], dropped: Co
     """Distribution of the scores by layer, and what was truncated, skipped or dropped."""
     import numpy as np
 
-    from ctxlens.stats import otsu_threshold
+    from ctxlens.dependency import select_turns
 
     rows = []
-    for layer in sorted(scores.frame["layer"].unique()):
+    for layer in sorted(scores.frame["layer"].unique().tolist()):
         values = scores.layer(layer).to_numpy()
-        otsu = otsu_threshold(values)
         spread = [f"{value:.2f}" for value in np.quantile(values, (0.1, 0.5, 0.9))]
+        found = select_turns(scores, layer=layer).meta
+        share = found["selected"] / found["turns"]
         rows.append(
-            [
-                str(layer),
-                *spread,
-                f"{otsu:.2f}",
-                f"{(values > otsu).mean():.0%}",
-                f"{(values > 0.6).mean():.0%}",
-            ]
+            [str(layer), *spread, f"{found['threshold']:.2f}", f"{share:.0%}", f"{(values > 0.6).mean():.0%}"]
         )
     meta = scores.meta
     turns = len(scores.frame.drop_duplicates(["conversation", "turn"]))
     done = meta["conversations"] - len(meta["skipped"])
     show_table(
         f"scores (mean_of_best) of {turns} answers in {done} conversations",
-        ["layer", "10 %", "median", "90 %", "Otsu's β", "above it", "above 0.6"],
+        ["layer", "10 %", "median", "90 %", "β (otsu)", "above β", "above 0.6"],
         rows,
     )
     note(f"{meta['truncated']} conversations truncated to {meta['max_tokens']} tokens")

@@ -50,6 +50,9 @@ def needle(
     alpha: Annotated[float, typer.Option(help="Steer to the user's tokens; 1: not at all.")] = 1.0,
     heads: HeadsOption = "all",
     max_new_tokens: NewTokensOption = 100,
+    repeat: Annotated[
+        bool, typer.Option("--repeat", help="Start the haystack over where it is too short.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the first prompts and stop.")] = False,
 ) -> None:
     """Hide a sentence in a long text and ask for it: recall with and without chat template."""
@@ -76,7 +79,7 @@ def needle(
         max_new_tokens=max_new_tokens,
         seed=store.seed,
     )
-    straw = load_haystack(haystack, seed=store.seed)
+    straw = load_haystack(haystack, seed=store.seed, repeat=repeat)
     lm = model.load()
     steering.check_heads(lm.n_layers, lm.n_heads)
     cells = build_cells(lm, config, straw)

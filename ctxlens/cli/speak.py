@@ -15,6 +15,7 @@ from ctxlens.cli._inputs import (
     NewTokensOption,
     PrefixOption,
     TruncateOption,
+    check_steering,
     describe_file,
     open_questions,
     read_conversations,
@@ -48,10 +49,8 @@ def generate(
     truncate: TruncateOption = False,
 ) -> None:
     """Answer the last user turn (greedily); the answer alone goes to stdout."""
-    from ctxlens.steering import Steering, parse_heads
-
     conversations = read_conversations(messages, limit)
-    Steering(alpha), parse_heads(heads)
+    check_steering(alpha, heads)
     questions = open_questions(conversations, prefix, indicator=indicator)
     lm = model.load()
     if indicator and lm.indicator is None:
@@ -87,10 +86,10 @@ def steer(
 ) -> None:
     """Answer the last user turn with and without attention steered to the user's tokens."""
     from ctxlens.results import RoleAllocation
-    from ctxlens.steering import Steering, parse_heads
+    from ctxlens.steering import Steering
 
     conversations = read_conversations(messages, limit)
-    Steering(alpha), parse_heads(heads)
+    check_steering(alpha, heads)
     questions = open_questions(conversations, prefix)
     lm = model.load()
     chats = render_questions(lm, questions, max_new_tokens=max_new_tokens, truncate=truncate)

@@ -95,10 +95,9 @@ def select(
     path = scores / "scores.parquet" if scores.is_dir() else scores
     table = Scores.load(path)
     scored = sorted(table.frame["layer"].unique().tolist())
-    if layer is None:
-        middle = choose_layer(max(scored) + 1, rule="middle")
-        layer = min(scored, key=lambda one: abs(one - middle))
-    chosen = select_turns(table, beta=threshold, layer=layer, reduction=reduction, top_share=top_share)
+    middle = choose_layer(max(scored) + 1, rule="middle")
+    deciding = min(scored, key=lambda one: abs(one - middle)) if layer is None else layer
+    chosen = select_turns(table, beta=threshold, layer=deciding, reduction=reduction, top_share=top_share)
     marked = None
     if dataset:
         marked = annotate_messages(load_conversations(dataset, split=split, layout=layout), chosen.turns)
