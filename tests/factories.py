@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import json
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from ctxlens.results import Ability, NeedleGrid, RoleAllocation, Scores, Selection, TokenView, Verdict, Verdicts
+from ctxlens.results import (
+    Ability,
+    NeedleGrid,
+    RoleAllocation,
+    Scores,
+    Selection,
+    TokenView,
+    Verdict,
+    Verdicts,
+)
 from ctxlens.roles import N_ROLES, Role
 from ctxlens.runs import Run
 from ctxlens.stats import Interval
@@ -17,6 +25,7 @@ from ctxlens.stats import Interval
 LENGTHS = (100, 200, 300, 400)
 DEPTHS = (0, 25, 50, 75, 100)
 N_LAYERS, N_HEADS = 4, 4
+ALPHAS = (0.7, 0.5, 0.3, 0.1, 0.05, 0.02)
 
 _RECALL = {  # model, condition, indicator: recall when memory disagrees, recall when there is no memory
     ("base", "plain+prefix", False): (0.98, 0.99),
@@ -36,7 +45,9 @@ def _graded(rng: np.random.Generator, mean: float) -> float:
 
 def needle_rows(model, condition, indicator, *, seed=0, alpha=1.0, heads="none", draw=0, means=None):
     """The rows of one variant; cells are numbered alike in every variant."""
-    rng = np.random.default_rng([seed, zlib.crc32(repr((model, condition, indicator, alpha, heads, draw)).encode())])
+    rng = np.random.default_rng(
+        [seed, zlib.crc32(repr((model, condition, indicator, alpha, heads, draw)).encode())]
+    )
     means = means or _RECALL[model, condition, indicator]
     rows = []
     grid = itertools.product((True, False), LENGTHS, DEPTHS)
@@ -64,7 +75,7 @@ def needle_grid(seed: int = 0) -> NeedleGrid:
 def steering_grid(seed: int = 0) -> NeedleGrid:
     """A sweep over α with all, retrieval and random heads."""
     rows = needle_rows("vanilla", "template+prefix", False, seed=seed)
-    for alpha in (0.7, 0.5, 0.3, 0.1, 0.05, 0.02):
+    for alpha in ALPHAS:
         strength = -np.log10(alpha)
         for heads, gain in (("all", 0.42), ("retrieval", 0.26), ("random", 0.04)):
             for draw in range(3 if heads == "random" else 1):
@@ -103,13 +114,27 @@ def allocation(model: str, condition: str, *, n_queries: int = 12, seed: int = 0
 def token_view(tokens: list[tuple[str, str]] | None = None) -> TokenView:
     """A short conversation; give `tokens` as pairs of text and role label."""
     if tokens is None:
-        document = "The market opens at dawn . The perfect soup in Brindlemoor is made of figs , lemon , honey and walnuts . The old miller walked along the river at noon ."
+        document = (
+            "The market opens at dawn . The perfect soup in Brindlemoor is made of figs , lemon , "
+            "honey and walnuts . The old miller walked along the river at noon ."
+        )
         tokens = [("<s>", "bos"), ("<|user|>", "template"), ("\n", "template")]
         tokens += [(" " + word, "user") for word in document.split()]
         tokens += [("\n", "user")]
-        tokens += [(" " + word, "user") for word in "What is the soup in Brindlemoor made of ?".split()]
-        tokens += [("</s>", "template"), ("\n", "template"), ("<|assistant|>", "template"), ("\n", "template")]
-        tokens += [(" " + word, "assistant") for word in "The perfect soup in Brindlemoor is made of".split()]
+        tokens += [
+            (" " + word, "user")
+            for word in ["What", "is", "the", "soup", "in", "Brindlemoor", "made", "of", "?"]
+        ]
+        tokens += [
+            ("</s>", "template"),
+            ("\n", "template"),
+            ("<|assistant|>", "template"),
+            ("\n", "template"),
+        ]
+        tokens += [
+            (" " + word, "assistant")
+            for word in ["The", "perfect", "soup", "in", "Brindlemoor", "is", "made", "of"]
+        ]
     rng = np.random.default_rng(7)
     n = len(tokens)
     weights = rng.gamma(0.4, 1.0, (N_LAYERS, N_HEADS, 2, n)) + 0.01
@@ -157,15 +182,17 @@ def selection(table: Scores, threshold: float = 0.52) -> Selection:
 
 
 def ability(seed: int = 0) -> Ability:
-    """Closed-book answers of three models."""
+    """Closed-book answers of three models, and of one of them under steering."""
     rng = np.random.default_rng(seed)
-    rows = []
-    for model, mean in (("base", 0.97), ("vanilla", 0.99), ("indicator", 0.98)):
-        for i in range(40):
-            rows.append(
-                {"model": model, "indicator": False, "question": f"What is soup {i} made of?",
-                 "response": "figs", "recall": _graded(rng, mean)}
-            )  # fmt: skip
+    asked = [("base", False, 1.0, 0.97), ("vanilla", False, 1.0, 0.99), ("indicator", False, 1.0, 0.98),
+             ("indicator", True, 1.0, 0.97)]  # fmt: skip
+    asked += [("vanilla", False, alpha, 0.99 - 0.15 * (alpha < 0.2)) for alpha in ALPHAS]
+    rows = [
+        {"model": model, "indicator": indicator, "question": f"What is soup {i} made of?",
+         "response": "figs", "recall": _graded(rng, mean), "alpha": alpha}
+        for model, indicator, alpha, mean in asked
+        for i in range(40)
+    ]  # fmt: skip
     return Ability.from_rows(rows)
 
 
@@ -182,34 +209,35 @@ def verdicts() -> Verdicts:
                 "needle's words than the same weights find without it: a large loss of context.",
                 (-0.62, -0.7, -0.54, 20), "recall with template minus without, paired by cell", "supported",
                 (("vanilla, template: recall", Interval(0.35, 0.27, 0.43, 20)),)),
-            one("role bias", "At the answer, the fine-tuned model gives the user's tokens 14 percentage points "
+            one("role bias", "The fine-tuned model gives the user's tokens 14 percentage points "
                 "less of its renormalised attention when the template is applied.",
                 (-0.14, -0.16, -0.12, 12), "renormalised user share, template minus plain", "supported"),
             one("cause", "Steering all heads to the user's tokens makes the model find 40 percentage points "
                 "more of the needle's words under the template.",
                 (0.4, 0.31, 0.49, 10), "recall steered minus unsteered", "inconclusive"),
-            one("source", "15% of the turns score above the threshold; 93% of these are truly answered from the "
+            one("source", "15% of the turns score above the threshold; 93% of these are answered from the "
                 "context, where 15% of all turns are.",
                 (0.78, 0.7, 0.85, 36), "precision of the selection minus the base rate", "supported"),
-            one("cure", "Trained with the indicator and asked with it, the model finds 1 percentage point more.",
+            one("cure", "Asked with the indicator, the model finds 1 percentage point more.",
                 (0.01, -0.01, 0.015, 20), "recall with indicator minus vanilla", "not supported"),
         ),
         {"seed": 0},
     )  # fmt: skip
 
 
-STAGES = {
-    "command": "ctxlens demo --out demo",
-    "stages": [
-        {"stage": "needle grid", "wall_seconds": 31.4, "cpu_seconds": 58.2, "detail": "280 cells"},
-        {"stage": "vanilla fine-tuning", "wall_seconds": 88.0, "cpu_seconds": 171.5, "detail": "300 steps"},
-    ],
+TIMINGS = {
+    "vanilla": {"what": "fine-tuning without indicator", "wall_seconds": 88.0, "cpu_seconds": 171.5},
+    "loss": {"what": "needles, base and vanilla", "wall_seconds": 31.4, "cpu_seconds": 58.2},
 }
+LAYER = [
+    {"layer": i, "head": 2, "needle_share": 0.2 + 0.1 * i, "low": 0.15, "high": 0.6, "uniform": 0.1}
+    for i in range(N_LAYERS)
+]
 
 
 def demo_run(folder: Path, seed: int = 0) -> Path:
     """Write a run folder with everything that the demo writes."""
-    run = Run.open(folder, study="demo", config={"seed": seed, "smoke": False, "model": "organism"})
+    run = Run.open(folder, study="demo", config={"seed": seed, "smoke": False, "budget": {"cases": 2}})
     run.save("needle.parquet", needle_grid(seed))
     run.save("steering.parquet", steering_grid(seed))
     for model in ("base", "vanilla", "indicator"):
@@ -221,5 +249,6 @@ def demo_run(folder: Path, seed: int = 0) -> Path:
     run.save("selection.parquet", selection(table))
     run.save("ability.parquet", ability(seed))
     run.save("verdicts.json", verdicts())
-    run.path("stages.json").write_text(json.dumps(STAGES), encoding="utf-8")
+    run.write_json("timings.json", TIMINGS)
+    run.write_json("layer.json", LAYER)
     return folder

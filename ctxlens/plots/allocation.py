@@ -85,7 +85,9 @@ def role_heatmap(
     )
     style(figure, height=heatmap_height(n_layers))
     figure.update_xaxes(title_text="head", showgrid=False, **_whole_ticks(n_heads))
-    figure.update_yaxes(title_text="layer", showgrid=False, autorange="reversed", **_whole_ticks(n_layers, allocation.layers))
+    figure.update_yaxes(
+        title_text="layer", showgrid=False, autorange="reversed", **_whole_ticks(n_layers, allocation.layers)
+    )
     if mark_heads is not None:
         figure.update_layout(shapes=head_frames(allocation.layers, mark_heads))
     return figure
@@ -147,7 +149,9 @@ def role_by_layer(
         if len(titles) < 2 or len(layers) > 1:
             raise InputError("a difference needs two allocations of the same layers.")
         shares[f"{titles[-1]} minus {titles[0]}"] = shares[titles[-1]] - shares[titles[0]]
-    figure = make_subplots(1, len(shares), subplot_titles=[plain(title) for title in shares], horizontal_spacing=0.08)
+    figure = make_subplots(
+        1, len(shares), subplot_titles=[plain(title) for title in shares], horizontal_spacing=0.08
+    )
     layer_names = [str(layer) for layer in next(iter(panels.values())).layers]
     named: set[str] = set()
     for column, values in enumerate(shares.values(), start=1):
@@ -169,7 +173,11 @@ def role_by_layer(
 
 
 def layer_panel(
-    values: Float[np.ndarray, "layer role"], layers: Sequence[int], *, difference: bool = False
+    values: Float[np.ndarray, "layer role"],
+    layers: Sequence[int],
+    *,
+    difference: bool = False,
+    legend: Sequence[str] = (),
 ) -> go.Figure:
     """Draw one panel of `role_by_layer` alone, for a page that lays panels out itself.
 
@@ -177,8 +185,9 @@ def layer_panel(
         values: shares as `layer_shares` gives them, or the difference of two such.
         layers: the model's layer numbers.
         difference: whether the values are a difference.
+        legend: roles that the legend names even where they have no share.
     """
-    figure = go.Figure(_role_bars(values, [str(layer) for layer in layers]))
+    figure = go.Figure(_role_bars(values, [str(layer) for layer in layers], legend))
     style(figure, height=330)
     figure.update_xaxes(title_text="layer", type="category", showgrid=False)
     figure.update_yaxes(title_text="change of share" if difference else "attention share")
@@ -191,7 +200,9 @@ def layer_panel(
     return figure
 
 
-def layer_shares(allocation: RoleAllocation, *, renormalised: bool = False) -> Float[np.ndarray, "layer role"]:
+def layer_shares(
+    allocation: RoleAllocation, *, renormalised: bool = False
+) -> Float[np.ndarray, "layer role"]:
     """Role shares by layer, mean over heads and queries."""
     source = allocation.renormalised() if renormalised else allocation
     flat = np.moveaxis(source.shares, 3, 1).reshape(len(source.layers), len(source.roles), -1)
@@ -206,12 +217,12 @@ def shown_roles(allocations: Sequence[RoleAllocation]) -> list[str]:
     return [label for label, there in zip(RoleAllocation.roles, here, strict=True) if there]
 
 
-def _role_bars(values: np.ndarray, layers: list[str]) -> list[go.Bar]:
+def _role_bars(values: np.ndarray, layers: list[str], always: Sequence[str] = ()) -> list[go.Bar]:
     order = ("user", "assistant", "template", "indicator", "system", "tool", "bos", "sink", "pad")
     bars = []
     for role in order:
         column = values[:, Role.parse(role)]
-        if not np.nan_to_num(np.abs(column) > 1e-6).any():
+        if role not in always and not (np.nan_to_num(np.abs(column)) > 1e-6).any():
             continue
         bars.append(
             go.Bar(

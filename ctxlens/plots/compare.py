@@ -32,7 +32,7 @@ class Comparison:
 
 
 def cure_models(grid: NeedleGrid) -> tuple[str, str] | None:
-    """The models before and after the cure: `vanilla` (or the last other one) and the one asked with `[IND]`."""
+    """The models before (`vanilla`, else the last other one) and after the cure (asked with `[IND]`)."""
     models = list(dict.fromkeys(grid.frame["model"]))
     after = list(dict.fromkeys(grid.frame.loc[grid.frame["indicator"].astype(bool), "model"]))
     others = [model for model in models if model not in after]
@@ -60,7 +60,9 @@ def compare_models(
     """
     found = cure_models(grid)
     if found is None and (before is None or after is None):
-        raise InputError("the grid has no model with and without indicator; name the models before and after.")
+        raise InputError(
+            "the grid has no model with and without indicator; name the models before and after."
+        )
     before, after = before or (found or ("", ""))[0], after or (found or ("", ""))[1]
     return [*_needle_rows(grid, before, after), *(_ability_rows(ability, before, after) if ability else ())]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import plotly.graph_objects as go
@@ -20,7 +20,7 @@ CONDITIONS = {
     "template": "template, answer not begun",
     "assistant+prefix": "context in the assistant's turn",
 }
-"""What the conditions of a needle grid are called in figures; the answer is begun where nothing else is said."""
+"""What the conditions are called in figures; the answer is begun where nothing else is said."""
 
 _MOST_LABELLED_COLUMNS = 12
 
@@ -75,8 +75,14 @@ def needle_panels(grid: NeedleGrid, column: str = "recall") -> list[NeedlePanel]
         cells = rows.groupby(["depth_percent", "context_tokens"])[column]
         mean = cells.mean().unstack().reindex(index=depths, columns=lengths)
         count = cells.count().unstack().reindex(index=depths, columns=lengths).fillna(0)
-        key = dict(zip(names, values, strict=True))
-        key |= {"indicator": bool(key["indicator"]), "alpha": float(key["alpha"])}
+        model, condition, indicator, alpha, heads = cast("tuple[Any, ...]", values)
+        key = {
+            "model": str(model),
+            "condition": str(condition),
+            "indicator": bool(indicator),
+            "alpha": float(alpha),
+            "heads": str(heads),
+        }
         panels.append(
             NeedlePanel(key, tuple(lengths), tuple(depths), mean.to_numpy(float), count.to_numpy(int))
         )
@@ -115,19 +121,25 @@ def needle_heatmap(grid: NeedleGrid, *, column: str = "recall", columns: int = 3
     figure = make_subplots(
         rows, columns,
         subplot_titles=[plain(panel.title) for panel in panels],
-        shared_xaxes="all", shared_yaxes="all",
-        horizontal_spacing=0.04, vertical_spacing=0.16 / rows if rows > 1 else 0,
+        shared_xaxes=True, shared_yaxes=True,
+        horizontal_spacing=0.04, vertical_spacing=0.22 / rows if rows > 1 else 0,
     )  # fmt: skip
     for i, panel in enumerate(panels):
         trace = panel_trace(panel, column).update(coloraxis="coloraxis", zmin=None, zmax=None, showscale=None)
         figure.add_trace(trace, row=i // columns + 1, col=i % columns + 1)
     style(figure, height=240 * rows + 70)
     _axes(figure)
+    figure.update_xaxes(showticklabels=True)
     figure.update_xaxes(title_text="context tokens", row=rows)
     figure.update_yaxes(title_text="depth %", col=1)
     figure.update_annotations(font={"size": 13})
     figure.update_layout(
-        coloraxis={"colorscale": colorscale(SEQUENTIAL), "cmin": 0, "cmax": 1, "colorbar": colorbar("recall")},
+        coloraxis={
+            "colorscale": colorscale(SEQUENTIAL),
+            "cmin": 0,
+            "cmax": 1,
+            "colorbar": colorbar("recall"),
+        },
         margin={"t": 36},
     )
     return figure

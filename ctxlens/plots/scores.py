@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import plotly.graph_objects as go
@@ -10,6 +12,9 @@ import plotly.graph_objects as go
 from ctxlens.errors import InputError
 from ctxlens.plots.theme import INK, PATTERNS, SERIES, plain, style
 from ctxlens.results import Scores, Selection
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KINDS = {
     "document": "answered from the document",
@@ -56,12 +61,23 @@ def score_histogram(
     rows = rows[rows[reduction].notna()]
     if rows.empty:
         raise InputError("there are no scores to draw.")
+    threshold = selection.meta.get("threshold") if selection is not None else None
+    return _histogram(rows, reduction, f"score (layer {layer})", threshold, bins)
+
+
+def selection_histogram(selection: Selection, *, bins: int = 40) -> go.Figure:
+    """Draw the scores that a selection was made from, where the score table itself is not at hand."""
+    name = f"score (layer {selection.meta['layer']})" if "layer" in selection.meta else "score"
+    return _histogram(selection.frame, "score", name, selection.meta.get("threshold"), bins)
+
+
+def _histogram(rows: pd.DataFrame, column: str, axis: str, threshold: float | None, bins: int) -> go.Figure:
     edges = np.linspace(0, 1, bins + 1)
     middles = np.round((edges[:-1] + edges[1:]) / 2, 4)
     figure = go.Figure()
     kinds = _kinds(rows["kind"].fillna("unknown").unique()) if "kind" in rows else [None]
     for i, kind in enumerate(kinds):
-        values = rows[reduction] if kind is None else rows.loc[rows["kind"].fillna("unknown") == kind, reduction]
+        values = rows[column] if kind is None else rows.loc[rows["kind"].fillna("unknown") == kind, column]
         counts, _ = np.histogram(np.clip(values, 0, 1), edges)
         name = "turns" if kind is None else plain(KINDS.get(kind, kind))
         figure.add_trace(
@@ -76,14 +92,13 @@ def score_histogram(
         )  # fmt: skip
     style(figure, height=360)
     figure.update_layout(bargap=0.04, legend={"orientation": "v", "y": 1.02})
-    figure.update_xaxes(title_text=f"context-dependency score (layer {layer})", range=[0, 1])
+    figure.update_xaxes(title_text=axis, range=[0, 1])
     figure.update_yaxes(title_text="assistant turns")
-    if selection is not None and "threshold" in selection.meta:
-        threshold = float(selection.meta["threshold"])
+    if threshold is not None and math.isfinite(threshold):
         figure.add_vline(x=threshold, line={"color": INK.built, "width": 2, "dash": "dash"})
         figure.add_annotation(
-            x=threshold, y=1, yref="paper", yanchor="bottom", text=f"β = {threshold:.2f}", showarrow=False,
-            xanchor="left" if threshold < 0.5 else "right", font={"color": INK.built},
+            x=threshold, y=1, yref="paper", yanchor="top", text=f"β = {threshold:.2f}", showarrow=False,
+            xanchor="left", xshift=5, font={"color": INK.built},
         )  # fmt: skip
     return figure
 
@@ -103,20 +118,21 @@ def read_from(
     return int(layer), reduction or "mean_of_best"
 
 
-def selection_quality(scores: Scores, selection: Selection) -> SelectionQuality | None:
+def selection_quality(scores: Scores | None, selection: Selection) -> SelectionQuality | None:
     """Precision and recall of the selection against the known kinds; None where kinds are unknown.
 
-    A turn is truly context-dependent if its `kind` is among `scores.meta["positive_kinds"]` (by default
-    `document`).
+    Kinds are taken from the scores, else from the selection. A turn is truly context-dependent if its
+    `kind` is among `scores.meta["positive_kinds"]` (by default `document`).
     """
-    if "kind" not in scores.frame or not len(selection):
+    frame = selection.frame
+    if scores is not None and "kind" in scores.frame:
+        kinds = scores.frame.drop_duplicates(["conversation", "turn"])[["conversation", "turn", "kind"]]
+        frame = frame.drop(columns="kind", errors="ignore").merge(kinds, on=["conversation", "turn"])
+    if "kind" not in frame or frame["kind"].isna().all():
         return None
-    kinds = scores.frame.drop_duplicates(["conversation", "turn"])[["conversation", "turn", "kind"]]
-    frame = selection.frame.drop(columns="kind", errors="ignore").merge(kinds, on=["conversation", "turn"])
     frame = frame[frame["kind"].notna()]
-    if frame.empty:
-        return None
-    true = frame["kind"].isin(list(scores.meta.get("positive_kinds", ["document"])))
+    meta = scores.meta if scores is not None else selection.meta
+    true = frame["kind"].isin(list(meta.get("positive_kinds", ["document"])))
     chosen = frame["selected"].astype(bool)
     hits = int((true & chosen).sum())
     return SelectionQuality(

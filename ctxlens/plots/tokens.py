@@ -25,18 +25,22 @@ TOKEN_CSS = (
 .tokens{line-height:2.15;overflow-wrap:anywhere}
 .tok{--w:0;white-space:pre-wrap;padding:.16em .06em .3em;border-radius:3px;margin:0 1px 0 0;
 background:color-mix(in srgb,var(--role) calc(var(--w)*42%),transparent);
-box-shadow:inset 0 calc(-2px - var(--w)*7px) 0 -1px color-mix(in srgb,var(--role) calc(25% + var(--w)*75%),transparent)}
+box-shadow:inset 0 calc(-2px - var(--w)*7px) 0 -1px
+color-mix(in srgb,var(--role) calc(25% + var(--w)*75%),transparent)}
 .tok.query{outline:2px solid var(--role);outline-offset:0}
 .tok .nl{opacity:.45}
 .rolename{font-size:.68rem;letter-spacing:.06em;text-transform:uppercase;font-weight:600;color:var(--role);
-border:1px solid var(--role);border-radius:3px;padding:.05rem .3rem;margin:0 .35rem 0 .15rem;white-space:nowrap}
+border:1px solid var(--role);border-radius:3px;padding:.05rem .3rem;
+margin:0 .35rem 0 .15rem;white-space:nowrap}
 """
     + "".join(f".r-{name}{{--role:var(--role-{name})}}" for name in ROLE_LABELS)
 )
 """The style sheet of token views."""
 
 
-def token_view(view: TokenView, *, layer: int | None = None, head: int | None = None, query: int = -1) -> HtmlView:
+def token_view(
+    view: TokenView, *, layer: int | None = None, head: int | None = None, query: int = -1
+) -> HtmlView:
     """Show the tokens of one conversation with the attention that one query pays to them.
 
     Every token carries its role as colour (named at the start of each stretch) and its attention weight

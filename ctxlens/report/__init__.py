@@ -20,8 +20,8 @@ from plotly.offline import get_plotlyjs
 from ctxlens.plots.theme import SEQUENTIAL, colour_schemes
 from ctxlens.plots.tokens import TOKEN_CSS
 from ctxlens.report.blocks import bounds, embed, number
-from ctxlens.report.collect import RunContents, collect_runs
-from ctxlens.report.making import honest_notes
+from ctxlens.report.collect import RunContents, collect_runs, short_name
+from ctxlens.report.making import demo_command, honest_notes
 from ctxlens.report.sections import build_sections
 from ctxlens.runs import write_atomic
 
@@ -67,37 +67,42 @@ def render_report(runs: Sequence[RunContents], title: str | None = None) -> str:
         sections=sections,
         missing=missing,
         notes=honest_notes(runs),
-        css=Markup(TOKEN_CSS + _scale_css() + _asset("report.css")),  # noqa: S704 - our own files
+        css=Markup(TOKEN_CSS + _scale_css() + _asset("report.css")),
         scripts=scripts,
         script_hashes=" ".join(_hash(script) for script in scripts),
         schemes=embed({built: list(pair) for built, pair in colour_schemes().items()}),
-        commands=[str(run.stages["command"]) for run in runs if "command" in run.stages],
+        commands=[command for run in runs if (command := demo_command(run))],
     )
 
 
 def _title(runs: Sequence[RunContents]) -> str:
     if any(run.is_demo for run in runs):
         return "Does fine-tuning make a model forget its context?"
-    return "ctxlens: " + ", ".join(dict.fromkeys(str(run.manifest.get("study", "run")) for run in runs))
+    return "ctxlens: " + ", ".join(dict.fromkeys(run.study for run in runs))
 
 
 def _summary(runs: Sequence[RunContents]) -> str:
     if any(run.is_demo for run in runs):
         return (
-            "Models that are fine-tuned on instructions can lose part of their grip on the text that a user gives "
+            "Models that are fine-tuned on instructions can lose part of their grip on the text that "
+            "a user gives "
             "them; this page follows that argument in five claims, from the loss to its cure. Everything was "
-            "measured live on a small embedded language model, which was built to show the effect. Each claim stands "
-            "with its figure, its 95 % interval and the rule, written down before measuring, that decides on it."
+            "measured live on a small embedded language model, which was built to show the effect. "
+            "Each claim stands "
+            "with its figure, its 95 % interval and the rule, written down before measuring, that "
+            "decides on it."
         )
     told = []
     for run in runs:
-        config = run.manifest.get("config")
-        model = config.get("model") if isinstance(config, dict) else None
-        study = f"{run.manifest.get('study', 'run')} ({run.name})"
-        told.append(f"{study} on {model}" if isinstance(model, str) else study)
+        model = run.config.get("model")
+        name = model.get("name") if isinstance(model, dict) else model
+        study = f"{run.study} ({run.name})"
+        told.append(f"{study} on {short_name(name)}" if name else study)
     return (
-        f"This page shows the results of {'one run' if len(runs) == 1 else f'{len(runs)} runs'}: {'; '.join(told)}. "
-        "Every figure is drawn from the result files in the run folders. Intervals are 95 % bootstrap intervals."
+        f"This page shows the results of {'one run' if len(runs) == 1 else f'{len(runs)} runs'}: "
+        f"{'; '.join(told)}. "
+        "Every figure is drawn from the result files in the run folders. Intervals are 95 % "
+        "bootstrap intervals."
     )
 
 
@@ -119,7 +124,7 @@ def _asset(name: str) -> str:
 def _script(source: str) -> Markup:
     """A script's source such that no part of it can end the script element."""
     text = source.replace("\r\n", "\n").replace("</script", "<\\/script").replace("<!--", "<\\!--")
-    return Markup("\n" + text.strip() + "\n")  # noqa: S704 - our own script and plotly's
+    return Markup("\n" + text.strip() + "\n")
 
 
 def _hash(script: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +23,11 @@ from ctxlens.results import (
 )
 from ctxlens.runs import MANIFEST, Run
 
-STAGES = "stages.json"
+EXTRAS = ("timings", "steer", "train", "layer")
+"""JSON files that studies write beside their results, read as they are."""
+
+_CHECKPOINTS = ("model", "adapter_model")
+_LARGEST_JSON = 1_000_000
 R = TypeVar("R")
 
 
@@ -33,20 +39,31 @@ class RunContents:
         name: the folder's name, unique among the runs of a report.
         manifest: study, configuration, versions.
         results: results by file name without suffix, in the order of the names.
-        stages: what `stages.json` says about command and times, if it is there.
+        extras: what the files named in `EXTRAS` hold.
         unreadable: one sentence for each file that looks like a result and is none.
     """
 
     name: str
     manifest: Mapping[str, Any]
     results: Mapping[str, Any]
-    stages: Mapping[str, Any] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
     unreadable: tuple[str, ...] = ()
+
+    @property
+    def study(self) -> str:
+        """What was run."""
+        return str(self.manifest.get("study", "run"))
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The run's settings."""
+        config = self.manifest.get("config")
+        return config if isinstance(config, dict) else {}
 
     @property
     def is_demo(self) -> bool:
         """Whether this is a run of the demo, on the embedded model."""
-        return self.manifest.get("study") == "demo"
+        return self.study == "demo"
 
     def all(self, kind: type[R]) -> dict[str, R]:
         """The results of one type, by name."""
@@ -55,14 +72,18 @@ class RunContents:
     def grids(self, *, steered: bool) -> dict[str, NeedleGrid]:
         """Needle grids with several α, or with one."""
         grids = self.all(NeedleGrid)
-        return {name: g for name, g in grids.items() if len(g) and (g.frame["alpha"].nunique() > 1) == steered}
+        return {
+            name: g for name, g in grids.items() if len(g) and (g.frame["alpha"].nunique() > 1) == steered
+        }
 
     def allocations(self) -> dict[str, dict[str, RoleAllocation]]:
         """Allocations by model and condition, as their `meta` says (else by file name)."""
         found: dict[str, dict[str, RoleAllocation]] = {}
         for name, one in self.all(RoleAllocation).items():
-            model = str(one.meta.get("model", name))
+            model = short_name(one.meta.get("model", name))
             condition = str(one.meta.get("condition", "as given"))
+            if one.meta.get("steering"):
+                condition += ", steered"
             if condition in found.setdefault(model, {}):
                 condition = name
             found[model][condition] = one
@@ -72,20 +93,29 @@ class RunContents:
             for model, parts in sorted(found.items(), key=lambda item: _model_order(item[0]))
         }
 
-    def scored(self) -> list[tuple[str, Scores, Selection | None]]:
-        """Score tables, each with the selection made from it (where there is one of each)."""
-        scores, selections = self.all(Scores), list(self.all(Selection).values())
-        return [
-            (name, table, selections[i] if i < len(selections) else None)
-            for i, (name, table) in enumerate(scores.items())
-            if len(table)
-        ]
+    def scored(self) -> list[tuple[str, Scores | None, Selection | None]]:
+        """Score tables and selections by name; the first selection goes with the first table, and so on."""
+        scores = {name: table for name, table in self.all(Scores).items() if len(table)}
+        selections = {name: table for name, table in self.all(Selection).items() if len(table)}
+        pairs = zip_longest(scores.items(), selections.items(), fillvalue=("", None))
+        return [(name or chosen, table, selection) for (name, table), (chosen, selection) in pairs]
 
-    def abilities(self, *, steered: bool) -> Ability | None:
-        """The ability table with, or without, steered rows."""
+    def ability(self) -> Ability | None:
+        """Closed-book answers without steering."""
+        tables = [_unsteered(table) for table in self.all(Ability).values()]
+        tables = [table for table in tables if len(table)]
+        return Ability.concat(tables) if tables else None
+
+    def steered_ability(self, models: Sequence[str]) -> Ability | None:
+        """Closed-book answers of these models under steering (all heads, unless `heads` says otherwise)."""
         for table in self.all(Ability).values():
-            if (("alpha" in table.frame) and bool((table.frame["alpha"] != 1.0).any())) == steered:
-                return table
+            frame = table.frame
+            if "alpha" not in frame or not (frame["alpha"] != 1.0).any():
+                continue
+            rows = frame[frame["model"].isin(list(models)) & ~frame["indicator"].astype(bool)]
+            if "heads" not in rows:
+                rows = rows.assign(heads="all")
+            return Ability(rows.reset_index(drop=True), table.meta) if len(rows) else None
         return None
 
     def token_views(self) -> list[TokenView]:
@@ -104,7 +134,9 @@ def collect_runs(folders: Sequence[str | Path]) -> list[RunContents]:
         InputError: no folder is given, or one of them holds no run.
     """
     if not folders:
-        raise InputError("No run folder was given; name at least one folder that a ctxlens command has written.")
+        raise InputError(
+            "No run folder was given; name at least one folder that a ctxlens command has written."
+        )
     paths = [Path(folder) for folder in folders]
     names: list[str] = []
     for path in paths:
@@ -116,24 +148,32 @@ def collect_runs(folders: Sequence[str | Path]) -> list[RunContents]:
 def _collect(folder: Path, name: str) -> RunContents:
     run = Run.read(folder)
     results: dict[str, Any] = {}
+    extras: dict[str, Any] = {}
     unreadable: list[str] = []
     for path in sorted(folder.iterdir()):
-        if path.name in (MANIFEST, STAGES) or path.suffix not in (".parquet", ".safetensors", ".json"):
+        if path.name == MANIFEST or path.suffix not in (".parquet", ".safetensors", ".json"):
+            continue
+        if path.stem.split("-")[0] in _CHECKPOINTS:
             continue
         try:
-            results[path.stem] = load_result(path)
-        except (InputError, KeyError, TypeError) as error:
-            if path.suffix != ".json" or path.stem == "verdicts":
+            if path.suffix == ".json" and path.stem in EXTRAS:
+                extras[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+            elif path.suffix != ".json" or path.stat().st_size <= _LARGEST_JSON:
+                results[path.stem] = load_result(path)
+        except (InputError, KeyError, TypeError, ValueError) as error:
+            if path.suffix != ".json" or path.stem in ("verdicts", *EXTRAS):
                 unreadable.append(f"{path.name} is left out: {error}")
-    stages: Any = {}
-    if run.has(STAGES):
-        try:
-            stages = run.read_json(STAGES)
-        except ValueError as error:
-            unreadable.append(f"{STAGES} is left out: {error}")
-    return RunContents(
-        name, run.manifest, results, stages if isinstance(stages, dict) else {}, tuple(unreadable)
-    )
+    return RunContents(name, run.manifest, results, extras, tuple(unreadable))
+
+
+def short_name(model: object) -> str:
+    """A model's name for headings: of a path, its last part."""
+    name = str(model)
+    return Path(name).name or name if name.startswith(("/", ".", "~")) else name
+
+
+def _unsteered(table: Ability) -> Ability:
+    return table.where(alpha=1.0) if "alpha" in table.frame else table
 
 
 def _model_order(name: str) -> tuple[int, str]:

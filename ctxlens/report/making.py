@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ctxlens.report.blocks import Block, Cell, Note, Table
+from ctxlens.plots.training import loss_curve
+from ctxlens.report.blocks import Block, Cell, Figure, Figures, Note, Table, figure_json
 from ctxlens.report.collect import RunContents
 
 _LONGEST_VALUE = 160
@@ -16,20 +17,47 @@ def making_blocks(run: RunContents) -> list[Block]:
     """Command, settings, versions and times of one run."""
     manifest = run.manifest
     blocks: list[Block] = []
-    settings = [("study", str(manifest.get("study", "unknown")))]
+    settings = [("study", run.study)]
     settings += [("made", str(manifest["created"]))] if "created" in manifest else []
-    settings += [("command", str(run.stages["command"]))] if "command" in run.stages else []
-    config = manifest.get("config")
-    settings += list(_flat(config if isinstance(config, dict) else {}))
-    blocks.append(Table(["setting", "value"], _rows(settings), "Settings of the run.", title="Settings"))
-    stages = [one for one in run.stages.get("stages", ()) if isinstance(one, dict)]
-    if stages:
-        blocks.append(_stages(stages))
+    settings += [("command", command)] if (command := demo_command(run)) else []
+    settings += list(_flat(run.config))
+    blocks.append(Table(["setting", "value"], _rows(settings), "", title="Settings"))
+    timings = run.extras.get("timings")
+    if isinstance(timings, dict) and timings:
+        blocks.append(_stages([(k, one) for k, one in timings.items() if isinstance(one, dict)]))
     versions = manifest.get("versions")
     if isinstance(versions, dict):
         rows = _rows([(str(key), str(value)) for key, value in versions.items()])
-        blocks.append(Table(["package", "version"], rows, "Versions that made the results.", title="Versions"))
+        blocks.append(Table(["package", "version"], rows, "", title="Versions"))
     blocks += [Note(sentence) for sentence in run.unreadable]
+    return blocks
+
+
+def demo_command(run: RunContents) -> str:
+    """The command that repeats a demo; empty for other runs."""
+    if not run.is_demo:
+        return ""
+    smoke = " --smoke" if run.config.get("smoke") else ""
+    return f"ctxlens demo{smoke} --seed {run.config.get('seed', 0)} --out {run.name}"
+
+
+def training_blocks(run: RunContents) -> list[Block]:
+    """The loss of a training run, and what its data were."""
+    record = run.extras.get("train")
+    if not isinstance(record, dict):
+        return []
+    blocks: list[Block] = []
+    steps = [one for one in record.get("log") or () if isinstance(one, dict) and "loss" in one]
+    if steps:
+        label = f"Training loss over {len(steps)} logged steps."
+        caption = "Mean loss per trained token (nats) as the trainer logged it, by optimizer step."
+        blocks.append(
+            Figures([Figure(figure_json(loss_curve(steps)), label)], caption, title="Training loss")
+        )
+    counts = record.get("counts")
+    if isinstance(counts, dict):
+        rows = _rows([(str(key).replace("_", " "), str(value)) for key, value in counts.items()])
+        blocks.append(Table(["training data", "number"], rows, "", title="Training data"))
     return blocks
 
 
@@ -38,35 +66,42 @@ def honest_notes(runs: list[RunContents]) -> list[str]:
     notes = []
     if any(run.is_demo for run in runs):
         notes.append(
-            "The embedded model was built to show the effect: its pretraining, its fine-tuning mixture and the share "
-            "of context-dependent examples in it were chosen so that a loss appears. It shows that the chain of "
-            "claims can hold and how to test it. It says nothing about how large the effect is in other models."
+            "The embedded model was built to show the effect: its pretraining, its fine-tuning "
+            "mixture and the share "
+            "of context-dependent examples in it were chosen so that a loss appears. It shows that "
+            "the chain of "
+            "claims can hold and how to test it. It says nothing about how large the effect is in "
+            "other models."
         )
         notes.append(
-            "One run is one seed of fine-tuning. Intervals cover the choice of test cells, not the choice of seed."
+            "One run is one seed of fine-tuning. Intervals cover the choice of test cells, not the "
+            "choice of seed."
         )
     notes += [
-        "Attention is evidence, not proof: a head may look at a token without using it, and use it through other "
+        "Attention is evidence, not proof: a head may look at a token without using it, and use it "
+        "through other "
         "heads. Steering is the test of cause here, and it is blunt: it changes every head it is applied to.",
-        "Intervals are 95 % percentile bootstrap intervals over cells, conversations or questions; differences "
+        "Intervals are 95 % percentile bootstrap intervals over cells, conversations or questions; "
+        "differences "
         "are paired. With few cells they are rough.",
-        "Raw shares count the template's own tokens, which exist only with the template. Renormalised shares leave "
+        "Raw shares count the template's own tokens, which exist only with the template. "
+        "Renormalised shares leave "
         "them out. Both are given, for a claim should hold in the one that it is made about.",
     ]
     return notes
 
 
-def _stages(stages: list[dict[str, Any]]) -> Table:
+def _stages(stages: list[tuple[str, dict[str, Any]]]) -> Table:
     rows = [
         [
-            Cell(str(one.get("stage", "")), str(one.get("detail", ""))),
+            Cell(name, str(one.get("what", ""))),
             Cell(_seconds(one.get("wall_seconds"))),
             Cell(_seconds(one.get("cpu_seconds"))),
         ]
-        for one in stages
+        for name, one in stages
     ]
     totals = [
-        sum(float(one.get(key) or 0) for one in stages if _is_number(one.get(key)))
+        sum(float(one.get(key) or 0) for _, one in stages if _is_number(one.get(key)))
         for key in ("wall_seconds", "cpu_seconds")
     ]
     rows.append([Cell("all stages"), *(Cell(_seconds(total)) for total in totals)])

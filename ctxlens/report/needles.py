@@ -21,10 +21,11 @@ from ctxlens.report.collect import RunContents
 from ctxlens.results import Ability, NeedleGrid
 from ctxlens.stats import bootstrap_mean, paired_difference
 
+_LONGEST_QUESTION = 280
 _HOW_TO_READ = (
     "Each square is one context length (left to right) and one depth of the needle in it (top to bottom); "
-    "the darker it is on a light page, the brighter on a dark one, the more of the needle's keywords the "
-    "model repeats (1: all, 0: none). The first words of the answer are given, where nothing else is said. "
+    "the darker it is (on a dark page: the brighter), the more of the needle's keywords the model repeats "
+    "(1: all, 0: none). The first words of the answer are given, where nothing else is said. "
 )
 
 
@@ -56,14 +57,18 @@ def cause_blocks(run: RunContents) -> list[Block]:
         points = steering_points(contested)
         if not points:
             continue
-        ability = run.abilities(steered=True)
+        ability = run.steered_ability(list(grid.frame["model"].unique()))
         blocks.append(
             Figures(
                 [Figure(figure_json(steering_curves(contested, ability)), _steering_sentence(contested))],
                 "Recall as the attention to everything but the user's tokens is weakened by α (steps to the "
-                "right: weaker). Lines are means over cells, bands 95 % bootstrap intervals. If attention is the "
-                "cause, the line of all heads rises, and the retrieval heads rise further than as many random "
-                "ones. What falls below it is the price. "
+                "right: weaker). Lines are means over cells, bands 95 % bootstrap intervals. If "
+                "attention is the "
+                "cause, the line of all heads rises, and the retrieval heads rise further than as "
+                "many random "
+                "ones. Below: how often the model answers from memory instead, and, where it was "
+                "measured, what "
+                "the same steering does to questions without a document. "
                 + _which_cells(contested, free)
                 + _steering_sentence(contested),
                 title="Steering attention to the user" if name == "steering" else name,
@@ -71,13 +76,16 @@ def cause_blocks(run: RunContents) -> list[Block]:
         )
         if free is not None and steering_points(free):
             blocks.append(_side_effect(free))
+    answers = run.extras.get("steer")
+    if isinstance(answers, dict) and isinstance(answers.get("answers"), list):
+        blocks.append(_answers(answers["answers"]))
     return blocks
 
 
 def cure_blocks(run: RunContents) -> list[Block]:
     """Heatmaps before and after, the table, and the closed-book ability."""
     blocks: list[Block] = []
-    ability = run.abilities(steered=False)
+    ability = run.ability()
     for grid in run.grids(steered=False).values():
         models = cure_models(grid)
         if models is None:
@@ -89,8 +97,10 @@ def cure_blocks(run: RunContents) -> list[Block]:
         blocks.append(
             Figures(
                 [_figure(panel) for panel in templated],
-                _HOW_TO_READ + "All under the chat template. The question is whether the last panel is as full "
-                "as the model without template was above; the panel without [IND] shows what the training costs "
+                _HOW_TO_READ
+                + "All under the chat template. The question is whether the last panel is as full "
+                "as the model without template was above; the panel without [IND] shows what the "
+                "training costs "
                 "a user who does not ask for the context. " + _which_cells(contested, free),
                 title="Before and after indicator training",
                 scale="recall",
@@ -154,7 +164,8 @@ def _which_cells(contested: NeedleGrid, free: NeedleGrid | None) -> str:
     if free is None:
         return ""
     return (
-        f"Shown are the {contested.frame['cell'].nunique()} cells whose needle contradicts what the model knows "
+        f"Shown are the {contested.frame['cell'].nunique()} cells whose needle contradicts what the "
+        "model knows "
         f"by heart; in the other {free.frame['cell'].nunique()} it knows nothing about the subject. "
     )
 
@@ -168,6 +179,21 @@ def _steering_sentence(grid: NeedleGrid) -> str:
     start = next((p.interval for p in points if p.alpha == 1.0), None)
     unsteered = f"Not steered: {in_text(start)}. " if start else ""
     return f"{unsteered}Highest mean recall of each line: {'; '.join(parts)}."
+
+
+def _answers(answers: list) -> Table:
+    rows = []
+    for one in answers:
+        asked = [m for m in one.get("messages", ()) if m.get("role") == "user"]
+        question = str(asked[-1].get("content", "")) if asked else ""
+        shown = question if len(question) <= _LONGEST_QUESTION else "… " + question[-_LONGEST_QUESTION:]
+        rows.append([Cell(shown), Cell(str(one.get("unsteered", ""))), Cell(str(one.get("steered", "")))])
+    return Table(
+        ["last user message", "answer, not steered", "answer, steered"],
+        rows,
+        "The same question, answered greedily by the same weights without and with steering.",
+        title="Answers",
+    )
 
 
 def _side_effect(free: NeedleGrid) -> Table:
@@ -200,7 +226,8 @@ def _before_after(
     return Table(
         ["measure", f"before: {before}", f"after: {after}", "difference, paired"],
         rows,
-        "Mean and 95 % bootstrap interval. The model before has no indicator: rows with [IND] compare the model "
+        "Mean and 95 % bootstrap interval. The model before has no indicator: rows with [IND] "
+        "compare the model "
         "after, asked with it, to the model before, asked plainly, on the same cells.",
         title="Before and after",
     )
@@ -211,7 +238,9 @@ def _ability(ability: Ability) -> Table | Note:
     rows = []
     for (model, indicator), group in frame.groupby(["model", "indicator"], sort=False):
         name = f"{model} + [IND]" if indicator else str(model)
-        rows.append([Cell(name), interval_cell(bootstrap_mean(group["recall"].to_numpy())), Cell(str(len(group)))])
+        rows.append(
+            [Cell(name), interval_cell(bootstrap_mean(group["recall"].to_numpy())), Cell(str(len(group)))]
+        )
     if not rows:
         return Note("The ability table is empty.")
     return Table(

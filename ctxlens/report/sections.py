@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ctxlens.report.attention import bias_blocks, source_blocks
+from ctxlens.report.attention import bias_blocks
 from ctxlens.report.blocks import Block, Note, Part, Section
 from ctxlens.report.collect import RunContents
-from ctxlens.report.making import making_blocks
+from ctxlens.report.making import making_blocks, training_blocks
 from ctxlens.report.needles import cause_blocks, cure_blocks, loss_blocks
+from ctxlens.report.source import source_blocks
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,22 @@ class _Topic:
 _TOPICS = (
     _Topic(
         "loss", "Does the chat template cost context?",
-        "A fact (the needle) stands somewhere in a long text that the user gives, and the user asks for it. The "
+        "A fact (the needle) stands somewhere in a long text that the user gives, and the user asks "
+        "for it. The "
         "same weights answer with the chat template around the conversation and without it.",
         "needle grid", lambda run, _: loss_blocks(run),
     ),
     _Topic(
         "role bias", "Where does attention go instead?",
-        "Every token has a role: the user's text, the assistant's, the template's own markers. Attention is summed "
+        "Every token has a role: the user's text, the assistant's, the template's own markers. "
+        "Attention is summed "
         "by role, in every layer and head, at the place where the answer begins.",
         "role allocation", bias_blocks,
     ),
     _Topic(
         "cause", "Is attention the cause?",
-        "Watching is not enough, so attention is changed by hand: every token that is not the user's is weakened by "
+        "Watching is not enough, so attention is changed by hand: every token that is not the user's "
+        "is weakened by "
         "a factor α, in all heads, in the heads that retrieve, and in as many heads drawn at random.",
         "steering sweep", lambda run, _: cause_blocks(run),
     ),
@@ -48,7 +52,8 @@ _TOPICS = (
     ),
     _Topic(
         "cure", "Can it be cured?",
-        "The context-dependent examples get an indicator token, [IND], during fine-tuning. At inference the user "
+        "The context-dependent examples get an indicator token, [IND], during fine-tuning. At "
+        "inference the user "
         "adds it when the answer should come from the context.",
         "a model trained with the indicator, closed-book ability", lambda run, _: cure_blocks(run),
     ),
@@ -73,6 +78,9 @@ def build_sections(runs: Sequence[RunContents]) -> tuple[list[Section], list[str
         if parts:
             slug = topic.claim.replace(" ", "-")
             sections.append(Section(slug, topic.title, topic.lead if has_demo else "", parts, topic.claim))
+    parts = [Part(run.name, blocks) for run in runs if (blocks := training_blocks(run))]
+    if parts:
+        sections.append(Section("training", "Training", "", parts))
     parts = [Part(run.name, making_blocks(run)) for run in runs]
     sections.append(Section("making", "How it was made", "", parts))
     return sections, missing

@@ -77,7 +77,8 @@
     const matrix = (model, view, share, role) => {
       const parts = data.models[model];
       if (view !== "difference") return parts[view] && parts[view][share][role].z;
-      return parts.plain && parts.template && minus(parts.template[share][role].z, parts.plain[share][role].z);
+      const [first, second] = data.pair.map((one) => parts[one]);
+      return first && second && minus(second[share][role].z, first[share][role].z);
     };
     const ceiling = (view, share, role) => {
       let largest = 0;
@@ -103,7 +104,7 @@
         readout.textContent = "There is no such view of this model.";
         return;
       }
-      const entry = data.models[model][signed ? "template" : view];
+      const entry = data.models[model][signed ? data.pair[1] : view];
       const top = ceiling(view, share, role);
       const heads = z[0].length, layers = entry.layers;
       const step = (n) => Math.max(1, Math.ceil(n / 16));
@@ -142,7 +143,7 @@
       const head = root.querySelector(".means thead"), body = root.querySelector(".means tbody");
       const last = columns.filter((one) => one !== "difference").pop();
       const top = make("tr");
-      for (const text of ["role", ...columns.map((one) => data.options.find((o) => o[0] === one)[1]), "uniform"])
+      for (const text of ["role", ...columns.map((one) => (one === "difference" ? "change" : data.views[one])), "uniform"])
         top.append(make("th", text, {scope: "col"}));
       head.replaceChildren(top);
       body.replaceChildren(...data.roles.map((one) => {
@@ -166,12 +167,7 @@
     const pick = (name) => root.querySelector(`select[name="${name}"]`);
     const value = (name) => (pick(name) ? +pick(name).value : 0);
     const roles = [...new Set(data.roles)];
-    const user = (layer, head) => data.weights[layer][head][data.queries.length - 1]
-      .reduce((sum, weight, i) => sum + (data.roles[i] === "user" ? weight : 0), 0);
-    let best = [0, 0];
-    data.layers.forEach((_, l) => data.heads.forEach((_, h) => { if (user(l, h) > user(...best)) best = [l, h]; }));
-    pick("layer").value = best[0];
-    pick("head").value = best[1];
+    for (const name of ["layer", "head", "query"]) if (pick(name)) pick(name).value = data.start[name];
     const update = () => {
       const query = data.queries[value("query")];
       const weights = data.weights[value("layer")][value("head")][value("query")];
