@@ -14,7 +14,7 @@ from ctxlens.errors import InputError
 from ctxlens.results import RoleAllocation
 from ctxlens.roles import N_ROLES, RenderedChat, Role
 
-Queries = Literal["first_answer", "response_mean", "all"] | Sequence[int]
+Queries = Literal["first_answer", "response_mean", "all"] | str | Sequence[int]
 """Which positions' attention is read."""
 
 

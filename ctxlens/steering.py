@@ -43,10 +43,10 @@ class Steering:
         InputError: alpha outside (0, 1], no or unknown roles, an unknown mode, malformed heads.
     """
 
-    alpha: float
+    alpha: float | int
     roles: tuple[Role, ...] = DEFAULT_ROLES
     heads: Heads = "all"
-    mode: SteeringMode = "paper"
+    mode: SteeringMode | str = "paper"
 
     def __post_init__(self) -> None:
         if isinstance(self.alpha, bool) or not isinstance(self.alpha, int | float) or not 0 < self.alpha <= 1:
@@ -58,7 +58,7 @@ class Steering:
             raise InputError(f"unknown steering mode {self.mode!r}; choose one of {modes}.")
         object.__setattr__(self, "alpha", float(self.alpha))
         object.__setattr__(self, "roles", parse_roles(self.roles))
-        object.__setattr__(self, "heads", _checked_heads(self.heads))
+        object.__setattr__(self, "heads", as_heads(self.heads))
 
     @property
     def changes_nothing(self) -> bool:
@@ -155,10 +155,15 @@ def parse_heads(text: str) -> Heads | Literal["retrieval"]:
                 f"heads {part.strip()!r} cannot be read; give all, retrieval, or pairs such as 1.2,3.0."
             )
         pairs.append((int(match[1]), int(match[2])))
-    return tuple(pairs)
+    return tuple(dict.fromkeys(pairs))
 
 
-def _checked_heads(heads: object) -> Heads:
+def as_heads(heads: object) -> Heads:
+    """Heads from what a caller may give: `"all"`, text such as `"1.2,3.0"`, or pairs of layer and head.
+
+    Raises:
+        InputError: anything else; also `retrieval`, which depends on a model and an input.
+    """
     if isinstance(heads, str):
         heads = parse_heads(heads)
         if heads == "retrieval":
@@ -174,6 +179,6 @@ def _checked_heads(heads: object) -> Heads:
 
 
 __all__ = [
-    "DEFAULT_ROLES", "Heads", "Steering", "SteeringMode", "combine_biases", "combine_selects",
+    "DEFAULT_ROLES", "Heads", "Steering", "SteeringMode", "as_heads", "combine_biases", "combine_selects",
     "parse_heads", "parse_roles",
 ]  # fmt: skip

@@ -27,7 +27,7 @@ from ctxlens.models.loading import (
 )
 from ctxlens.results import RoleAllocation
 from ctxlens.roles import DEFAULT_INDICATOR, RenderedChat, Role, render, render_plain
-from ctxlens.steering import DEFAULT_ROLES, Heads, Steering, SteeringMode, parse_roles
+from ctxlens.steering import DEFAULT_ROLES, Heads, Steering, SteeringMode, as_heads, parse_roles
 
 Progress = Callable[[int, int], None]
 BackendName = Literal["lens", "native"]
@@ -36,7 +36,7 @@ BackendName = Literal["lens", "native"]
 def load_model(
     name_or_path: str | Path,
     *,
-    backend: BackendName = "lens",
+    backend: BackendName | str = "lens",
     device: str = "auto",
     dtype: str = "float32",
     chat_template: str | Path | None = None,
@@ -141,7 +141,7 @@ class Model:
         hf_model: Any,
         tokenizer: Any,
         *,
-        backend: BackendName = "native",
+        backend: BackendName | str = "native",
         name: str = "model",
         indicator: str | None = None,
     ) -> Model:
@@ -314,11 +314,11 @@ class Model:
     @contextmanager
     def steer(
         self,
-        alpha: float,
+        alpha: float | int,
         *,
         roles: str | Role | Iterable[str | Role] = DEFAULT_ROLES,
         heads: Heads | str | Sequence[tuple[int, int]] = "all",
-        mode: SteeringMode = "paper",
+        mode: SteeringMode | str = "paper",
     ) -> Iterator[Steering]:
         """Weaken all tokens but those of the target roles by `alpha`, for the time of the block.
 
@@ -327,7 +327,7 @@ class Model:
         Raises:
             InputError: alpha outside (0, 1], unknown roles or mode, heads that the model does not have.
         """
-        steering = Steering(alpha, parse_roles(roles), heads, mode)  # type: ignore[arg-type]
+        steering = Steering(alpha, parse_roles(roles), as_heads(heads), mode)
         steering.check_heads(self.n_layers, self.n_heads)
         self._steerings.append(steering)
         try:
@@ -449,7 +449,7 @@ def _check_backend(backend: str) -> None:
         raise InputError(f"unknown backend {backend!r}; choose lens or native.")
 
 
-def _make_backend(hf_model: Any, tokenizer: Any, backend: BackendName, *, copied: bool) -> Backend:
+def _make_backend(hf_model: Any, tokenizer: Any, backend: str, *, copied: bool) -> Backend:
     if backend == "native":
         from ctxlens.native import NativeBackend
 
