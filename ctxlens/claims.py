@@ -1,10 +1,10 @@
 """The five claims of the paper, each held against measured results by a rule that stands beforehand.
 
-The rules are constants of this module and are printed beside every verdict. A claim about a
-direction is *supported* when the whole 95 % interval lies on the claimed side of zero, *not supported*
-when the whole interval lies on the other side or closer to zero than `MARGIN`, and *inconclusive*
-otherwise. A claim with several parts is supported when all parts are, and not supported when one part
-is not.
+The rules are constants of this module and are printed beside every verdict. A claim about a direction is
+*supported* when the whole 95 % interval lies on the claimed side of zero, *not supported* when the whole
+interval lies on the other side or closer to zero than `MARGIN`, and *inconclusive* otherwise, or with fewer
+than `MIN_UNITS` independent units. A claim with several parts is supported when all parts are, and not
+supported when one part is not.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ ABILITY_TOLERANCE = 0.03
 """How much closed-book recall may differ from the vanilla model's and still be level."""
 RECALL_LOSS = 0.25
 """The fall in recall from which the report calls the loss large."""
+MIN_UNITS = 10
+"""With fewer independent units than this nothing is decided."""
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
 
@@ -46,7 +48,7 @@ RULES: Mapping[str, str] = {
 def judge(difference: Interval, *, direction: int) -> str:
     """Verdict on a difference that is claimed to be positive (`direction` 1) or negative (-1)."""
     low, high = sorted((direction * difference.low, direction * difference.high))
-    if math.isnan(low) or math.isnan(high):
+    if difference.n < MIN_UNITS or math.isnan(low) or math.isnan(high):
         return INCONCLUSIVE
     if low > 0:
         return SUPPORTED

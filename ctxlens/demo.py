@@ -22,7 +22,7 @@ from ctxlens.data import Conversation
 from ctxlens.dependency import choose_layer, score_conversations, select_turns
 from ctxlens.errors import InputError
 from ctxlens.haystack import load_haystack
-from ctxlens.heads import needle_layer, steering_sweep
+from ctxlens.heads import find_retrieval_heads, needle_layer, steering_sweep
 from ctxlens.models import Model, load_model
 from ctxlens.needle import Setting, run_settings
 from ctxlens.organism import recipe
@@ -321,11 +321,13 @@ class Demo:
     def stage_cause(self, tell: Callable[[int, int], None]) -> None:
         """Steer all heads, the retrieval heads and random heads to the user's tokens."""
         config = self.sweep_config()
+        plain = RoleAllocation.load(self.run.path("allocation-vanilla-plain.safetensors"))
         steering_sweep(
             self.model("vanilla"),
             self.cells(config),
             config,
             alphas=self.budget.alphas,
+            retrieval=find_retrieval_heads(plain),
             n_draws=self.budget.draws,
             seed=self.seed,
             label="vanilla",

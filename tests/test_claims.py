@@ -34,6 +34,10 @@ def test_judge_reads_the_whole_interval(low, high, direction, expected):
     assert judge(Interval((low + high) / 2, low, high, 10), direction=direction) == expected
 
 
+def test_too_few_units_decide_nothing():
+    assert judge(Interval(0.2, 0.1, 0.3, 9), direction=1) == "inconclusive"
+
+
 def test_a_claim_of_several_parts_needs_all_of_them():
     assert combine(["supported", "supported"]) == "supported"
     assert combine(["supported", "inconclusive"]) == "inconclusive"
@@ -51,7 +55,7 @@ def rows(model, recalls, *, condition="template+prefix", indicator=False, alpha=
     ]  # fmt: skip
 
 
-HIGH, LOW = [1.0, 0.9, 1.0, 0.9, 1.0, 0.9], [0.5, 0.4, 0.2, 0.3, 0.5, 0.2]
+HIGH, LOW = [1.0, 0.9, 1.0, 0.9, 1.0, 0.9] * 2, [0.5, 0.4, 0.2, 0.3, 0.5, 0.2] * 2
 
 
 def test_loss_is_the_paired_fall_on_the_same_weights():
@@ -85,14 +89,14 @@ def allocation(user, assistant=0.0):
 
 
 def test_role_bias_compares_renormalised_shares_pair_by_pair():
-    high, low = allocation([0.72, 0.63, 0.54]), allocation([0.36, 0.36, 0.27])
+    high, low = allocation([0.72, 0.63, 0.54] * 4), allocation([0.36, 0.36, 0.27] * 4)
     verdict = claim_role_bias(high, low, high, high)
     assert verdict.verdict == "supported"
     assert verdict.figure.estimate == pytest.approx(-0.9 / 3 / 0.9, abs=1e-6)
     assert claim_role_bias(low, high, high, high).verdict == "not supported"
 
 
-def sweep(retrieval_gain, random_gain, n=12):
+def sweep(retrieval_gain, random_gain, n=24):
     base = [0.2, 0.3] * (n // 2)
     table = rows("vanilla", base)
     for heads, gain in (("all", 0.5), ("retrieval", retrieval_gain), ("random", random_gain)):
@@ -109,8 +113,8 @@ def test_cause_needs_a_gain_and_a_gain_over_random_heads():
     verdict = claim_cause(sweep(0.4, 0.1))
     assert verdict.verdict == "supported"
     assert "α = 0.1" in verdict.sentence
-    assert verdict.figure.n == 6, "only the cells that did not choose α are judged"
-    assert verdict.figure.estimate == pytest.approx(0.5 + np.mean([0.01 * (c % 3) for c in range(1, 12, 2)]))
+    assert verdict.figure.n == 12, "only the cells that did not choose α are judged"
+    assert verdict.figure.estimate == pytest.approx(0.5 + np.mean([0.01 * (c % 3) for c in range(1, 24, 2)]))
     assert claim_cause(sweep(0.1, 0.4)).verdict == "not supported"
 
 
