@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from ctxlens.batching import plan_batches
-from ctxlens.cells import NeedleModel
+from ctxlens.cells import NeedleModel, check_indicator
 from ctxlens.errors import InputError
 from ctxlens.recall import score_recall
 from ctxlens.results import Ability
@@ -59,10 +59,8 @@ def run_closed_book(
     """
     if not questions:
         raise InputError("no questions were given; closed-book ability needs at least one.")
-    if indicator and model.indicator is None:
-        raise InputError(
-            f"{model.name} has no indicator token; train it with one, or load it with the indicator it knows."
-        )
+    if indicator:
+        check_indicator(model)
     render = model.render if template else model.render_plain
     mark = {"indicator": True} if indicator else {}
     chats = []

@@ -261,6 +261,14 @@ def _spread_depths(depths: tuple[float | int, ...] | int) -> tuple[float, ...]:
     return tuple(np.linspace(0, 100, depths).round(2).tolist()) if depths > 1 else (50.0,)
 
 
+def check_indicator(model: NeedleModel) -> None:
+    """Raise `InputError` if the model has no indicator token to be asked with."""
+    if model.indicator is None:
+        raise InputError(
+            f"{model.name} has no indicator token; train it with one, or load it with the indicator it knows."
+        )
+
+
 def render_cell(
     model: NeedleModel,
     cell: Cell,
@@ -316,6 +324,6 @@ def describe_cell(
 
 
 __all__ = [
-    "CONDITIONS", "WORDINGS", "Cell", "NeedleConfig", "NeedleModel", "build_cells", "describe_cell",
-    "render_cell",
+    "CONDITIONS", "WORDINGS", "Cell", "NeedleConfig", "NeedleModel", "build_cells", "check_indicator",
+    "describe_cell", "render_cell",
 ]  # fmt: skip

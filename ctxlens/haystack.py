@@ -215,7 +215,7 @@ def place_needle(
     if total < budget:
         raise InputError(
             f"the haystack {straw.source} has {total} tokens, {budget} are needed for a context of "
-            f"{context_tokens}; give more text, ask for shorter contexts, or allow the text to repeat."
+            f"{context_tokens}; give more text, ask for shorter contexts, or let it repeat (--repeat)."
         )
     kept = int(np.searchsorted(straw.ends, budget, side="right"))
     while True:

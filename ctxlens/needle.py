@@ -22,7 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from ctxlens.batching import plan_batches
-from ctxlens.cells import Cell, NeedleConfig, NeedleModel, build_cells, describe_cell, render_cell
+from ctxlens.cells import (
+    Cell,
+    NeedleConfig,
+    NeedleModel,
+    build_cells,
+    check_indicator,
+    describe_cell,
+    render_cell,
+)
 from ctxlens.errors import InputError, RunExistsError
 from ctxlens.haystack import Haystack, load_haystack
 from ctxlens.recall import NEEDLES, Needle, load_needles, score_recall
@@ -139,10 +147,8 @@ def run_settings(
         name: file name of the grid.
         progress: called with the numbers of finished and of all answers.
     """
-    if model.indicator is None and any(setting.indicator for setting in settings):
-        raise InputError(
-            f"{model.name} has no indicator token; train it with one, or load it with the indicator it knows."
-        )
+    if any(setting.indicator for setting in settings):
+        check_indicator(model)
     made_of = {
         "identity": dict(model.identity),
         "config": config.as_dict(),
@@ -280,6 +286,7 @@ def _hash(value: Any) -> str:
 
 
 __all__ = [
-    "NEEDLES", "Cell", "Needle", "NeedleConfig", "Setting", "build_cells", "cell_record", "describe_cell",
-    "load_haystack", "load_needles", "run_needle", "run_settings", "save_cells", "score_recall",
+    "NEEDLES", "Cell", "Needle", "NeedleConfig", "Setting", "build_cells", "cell_record",
+    "check_indicator", "describe_cell", "load_haystack", "load_needles", "run_needle", "run_settings",
+    "save_cells", "score_recall",
 ]  # fmt: skip

@@ -59,6 +59,7 @@ def needle(
     from ctxlens.needle import (
         NeedleConfig,
         build_cells,
+        check_indicator,
         describe_cell,
         load_haystack,
         load_needles,
@@ -82,6 +83,8 @@ def needle(
     straw = load_haystack(haystack, seed=store.seed, repeat=repeat)
     lm = model.load()
     steering.check_heads(lm.n_layers, lm.n_heads)
+    if indicator:
+        check_indicator(lm)
     cells = build_cells(lm, config, straw)
     if dry_run:
         for condition in config.conditions:
