@@ -173,7 +173,7 @@ def table(data: Path, probes: Iterable[str]) -> str:
     """The Markdown page."""
     tokenizers, templates, probes = load_tokenizers(data), load_templates(data), list(probes)
     counts: Counter[str] = Counter()
-    reasons: dict[str, set[str]] = defaultdict(set)
+    reasons: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     rows = []
     for name, template in templates.items():
         cells = []
@@ -182,9 +182,11 @@ def table(data: Path, probes: Iterable[str]) -> str:
             counts.update("refused" if o.refused else "exact" for o in outcomes)
             refused = sorted({o.refused for o in outcomes if o.refused})
             for reason in refused:
-                reasons[reason].add(f"`{name}` ({probe})")
+                reasons[reason][name].add(probe)
             left_out = any(o.left_out for o in outcomes)
-            cells.append("refused" if refused else "exact, a message left out" if left_out else "exact")
+            exact = sum(not o.refused for o in outcomes)
+            cell = "exact" if exact == len(outcomes) else f"exact {exact}/{len(outcomes)}"
+            cells.append(f"{cell if exact else 'refused'}{', a message left out' if left_out else ''}")
         rows.append(f"| `{name}` | {' | '.join(cells)} |")
     masks = []
     for name, template in generation_templates(data).items():
@@ -201,7 +203,9 @@ def table(data: Path, probes: Iterable[str]) -> str:
         "Made by `experiments/template_matrix.py`. Each real template was rendered with each of the "
         f"tokenizers {', '.join(tokenizers)} and each of {len(probes)} conversations: *exact* means that the "
         "tokens equal those of `apply_chat_template` and that what was said lies in its speaker's tokens; "
-        "*refused* means a `RenderError` with the reason below. There is no third outcome.",
+        "*refused* means a `RenderError` with the reason below; *exact 4/6* that two tokenizers were refused "
+        "(those without a BOS token, by templates that write one). There is no third outcome. A message left "
+        "out is one that the template itself does not write; it has no tokens.",
         "",
         f"{len(templates)} distinct templates × {len(tokenizers)} tokenizers × {len(probes)} conversations: "
         f"{counts['exact']} exact, {counts['refused']} refused.",
@@ -212,7 +216,14 @@ def table(data: Path, probes: Iterable[str]) -> str:
         "",
         "## Reasons of refusal",
         "",
-        *(f"- {reason}\n    - {', '.join(sorted(names))}" for reason, names in sorted(reasons.items())),
+        *(
+            f"- {reason}\n    - "
+            + ", ".join(
+                f"`{name}`" + ("" if len(where) == len(probes) else f" ({', '.join(sorted(where))})")
+                for name, where in sorted(names.items())
+            )
+            for reason, names in sorted(reasons.items())
+        ),
         "",
         "## Agreement with `{% generation %}`",
         "",

@@ -31,7 +31,7 @@ SPOOFS = [
 
 text = st.lists(st.sampled_from(SPOOFS) | st.text(max_size=6), max_size=6).map("".join)
 solid_text = text.map(lambda content: f"{content}x")
-EXAMPLES = int(os.environ.get("CTXLENS_EXAMPLES", "300"))
+EXAMPLES = int(os.environ.get("CTXLENS_EXAMPLES", "500"))
 
 
 @st.composite
@@ -132,7 +132,7 @@ def test_many_spoofed_conversations_keep_their_roles(toy_tokenizer, messages, na
     check_conversation(toy_tokenizer, messages, name, indicator)
 
 
-@settings(max_examples=EXAMPLES // 3, **SETTINGS)
+@settings(max_examples=EXAMPLES // 5, **SETTINGS)
 @given(messages=conversations(), window=st.integers(20, 120))
 def test_truncation_keeps_roles(toy_tokenizer, messages, window):
     messages[-1] = {"role": "assistant", "content": messages[-1]["content"] + "x"}
@@ -150,7 +150,7 @@ def test_truncation_keeps_roles(toy_tokenizer, messages, window):
         assert whole.spans[first].tolist() in cut.spans.tolist()
 
 
-@settings(max_examples=EXAMPLES // 3, **SETTINGS)
+@settings(max_examples=EXAMPLES // 5, **SETTINGS)
 @given(messages=conversations(), separator=st.sampled_from(["\n", " ", "", "</s>"]))
 def test_plain_rendering_keeps_roles(toy_tokenizer, messages, separator):
     chat = render_plain(toy_tokenizer, messages, separator=separator, bos=True)
@@ -163,7 +163,7 @@ def test_plain_rendering_keeps_roles(toy_tokenizer, messages, separator):
     assert chat.tokens[1:].tolist() == toy_tokenizer(chat.text[3:], add_special_tokens=False)["input_ids"]
 
 
-@settings(max_examples=EXAMPLES // 3, **SETTINGS)
+@settings(max_examples=EXAMPLES // 5, **SETTINGS)
 @given(question=text, prefix=solid_text, name=st.sampled_from(["zephyr", "trimming"]))
 def test_response_prefixes_keep_their_roles(toy_tokenizer, question, prefix, name):
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": prefix}]
