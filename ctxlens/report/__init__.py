@@ -62,6 +62,7 @@ def render_report(runs: Sequence[RunContents], title: str | None = None) -> str:
     return environment.get_template("report.html.j2").render(
         title=title or _title(runs),
         summary=_summary(runs),
+        warnings=_warnings(runs),
         claims=_claims(runs),
         runs=runs,
         sections=sections,
@@ -104,6 +105,15 @@ def _summary(runs: Sequence[RunContents]) -> str:
         "Every figure is drawn from the result files in the run folders. Intervals are 95 % "
         "bootstrap intervals."
     )
+
+
+def _warnings(runs: Sequence[RunContents]) -> list[str]:
+    return [
+        f"{run.name} is a smoke run: a few steps of everything, to check an installation. "
+        "Its figures and verdicts mean nothing."
+        for run in runs
+        if run.is_demo and run.config.get("smoke")
+    ]
 
 
 def _claims(runs: Sequence[RunContents]) -> list[dict[str, Any]]:

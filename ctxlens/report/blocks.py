@@ -111,13 +111,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Section:
-    """One section of the page; `claim` names the verdict that it explains."""
+    """One section of the page; `kicker` is the claim that it is about."""
 
     id: str
     title: str
     lead: str
     parts: Sequence[Part] = field(default_factory=tuple)
-    claim: str = ""
+    kicker: str = ""
 
 
 def figure_json(figure: go.Figure) -> dict[str, Any]:
@@ -142,7 +142,10 @@ def interval_cell(interval: Interval, *, signed: bool = False) -> Cell:
 
 def number(value: float, *, signed: bool = False) -> str:
     """A share as text, with a true minus sign."""
-    return "–" if math.isnan(value) else f"{value:{'+' if signed else ''}.2f}".replace("-", "−")
+    if math.isnan(value):
+        return "–"
+    text = f"{value:{'+' if signed else ''}.2f}"
+    return text[1:] if text in ("+0.00", "-0.00") else text.replace("-", "−")
 
 
 def bounds(interval: Interval) -> str:

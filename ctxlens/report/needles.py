@@ -93,7 +93,8 @@ def cure_blocks(run: RunContents) -> list[Block]:
         contested, free = split_by_memory(grid)
         panels = [p for p in needle_panels(contested) if p.key["model"] in models]
         templated = [p for p in panels if "template" in p.key["condition"]] or panels
-        templated.sort(key=lambda p: (p.key["model"] == models[1], p.key["indicator"]))
+        after = models[1]
+        templated.sort(key=lambda p, after=after: (p.key["model"] == after, p.key["indicator"]))
         blocks.append(
             Figures(
                 [_figure(panel) for panel in templated],

@@ -16,6 +16,7 @@ from ctxlens.report.source import source_blocks
 @dataclass(frozen=True)
 class _Topic:
     claim: str
+    question: str
     title: str
     lead: str
     missing: str
@@ -24,34 +25,34 @@ class _Topic:
 
 _TOPICS = (
     _Topic(
-        "loss", "Does the chat template cost context?",
+        "loss", "Does the chat template cost context?", "Needles in a haystack",
         "A fact (the needle) stands somewhere in a long text that the user gives, and the user asks "
         "for it. The "
         "same weights answer with the chat template around the conversation and without it.",
         "needle grid", lambda run, _: loss_blocks(run),
     ),
     _Topic(
-        "role bias", "Where does attention go instead?",
+        "role bias", "Where does attention go instead?", "Attention by role",
         "Every token has a role: the user's text, the assistant's, the template's own markers. "
         "Attention is summed "
         "by role, in every layer and head, at the place where the answer begins.",
         "role allocation", bias_blocks,
     ),
     _Topic(
-        "cause", "Is attention the cause?",
+        "cause", "Is attention the cause?", "Steering attention",
         "Watching is not enough, so attention is changed by hand: every token that is not the user's "
         "is weakened by "
         "a factor α, in all heads, in the heads that retrieve, and in as many heads drawn at random.",
         "steering sweep", lambda run, _: cause_blocks(run),
     ),
     _Topic(
-        "source", "Which training examples teach it?",
+        "source", "Which training examples teach it?", "Context-dependency scores",
         "Many examples of instruction data can be answered without reading what the user wrote. A score from "
         "attention tells how much each answer drew on the user's tokens.",
         "context-dependency scores", lambda run, _: source_blocks(run),
     ),
     _Topic(
-        "cure", "Can it be cured?",
+        "cure", "Can it be cured?", "Before and after the indicator",
         "The context-dependent examples get an indicator token, [IND], during fine-tuning. At "
         "inference the user "
         "adds it when the answer should come from the context.",
@@ -76,8 +77,10 @@ def build_sections(runs: Sequence[RunContents]) -> tuple[list[Section], list[str
         if not any(part.verdict or not isinstance(part.blocks[0], Note) for part in parts):
             missing.append(topic.missing)
         if parts:
+            argued = has_demo or any(part.verdict for part in parts)
+            heading = (topic.question, topic.lead) if argued else (topic.title, "")
             slug = topic.claim.replace(" ", "-")
-            sections.append(Section(slug, topic.title, topic.lead if has_demo else "", parts, topic.claim))
+            sections.append(Section(slug, *heading, parts, topic.claim if argued else ""))
     parts = [Part(run.name, blocks) for run in runs if (blocks := training_blocks(run))]
     if parts:
         sections.append(Section("training", "Training", "", parts))

@@ -36,7 +36,7 @@
   const format = (value, signed) => {
     if (value === null || value === undefined) return "–";
     const text = Math.abs(value).toFixed(2);
-    return (value < 0 && +text !== 0 ? "−" : signed ? "+" : "") + text;
+    return +text === 0 ? text : (value < 0 ? "−" : signed ? "+" : "") + text;
   };
   const mean = (matrix) => {
     const values = matrix.flat().filter((one) => one !== null);
@@ -71,7 +71,8 @@
     const inputs = [...root.querySelectorAll("input")];
     const chosen = (name) => {
       const input = inputs.find((one) => one.name.endsWith("-" + name) && (one.type === "checkbox" || one.checked));
-      return input && (input.type === "checkbox" ? input.checked : input.value);
+      if (!input) return data[name];
+      return (input.type === "checkbox" ? input.checked : input.value);
     };
     const minus = (a, b) => a.map((row, i) => row.map((v, j) => (v === null || b[i][j] === null ? null : +(v - b[i][j]).toFixed(4))));
     const matrix = (model, view, share, role) => {
