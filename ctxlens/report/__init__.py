@@ -85,13 +85,11 @@ def _title(runs: Sequence[RunContents]) -> str:
 def _summary(runs: Sequence[RunContents]) -> str:
     if any(run.is_demo for run in runs):
         return (
-            "Models that are fine-tuned on instructions can lose part of their grip on the text that "
-            "a user gives "
-            "them; this page follows that argument in five claims, from the loss to its cure. Everything was "
-            "measured live on a small embedded language model, which was built to show the effect. "
-            "Each claim stands "
-            "with its figure, its 95 % interval and the rule, written down before measuring, that "
-            "decides on it."
+            "Models that are fine-tuned on instructions can lose part of their grip on the text that a "
+            "user gives them; this page follows that argument in five claims, from the loss to its cure. "
+            "Everything was measured live on a small embedded language model, which was built to show the "
+            "effect. Each claim stands with its figure, its 95 % interval and the rule, written down "
+            "before measuring, that decides on it."
         )
     told = []
     for run in runs:
@@ -101,9 +99,8 @@ def _summary(runs: Sequence[RunContents]) -> str:
         told.append(f"{study} on {short_name(name)}" if name else study)
     return (
         f"This page shows the results of {'one run' if len(runs) == 1 else f'{len(runs)} runs'}: "
-        f"{'; '.join(told)}. "
-        "Every figure is drawn from the result files in the run folders. Intervals are 95 % "
-        "bootstrap intervals."
+        f"{'; '.join(told)}. Every figure is drawn from the result files in the run folders. Intervals are "
+        "95 % bootstrap intervals."
     )
 
 

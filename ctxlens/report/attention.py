@@ -153,11 +153,9 @@ def _tokens(view: TokenView) -> Tokens:
     where = " · ".join(short_name(meta[key]) for key in ("model", "condition") if key in meta)
     caption = (
         "One conversation as the model sees it. A token's colour is its role (named where a stretch "
-        "begins; grey: "
-        "the template's own tokens), its depth of colour and the bar below it show how much attention the "
-        "chosen head pays to it from the outlined token, on a square-root scale. Point at a token "
-        "for its weight. Shown first: the layer, head and position "
-        "with most attention on the user."
+        "begins; grey: the template's own tokens), its depth of colour and the bar below it show how much "
+        "attention the chosen head pays to it from the outlined token, on a square-root scale. Point at a "
+        "token for its weight. Shown first: the layer, head and position with most attention on the user."
     )
     title = str(meta.get("title", "One conversation, token by token")).rstrip(".")
     return Tokens(

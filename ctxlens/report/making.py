@@ -66,12 +66,10 @@ def honest_notes(runs: list[RunContents]) -> list[str]:
     notes = []
     if any(run.is_demo for run in runs):
         notes.append(
-            "The embedded model was built to show the effect: its pretraining, its fine-tuning "
-            "mixture and the share "
-            "of context-dependent examples in it were chosen so that a loss appears. It shows that "
-            "the chain of "
-            "claims can hold and how to test it. It says nothing about how large the effect is in "
-            "other models."
+            "The embedded model was built to show the effect: its pretraining, its fine-tuning mixture "
+            "and the share of context-dependent examples in it were chosen so that a loss appears. It "
+            "shows that the chain of claims can hold and how to test it. It says nothing about how large "
+            "the effect is in other models."
         )
         notes.append(
             "One run is one seed of fine-tuning. Intervals cover the choice of test cells, not the "
@@ -79,14 +77,12 @@ def honest_notes(runs: list[RunContents]) -> list[str]:
         )
     notes += [
         "Attention is evidence, not proof: a head may look at a token without using it, and use it "
-        "through other "
-        "heads. Steering is the test of cause here, and it is blunt: it changes every head it is applied to.",
+        "through other heads. Steering is the test of cause here, and it is blunt: it changes every head "
+        "it is applied to.",
         "Intervals are 95 % percentile bootstrap intervals over cells, conversations or questions; "
-        "differences "
-        "are paired. With few cells they are rough.",
-        "Raw shares count the template's own tokens, which exist only with the template. "
-        "Renormalised shares leave "
-        "them out. Both are given, for a claim should hold in the one that it is made about.",
+        "differences are paired. With few cells they are rough.",
+        "Raw shares count the template's own tokens, which exist only with the template. Renormalised "
+        "shares leave them out. Both are given, for a claim should hold in the one that it is made about.",
     ]
     return notes
 

@@ -61,16 +61,12 @@ def cause_blocks(run: RunContents) -> list[Block]:
         blocks.append(
             Figures(
                 [Figure(figure_json(steering_curves(contested, ability)), _steering_sentence(contested))],
-                "Recall as the attention to everything but the user's tokens is weakened by α (steps to the "
-                "right: weaker). Lines are means over cells, bands 95 % bootstrap intervals. If "
-                "attention is the "
-                "cause, the line of all heads rises, and the retrieval heads rise further than as "
-                "many random "
-                "ones. Below: how often the model answers from memory instead, and, where it was "
-                "measured, what "
-                "the same steering does to questions without a document. "
-                + _which_cells(contested, free)
-                + _steering_sentence(contested),
+                "Recall as the attention to everything but the user's tokens is weakened by α (steps to "
+                "the right: weaker). Lines are means over cells, bands 95 % bootstrap intervals. If "
+                "attention is the cause, the line of all heads rises, and the retrieval heads rise "
+                "further than as many random ones. Below: how often the model answers from memory "
+                "instead, and, where it was measured, what the same steering does to questions without a "
+                "document. " + _which_cells(contested, free) + _steering_sentence(contested),
                 title="Steering attention to the user" if name == "steering" else name,
             )
         )
@@ -165,9 +161,8 @@ def _which_cells(contested: NeedleGrid, free: NeedleGrid | None) -> str:
     if free is None:
         return ""
     return (
-        f"Shown are the {contested.frame['cell'].nunique()} cells whose needle contradicts what the "
-        "model knows "
-        f"by heart; in the other {free.frame['cell'].nunique()} it knows nothing about the subject. "
+        f"Shown are the {contested.frame['cell'].nunique()} cells whose needle contradicts what the model "
+        f"knows by heart; in the other {free.frame['cell'].nunique()} it knows nothing about the subject. "
     )
 
 
@@ -227,9 +222,8 @@ def _before_after(
     return Table(
         ["measure", f"before: {before}", f"after: {after}", "difference, paired"],
         rows,
-        "Mean and 95 % bootstrap interval. The model before has no indicator: rows with [IND] "
-        "compare the model "
-        "after, asked with it, to the model before, asked plainly, on the same cells.",
+        "Mean and 95 % bootstrap interval. The model before has no indicator: rows with [IND] compare the "
+        "model after, asked with it, to the model before, asked plainly, on the same cells.",
         title="Before and after",
     )
 

@@ -26,23 +26,21 @@ class _Topic:
 _TOPICS = (
     _Topic(
         "loss", "Does the chat template cost context?", "Needles in a haystack",
-        "A fact (the needle) stands somewhere in a long text that the user gives, and the user asks "
-        "for it. The "
-        "same weights answer with the chat template around the conversation and without it.",
+        "A fact (the needle) stands somewhere in a long text that the user gives, and the user asks for "
+        "it. The same weights answer with the chat template around the conversation and without it.",
         "needle grid", lambda run, _: loss_blocks(run),
     ),
     _Topic(
         "role bias", "Where does attention go instead?", "Attention by role",
-        "Every token has a role: the user's text, the assistant's, the template's own markers. "
-        "Attention is summed "
-        "by role, in every layer and head, at the place where the answer begins.",
+        "Every token has a role: the user's text, the assistant's, the template's own markers. Attention "
+        "is summed by role, in every layer and head, at the place where the answer begins.",
         "role allocation", bias_blocks,
     ),
     _Topic(
         "cause", "Is attention the cause?", "Steering attention",
-        "Watching is not enough, so attention is changed by hand: every token that is not the user's "
-        "is weakened by "
-        "a factor α, in all heads, in the heads that retrieve, and in as many heads drawn at random.",
+        "Watching is not enough, so attention is changed by hand: every token that is not the user's is "
+        "weakened by a factor α, in all heads, in the heads that retrieve, and in as many heads drawn at "
+        "random.",
         "steering sweep", lambda run, _: cause_blocks(run),
     ),
     _Topic(
@@ -53,9 +51,8 @@ _TOPICS = (
     ),
     _Topic(
         "cure", "Can it be cured?", "Before and after the indicator",
-        "The context-dependent examples get an indicator token, [IND], during fine-tuning. At "
-        "inference the user "
-        "adds it when the answer should come from the context.",
+        "The context-dependent examples get an indicator token, [IND], during fine-tuning. At inference "
+        "the user adds it when the answer should come from the context.",
         "a model trained with the indicator, closed-book ability", lambda run, _: cure_blocks(run),
     ),
 )  # fmt: skip

@@ -71,9 +71,9 @@ def _probe(probe: list[dict]) -> Table:
     return Table(
         ["layer", "best head", "attention on the needle", "if uniform"],
         rows,
-        "The rule for the layer: the one whose best head looks most at the needle while the needle "
-        "is repeated, "
-        "on needles apart from those of the figures above. Mean over cells and 95 % bootstrap interval.",
+        "The rule for the layer: the one whose best head looks most at the needle while the needle is "
+        "repeated, on needles apart from those of the figures above. Mean over cells and 95 % bootstrap "
+        "interval.",
         title="Which layer carries the needle",
     )
 
@@ -117,8 +117,7 @@ def _layers(scores: Scores, reduction: str) -> Table:
         head,
         rows,
         "Which layer tells the kinds apart. AUROC is the chance that a context-dependent turn scores "
-        "above one "
-        "of the other kind: 1 is perfect, 0.5 is a coin.",
+        "above one of the other kind: 1 is perfect, 0.5 is a coin.",
         title="By layer",
     )
 
