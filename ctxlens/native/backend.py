@@ -32,7 +32,9 @@ class NativeBackend:
         """
         self.hf_model = model.eval()
         self.shape = shape_of(model)
-        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        parameters = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in parameters
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         self._check_model()
 
     @property
@@ -100,6 +102,7 @@ class NativeBackend:
             if cache is not None:
                 mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
             kwargs: dict[str, Any] = {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
+            kwargs |= self._last_only
             if self._takes_positions:
                 positions = (mask.cumsum(-1) - 1).clamp_min(0)
                 kwargs["position_ids"] = positions[:, -tokens.shape[1] :]
