@@ -107,7 +107,7 @@ def score_conversations(
             not a number (model and turn are named).
         RunExistsError: the run holds scores of other data, another model or other settings.
     """
-    data = list(getattr(conversations, "conversations", conversations))
+    data = list(conversations)
     layers = check_layers(model, layers)
     plan = _plan(model, data, layers, max_tokens, kinds)
     if out is not None and out.has(_RESULT):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from ctxlens.roles import INDICATOR_KEY, RenderedChat, Role, render, render_plai
 IGNORED = -100
 """The label of a token that the loss is not on."""
 
-LossOn = Literal["assistant", "all"]
+LOSS_ON = ("assistant", "all")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TrainRows:
     skipped: tuple[tuple[str, str], ...] = ()
 
 
-def find_trained(chat: RenderedChat, loss_on: LossOn = "assistant") -> np.ndarray:
+def find_trained(chat: RenderedChat, loss_on: str = "assistant") -> np.ndarray:
     """`[pos]` booleans: the tokens that the loss is on.
 
     `assistant`: the contents of all assistant turns, each with the token that ends it. `all`: every token,
@@ -44,8 +44,7 @@ def find_trained(chat: RenderedChat, loss_on: LossOn = "assistant") -> np.ndarra
     Raises:
         InputError: another `loss_on`.
     """
-    if loss_on not in get_args(LossOn):
-        raise InputError(f'loss_on must be "assistant" or "all", got {loss_on!r}.')
+    _check_loss_on(loss_on)
     if loss_on == "all":
         return np.ones(chat.n_tokens, dtype=bool)
     trained = chat.mask(Role.ASSISTANT)
@@ -55,7 +54,12 @@ def find_trained(chat: RenderedChat, loss_on: LossOn = "assistant") -> np.ndarra
     return trained
 
 
-def build_row(chat: RenderedChat, loss_on: LossOn = "assistant", *, name: str = "") -> dict[str, list[int]]:
+def _check_loss_on(loss_on: str) -> None:
+    if loss_on not in LOSS_ON:
+        raise InputError(f'loss_on must be "assistant" or "all", got {loss_on!r}.')
+
+
+def build_row(chat: RenderedChat, loss_on: str = "assistant", *, name: str = "") -> dict[str, list[int]]:
     """One rendered conversation as a training row.
 
     Raises:
@@ -75,7 +79,7 @@ def build_rows(
     conversations: Iterable[Conversation],
     *,
     indicator: str | None = None,
-    loss_on: LossOn = "assistant",
+    loss_on: str = "assistant",
     replay_texts: Sequence[str] = (),
     max_tokens: int | None = None,
 ) -> TrainRows:
@@ -96,6 +100,7 @@ def build_rows(
     Raises:
         InputError: nothing is left to train on.
     """
+    _check_loss_on(loss_on)
     rows: list[dict[str, list[int]]] = []
     counts: Counter[str] = Counter(conversations=0, replay=0, truncated=0, skipped=0, indicator_messages=0)
     skipped: list[tuple[str, str]] = []

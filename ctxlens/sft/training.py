@@ -30,7 +30,7 @@ from ctxlens.models.loading import (
 from ctxlens.results import Selection
 from ctxlens.runs import Run, package_versions, write_atomic
 from ctxlens.sft.config import make_sft_config, read_config, read_replay, without_renaming_notes
-from ctxlens.sft.rows import LossOn, TrainRows, build_rows, draw_replay
+from ctxlens.sft.rows import TrainRows, build_rows, draw_replay
 
 Progress = Callable[[int, int], None]
 LOG = "train.json"
@@ -46,7 +46,7 @@ def train(
     selection: Selection | Collection[tuple[str, int]] | None = None,
     indicator: str | None = None,
     indicator_init: str = "mean",
-    loss_on: LossOn = "assistant",
+    loss_on: str = "assistant",
     replay_texts: Sequence[str] = (),
     replay_share: float | None = None,
     chat_template: str | Path | None = None,
@@ -157,7 +157,7 @@ def train_from_config(
         selection=selection,
         indicator=config.indicator,
         indicator_init=config.indicator_init,
-        loss_on=cast(LossOn, config.loss_on),
+        loss_on=config.loss_on,
         replay_texts=read_replay(config.replay) if config.replay else (),
         replay_share=config.replay_share,
         chat_template=config.chat_template,
