@@ -362,7 +362,7 @@ def _inner(mark: _Mark, text: str) -> _Mark | None:
 
 
 def _quoted_words(template: str) -> list[str]:
+    """The quoted strings of a template's source that could be markers: three solid characters or more."""
     words = (single or double for single, double in _QUOTED.findall(template))
-    return [
-        w.replace("\\n", "\n").replace("\\'", "'").replace('\\"', '"') for w in words if len(w.strip()) > 1
-    ]
+    plain = (w.replace("\\n", "\n").replace("\\'", "'").replace('\\"', '"') for w in words)
+    return [word for word in plain if len(word.strip()) > 2]
