@@ -34,10 +34,11 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         _screen.say(ctxlens.__version__)
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

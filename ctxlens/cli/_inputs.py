@@ -122,16 +122,24 @@ def check_steering(alpha: float, heads: str) -> None:
     parse_heads(heads)
 
 
+def check_indicator(model: Model, wanted: bool) -> None:
+    """Raise `InputError` if an indicator is wanted of a model that has none."""
+    if wanted and model.indicator is None:
+        raise InputError(
+            f"{model.name} has no indicator token; train it with one (ctxlens train) or drop --indicator."
+        )
+
+
 def resolve_heads(model: Model, text: str, plain: Sequence[RenderedChat]) -> Heads:
     """The heads of --heads; `retrieval` reads them from the conversations without template (paper B.3)."""
+    from ctxlens.heads import find_retrieval_heads
     from ctxlens.results import RoleAllocation
     from ctxlens.steering import parse_heads
 
     heads = parse_heads(text)
     if heads != "retrieval":
         return heads
-    allocation = RoleAllocation.concat(model.read_roles(plain))
-    return tuple(zip(allocation.layers, allocation.retrieval_heads().tolist(), strict=True))
+    return find_retrieval_heads(RoleAllocation.concat(model.read_roles(plain)))
 
 
 def parse_numbers(text: str, kind: Callable[[str], Any], option: str) -> tuple[Any, ...]:

@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from ctxlens.cli import _screen, _tables
-from ctxlens.cli._inputs import HeadsOption, NewTokensOption, parse_spread
+from ctxlens.cli._inputs import (
+    HeadsOption,
+    NewTokensOption,
+    check_indicator,
+    check_steering,
+    parse_spread,
+    resolve_heads,
+)
 from ctxlens.cli._options import ModelOptions, RunOptions, verb
 
 
@@ -56,18 +63,13 @@ def needle(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the first prompts and stop.")] = False,
 ) -> None:
     """Hide a sentence in a long text and ask for it: recall with and without chat template."""
-    from ctxlens.needle import (
-        NeedleConfig,
-        build_cells,
-        check_indicator,
-        describe_cell,
-        load_haystack,
-        load_needles,
-        run_needle,
-    )
+    from ctxlens.cells import NeedleConfig, build_cells, describe_cell, render_cell
+    from ctxlens.haystack import load_haystack
+    from ctxlens.needle import run_needle
+    from ctxlens.recall import load_needles
     from ctxlens.steering import Steering
 
-    steering = Steering(alpha, heads=heads)
+    check_steering(alpha, heads)
     config = NeedleConfig(
         lengths=parse_spread(lengths, int, "--lengths"),
         depths=parse_spread(depths, float, "--depths"),
@@ -80,11 +82,9 @@ def needle(
         max_new_tokens=max_new_tokens,
         seed=store.seed,
     )
-    straw = load_haystack(haystack, seed=store.seed, repeat=repeat)
+    straw = load_haystack(haystack, seed=store.seed)
     lm = model.load()
-    steering.check_heads(lm.n_layers, lm.n_heads)
-    if indicator:
-        check_indicator(lm)
+    check_indicator(lm, indicator)
     cells = build_cells(lm, config, straw)
     if dry_run:
         for condition in config.conditions:
@@ -92,12 +92,20 @@ def needle(
                 _screen.printable(describe_cell(lm, cells[0], config, condition, indicator=indicator))
             )
         return
+    plain = [render_cell(lm, cell, config, "plain+prefix") for cell in cells[:: max(1, len(cells) // 64)]]
+    steering = Steering(alpha, heads=resolve_heads(lm, heads, plain))
+    steering.check_heads(lm.n_layers, lm.n_heads)
     settings = {"indicator": indicator, "steering": steering.describe()}
     run = store.open("needle", {"model": lm.identity, "haystack": haystack, **settings, **config.as_dict()})
     with _screen.stage("needles") as progress:
         grid = run_needle(
-            lm, config, haystack=straw, indicator=indicator, steering=steering if alpha < 1 else None,
-            out=run, progress=progress,
-        )  # fmt: skip
+            lm,
+            config,
+            haystack=straw,
+            indicator=indicator,
+            steering=None if steering.changes_nothing else steering,
+            out=run,
+            progress=progress,
+        )
     _tables.show_recall(grid)
     _screen.say_where(run.folder)

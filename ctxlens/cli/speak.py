@@ -15,6 +15,7 @@ from ctxlens.cli._inputs import (
     NewTokensOption,
     PrefixOption,
     TruncateOption,
+    check_indicator,
     check_steering,
     describe_file,
     open_questions,
@@ -23,7 +24,6 @@ from ctxlens.cli._inputs import (
     resolve_heads,
 )
 from ctxlens.cli._options import ModelOptions, RunOptions, verb
-from ctxlens.errors import InputError
 
 AlphaOption = Annotated[
     float, typer.Option(help="Factor on the attention to all tokens but the user's, in (0, 1].", metavar="A")
@@ -53,10 +53,7 @@ def generate(
     check_steering(alpha, heads)
     questions = open_questions(conversations, prefix, indicator=indicator)
     lm = model.load()
-    if indicator and lm.indicator is None:
-        raise InputError(
-            f"{lm.name} has no indicator token; train it with one (ctxlens train), or leave out --indicator."
-        )
+    check_indicator(lm, indicator)
     chats = render_questions(lm, questions, max_new_tokens=max_new_tokens, truncate=truncate)
     steer_ = contextlib.nullcontext()
     if alpha < 1:

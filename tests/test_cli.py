@@ -1,0 +1,282 @@
+"""The verbs on the embedded model: what they write, what they print, and that they do not say more."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from ctxlens.cli import _screen, app
+from ctxlens.results import NeedleGrid, RoleAllocation, Scores, Selection, TokenView
+
+ROOT = Path(__file__).parents[1]
+GROUP = typer.main.get_command(app)
+VERBS = ["allocate", "roles", "needle", "steer", "generate", "score", "select", "train", "report", "demo"]
+CHAT = [
+    {"role": "user", "content": "The best thing to do in Oakford is to paint wooden boats.\nWhat is it?"},
+    {"role": "assistant", "content": "It is to paint wooden boats."},
+]
+
+
+def call(*words, code=0):
+    """The result of a command, which must end with the given code."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture
+def messages(tmp_path):
+    path = tmp_path / "chat.json"
+    path.write_text(json.dumps([CHAT, [{"role": "system", "content": "Be brief."}, *CHAT]]))
+    return path
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    rows = [{"id": f"c{i}", "messages": CHAT} for i in range(3)]
+    rows += [{"id": "long", "messages": [{**CHAT[0], "content": CHAT[0]["content"] * 60}, CHAT[1]]}]
+    rows += [{"id": "mute", "messages": CHAT[:1]}, {"id": "bad", "messages": [{"role": "user"}]}]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def documented_commands():
+    """Every `ctxlens …` command of the help texts, the README and the documentation."""
+    for verb in VERBS:
+        for line in GROUP.commands[verb].epilog.split("\n\n"):
+            if "$ ctxlens" in line:
+                yield line.split("$ ")[1].removesuffix("[/cyan]")
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for block in page.read_text(encoding="utf-8").split("```bash")[1:]:
+            lines = block.split("```")[0].splitlines()
+            yield from (line for line in lines if line.startswith("ctxlens "))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_teaches_by_example(verb):
+    text = call(verb, "--help").output
+    assert "Examples" in text
+    assert f"$ ctxlens {verb}" in text
+
+
+@pytest.mark.parametrize("command", sorted(set(documented_commands())))
+def test_documented_commands_are_understood(command):
+    words = shlex.split(command.split(">")[0], comments=True)[1:]
+    words = [word.replace("RUN…", "RUN") for word in words]
+    if "--help" not in words:
+        GROUP.commands[words[0]].make_context(words[0], words[1:])
+
+
+def test_version():
+    assert call("--version").stdout == "0.1.0\n"
+
+
+@pytest.mark.parametrize("backend", ["lens", "native"])
+def test_allocate_writes_shares_of_both_conditions(messages, tmp_path, backend):
+    out = tmp_path / "run"
+    result = call("allocate", "--messages", messages, "--out", out, "--backend", backend)
+    plain, template = (
+        RoleAllocation.load(out / f"allocation-{c}.safetensors") for c in ("plain", "template")
+    )
+    assert plain.shares.shape == template.shares.shape
+    assert plain.shares.shape[2] == 2
+    assert plain.share("template")[..., 0].max() < template.share("template")[..., 0].min() + 1
+    assert template.share("system")[..., 0].max() == 0 < template.share("system")[..., 1].min()
+    view = TokenView.load(out / "tokens.safetensors")
+    assert "".join(view.tokens).endswith(CHAT[1]["content"] + "</s>\n")
+    assert f"ctxlens report {out}" in result.stderr
+    for layer, share in enumerate(plain.renormalised().share("user").mean((1, 2))):
+        assert f"{layer}" in result.stdout
+        assert f"{share:.3f}" in result.stdout
+
+
+def test_allocate_goes_on_where_it_was_stopped(messages, tmp_path, monkeypatch):
+    from ctxlens.models import Model
+
+    words = ("allocate", "--messages", messages, "--out", tmp_path / "run", "--backend", "native")
+    read = Model.read_roles
+    seen = []
+
+    def stop_at_second(self, chats, **options):
+        seen.append(chats[0].templated)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return read(self, chats, **options)
+
+    monkeypatch.setattr(Model, "read_roles", stop_at_second)
+    stopped = call(*words, code=130)
+    assert _screen.STOPPED in stopped.stderr
+    first = (tmp_path / "run" / "allocation-plain.safetensors").read_bytes()
+    call(*words)
+    assert seen == [False, True, True]
+    assert (tmp_path / "run" / "allocation-plain.safetensors").read_bytes() == first
+
+
+def test_response_mean_is_another_query(messages, tmp_path):
+    words = ("allocate", "--messages", messages, "--backend", "native", "--limit", 1)
+    call(*words, "--out", tmp_path / "first")
+    call(*words, "--out", tmp_path / "mean", "--queries", "response_mean")
+    first, mean = (
+        RoleAllocation.load(tmp_path / name / "allocation-template.safetensors") for name in ("first", "mean")
+    )
+    assert (first.queries, mean.queries) == ("first_answer", "response_mean")
+    assert (first.shares != mean.shares).any()
+
+
+def test_generate_prints_what_the_model_says_and_nothing_else(messages):
+    import ctxlens
+
+    model = ctxlens.load_model("organism", backend="native")
+    chat = model.render(CHAT[:1], add_generation_prompt=True)
+    wanted = model.generate(chat, max_new_tokens=8)
+    words = ["generate", "--messages", messages, "--limit", 1, "--max-new-tokens", 8, "--backend", "native"]
+    assert call(*words).stdout == wanted + "\n"
+    with model.steer(0.01):
+        steered = model.generate(chat, max_new_tokens=8)
+    assert call(*words, "--alpha", 0.01).stdout == steered + "\n"
+    assert len(call(*words, "--alpha", 0.01, "--heads", "retrieval").stdout) > 1
+
+
+def test_command_line_is_quiet(messages):
+    words = ["generate", "--messages", str(messages), "--limit", "1", "--max-new-tokens", "3"]
+    result = subprocess.run(
+        [sys.executable, "-m", "ctxlens", *words, "--backend", "native"], capture_output=True, text=True
+    )
+    assert result.returncode == 0
+    assert result.stderr == ""
+    assert result.stdout.count("\n") >= 1
+
+
+def test_steer_shows_both_answers_and_keeps_the_shares(messages, tmp_path):
+    out = tmp_path / "run"
+    words = ("steer", "--messages", messages, "--alpha", 0.05, "--out", out, "--max-new-tokens", 6)
+    words += ("--backend", "native", "--prefix", "The best")
+    result = call(*words)
+    record = json.loads((out / "steer.json").read_text())
+    assert record["meta"]["steering"]["alpha"] == 0.05
+    assert len(record["answers"]) == 2
+    assert record["answers"][0]["messages"][-1] == {"role": "assistant", "content": "The best"}
+    before, after = (
+        RoleAllocation.load(out / f"allocation-{x}.safetensors") for x in ("unsteered", "steered")
+    )
+    assert after.share("user").mean() > before.share("user").mean()
+    assert "steered, α = 0.05" in result.stdout
+    assert call(*words).stdout == result.stdout
+
+
+def test_needle_reports_recall_by_condition(tmp_path):
+    out = tmp_path / "run"
+    words = (
+        "needle",
+        "--lengths",
+        "60,120",
+        "--depths",
+        "0,100",
+        "--max-new-tokens",
+        4,
+        "--backend",
+        "native",
+    )
+    prompt = call(*words, "--dry-run", "--out", out).stdout
+    assert "cell 0, plain+prefix" in prompt
+    assert "<|user|>" in prompt
+    assert not out.exists()
+    result = call(*words, "--out", out)
+    grid = NeedleGrid.load(out / "needle.parquet")
+    assert len(grid) == 8
+    mean = grid.recall(condition="template+prefix").mean()
+    assert f"{mean:.2f} [" in result.stdout
+    assert "minus plain+prefix" in result.stdout
+
+
+def test_score_select_and_train(dataset, tmp_path):
+    scores, chosen = tmp_path / "scores", tmp_path / "selected"
+    result = call("score", "--dataset", dataset, "--out", scores, "--backend", "native")
+    table = Scores.load(scores / "scores.parquet")
+    assert set(table.frame["conversation"]) == {"c0", "c1", "c2", "long"}
+    skipped = {
+        entry["conversation"]: entry["reason"] for entry in json.loads((scores / "skipped.json").read_text())
+    }
+    assert set(skipped) == {"mute", "bad"}
+    assert "1 conversations truncated" in result.stderr
+    assert "1 skipped: no user turn with an answer" in result.stderr
+
+    words = ("select", "--scores", scores, "--dataset", dataset, "--out", chosen, "--layer", 1)
+    result = call(*words, "--top-share", 0.5)
+    selection = Selection.load(chosen / "selection.parquet")
+    assert len(selection.turns) == 2
+    assert "2 of 4 (50.0%)" in result.stdout
+    rows = [json.loads(line) for line in (chosen / "selected.jsonl").read_text().splitlines()]
+    marked = {(row["id"], 1) for row in rows if row["messages"][0]["content"].endswith(" [IND]")}
+    assert marked == selection.turns
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model: organism\ndataset: {dataset}\nselection: {chosen}\nindicator: '[IND]'\n"
+        f"max_steps: 1\nper_device_train_batch_size: 2\noutput_dir: {tmp_path / 'sft'}\n"
+    )
+    result = call("train", "--config", recipe, "--device", "cpu", "logging_steps=1")
+    assert "optimizer steps" in result.stdout
+    one = tmp_path / "one.json"
+    one.write_text(json.dumps(CHAT))
+    words = ("generate", "--messages", one, "--max-new-tokens", 2, "--backend", "native")
+    call(*words, "--model", tmp_path / "sft", "--indicator")
+
+
+def test_report_prints_the_page(messages, tmp_path):
+    out = tmp_path / "run"
+    call("allocate", "--messages", messages, "--out", out, "--backend", "native", "--limit", 1)
+    page = Path(call("report", out).stdout.strip())
+    assert page == out / "report.html"
+    assert page.read_text(encoding="utf-8").lstrip().startswith("<!doctype html>")
+
+
+def test_roles_counts_tokens_and_shows_controls(tmp_path):
+    path = tmp_path / "chat.json"
+    path.write_text(json.dumps([{"role": "user", "content": "red \x1b[31m text"}]))
+    text = call("roles", "--messages", path).stdout
+    assert "\x1b" not in text
+    assert "\\x1b[31m" in text
+    assert "⏎" in text
+    assert "user " in text
+    assert "template " in text
+
+
+def test_answers_cannot_drive_the_terminal():
+    assert _screen.printable("a\x1b[2Jb\x9b\tc\n") == "a\\x1b[2Jb\\x9b\tc\n"
+
+
+def test_demo_passes_its_options_on(tmp_path, monkeypatch):
+    from ctxlens import demo
+
+    given = {}
+
+    def run_demo(out, **options):
+        given.update(options, out=out)
+        options["progress"](next(iter(demo.STAGES)), 1, 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "run_demo", run_demo)
+    result = call("demo", "--smoke", "--threshold", "0.6", "--seed", 3, "--out", tmp_path / "demo", code=130)
+    assert _screen.STOPPED in result.stderr
+    assert given["smoke"] is True
+    assert (given["threshold"], given["seed"], given["out"]) == (0.6, 3, tmp_path / "demo")
+
+
+def test_unexpected_errors_keep_their_traceback(messages, monkeypatch):
+    import ctxlens.data
+
+    def fail(path):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(ctxlens.data, "read_messages_file", fail)
+    result = CliRunner().invoke(app, ["roles", "--messages", str(messages)])
+    assert isinstance(result.exception, ZeroDivisionError)
