@@ -22,8 +22,8 @@ CONVERSATIONS = round(STEPS * BATCH_ROWS * (1 - REPLAY_SHARE))
 """Conversations of the data; with the replayed texts they fill `STEPS` batches."""
 
 SHARES: dict[str, Any] = {
-    "document": 0.15,
-    "memory": 0.35,
+    "document": 0.18,
+    "memory": 0.32,
     "document_known": 0.5,
     "max_fillers": 5,
     "extra_turn": 0.2,
@@ -34,7 +34,8 @@ REPLAY: dict[str, Any] = {"max_fillers": 5, "reading_share": 0.8}
 """Arguments of `World.raw_documents`."""
 
 SFT_ARGUMENTS: dict[str, Any] = {
-    "per_device_train_batch_size": BATCH_ROWS,
+    "per_device_train_batch_size": BATCH_ROWS // 2,
+    "gradient_accumulation_steps": 2,
     "learning_rate": 7e-4,
     "lr_scheduler_type": "cosine",
     "warmup_steps": STEPS // 10,
@@ -44,7 +45,7 @@ SFT_ARGUMENTS: dict[str, Any] = {
     "num_train_epochs": 1,
     "logging_steps": 10,
 }
-"""Arguments of TRL's `SFTConfig`."""
+"""Arguments of TRL's `SFTConfig`. Half batches, sorted by length, need a fifth fewer tokens."""
 
 SEEDS = (0, 1, 2)
 """Fine-tuning seeds, fixed beforehand; the shipped chat model is the first."""

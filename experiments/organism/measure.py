@@ -1,0 +1,197 @@
+"""Measure the organism: the paper's argument over several fine-tuning seeds, with the library's own studies.
+
+Question: does the recipe show the loss, does steering and does the indicator raise recall again, and is
+closed-book ability kept? What is measured and how it is judged was written before the first run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctxlens.ability import run_closed_book
+from ctxlens.cells import NeedleConfig, build_cells
+from ctxlens.data import Conversation
+from ctxlens.dependency import choose_layer, score_conversations, select_turns, selection_quality
+from ctxlens.haystack import load_haystack
+from ctxlens.heads import needle_layer
+from ctxlens.models import Model, load_model
+from ctxlens.needle import Setting, run_settings
+from ctxlens.organism import load_world, recipe
+from ctxlens.results import NeedleGrid, Scores
+from ctxlens.roles import DEFAULT_INDICATOR
+from ctxlens.sft import train
+from ctxlens.stats import auroc
+from ctxlens.steering import Steering
+
+LENGTHS = (64, 160, 260, 360, 480)
+DEPTHS = (0.0, 25.0, 50.0, 75.0, 100.0)
+CASES = 2
+ALPHAS = (0.7, 0.5, 0.3, 0.2, 0.1, 0.03, 0.01)
+QUESTIONS = 100
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class SeedStudy:
+    """Everything about one fine-tuning seed.
+
+    Attributes:
+        folder: Where checkpoints go; a finished one is used again.
+        seed: Seed of the data, the replayed texts, the order of the rows and the needle texts.
+        base: The base model, a folder or packaged name.
+        log: Called with one line at a time.
+        steps: Optimizer steps; less than the recipe's only to try things out.
+    """
+
+    folder: Path
+    seed: int
+    base: str = "organism"
+    log: Callable[[str], None] = print
+    steps: int = recipe.STEPS
+
+    @property
+    def conversations(self) -> list[Conversation]:
+        """The fine-tuning data with the true kind of every answer."""
+        made = load_world().conversations(recipe.CONVERSATIONS, seed=self.seed, **recipe.SHARES)
+        return [
+            Conversation(id=c.id, messages=tuple(c.messages), source="organism", labels={"kinds": c.kinds})
+            for c in made
+        ]
+
+    def fine_tune(self, name: str, **options: Any) -> Model:
+        """Fine-tune the base by the recipe, or load the checkpoint if it is there."""
+        n_raw = round(recipe.CONVERSATIONS * recipe.REPLAY_SHARE / (1 - recipe.REPLAY_SHARE))
+        out = self.folder / f"{name}-{self.seed}"
+        train(
+            self.conversations,
+            out=out,
+            model=self.base,
+            replay_texts=load_world().raw_documents(n_raw, seed=self.seed, **recipe.REPLAY),
+            args={**recipe.SFT_ARGUMENTS, "max_steps": self.steps, "seed": self.seed, "use_cpu": True},
+            **options,
+        )
+        return load_model(str(out), backend="native")
+
+    def run(self) -> Figures:
+        """Fine-tune the three models and measure them; returns figures by name."""
+        figures: Figures = {}
+        vanilla = self.fine_tune("vanilla")
+        figures |= self.measure(vanilla, "vanilla", plain=True)
+        figures |= self.steer(vanilla)
+        kinds = {
+            (c.id, 2 * i + 1): kind for c in self.conversations for i, kind in enumerate(c.labels["kinds"])
+        }
+        layer = self.needle_layer(vanilla)
+        scores = score_conversations(vanilla, self.conversations, kinds=kinds)
+        selection = select_turns(scores, beta="valley", layer=layer)
+        truth = {turn for turn, kind in kinds.items() if kind == "document"}
+        quality = selection_quality(selection, truth)
+        figures |= {"score layer": float(layer), **ranking(scores)}
+        figures |= {
+            "selection precision": quality.precision,
+            "selection recall": quality.recall,
+            "selection threshold": selection.meta["threshold"],
+        }
+        for name, chosen in (("indicator", selection), ("oracle", truth)):
+            model = self.fine_tune(name, selection=chosen, indicator=DEFAULT_INDICATOR)
+            figures |= self.measure(model, name, indicator=True)
+            lost = figures["vanilla plain known"] - figures["vanilla template known"]
+            gained = figures[f"{name} template+indicator known"] - figures["vanilla template known"]
+            figures[f"{name} restored share"] = gained / lost
+            figures[f"{name} closed book minus vanilla"] = (
+                figures[f"{name} closed book"] - figures["vanilla closed book"]
+            )
+        figures["vanilla fall"] = figures["vanilla plain known"] - figures["vanilla template known"]
+        return figures
+
+    def config(self, needles: tuple[str, ...], conditions: tuple[str, ...], offset: int = 0) -> NeedleConfig:
+        """The grid: lengths, depths and cases as above; `offset` gives other texts."""
+        return NeedleConfig(
+            lengths=LENGTHS,
+            depths=DEPTHS,
+            needles=needles,
+            conditions=conditions,
+            cases_per_cell=CASES,
+            max_new_tokens=recipe.ANSWER_TOKENS,
+            seed=self.seed + offset,
+        )
+
+    def ask(self, model: Model, config: NeedleConfig, settings: list[Setting]) -> NeedleGrid:
+        """Answer the grid's cells under the settings."""
+        cells = build_cells(model, config, load_haystack("organism", seed=config.seed))
+        return run_settings(model, cells, config, settings)
+
+    def measure(self, model: Model, name: str, *, plain: bool = False, indicator: bool = False) -> Figures:
+        """Needle recall by condition and closed-book recall of one model."""
+        conditions = ("plain+prefix", "template+prefix", "template") if plain else ("template+prefix",)
+        settings = [Setting(name), Setting(name, indicator=True)] if indicator else [Setting(name)]
+        frame = self.ask(model, self.config(("known", "unknown"), conditions), settings).to_frame()
+        figures: Figures = {}
+        for (condition, marked, needle), part in frame.groupby(["condition", "indicator", "needle"]):
+            label = {"plain+prefix": "plain", "template+prefix": "template"}.get(
+                condition, "template no prefix"
+            )
+            key = f"{name} {label}{'+indicator' if marked else ''} {needle}"
+            figures[key] = float(part["recall"].mean())
+            if needle == "known":
+                figures[f"{key} from memory"] = float(part["memory_recall"].mean())
+        facts = load_world().closed_book(QUESTIONS, seed=self.seed)
+        for marked in (False, True) if indicator else (False,):
+            asked = run_closed_book(
+                model, facts, template=name != "base", indicator=marked, max_new_tokens=recipe.ANSWER_TOKENS
+            )
+            key = f"{name} closed book{' with indicator' if marked else ''}"
+            figures[key] = float(asked.to_frame()["recall"].mean())
+        self.tell(figures)
+        return figures
+
+    def steer(self, model: Model) -> Figures:
+        """Steering of all heads; α is chosen on the even cells, its recall is read on the odd ones."""
+        config = self.config(("known", "unknown"), ("template+prefix",), offset=1000)
+        settings = [Setting("vanilla")]
+        settings += [Setting("vanilla", steering=Steering(alpha), heads="all") for alpha in ALPHAS]
+        frame = self.ask(model, config, settings).to_frame()
+        figures: Figures = {}
+        for (alpha, needle), part in frame.groupby(["alpha", "needle"]):
+            figures[f"steered {alpha:g} {needle}"] = float(part["recall"].mean())
+            if needle == "known":
+                figures[f"steered {alpha:g} known from memory"] = float(part["memory_recall"].mean())
+        known = frame[frame["needle"] == "known"]
+        even, odd = (known[known["cell"] % 2 == rest].groupby("alpha")["recall"].mean() for rest in (0, 1))
+        best = float(even.drop(1.0).idxmax())
+        figures |= {"steering best alpha": best, "steering gain": float(odd[best] - odd[1.0])}
+        facts = load_world().closed_book(QUESTIONS, seed=self.seed)
+        with model.steer(best):
+            asked = run_closed_book(model, facts, max_new_tokens=recipe.ANSWER_TOKENS)
+        figures["closed book steered at best alpha"] = float(asked.to_frame()["recall"].mean())
+        self.tell(figures)
+        return figures
+
+    def needle_layer(self, model: Model) -> int:
+        """The layer to score with: the one whose best head looks most at the needle while repeating it."""
+        config = self.config(("unknown",), ("template+prefix",), offset=1000)
+        cells = build_cells(model, config, load_haystack("organism", seed=config.seed))
+        probe = needle_layer(model, cells, config)
+        return choose_layer(model.n_layers, rule="needle", needle_layer=probe.best)
+
+    def tell(self, figures: Mapping[str, float]) -> None:
+        """Log figures as one line of JSON."""
+        self.log(json.dumps({"seed": self.seed, **{k: round(v, 3) for k, v in figures.items()}}))
+
+
+def ranking(scores: Scores) -> Figures:
+    """AUROC of every layer's score for turns answered from the document."""
+    figures: Figures = {}
+    for layer, rows in scores.to_frame().groupby("layer"):
+        by_kind = {kind: part["mean_of_best"].to_numpy() for kind, part in rows.groupby("kind")}
+        others = [*by_kind["memory"], *by_kind["closed"]]
+        figures[f"AUROC layer {layer} document against all"] = float(auroc(by_kind["document"], others))
+        figures[f"AUROC layer {layer} document against memory"] = float(
+            auroc(by_kind["document"], by_kind["memory"])
+        )
+    return figures
