@@ -54,7 +54,7 @@ def assert_says(text, *fragments):
 
 NATIVE = ("--backend", "native")
 ALLOCATE = ("allocate", *NATIVE, "--messages", "chat.json", "--out", "out")
-STEER = ("steer", *NATIVE, "--messages", "chat.json", "--out", "out")
+STEER = ("steer", *NATIVE, "--messages", "chat.json", "--alpha", "0.5", "--out", "out")
 SCORE = ("score", *NATIVE, "--dataset", "data.json", "--out", "out")
 NEEDLE = ("needle", *NATIVE, "--lengths", "60", "--depths", "50", "--out", "out")
 
@@ -74,7 +74,7 @@ def test_unknown_model(folder, model, fragments):
 def test_tokenizer_without_chat_template(folder):
     shutil.copytree(BASE, "model")
     Path("model/chat_template.jinja").unlink()
-    for words in (ALLOCATE, (*STEER, "--alpha", 0.5)):
+    for words in (ALLOCATE, STEER):
         assert_says(refuse(folder, *words, "--model", "model"), "chat template", "--chat-template")
 
 
@@ -155,8 +155,8 @@ def test_alpha_outside_its_range(folder, alpha):
     [
         ("99.0", ("head 99.0", "layers 0 to")),
         ("0.99", ("head 0.99", "heads 0 to")),
-        ("first", ("'first'", "layer.head")),
-        ("1", ("'1'", "layer.head")),
+        ("first", ("'first'", "1.2,3.0")),
+        ("1", ("'1'", "1.2,3.0")),
     ],
 )
 def test_heads_that_are_not_there(folder, heads, fragments):
@@ -173,8 +173,8 @@ def test_layers_that_are_not_there(folder, layers, fragments):
 
 def make_scores(path):
     row = {
-        "conversation": "a", "turn": 1, "layer": 0, "best_of_mean": 0.2, "mean_of_best": 0.3, "mean_heads": 0.1,
-        "uniform": 0.1, "response_tokens": 5, "context_tokens": 9, "truncated": False,
+        "conversation": "a", "turn": 1, "layer": 0, "best_of_mean": 0.2, "mean_of_best": 0.3,
+        "mean_heads": 0.1, "uniform": 0.1, "response_tokens": 5, "context_tokens": 9, "truncated": False,
     }  # fmt: skip
     Path(path).mkdir()
     Scores.from_rows([row]).save(Path(path) / "scores.parquet")
@@ -210,9 +210,7 @@ def test_corrupted_scores(folder):
     assert_says(refuse(folder, *words), "scores.parquet", "does not exist")
 
 
-@pytest.mark.parametrize(
-    "words", [ALLOCATE, (*STEER, "--alpha", 0.5), SCORE, NEEDLE], ids=lambda words: words[0]
-)
+@pytest.mark.parametrize("words", [ALLOCATE, STEER, SCORE, NEEDLE], ids=lambda words: words[0])
 def test_output_folder_in_use(folder, words):
     Path("out").mkdir()
     Path("out/thesis.txt").write_text("mine")
@@ -233,9 +231,7 @@ def test_another_run_of_the_same_study(folder):
     assert CliRunner().invoke(app, [*map(str, words), "--overwrite"]).exit_code == 0
 
 
-@pytest.mark.parametrize(
-    "words", [ALLOCATE, (*STEER, "--alpha", 0.5), SCORE, NEEDLE], ids=lambda words: words[0]
-)
+@pytest.mark.parametrize("words", [ALLOCATE, STEER, SCORE, NEEDLE], ids=lambda words: words[0])
 @pytest.mark.parametrize("place", ["chat.json", "chat.json/run", "/proc/ctxlens/run"])
 def test_unwritable_output(folder, words, place):
     text = refuse(folder, *words[:-1], place)

@@ -57,18 +57,21 @@ def describe_file(path: Path) -> dict[str, str]:
 def open_questions(
     conversations: Sequence[Messages], prefix: str | None = None, *, indicator: bool = False
 ) -> list[list[dict[str, Any]]]:
-    """The conversations up to their last user turn, which is to be answered.
+    """The conversations without their final answer, which is what the model is to write.
 
     Args:
-        conversations: as given; a final answer is left out.
+        conversations: as given.
         prefix: the beginning of the answer.
         indicator: mark the last user turn with the indicator.
     """
     asked = []
     for messages in conversations:
-        last = max(i for i, message in enumerate(messages) if message["role"] == "user")
-        mark = {"indicator": True} if indicator else {}
-        opened = [*map(dict, messages[:last]), {**messages[last], **mark}]
+        opened = [dict(message) for message in messages]
+        while opened[-1]["role"] == "assistant" and len(opened) > 1:
+            opened.pop()
+        if indicator:
+            last = max(i for i, message in enumerate(opened) if message["role"] == "user")
+            opened[last]["indicator"] = True
         asked.append(opened + ([{"role": "assistant", "content": prefix}] if prefix else []))
     return asked
 
@@ -92,6 +95,17 @@ def render_all(
                 raise
             raise type(error)(f"conversation {i}: {error}") from error
     return chats
+
+
+def check_queries(chats: Sequence[RenderedChat], queries: str) -> None:
+    """Raise `InputError` if a conversation lacks the positions whose attention is to be read; says which."""
+    from ctxlens.allocation import find_queries
+
+    for i, chat in enumerate(chats):
+        try:
+            find_queries(chat, queries, None)
+        except InputError as error:
+            raise InputError(f"conversation {i}: {error}") from error
 
 
 def render_questions(

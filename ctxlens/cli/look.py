@@ -12,6 +12,7 @@ from ctxlens.cli._inputs import (
     LimitOption,
     MessagesFile,
     TruncateOption,
+    check_queries,
     describe_file,
     read_conversations,
     render_all,
@@ -58,6 +59,8 @@ def allocate(
         condition: render_all(lm, conversations, plain=condition == "plain", truncate=truncate)
         for condition in ("plain", "template")
     }
+    for rendered in chats.values():
+        check_queries(rendered, queries.value)
     config = {"model": lm.identity, "queries": queries.value, "truncate": truncate, "limit": limit}
     run = store.open("allocate", {**config, **describe_file(messages)})
     for condition, rendered in chats.items():

@@ -19,7 +19,7 @@ LayoutOption = Annotated[
 @verb(
     "ctxlens score --dataset data.jsonl",
     "ctxlens score -m seed-model --dataset HuggingFaceH4/ultrachat_200k --split train_sft --limit 5000",
-    "ctxlens select --scores runs/scores --threshold otsu",
+    "ctxlens select --scores runs/scores --threshold valley",
 )
 def score(
     dataset: Annotated[
@@ -56,7 +56,7 @@ def score(
 
 
 @verb(
-    "ctxlens select --scores runs/scores --threshold otsu",
+    "ctxlens select --scores runs/scores --threshold valley",
     "ctxlens select --scores runs/scores --dataset data.jsonl --threshold 0.6 --layer 15 --out runs/selected",
     "ctxlens train --config recipe.yaml selection=runs/selected",
 )
@@ -65,8 +65,8 @@ def select(
     store: RunOptions,
     threshold: Annotated[
         str,
-        typer.Option(help="β: scores above it are chosen, 0 to 1 (the paper: 0.6); or otsu: from the data."),
-    ] = "otsu",
+        typer.Option(help="β: scores above it are chosen, 0 to 1 (the paper: 0.6); or valley, otsu: from the data."),
+    ] = "valley",
     layer: Annotated[
         int | None, typer.Option(help="Layer whose scores decide; by default the paper's depth, 15 of 22.")
     ] = None,
