@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from plotly.subplots import make_subplots
 
 from ctxlens.errors import InputError
@@ -41,7 +41,7 @@ def role_heatmap(
     *,
     renormalised: bool = False,
     compare: RoleAllocation | None = None,
-    mark_heads: Sequence[int] | None = None,
+    mark_heads: Sequence[int] | Int[np.ndarray, " layer"] | None = None,
 ) -> go.Figure:
     """Draw the share of one role in every layer and head, mean over the queries.
 
@@ -110,7 +110,7 @@ def cell_text(n_heads: int, *, signed: bool) -> str:
     return "%{z:+.2f}" if signed else "%{z:.2f}"
 
 
-def head_frames(layers: Sequence[int], heads: Sequence[int]) -> list[dict]:
+def head_frames(layers: Sequence[int], heads: Sequence[int] | Int[np.ndarray, " layer"]) -> list[dict]:
     """Frames around one head a layer."""
     return [
         {"type": "rect", "x0": int(head) - 0.5, "x1": int(head) + 0.5, "y0": layer - 0.5, "y1": layer + 0.5,

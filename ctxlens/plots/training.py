@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from ctxlens.plots.theme import SERIES, style
 
 
-def loss_curve(log: Sequence[Mapping[str, float]]) -> go.Figure:
+def loss_curve(log: Sequence[Mapping[str, float | int]]) -> go.Figure:
     """Draw the training loss by step.
 
     Args:

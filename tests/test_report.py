@@ -1,0 +1,297 @@
+"""The page: what it shows, what it leaves out, and that nothing in the data can break out of it."""
+
+import base64
+import hashlib
+import html
+import json
+import re
+from html.parser import HTMLParser
+
+import factories
+import numpy as np
+import pytest
+
+from ctxlens.errors import InputError
+from ctxlens.report import write_report
+from ctxlens.report.blocks import embed, number
+from ctxlens.report.collect import collect_runs
+from ctxlens.results import Ability, NeedleGrid, RoleAllocation, Scores, Selection, Verdict, Verdicts
+from ctxlens.runs import Run
+from ctxlens.stats import Interval
+
+EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>\"'&{{7*7}}<!--"
+
+
+class Page(HTMLParser):
+    """The elements of a page: text by tag, all attributes, contents of scripts."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.attributes, self.scripts, self.text = [], [], [], []
+        self.stack = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes.append((tag, dict(attrs)))
+        self.stack.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        while self.stack and self.stack.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data):
+        if self.stack and self.stack[-1][0] == "script":
+            self.scripts.append((self.stack[-1][1].get("type"), data))
+        elif self.stack and self.stack[-1][0] != "style":
+            self.text.append(data)
+
+    @property
+    def words(self):
+        return re.sub(r"\s+", " ", " ".join(self.text))
+
+
+@pytest.fixture(scope="module")
+def demo_page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    run = factories.demo_run(folder / "demo")
+    return write_report([run], folder / "report.html").read_text(encoding="utf-8")
+
+
+def report(folder, *runs, **options):
+    return Page(write_report(runs, folder / "report.html", **options).read_text(encoding="utf-8"))
+
+
+def test_a_demo_shows_every_claim_with_figure_interval_rule_and_verdict(demo_page):
+    page = Page(demo_page)
+    for verdict in factories.verdicts().verdicts:
+        assert verdict.sentence in page.words
+        assert verdict.rule in page.words
+        assert verdict.quantity in page.words
+        assert number(verdict.figure.estimate, signed=True) in page.words
+    assert "[−0.70, −0.54]" in page.words
+    for word in ("supported", "not supported", "inconclusive", "✓", "✗", "?"):
+        assert word in page.text or word in page.words
+
+
+def test_a_demo_has_all_its_sections_in_the_order_of_the_argument(demo_page):
+    page = Page(demo_page)
+    ids = [a["id"] for tag, a in page.attributes if tag == "section"]
+    assert ids == ["claims", "loss", "role-bias", "cause", "source", "cure", "making", "notes"]
+    for text in ("Attention by layer and head", "Before and after", "Closed-book ability", "β = 0.52",
+                 "built to show the effect", "evidence, not proof", "171.5 s"):  # fmt: skip
+        assert text in page.words or text in demo_page, text
+    assert "Not in this run" not in page.words
+
+
+def test_the_page_loads_nothing(demo_page):
+    page = Page(demo_page)
+    for tag, attributes in page.attributes:
+        for name in ("src", "srcset", "data", "action", "poster"):
+            assert name not in attributes, (tag, attributes)
+        if "href" in attributes:
+            assert attributes["href"].startswith("#") or attributes["href"] == "data:,"
+    styles = "".join(re.findall(r"<style>(.*?)</style>", demo_page, re.S))
+    assert "url(" not in styles
+    assert "@import" not in styles
+    assert not {"iframe", "object", "embed", "base"} & set(page.tags)
+
+
+def test_only_the_two_scripts_of_the_page_may_run(demo_page):
+    page = Page(demo_page)
+    policy = next(a["content"] for tag, a in page.attributes if a.get("http-equiv"))
+    assert "default-src 'none'" in policy
+    running = [text for kind, text in page.scripts if kind is None]
+    assert len(running) == 2
+    for script in running:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy
+    assert sum("plotly.js v" in script for script in running) == 1
+    assert "unsafe-eval" not in policy
+
+
+def test_embedded_figures_are_the_results(demo_page):
+    page = Page(demo_page)
+    data = [json.loads(text) for kind, text in page.scripts if kind == "application/json"]
+    explorer = next(one for one in data if "models" in one)
+    z = explorer["models"]["vanilla"]["template"]["renormalised"]["user"]["z"]
+    expected = factories.allocation("vanilla", "template").share("user", renormalised=True).mean(-1)
+    np.testing.assert_allclose(z, expected, atol=5e-5)
+    tokens = next(one for one in data if "weights" in one)
+    np.testing.assert_allclose(np.array(tokens["weights"]) / 1e4, factories.token_view().pattern, atol=5e-5)
+
+
+def test_the_page_is_not_much_larger_than_plotly(demo_page):
+    assert len(demo_page) < 5_600_000
+
+
+def evil_run(folder):
+    """A run in which every text is an attack."""
+    run = Run.open(folder, study=EVIL, config={"model": EVIL, EVIL: EVIL})
+    rows = [{**row, "model": row["model"] + EVIL, "response": EVIL, "needle": EVIL} for row in
+            factories.needle_grid().frame.to_dict(orient="records")]  # fmt: skip
+    run.save("needle.parquet", NeedleGrid.from_rows(rows, {"title": EVIL}))
+    rows = [{**row, "heads": row["heads"] + EVIL} for row in
+            factories.steering_grid().frame.to_dict(orient="records")]  # fmt: skip
+    run.save("steering.parquet", NeedleGrid.from_rows(rows))
+    for condition in ("plain", "template"):
+        one = factories.allocation("vanilla", condition)
+        meta = {"model": EVIL, "condition": condition}
+        evil = RoleAllocation(one.shares, one.key_counts, one.layers, one.query_labels, one.queries, meta)
+        run.save(f"allocation-{condition}.safetensors", evil)
+    view = factories.token_view([(EVIL, "user"), ("</script>", "assistant"), ("\u2028<b>", "template")])
+    view.meta.update(title=EVIL, response=EVIL, model=EVIL)
+    run.save("tokens.safetensors", view)
+    scores = factories.scores()
+    run.save("scores.parquet", Scores(scores.frame.assign(kind=EVIL)))
+    chosen = factories.selection(scores)
+    run.save("selection.parquet", Selection(chosen.frame, {**chosen.meta, "rule": EVIL}))
+    ability = factories.ability()
+    run.save("ability.parquet", Ability(ability.frame.assign(model=EVIL, question=EVIL)))
+    verdict = Verdict(
+        EVIL, EVIL, Interval(0.0, 0.0, 0.0, 1), EVIL, EVIL, EVIL, ((EVIL, Interval(0.0, 0.0, 0.0, 1)),)
+    )
+    run.save("verdicts.json", Verdicts((verdict, *factories.verdicts().verdicts)))
+    run.write_json("steer.json", {"answers": [
+        {"messages": [{"role": "user", "content": EVIL}], "unsteered": EVIL, "steered": EVIL}]})  # fmt: skip
+    run.write_json("timings.json", {EVIL: {"what": EVIL, "wall_seconds": 1, "cpu_seconds": 1}})
+    run.write_json("train.json", {"counts": {EVIL: EVIL}, "log": [{"step": 1, "loss": 2.0}]})
+    return folder
+
+
+def test_no_text_from_data_becomes_markup(tmp_path, demo_page):
+    page = report(tmp_path, evil_run(tmp_path / "evil"), title=EVIL)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "img" not in page.tags
+    assert len([1 for kind, _ in page.scripts if kind is None]) == 2
+    assert not any(name.startswith("on") for _, attributes in page.attributes for name in attributes)
+    data = [json.loads(script) for kind, script in page.scripts if kind == "application/json"]
+    assert any(EVIL in one.get("models", ()) for one in data)
+    assert "<script>alert" not in text
+    assert "49" not in re.findall(r"<h1>(.*?)</h1>", text)[0]
+    assert html.escape("<img src=x") in text
+
+
+def test_embedded_json_cannot_end_its_script():
+    value = {EVIL: [EVIL, float("nan"), 1.23456789, float("inf")], "\u2028": "&"}
+    text = str(embed(value))
+    assert not set("<>&\u2028\u2029") & set(text)
+    assert json.loads(text) == {EVIL: [EVIL, None, 1.23457, None], "\u2028": "&"}
+
+
+def test_missing_parts_of_a_demo_are_said_in_one_line(tmp_path):
+    run = factories.demo_run(tmp_path / "demo")
+    for name in (
+        "steering.parquet",
+        "verdicts.json",
+        "tokens.safetensors",
+        "timings.json",
+        "ability.parquet",
+    ):
+        (run / name).unlink()
+    page = report(tmp_path, run)
+    assert "Not in this run: steering sweep." in page.words
+    assert "The claims" not in page.words
+    assert "Attention by layer and head" in page.words
+
+
+def test_a_broken_file_is_left_out_and_said(tmp_path):
+    run = factories.demo_run(tmp_path / "demo")
+    (run / "needle.parquet").write_bytes(b"cut off")
+    page = report(tmp_path, run)
+    assert "needle.parquet is left out" in page.words
+    assert "Not in this run: needle grid." in page.words
+    assert "Steering attention to the user" in page.words
+
+
+def generic(folder, study, **results):
+    run = Run.open(folder, study=study, config={"model": {"name": f"/models/{study}-model"}})
+    for name, result in results.items():
+        run.save(name.replace("__", "."), result)
+    return folder
+
+
+def test_other_runs_show_what_they_hold(tmp_path):
+    allocate = generic(tmp_path / "a", "allocate", allocation__safetensors=factories.allocation("m", "plain"))
+    scores = factories.scores()
+    score = generic(tmp_path / "b", "score", scores__parquet=Scores(scores.frame.drop(columns="kind")))
+    select = generic(tmp_path / "c", "select", selection__parquet=factories.selection(scores))
+    needle = generic(tmp_path / "d", "needle", needle__parquet=NeedleGrid.from_rows(
+        factories.needle_rows("base", "plain+prefix", False)))  # fmt: skip
+    page = report(tmp_path, allocate, score, select, needle)
+    ids = [a["id"] for tag, a in page.attributes if tag == "section"]
+    assert ids == ["loss", "role-bias", "source", "making", "notes"]
+    for text in ("4 runs", "allocate (a) on allocate-model", "Needles in a haystack", "29 of 240",
+                 "Not in these runs: steering sweep"):  # fmt: skip
+        assert text in page.words, text
+    assert "built to show the effect" not in page.words
+
+
+def test_a_steered_run_shows_both_answers_and_the_difference(tmp_path):
+    steered = factories.allocation("m", "template", seed=1)
+    steered.meta.update(steering=[{"alpha": 0.3}])
+    run = generic(
+        tmp_path / "s",
+        "steer",
+        allocation_steered__safetensors=steered,
+        allocation_unsteered__safetensors=factories.allocation("m", "template"),
+    )
+    answers = [{"messages": [{"role": "user", "content": "why?"}], "unsteered": "no", "steered": "because"}]
+    Run.read(run).write_json("steer.json", {"answers": answers})
+    page = report(tmp_path, run)
+    assert "because" in page.text
+    data = [json.loads(text) for kind, text in page.scripts if kind == "application/json"]
+    assert next(one for one in data if "models" in one)["pair"] == ["template", "template, steered"]
+
+
+def test_a_training_run_shows_its_loss_and_not_its_weights(tmp_path):
+    run = generic(tmp_path / "t", "train")
+    (run / "model.safetensors").write_bytes(b"weights")
+    record = {"counts": {"trained tokens": 77}, "log": [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 1.5}]}
+    Run.read(run).write_json("train.json", record)
+    page = report(tmp_path, run)
+    assert "Training loss" in page.words
+    assert "77" in page.text
+    assert "left out" not in page.words
+
+
+def test_several_demos_stand_side_by_side(tmp_path):
+    runs = [factories.demo_run(tmp_path / name / "demo", seed) for seed, name in enumerate("ab")]
+    page = report(tmp_path, *runs)
+    assert page.words.count("Attention by layer and head") == 2
+    heads = [a for tag, a in page.attributes if tag == "td" and a.get("data-label", "").endswith("demo")]
+    assert len(heads) == 10  # five claims, two runs
+    groups = {a["data-explorer"] for _, a in page.attributes if "data-explorer" in a}
+    assert len(groups) == 2
+    assert [run.name for run in collect_runs(runs)] == ["demo", str(runs[1])]
+
+
+def test_a_smoke_run_says_that_it_means_nothing(tmp_path):
+    run = Run.open(tmp_path / "smoke", study="demo", config={"smoke": True, "seed": 0})
+    run.save("needle.parquet", factories.needle_grid())
+    assert "smoke run" in report(tmp_path, run.folder).words
+
+
+def test_a_large_pattern_is_reduced(tmp_path, monkeypatch):
+    monkeypatch.setattr("ctxlens.report.attention.MOST_WEIGHTS", 100)
+    page = report(tmp_path, factories.demo_run(tmp_path / "demo"))
+    data = [json.loads(text) for kind, text in page.scripts if kind == "application/json"]
+    tokens = next(one for one in data if "weights" in one)
+    assert tokens["heads"] == ["mean over heads", "head with most attention on the user"]
+    mean = factories.token_view().pattern.mean(1)
+    np.testing.assert_allclose(np.array(tokens["weights"])[:, 0] / 1e4, mean, atol=1e-4)
+
+
+def test_bad_folders_are_refused(tmp_path):
+    with pytest.raises(InputError, match="at least one folder"):
+        write_report([], tmp_path / "r.html")
+    with pytest.raises(InputError, match=r"holds no ctxlens run \(no manifest.json\)"):
+        write_report([tmp_path], tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_numbers_have_a_true_minus_and_no_signed_zero():
+    assert number(-0.25) == "−0.25"
+    assert number(0.25, signed=True) == "+0.25"
+    assert number(-0.001, signed=True) == "0.00"
+    assert number(float("nan")) == "–"

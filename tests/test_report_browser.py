@@ -1,0 +1,183 @@
+"""The page in a real browser: switches change the figures to the right numbers, and nothing complains."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import factories
+import numpy as np
+import pytest
+
+from ctxlens.report import write_report
+from ctxlens.roles import Role
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None,
+    reason="needs Chromium and chromedriver (Debian: apt install chromium chromium-driver)",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                 "--disable-background-networking", "--window-size=1200,900"):  # fmt: skip
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    return write_report([factories.demo_run(folder / "demo")], folder / "report.html")
+
+
+@pytest.fixture
+def opened(browser: Any, page: Path) -> Any:
+    """The page, freshly opened, with every figure drawn."""
+    show(browser, page)
+    return browser
+
+
+def show(browser: Any, page: Path, *, scheme: str = "light", width: int = 1200) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get_log("browser")
+    browser.get(page.as_uri())
+    WebDriverWait(browser, 60).until(
+        lambda b: b.execute_script("return document.documentElement.dataset.ready") == "yes"
+    )
+
+
+def choose(browser: Any, name: str, value: str) -> None:
+    """Click a switch of the explorer, by the label that a reader sees."""
+    selector = f"[data-explorer] input[name$='-{name}'][value='{value}'] + span"
+    browser.execute_script("document.querySelector(arguments[0]).click()", selector)
+
+
+def heatmap(browser: Any) -> np.ndarray:
+    z = browser.execute_script("return document.querySelector('[data-explorer] .plot').data[0].z")
+    return np.array(z, dtype=float)
+
+
+def share(condition: str, role: Role, model: str = "vanilla", *, renormalised: bool = False) -> np.ndarray:
+    return factories.allocation(model, condition).share(role, renormalised=renormalised).mean(-1)
+
+
+def test_the_role_switch_changes_the_heatmap(opened: Any) -> None:
+    np.testing.assert_allclose(heatmap(opened), share("template", Role.USER), atol=1e-4)
+    choose(opened, "role", "assistant")
+    np.testing.assert_allclose(heatmap(opened), share("template", Role.ASSISTANT), atol=1e-4)
+    assert "assistant" in opened.execute_script(
+        "return document.querySelector('.explorer .readout').textContent"
+    )
+
+
+def test_every_switch_of_the_explorer_works(opened: Any) -> None:
+    choose(opened, "view", "difference")
+    expected = share("template", Role.USER) - share("plain", Role.USER)
+    np.testing.assert_allclose(heatmap(opened), expected, atol=2e-4)
+    choose(opened, "share", "renormalised")
+    expected = share("template", Role.USER, renormalised=True) - share("plain", Role.USER, renormalised=True)
+    np.testing.assert_allclose(heatmap(opened), expected, atol=2e-4)
+    choose(opened, "model", "base")
+    choose(opened, "view", "plain")
+    np.testing.assert_allclose(
+        heatmap(opened), share("plain", Role.USER, "base", renormalised=True), atol=1e-4
+    )
+    shown = opened.execute_script(
+        "return [...document.querySelectorAll('.panel[data-group]')].filter(p => !p.hidden)"
+        ".map(p => [p.dataset.variant, p.querySelectorAll('.main-svg').length > 0])"
+    )
+    assert shown == [["base|renormalised", True]] * 3
+
+
+def test_switches_work_with_the_keyboard(opened: Any) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    radio = opened.find_element(By.CSS_SELECTOR, "[data-explorer] input[name$='-role'][value='user']")
+    radio.send_keys(Keys.ARROW_RIGHT)
+    np.testing.assert_allclose(heatmap(opened), share("template", Role.ASSISTANT), atol=1e-4)
+
+
+def test_the_token_view_follows_its_switches(opened: Any) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import Select
+
+    view = factories.token_view()
+    for name, index in (("layer", 3), ("head", 0), ("query", 1)):
+        Select(opened.find_element(By.CSS_SELECTOR, f"[data-tokens] select[name={name}]")).select_by_index(
+            index
+        )
+    weights = view.pattern[3, 0, 1]
+    titles = opened.execute_script(
+        "return [...document.querySelectorAll('[data-tokens] .tok')].map(t => t.title)"
+    )
+    assert [float(title.rsplit(" ", 1)[1]) for title in titles] == pytest.approx(weights, abs=1e-4)
+    intensity = opened.execute_script(
+        "return [...document.querySelectorAll('[data-tokens] .tok')]"
+        ".map(t => +t.style.getPropertyValue('--w'))"
+    )
+    assert intensity == pytest.approx(np.sqrt(weights / weights.max()), abs=0.02)
+    outlined = opened.execute_script(
+        "return [...document.querySelectorAll('[data-tokens] .tok')].findIndex(t => t.matches('.query'))"
+    )
+    assert outlined == view.query_positions[1]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [380, 1400])
+def test_nothing_complains_and_nothing_overflows(browser: Any, page: Path, scheme: str, width: int) -> None:
+    show(browser, page, scheme=scheme, width=width)
+    for role in ("bos", "template", "user"):
+        choose(browser, "role", role)
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    undrawn = browser.execute_script(
+        "return [...document.querySelectorAll('.plot')]"
+        ".filter(p => p.offsetParent && !p.querySelector('.main-svg')).length"
+    )
+    assert undrawn == 0
+
+
+def test_nothing_is_loaded_from_anywhere(opened: Any) -> None:
+    loaded = opened.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert [name for name in loaded if not name.startswith(("data:", "blob:"))] == []
+
+
+def test_figures_follow_the_colour_scheme(opened: Any) -> None:
+    colour = "return document.querySelector('[data-explorer] .plot').layout.font.color"
+    light = opened.execute_script(colour)
+    features = [{"name": "prefers-color-scheme", "value": "dark"}]
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    assert opened.execute_script(colour) != light
+    hidden = "document.querySelector('.panel[data-variant=\"base|raw\"] .plot')"
+    choose(opened, "model", "base")  # a figure that was hidden when the scheme changed
+    assert opened.execute_script(f"return {hidden}.layout.font.color") == opened.execute_script(colour)
+    opened.execute_script("window.dispatchEvent(new Event('beforeprint'))")
+    assert opened.execute_script(colour) == light
+
+
+def test_attacks_in_the_data_do_not_run(browser: Any, tmp_path: Path) -> None:
+    from test_report import evil_run
+
+    show(browser, write_report([evil_run(tmp_path / "evil")], tmp_path / "evil.html"))
+    assert browser.execute_script("return document.images.length") == 0
+    assert browser.get_log("browser") == []  # a blocked script would be reported here

@@ -1,0 +1,114 @@
+"""Intervals, differences and thresholds against numbers worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from ctxlens.stats import (
+    Interval,
+    auroc,
+    auroc_interval,
+    bootstrap_mean,
+    otsu_threshold,
+    paired_difference,
+    t_interval,
+)
+
+
+def test_bootstrap_mean_leaves_nan_out():
+    interval = bootstrap_mean([1.0, float("nan"), 0.0, 1.0, 0.0])
+    assert interval.estimate == 0.5
+    assert interval.n == 4
+    assert 0 <= interval.low < 0.5 < interval.high <= 1
+
+
+def test_bootstrap_interval_is_near_the_normal_one_for_many_values():
+    values = np.tile([0.0, 1.0], 200)  # standard error 0.5 / sqrt(400) = 0.025
+    interval = bootstrap_mean(values)
+    assert interval.low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.008)
+    assert interval.high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.008)
+
+
+def test_the_same_seed_gives_the_same_interval():
+    values = np.arange(20.0)
+    assert bootstrap_mean(values, seed=3) == bootstrap_mean(values, seed=3)
+    assert bootstrap_mean(values, seed=3) != bootstrap_mean(values, seed=4)
+
+
+def test_clusters_are_drawn_whole():
+    values, clusters = [1.0] * 50 + [0.0] * 50, ["a"] * 50 + ["b"] * 50
+    apart = bootstrap_mean(values)
+    together = bootstrap_mean(values, clusters=clusters)
+    assert together.estimate == apart.estimate == 0.5
+    assert together.n == 2
+    assert (together.low, together.high) == (0.0, 1.0)  # of two clusters, both may be the same one
+    assert apart.high - apart.low < 0.25
+
+
+def test_clusters_of_unequal_size_weigh_by_their_size():
+    assert bootstrap_mean([1, 1, 1, 0], clusters=["a", "a", "a", "b"]).estimate == 0.75
+
+
+@pytest.mark.parametrize(("values", "n"), [([], 0), ([float("nan")], 0), ([0.7], 1)])
+def test_too_few_values_have_no_interval(values, n):
+    interval = bootstrap_mean(values)
+    assert interval.n == n
+    assert math.isnan(interval.low)
+    assert math.isnan(interval.high)
+
+
+def test_equal_values_have_an_interval_without_width():
+    assert bootstrap_mean([0.25] * 5) == Interval(0.25, 0.25, 0.25, 5)
+
+
+def test_paired_difference_is_second_minus_first():
+    interval = paired_difference([0.9, 0.8, 0.7], [0.4, 0.3, 0.2])
+    assert interval.estimate == pytest.approx(-0.5)
+    assert interval.high == pytest.approx(-0.5)
+
+
+def test_pairs_that_are_none_are_refused():
+    with pytest.raises(ValueError, match=r"\(3,\) and \(2,\)"):
+        paired_difference([1, 2, 3], [1, 2])
+
+
+def test_t_interval_of_three_seeds():
+    # mean 2, standard deviation 1, t(0.975, 2) = 4.3027: 4.3027 / sqrt(3) = 2.4841
+    interval = t_interval([1.0, 2.0, 3.0])
+    assert interval.estimate == 2.0
+    assert interval.low == pytest.approx(2 - 2.4841, abs=1e-3)
+    assert interval.high == pytest.approx(2 + 2.4841, abs=1e-3)
+    assert math.isnan(t_interval([1.0]).low)
+
+
+def test_auroc_counts_pairs_and_halves_ties():
+    assert auroc([3, 4], [1, 2]) == 1.0
+    assert auroc([1, 2], [3, 4]) == 0.0
+    assert auroc([1, 3], [2, 3]) == (0 + 0 + 1 + 0.5) / 4
+    assert math.isnan(auroc([], [1]))
+
+
+def test_auroc_interval_holds_the_estimate():
+    rng = np.random.default_rng(0)
+    interval = auroc_interval(rng.normal(1, 1, 60), rng.normal(0, 1, 50))
+    assert interval.low < interval.estimate < interval.high
+    assert interval.n == 50
+    assert math.isnan(auroc_interval([1.0], [0.0, 0.5]).low)
+
+
+def test_otsu_splits_where_the_gap_is():
+    assert otsu_threshold([0.1, 0.12, 0.14, 0.8, 0.82]) == pytest.approx((0.14 + 0.8) / 2)
+    assert otsu_threshold([0.1, 0.1, 0.5, 0.5, 0.9, 0.9], groups=3) == pytest.approx(0.7)
+
+
+def test_otsu_with_too_few_values():
+    assert otsu_threshold([0.4, 0.4]) == 0.4
+    assert math.isnan(otsu_threshold([]))
+    assert otsu_threshold([0.2, float("nan"), 0.6], groups=3) == pytest.approx(0.4)
+
+
+def test_interval_as_text_and_values():
+    interval = Interval(0.4123, 0.3, 0.5, 7)
+    assert interval.format() == "0.41 [0.30, 0.50]"
+    assert interval.as_dict() == {"estimate": 0.4123, "low": 0.3, "high": 0.5, "n": 7}
