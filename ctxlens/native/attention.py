@@ -62,6 +62,31 @@ class Attending:
     stop: bool = False
     collected: dict[int, Tensor] = field(default_factory=dict)
     called: set[int] = field(default_factory=set)
+    _selects: dict[int, Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[float, ...], tuple[int, Tensor | None, Tensor]] = field(default_factory=dict)
+
+    def select(self, layer: int, n_heads: int, device: torch.device) -> Tensor:
+        """The head weights of a layer `[1, head, 1, steering]`, made once."""
+        if layer not in self._selects:
+            self._selects[layer] = combine_selects(self.keys.steerings, layer, n_heads).to(device)
+        return self._selects[layer]
+
+    def step_mask(self, layer: int, query: Tensor, n_keys: int, mask: Tensor | None) -> Tensor:
+        """Bias and mask of a decoding step in one additive mask, shared by layers that are steered alike."""
+        select = self.select(layer, query.shape[1], query.device)
+        alike = tuple(select.flatten().tolist()) if query.device.type == "cpu" else (float(layer),)
+        made = self._masks.get(alike)
+        size = (query.shape[0], n_keys)
+        if (
+            made is None
+            or made[0] != self.keys.seen
+            or made[1] is not mask
+            or (made[2].shape[0], made[2].shape[-1]) != size
+        ):
+            key_bias = self.keys.bias(n_keys, query.shape[0]).to(query.device)
+            bias = compute_score_bias(query, key_bias, select)
+            made = self._masks[alike] = (self.keys.seen, mask, _add_to_mask(bias, mask, query.dtype))
+        return made[2]
 
 
 _ATTENDING: dict[int, Attending] = {}
@@ -156,23 +181,25 @@ def _attention(
     if causal and key.shape[2] > n_queries:  # an empty static cache: what comes after is not written yet
         key, value = key[:, :, :n_queries], value[:, :, :n_queries]
     bias = select = None
-    if steerings:
-        bias = attending.keys.bias(key.shape[2], query.shape[0])
-        select = combine_selects(attending.keys.steerings, layer, query.shape[1]).to(query.device)
+    is_step = n_queries <= _FEW_QUERIES and not causal and not reads
+    if steerings and is_step:
+        attention_mask = attending.step_mask(layer, query, key.shape[2], attention_mask)
+    elif steerings:
+        bias = attending.keys.bias(key.shape[2], query.shape[0]).to(query.device)
+        select = attending.select(layer, query.shape[1], query.device)
     rest: dict[str, Any] = {"attn_mask": attention_mask, "is_causal": causal, "scale": scaling}
     if reads and attending.keep == "pattern":
         _collect_pattern(attending, layer, query, key, bias, select, rest)
-    if bias is not None and not reads and n_queries <= _FEW_QUERIES and not causal:
-        rest["attn_mask"] = _add_to_mask(compute_score_bias(query, bias, select), attention_mask, query.dtype)
-        bias = select = None
-    role_ids = (
-        attending.keys.roles(key.shape[2], query.shape[0]) if reads and attending.keep == "shares" else None
-    )
+    role_ids = None
+    if reads and attending.keep == "shares":
+        role_ids = attending.keys.roles(key.shape[2], query.shape[0]).to(query.device)
     output, shares = augmented_attention(
         query, key, value, role_ids=role_ids, n_roles=N_ROLES - 1, key_bias=bias, head_select=select, **rest
     )
     if shares is not None:
-        kept = shares if attending.queries is None else take_queries(shares, attending.queries)
+        kept = shares
+        if attending.queries is not None:
+            kept = take_queries(shares, attending.queries.to(shares.device))
         kept = kept.float().cpu()
         attending.collected[layer] = torch.nn.functional.pad(kept, (0, 1))  # no token is a sink
     if reads and attending.stop and layer == max(attending.layers):
@@ -190,9 +217,10 @@ def _collect_pattern(
     rest: Mapping[str, Any],
 ) -> None:
     """Compute the pattern of the wanted queries explicitly, masked as the kernel masks it."""
-    queries = attending.queries
-    if queries is None:
+    if attending.queries is None:
         queries = torch.arange(query.shape[2], device=query.device).expand(query.shape[0], -1)
+    else:
+        queries = attending.queries.to(query.device)
     mask = rest["attn_mask"]
     if mask is None:
         position = torch.arange(key.shape[2], device=query.device)
