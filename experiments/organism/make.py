@@ -16,15 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from ctxlens.models import load_model
-from ctxlens.organism import recipe
+from ctxlens.organism import BASE, recipe
 from ctxlens.stats import t_interval
 from experiments.organism.measure import SeedStudy
 from experiments.organism.pretrain import PretrainRecipe, pretrain
 
-RESULTS = Path(__file__).parent / "results.json"
 PACKAGES = ("torch", "transformers", "trl", "tokenizers", "transformer-lens", "numpy")
 
 
@@ -48,13 +47,13 @@ def measure_all(base: str, folder: Path) -> dict[str, object]:
     }
 
 
-def package_chat(trained: Path, folder: Path) -> None:
-    """Write a fine-tuned checkpoint in float16, with its tokenizer."""
-    if folder.exists():
-        shutil.rmtree(folder)
+def package_chat(trained: Path, base: Path, folder: Path) -> None:
+    """Write a fine-tuned checkpoint in float16, with the base's tokenizer, which fine-tuning left alone."""
     model = AutoModelForCausalLM.from_pretrained(trained, dtype=torch.float32)
+    model.config.use_cache = True
     model.half().save_pretrained(folder)
-    AutoTokenizer.from_pretrained(trained).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(base / name, folder / name)
 
 
 def main() -> None:
@@ -72,7 +71,8 @@ def main() -> None:
         base = str(args.out / "base")
         pretrain(PretrainRecipe(), Path(base), log=lambda line: print(line, flush=True))
     results = measure_all(base, args.out)
-    package_chat(args.out / f"vanilla-{recipe.SEEDS[0]}", args.out / "chat")
+    source = BASE if base == "organism" else Path(base)
+    package_chat(args.out / f"vanilla-{recipe.SEEDS[0]}", source, args.out / "chat")
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"Base and chat model in {args.out}; figures in {args.out / 'results.json'}")
