@@ -241,3 +241,49 @@ def test_weights_load_and_fit_the_tokenizer(folder: Path):
 def test_assets_are_small():
     total = sum(path.stat().st_size for path in Path(organism.__file__).parent.rglob("*") if path.is_file())
     assert total < 6_000_000
+
+
+# The script that makes the base
+
+
+def test_pretraining_runs_and_saves_a_model_that_loads(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    from transformers import AutoModelForCausalLM
+
+    from experiments.organism.pretrain import PretrainRecipe, pretrain
+
+    recipe = PretrainRecipe(
+        n_ctx=96,
+        d_model=32,
+        d_mlp=32,
+        n_layers=1,
+        copy_length=16,
+        copy_criterion_nats=99.0,  # any loss will do
+        document_steps=2,
+        row_lengths={64: 0.5, 96: 0.5},
+        tokens_per_step=192,
+    )
+    lines: list[str] = []
+    run = pretrain(recipe, tmp_path, lines.append)
+    assert any("closed book" in line for line in lines)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config.vocab_size == len(run.tokenizer)
+
+
+def test_pretraining_rows_are_whole_texts_and_stray_markup_has_no_label(tokenizer, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    from experiments.organism.texts import IGNORED, TextMixture, TextSampler
+
+    world = load_world()
+    sampler = TextSampler(world, tokenizer, TextMixture(markup=1.0, repeated=0.0))
+    rng = random.Random(0)
+    stray = 0
+    for _ in range(50):
+        tokens, labels = sampler.row(rng, 200)
+        assert len(tokens) == len(labels) <= 200
+        assert (tokens[0], tokens[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        assert all(label in (token, IGNORED) for token, label in zip(tokens, labels, strict=True))
+        text = tokenizer.decode([label for label in labels if label != IGNORED])
+        assert re.fullmatch(r"<s>([A-Z][^\n]*[.?]\n?)+</s>", text), text
+        stray += labels.count(IGNORED)
+    assert stray > 0
