@@ -159,7 +159,7 @@ def evil_run(folder):
     return folder
 
 
-def test_no_text_from_data_becomes_markup(tmp_path, demo_page):
+def test_no_text_from_data_becomes_markup(tmp_path):
     page = report(tmp_path, evil_run(tmp_path / "evil"), title=EVIL)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "img" not in page.tags

@@ -86,7 +86,7 @@ def steering_curves(grid: NeedleGrid, ability: Ability | None = None) -> go.Figu
         type="log", tickvals=_apart(alphas), ticktext=[f"{a:g}" for a in _apart(alphas)],
         range=[np.log10(max(alphas)) + 0.06, np.log10(min(alphas)) - 0.06],
     )  # fmt: skip
-    figure.update_xaxes(title_text="α (1: not steered; stronger steering to the right)", row=len(rows))
+    figure.update_xaxes(title_text="α (1: not steered)", row=len(rows))
     for row, (name, _) in enumerate(rows, start=1):
         figure.update_yaxes(title_text=name, range=[-0.03, 1.03], row=row)
     return figure

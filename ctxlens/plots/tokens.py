@@ -16,7 +16,7 @@ def role_css() -> str:
     """Custom properties `--role-user` and so on, for light and dark pages."""
     light = "".join(f"--role-{name}:{shade.light};" for name, shade in ROLE_SHADES.items())
     dark = "".join(f"--role-{name}:{shade.dark};" for name, shade in ROLE_SHADES.items())
-    return f":root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}"
+    return f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
 
 
 TOKEN_CSS = (

@@ -140,7 +140,7 @@ def _hash(script: str) -> str:
 
 def _scale_css() -> str:
     light, dark = (", ".join(getattr(stop, side) for stop in SEQUENTIAL) for side in ("light", "dark"))
-    return f":root{{--scale:{light}}}@media (prefers-color-scheme:dark){{:root{{--scale:{dark}}}}}"
+    return f":root{{--scale:{light}}}@media screen and (prefers-color-scheme:dark){{:root{{--scale:{dark}}}}}"
 
 
 __all__ = ["render_report", "write_report"]
