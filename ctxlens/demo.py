@@ -19,8 +19,7 @@ from ctxlens.ability import run_closed_book
 from ctxlens.cells import Cell, NeedleConfig, build_cells, render_cell
 from ctxlens.claims import claim_cause, claim_cure, claim_loss, claim_role_bias, claim_source, conflicting
 from ctxlens.data import Conversation
-from ctxlens.dependency import choose_layer, score_conversations, select_turns
-from ctxlens.errors import InputError
+from ctxlens.dependency import check_threshold, choose_layer, score_conversations, select_turns
 from ctxlens.haystack import load_haystack
 from ctxlens.heads import find_retrieval_heads, needle_layer, steering_sweep
 from ctxlens.models import Model, load_model
@@ -106,7 +105,7 @@ def run_demo(
     *,
     smoke: bool = False,
     seed: int = 0,
-    threshold: float | str = "otsu",
+    threshold: float | str = "valley",
     device: str = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -117,7 +116,7 @@ def run_demo(
         out: run folder; a demo that was stopped there goes on.
         smoke: every stage with a few steps only, to check an installation; its verdicts mean nothing.
         seed: seed of data, fine-tuning and random heads.
-        threshold: β of the selection: `otsu` takes it from the scores; the paper's is 0.6.
+        threshold: β of the selection: `valley` or `otsu` take it from the scores; the paper's is 0.6.
         device: `auto`, `cpu` or `cuda`.
         overwrite: start anew in a folder that holds another run.
         progress: called as progress(stage, done, total).
@@ -135,14 +134,9 @@ def run_demo(
         "threshold": threshold,
         "budget": asdict(SMOKE if smoke else FULL),
     }
-    _check_threshold(threshold)
+    check_threshold(threshold)
     run = Run.open(out, study="demo", config=json.loads(json.dumps(config)), overwrite=overwrite)
     return Demo(run, SMOKE if smoke else FULL, seed, threshold, device, progress).run_stages()
-
-
-def _check_threshold(threshold: float | str) -> None:
-    if threshold != "otsu" and not (isinstance(threshold, int | float) and 0 <= threshold <= 1):
-        raise InputError(f'the threshold must be a number from 0 to 1 or "otsu", got {threshold!r}.')
 
 
 class Demo:

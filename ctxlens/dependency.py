@@ -26,7 +26,7 @@ from ctxlens.errors import InputError, RunExistsError
 from ctxlens.results import Scores, Selection
 from ctxlens.roles import RenderedChat, Role
 from ctxlens.runs import Run
-from ctxlens.stats import otsu_threshold
+from ctxlens.stats import otsu_threshold, valley_threshold
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -324,7 +324,7 @@ def _merge(
 def select_turns(
     scores: Scores,
     *,
-    beta: float | str = "otsu",
+    beta: float | str = "valley",
     layer: int,
     reduction: str = "mean_of_best",
     top_share: float | None = None,
@@ -333,9 +333,9 @@ def select_turns(
 
     Args:
         scores: scores of a data set.
-        beta: a turn is chosen if its score is above this, 0 to 1 (the paper's is 0.6); `"otsu"` takes the
-            threshold from the scores: the lower end of the highest of three groups (turns without context,
-            with context but hardly using it, and using it) that have the least variance inside them.
+        beta: a turn is chosen if its score is above this, 0 to 1 (the paper's is 0.6); `"valley"` takes the
+            threshold from the scores: the valley below the highest peak of their density (turns that use the
+            context score alike, whatever the others do); `"otsu"` splits them into two groups.
         layer: the layer whose scores decide (see `choose_layer`).
         reduction: `mean_of_best` (the paper's code), `best_of_mean` (its text) or `mean_heads`.
         top_share: choose this share of the turns instead, those with the highest scores, 0 to 1.
@@ -367,19 +367,30 @@ def select_turns(
     return Selection(frame, meta)
 
 
+THRESHOLD_RULES = {
+    "valley": (valley_threshold, "score above the valley below the highest peak of the scores' density"),
+    "otsu": (
+        otsu_threshold,
+        "score in the higher of the two groups with the least variance inside them (Otsu)",
+    ),
+}
+"""Rules that take the threshold from the scores, each with its wording."""
+
+
+def check_threshold(beta: float | str) -> None:
+    """Refuse a threshold that is neither a number from 0 to 1 nor the name of a rule, with `InputError`."""
+    number = isinstance(beta, int | float) and 0 <= beta <= 1
+    if not number and beta not in THRESHOLD_RULES:
+        names = " or ".join(f'"{name}"' for name in THRESHOLD_RULES)
+        raise InputError(f"the threshold β must be a number from 0 to 1, or {names}, got {beta!r}.")
+
+
 def _threshold(score: np.ndarray, beta: float | str) -> tuple[float, str]:
-    if beta == "otsu":
-        return otsu_threshold(score, groups=3), (
-            "score in the highest of the three groups that have the least variance inside them (Otsu's rule: "
-            "turns without context, with context but hardly using it, and using it)"
-        )
-    try:
-        threshold = float(beta)
-    except (TypeError, ValueError):
-        threshold = math.nan
-    if not 0 <= threshold <= 1:
-        raise InputError(f'the threshold beta must be a number from 0 to 1 or "otsu", got {beta!r}.')
-    return threshold, f"score above the given threshold {threshold:g}"
+    check_threshold(beta)
+    if isinstance(beta, str):
+        find, rule = THRESHOLD_RULES[beta]
+        return find(score), rule
+    return float(beta), f"score above the given threshold {beta:g}"
 
 
 def choose_layer(n_layers: int, *, rule: str = "needle", needle_layer: int | None = None) -> int:

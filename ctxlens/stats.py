@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+_DENSITY_POINTS = 10_000
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -153,39 +155,47 @@ def auroc_interval(
     return Interval(estimate, float(low), float(high), n)
 
 
-def otsu_threshold(values: Collection[Any], *, groups: int = 2) -> float:
-    """The threshold below the highest of two or three groups that have the least variance inside them.
+def valley_threshold(values: Collection[Any]) -> float:
+    """The value of least density between the highest peak of a distribution and the peak below it.
+
+    The density is a Gaussian kernel estimate (Scott's bandwidth); a peak must stand out by 2 % of the
+    greatest density. Where there is only one peak, the values are split in two by `otsu_threshold`.
+    """
+    found = np.sort(np.asarray(values, dtype=float))
+    found = found[~np.isnan(found)]
+    if len(found) > _DENSITY_POINTS:
+        found = np.quantile(found, np.linspace(0, 1, _DENSITY_POINTS))
+    if len(np.unique(found)) < 3:
+        return otsu_threshold(found)
+    from scipy.signal import find_peaks
+    from scipy.stats import gaussian_kde
+
+    grid = np.linspace(found[0], found[-1], 512)
+    density = gaussian_kde(found)(grid)
+    peaks, _ = find_peaks(np.pad(density, 1), prominence=0.02 * density.max())
+    if len(peaks) < 2:
+        return otsu_threshold(found)
+    low, high = peaks[-2:] - 1
+    return float(grid[low + density[low : high + 1].argmin()])
+
+
+def otsu_threshold(values: Collection[Any]) -> float:
+    """The threshold that splits values into two groups with the least variance inside them.
 
     Otsu's rule (1979), exact on the values themselves instead of a histogram: the threshold lies halfway
-    between the two neighbouring values of the best split. With fewer distinct values than groups, it is
-    found for as many groups as there are values; with one value it is that value.
-
-    Args:
-        values: the values; NaN is left out.
-        groups: 2, or 3 where the values are known to come in three kinds.
+    between the two neighbouring values of the best split. With one distinct value it is that value.
     """
-    if groups not in (2, 3):
-        raise ValueError(f"groups must be 2 or 3, got {groups}")
-    found = np.asarray(values, dtype=float)
-    distinct, counts = np.unique(found[~np.isnan(found)], return_counts=True)
-    if not distinct.size:
+    found = np.sort(np.asarray(values, dtype=float))
+    found = found[~np.isnan(found)]
+    if not found.size:
         return float("nan")
-    if len(distinct) == 1:
-        return float(distinct[0])
-    n, total = np.cumsum(counts), np.cumsum(counts * distinct)
-    # Least variance inside the groups is the largest sum of (group total)^2 / (group size).
-    below = total**2 / n
-    above = np.append((total[-1] - total[:-1]) ** 2 / (n[-1] - n[:-1]), 0.0)
-    gain = below
-    if groups == 3 and len(distinct) > 2:
-        gain = np.array([_best_split(below, n, total, end) for end in range(len(distinct))])
-    split = int((gain + above)[:-1].argmax())
-    return float((distinct[split] + distinct[split + 1]) / 2)
-
-
-def _best_split(below: np.ndarray, n: np.ndarray, total: np.ndarray, end: int) -> float:
-    """The largest sum over two groups of the values up to `end`; minus infinity for a single value."""
-    if end == 0:
-        return -np.inf
-    middle = (total[end] - total[:end]) ** 2 / (n[end] - n[:end])
-    return float((below[:end] + middle).max())
+    if found[0] == found[-1]:
+        return float(found[0])
+    count = np.arange(1, len(found))
+    total = np.cumsum(found)
+    below = total[:-1] / count
+    above = (total[-1] - total[:-1]) / (len(found) - count)
+    between = count * (len(found) - count) * (above - below) ** 2
+    between[found[1:] == found[:-1]] = -1.0
+    split = int(between.argmax())
+    return float((found[split] + found[split + 1]) / 2)

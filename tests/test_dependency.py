@@ -207,22 +207,25 @@ def test_selection_takes_scores_above_the_threshold():
     assert select_turns(scores, beta=0.4, layer=0, reduction="best_of_mean").turns == {("c3", 1)}
 
 
-def test_otsu_takes_the_highest_of_three_groups_and_says_so():
+def test_the_valley_lies_below_the_highest_peak_however_many_peaks_there_are():
+    peaks = {0.2: 300, 0.5: 100, 0.9: 60}
+    scattered = np.random.default_rng(0)
+    values = [v for at, n in peaks.items() for v in scattered.normal(at, 0.03, n).clip(0, 1)]
+    chosen = select_turns(table(values), layer=0)
+    assert 0.6 < chosen.meta["threshold"] < 0.8
+    assert chosen.meta["selected"] == 60
+    assert "valley" in chosen.meta["rule"]
+
+
+def test_otsu_splits_the_scores_into_two_groups_and_says_so():
     chosen = select_turns(table([0.1, 0.8, 0.12, 0.4, 0.85, 0.42]), beta="otsu", layer=0)
-    assert chosen.turns == {("c1", 1), ("c4", 1)}
-    assert chosen.meta["threshold"] == pytest.approx((0.42 + 0.8) / 2)
-    assert "Otsu" in chosen.meta["rule"]
-
-
-def test_top_share_takes_the_highest():
-    chosen = select_turns(table([0.3, 0.9, 0.1, 0.8]), layer=0, top_share=0.5)
-    assert chosen.turns == {("c1", 1), ("c3", 1)}
-    assert select_turns(table([0.3, 0.9]), layer=0, top_share=0.0).turns == frozenset()
+    assert chosen.meta["threshold"] == pytest.approx(0.61)
+    assert "two groups" in chosen.meta["rule"]
 
 
 @pytest.mark.parametrize("beta", [-0.1, 1.5, math.nan, "high"])
 def test_threshold_outside_its_range_is_refused(beta):
-    with pytest.raises(InputError, match='beta must be a number from 0 to 1 or "otsu"'):
+    with pytest.raises(InputError, match='β must be a number from 0 to 1, or "valley" or "otsu"'):
         select_turns(table([0.5]), beta=beta, layer=0)
 
 

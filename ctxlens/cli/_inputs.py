@@ -175,3 +175,11 @@ def parse_spread(text: str, kind: Callable[[str], Any], option: str) -> tuple[An
     if text.startswith("x"):
         return parse_numbers(text[1:], int, option)[0]
     return parse_numbers(text, kind, option)
+
+
+def parse_threshold(text: str) -> float | str:
+    """A threshold as a number, or the word as it is: the name of a rule, or what will be refused."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -98,7 +98,7 @@ def show_scores(scores: Scores, unread: Sequence[Mapping[str, str]], dropped: Co
     done = meta["conversations"] - len(meta["skipped"])
     show_table(
         f"scores (mean_of_best) of {turns} answers in {done} conversations",
-        ["layer", "10 %", "median", "90 %", "β (otsu)", "above β", "above 0.6"],
+        ["layer", "10 %", "median", "90 %", "β (valley)", "above β", "above 0.6"],
         rows,
     )
     note(f"{meta['truncated']} conversations truncated to {meta['max_tokens']} tokens")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ctxlens.cli import _screen, _tables
-from ctxlens.cli._inputs import parse_numbers
+from ctxlens.cli._inputs import parse_numbers, parse_threshold
 from ctxlens.cli._options import ModelOptions, RunOptions, verb
 
 LayoutOption = Annotated[
@@ -97,7 +97,7 @@ def select(
     scored = sorted(table.frame["layer"].unique().tolist())
     middle = choose_layer(max(scored) + 1, rule="middle")
     deciding = min(scored, key=lambda one: abs(one - middle)) if layer is None else layer
-    chosen = select_turns(table, beta=threshold, layer=deciding, reduction=reduction, top_share=top_share)
+    chosen = select_turns(table, beta=parse_threshold(threshold), layer=deciding, reduction=reduction, top_share=top_share)
     marked = None
     if dataset:
         marked = annotate_messages(load_conversations(dataset, split=split, layout=layout), chosen.turns)

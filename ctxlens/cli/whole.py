@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ctxlens.cli import _screen, _tables
+from ctxlens.cli._inputs import parse_threshold
 from ctxlens.cli._options import Device, verb
 
 
@@ -57,15 +58,8 @@ def demo(
 
     with _screen.stages(STAGES) as progress:
         page = run_demo(
-            out, smoke=smoke, seed=seed, threshold=_beta(threshold), device=device.value, overwrite=overwrite,
+            out, smoke=smoke, seed=seed, threshold=parse_threshold(threshold), device=device.value, overwrite=overwrite,
             progress=progress,
         )  # fmt: skip
     _tables.show_verdicts(out)
     _screen.say(str(page))
-
-
-def _beta(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
