@@ -191,7 +191,10 @@ FIVES = TextHaystack(tuple(f"s{i} a b c d." for i in range(10)))
 )
 def test_needle_is_placed_by_tokens_at_a_sentence_end(length, depth, before, tokens, built):
     straw = gather_straw(WordTokenizer(), FIVES, 0, length)
-    context = place_needle(WordTokenizer(), straw, "N n n n.", context_tokens=length, depth_percent=float(depth))
+    depth_percent = float(depth)
+    context = place_needle(
+        WordTokenizer(), straw, "N n n n.", context_tokens=length, depth_percent=depth_percent
+    )
     start, end = context.needle_span
     assert context.text[start:end] == "N n n n."
     assert context.text[:start].count("s") == before

@@ -13,6 +13,7 @@ from ctxlens.stats import (
     otsu_threshold,
     paired_difference,
     t_interval,
+    valley_threshold,
 )
 
 
@@ -99,13 +100,25 @@ def test_auroc_interval_holds_the_estimate():
 
 def test_otsu_splits_where_the_gap_is():
     assert otsu_threshold([0.1, 0.12, 0.14, 0.8, 0.82]) == pytest.approx((0.14 + 0.8) / 2)
-    assert otsu_threshold([0.1, 0.1, 0.5, 0.5, 0.9, 0.9], groups=3) == pytest.approx(0.7)
 
 
 def test_otsu_with_too_few_values():
     assert otsu_threshold([0.4, 0.4]) == 0.4
     assert math.isnan(otsu_threshold([]))
-    assert otsu_threshold([0.2, float("nan"), 0.6], groups=3) == pytest.approx(0.4)
+    assert otsu_threshold([0.2, float("nan"), 0.6]) == pytest.approx(0.4)
+
+
+def test_valley_lies_between_the_two_highest_peaks():
+    scattered = np.random.default_rng(1)
+    values = np.concatenate([scattered.normal(at, 0.02, n) for at, n in ((0.2, 200), (0.5, 60), (0.8, 40))])
+    assert 0.55 < valley_threshold(values) < 0.75
+
+
+def test_valley_of_a_single_peak_or_of_few_values_is_otsu():
+    values = np.random.default_rng(2).normal(0.5, 0.1, 50).tolist()
+    assert valley_threshold(values) == otsu_threshold(values)
+    assert valley_threshold([0.2, 0.6]) == pytest.approx(0.4)
+    assert math.isnan(valley_threshold([]))
 
 
 def test_interval_as_text_and_values():

@@ -65,7 +65,9 @@ def select(
     store: RunOptions,
     threshold: Annotated[
         str,
-        typer.Option(help="β: scores above it are chosen, 0 to 1 (the paper: 0.6); or valley, otsu: from the data."),
+        typer.Option(
+            help="β: scores above it are chosen, 0 to 1 (the paper: 0.6); valley, otsu: from the data."
+        ),
     ] = "valley",
     layer: Annotated[
         int | None, typer.Option(help="Layer whose scores decide; by default the paper's depth, 15 of 22.")
@@ -97,7 +99,9 @@ def select(
     scored = sorted(table.frame["layer"].unique().tolist())
     middle = choose_layer(max(scored) + 1, rule="middle")
     deciding = min(scored, key=lambda one: abs(one - middle)) if layer is None else layer
-    chosen = select_turns(table, beta=parse_threshold(threshold), layer=deciding, reduction=reduction, top_share=top_share)
+    chosen = select_turns(
+        table, beta=parse_threshold(threshold), layer=deciding, reduction=reduction, top_share=top_share
+    )
     marked = None
     if dataset:
         marked = annotate_messages(load_conversations(dataset, split=split, layout=layout), chosen.turns)

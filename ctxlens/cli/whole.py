@@ -58,8 +58,13 @@ def demo(
 
     with _screen.stages(STAGES) as progress:
         page = run_demo(
-            out, smoke=smoke, seed=seed, threshold=parse_threshold(threshold), device=device.value, overwrite=overwrite,
+            out,
+            smoke=smoke,
+            seed=seed,
+            threshold=parse_threshold(threshold),
+            device=device.value,
+            overwrite=overwrite,
             progress=progress,
-        )  # fmt: skip
+        )
     _tables.show_verdicts(out)
     _screen.say(str(page))
