@@ -225,6 +225,9 @@ def test_score_select_and_train(dataset, tmp_path):
     )
     result = call("train", "--config", recipe, "--device", "cpu", "logging_steps=1")
     assert "optimizer steps" in result.stdout
+    log = json.loads((tmp_path / "sft" / "train.json").read_text())
+    assert {entry["conversation"] for entry in log["skipped"]} == {"mute", "bad"}
+    assert (log["counts"]["skipped"], log["counts"]["truncated"]) == (2, 1)
     one = tmp_path / "one.json"
     one.write_text(json.dumps(CHAT))
     words = ("generate", "--messages", one, "--max-new-tokens", 2, "--backend", "native")

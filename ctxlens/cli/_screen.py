@@ -151,7 +151,9 @@ def show_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.HORIZONTALS if texts else None, pad_edge=False, show_lines=texts)
+    table = Table(
+        box=box.HORIZONTALS if texts else None, pad_edge=False, show_lines=texts, show_header=any(columns)
+    )
     for i, name in enumerate(columns):
         if texts:
             table.add_column(Text(name), ratio=1, overflow="fold")

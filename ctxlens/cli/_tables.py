@@ -30,7 +30,7 @@ def show_allocation(plain: RoleAllocation, template: RoleAllocation) -> None:
         rows.append([str(layer), *cells[:5], str(heads[i]), *cells[5:]])
     show_table(
         f"attention by role, mean over {plain.shares.shape[1]} heads, {plain.shares.shape[2]} conversations",
-        ["layer", "user* plain", "user* templ.", *_ALLOCATED, "head", "plain", "templ."],
+        ["layer", "user*, plain", "templ.", *_ALLOCATED, "head", "plain", "templ."],
         rows,
     )
     note("user*: share of the user's tokens, renormalised without template tokens so that both compare")

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -62,7 +62,8 @@ def train(
     above 1 little is spent on padding and the gradient stays the same.
 
     Args:
-        conversations: the data; their user messages may carry `{"indicator": True}` already.
+        conversations: the data; their user messages may carry `{"indicator": True}` already. What
+            `load_conversations` has skipped is counted and recorded too.
         out: folder of the run: the checkpoint (safetensors, tokenizer, chat template), its `README.md`,
             `train.json` (loss log and counts) and `manifest.json`. A finished run is returned as it is, one
             that was interrupted is started again, from its last checkpoint if `args` keep any.
@@ -127,6 +128,9 @@ def train(
         tokenizer, data, indicator=indicator, loss_on=loss_on, replay_texts=replayed,
         max_tokens=_longest_row(args, hf_model),
     )  # fmt: skip
+    unread = tuple(getattr(conversations, "skipped", ()))  # rows that `load_conversations` could not use
+    counts = {**rows.counts, "skipped": rows.counts["skipped"] + len(unread)}
+    rows = replace(rows, skipped=(*unread, *rows.skipped), counts=counts)
     with _without_bars(progress is not None):
         log = _run_trainer(hf_model, tokenizer, rows, args, run, progress)
     if args.process_index == 0:
@@ -151,7 +155,7 @@ def train_from_config(
         selection = Selection.load(given / "selection.parquet" if given.is_dir() else given)
     data = load_conversations(config.dataset, split=config.split, layout=config.layout, limit=config.limit)
     return train(
-        data.conversations,
+        data,
         out=cast(str, args.output_dir),
         model=config.model,
         selection=selection,
