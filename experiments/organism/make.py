@@ -10,7 +10,6 @@ import argparse
 import json
 import platform
 import shutil
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,10 +30,9 @@ def measure_all(base: str, folder: Path) -> dict[str, object]:
     """Measure the base model and every fine-tuning seed of the recipe."""
     by_seed = []
     for seed in recipe.SEEDS:
-        started = time.time()
         study = SeedStudy(folder, seed, base=base, log=lambda line: print(line, flush=True))
         figures = study.measure(load_model(base, backend="native"), "base", plain=True)
-        by_seed.append({**figures, **study.run(), "minutes": (time.time() - started) / 60})
+        by_seed.append({**figures, **study.run()})
     summary = {}
     for name in by_seed[0]:
         interval = t_interval([figures[name] for figures in by_seed])
