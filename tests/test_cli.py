@@ -253,6 +253,14 @@ def test_roles_counts_tokens_and_shows_controls(tmp_path):
     assert "template " in text
 
 
+def test_roles_shows_every_character_once(tmp_path):
+    path = tmp_path / "chat.json"
+    path.write_text(json.dumps([{"role": "user", "content": "Zoë 🦜 日本"}]))
+    text = call("roles", "--messages", path).stdout
+    assert text.count("Zoë 🦜 日本") == 1
+    assert text.count("<|user|>") == 1
+
+
 def test_answers_cannot_drive_the_terminal():
     assert _screen.printable("a\x1b[2Jb\x9b\tc\n") == "a\\x1b[2Jb\\x9b\tc\n"
 

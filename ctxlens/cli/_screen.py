@@ -175,9 +175,11 @@ def show_roles(chat: RenderedChat) -> None:
 
     names = [Role(int(value)).label for value in chat.role]
     text = Text()
-    for token, name in zip(chat.token_strings(), names, strict=True):
-        shown = printable(token).replace("\n", "⏎\n") if name == "template" else printable(token)
-        text.append(shown, style=_ROLE_COLOURS.get(name, "red"))
+    at = 0
+    for end, name in zip(chat.spans[:, 1].tolist(), names, strict=True):
+        said = printable(chat.text[at:end])  # the bytes of one character can be several tokens
+        text.append(said.replace("\n", "⏎\n") if name == "template" else said, _ROLE_COLOURS.get(name, "red"))
+        at = max(at, end)
     console = Console(highlight=False)
     console.print(text)
     legend = Text("\n")
