@@ -122,7 +122,8 @@ def scored(kinds_and_scores, threshold):
     table = [
         {
             "conversation": f"c{i}", "turn": 1, "layer": 1, "best_of_mean": s, "mean_of_best": s,
-            "mean_heads": s, "uniform": 0.5, "response_tokens": 5, "context_tokens": 9, "truncated": False, "kind": kind,
+            "mean_heads": s, "uniform": 0.5, "response_tokens": 5, "context_tokens": 9,
+            "truncated": False, "kind": kind,
         }
         for i, (kind, s) in enumerate(kinds_and_scores)
     ]  # fmt: skip
