@@ -143,9 +143,14 @@ def note_truncated(chats: Sequence[RenderedChat]) -> None:
 
 
 def show_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: bool = False
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    texts: bool = False,
+    n_labels: int = 1,
 ) -> None:
-    """Print a small table: labels left, numbers right; or texts side by side."""
+    """Print a small table: the first columns are labels, the others numbers; or texts side by side."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -158,7 +163,7 @@ def show_table(
         if texts:
             table.add_column(Text(name), ratio=1, overflow="fold")
         else:
-            table.add_column(Text(name), justify="right" if i else "left", overflow="fold")
+            table.add_column(Text(name), justify="left" if i < n_labels else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     console = Console(highlight=False)

@@ -139,4 +139,4 @@ def show_verdicts(folder: Path) -> None:
     rows = [
         [verdict.claim, verdict.verdict, verdict.figure.format(), verdict.quantity] for verdict in verdicts
     ]
-    show_table("verdicts", ["claim", "verdict", "figure", "what"], rows)
+    show_table("verdicts", ["claim", "verdict", "figure", "what"], rows, n_labels=4)
