@@ -19,7 +19,7 @@ from ctxlens.ability import run_closed_book
 from ctxlens.cells import Cell, NeedleConfig, build_cells, render_cell
 from ctxlens.claims import claim_cause, claim_cure, claim_loss, claim_role_bias, claim_source, conflicting
 from ctxlens.data import Conversation
-from ctxlens.dependency import check_threshold, choose_layer, score_conversations, select_turns
+from ctxlens.dependency import score_conversations
 from ctxlens.haystack import load_haystack
 from ctxlens.heads import find_retrieval_heads, needle_layer, steering_sweep
 from ctxlens.models import Model, load_model
@@ -30,6 +30,7 @@ from ctxlens.report import write_report
 from ctxlens.results import Ability, NeedleGrid, RoleAllocation, Scores, Selection, TokenView, Verdicts
 from ctxlens.roles import DEFAULT_INDICATOR
 from ctxlens.runs import Run
+from ctxlens.selection import check_threshold, choose_layer, select_turns
 from ctxlens.sft import train
 
 Progress = Callable[[str, int, int], None]
@@ -77,8 +78,8 @@ FULL = Budget(
     cases=2,
     sweep_lengths=(160, 320),
     sweep_depths=(0.0, 33.0, 67.0, 100.0),
-    sweep_cases=3,
-    alphas=(0.7, 0.5, 0.3, 0.1, 0.03, 0.01),
+    sweep_cases=8,
+    alphas=(0.7, 0.5, 0.3, 0.2, 0.1, 0.03),
     draws=3,
     conversations=recipe.CONVERSATIONS,
     steps=recipe.STEPS,
