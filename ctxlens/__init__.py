@@ -23,7 +23,8 @@ _EXPORTS = {
     "steering": ("Steering",),
     "models": ("Model", "load_model"),
     "needle": ("NEEDLES", "Needle", "NeedleConfig", "run_needle"),
-    "dependency": ("choose_layer", "score_conversations", "select_turns"),
+    "dependency": ("score_conversations",),
+    "selection": ("choose_layer", "select_turns"),
     "indicator": ("add_indicator", "annotate_messages"),
     "sft": ("TrainConfig", "train"),
     "demo": ("run_demo",),
@@ -36,9 +37,7 @@ if TYPE_CHECKING:
     from ctxlens.data import load_conversations as load_conversations
     from ctxlens.data import read_messages_file as read_messages_file
     from ctxlens.demo import run_demo as run_demo
-    from ctxlens.dependency import choose_layer as choose_layer
     from ctxlens.dependency import score_conversations as score_conversations
-    from ctxlens.dependency import select_turns as select_turns
     from ctxlens.errors import CtxlensError as CtxlensError
     from ctxlens.errors import InputError as InputError
     from ctxlens.errors import RenderError as RenderError
@@ -65,6 +64,8 @@ if TYPE_CHECKING:
     from ctxlens.roles import Role as Role
     from ctxlens.roles import render as render
     from ctxlens.roles import render_plain as render_plain
+    from ctxlens.selection import choose_layer as choose_layer
+    from ctxlens.selection import select_turns as select_turns
     from ctxlens.sft import TrainConfig as TrainConfig
     from ctxlens.sft import train as train
     from ctxlens.steering import Steering as Steering

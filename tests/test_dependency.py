@@ -11,18 +11,12 @@ import numpy as np
 import pytest
 
 from ctxlens.data import Conversation
-from ctxlens.dependency import (
-    choose_layer,
-    reduce_user_shares,
-    score_conversations,
-    select_turns,
-    selection_quality,
-    uniform_share,
-)
+from ctxlens.dependency import reduce_user_shares, score_conversations, uniform_share
 from ctxlens.errors import InputError, RunExistsError
 from ctxlens.results import Scores
 from ctxlens.roles import N_ROLES, Role, render
 from ctxlens.runs import Run
+from ctxlens.selection import choose_layer, select_turns, selection_quality
 
 
 def talk(name, *contents):

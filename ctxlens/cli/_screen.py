@@ -180,11 +180,9 @@ def show_roles(chat: RenderedChat) -> None:
 
     names = [Role(int(value)).label for value in chat.role]
     text = Text()
-    at = 0
-    for end, name in zip(chat.spans[:, 1].tolist(), names, strict=True):
-        said = printable(chat.text[at:end])  # the bytes of one character can be several tokens
+    for token, name in zip(chat.token_strings(), names, strict=True):
+        said = printable(token)
         text.append(said.replace("\n", "⏎\n") if name == "template" else said, _ROLE_COLOURS.get(name, "red"))
-        at = max(at, end)
     console = Console(highlight=False)
     console.print(text)
     legend = Text("\n")

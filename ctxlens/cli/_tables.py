@@ -82,7 +82,7 @@ def show_scores(scores: Scores, unread: Sequence[Mapping[str, str]], dropped: Co
     """Distribution of the scores by layer, and what was truncated, skipped or dropped."""
     import numpy as np
 
-    from ctxlens.dependency import select_turns
+    from ctxlens.selection import select_turns
 
     rows = []
     for layer in sorted(scores.frame["layer"].unique().tolist()):

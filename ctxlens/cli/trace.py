@@ -90,9 +90,9 @@ def select(
 ) -> None:
     """Choose the context-dependent answers by their scores; with --dataset also write the marked data."""
     from ctxlens.data import load_conversations
-    from ctxlens.dependency import choose_layer, select_turns
     from ctxlens.indicator import annotate_messages, write_annotated
     from ctxlens.results import Scores
+    from ctxlens.selection import choose_layer, select_turns
 
     path = scores / "scores.parquet" if scores.is_dir() else scores
     table = Scores.load(path)

@@ -156,8 +156,12 @@ class RenderedChat:
         return first - 1
 
     def token_strings(self) -> list[str]:
-        """The characters of each token, unescaped."""
-        return [self.text[start:end] for start, end in self.spans.tolist()]
+        """The characters of each token, unescaped; one that several tokens share is the first one's."""
+        shown, strings = 0, []
+        for start, end in self.spans.tolist():
+            strings.append(self.text[max(start, shown) : end])
+            shown = max(shown, end)
+        return strings
 
 
 def check_messages(messages: Any) -> None:

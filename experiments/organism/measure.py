@@ -15,7 +15,7 @@ from typing import Any
 from ctxlens.ability import run_closed_book
 from ctxlens.cells import NeedleConfig, build_cells
 from ctxlens.data import Conversation
-from ctxlens.dependency import choose_layer, score_conversations, select_turns, selection_quality
+from ctxlens.dependency import score_conversations
 from ctxlens.haystack import load_haystack
 from ctxlens.heads import needle_layer
 from ctxlens.models import Model, load_model
@@ -23,6 +23,7 @@ from ctxlens.needle import Setting, run_settings
 from ctxlens.organism import load_world, recipe
 from ctxlens.results import NeedleGrid, Scores
 from ctxlens.roles import DEFAULT_INDICATOR
+from ctxlens.selection import choose_layer, select_turns, selection_quality
 from ctxlens.sft import train
 from ctxlens.stats import auroc
 from ctxlens.steering import Steering
