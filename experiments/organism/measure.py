@@ -7,6 +7,7 @@ closed-book ability kept? What is measured and how it is judged was written befo
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ class SeedStudy:
             figures |= self.measure(model, name, indicator=True)
             lost = figures["vanilla plain known"] - figures["vanilla template known"]
             gained = figures[f"{name} template+indicator known"] - figures["vanilla template known"]
-            figures[f"{name} restored share"] = gained / lost
+            figures[f"{name} restored share"] = gained / lost if lost else math.nan
             figures[f"{name} closed book minus vanilla"] = (
                 figures[f"{name} closed book"] - figures["vanilla closed book"]
             )
