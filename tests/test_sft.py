@@ -295,3 +295,10 @@ def test_replay_files(tmp_path):
         read_replay(bad)
     with pytest.raises(InputError, match="cannot be read"):
         read_replay(tmp_path / "none.txt")
+
+
+def test_nothing_is_written_when_there_is_nothing_to_train_on(tmp_path):
+    conversation = Conversation(id="a", messages=({"role": "user", "content": "Hi"},), source="", labels={})
+    with pytest.raises(InputError):
+        train([conversation], out=tmp_path / "run", model="organism", args={"use_cpu": True, "max_steps": 1})
+    assert not (tmp_path / "run").exists()

@@ -28,7 +28,7 @@ from ctxlens.models.loading import (
     resolve_dtype,
 )
 from ctxlens.results import Selection
-from ctxlens.runs import Run, package_versions, write_atomic
+from ctxlens.runs import MANIFEST, Run, package_versions, write_atomic
 from ctxlens.sft.config import make_sft_config, read_config, read_replay, without_renaming_notes
 from ctxlens.sft.rows import TrainRows, build_rows, draw_replay
 
@@ -113,9 +113,7 @@ def train(
         "replay_share": replay_share, "chat_template": template, "dtype": dtype,
         "data": _hash_data(data, replayed), "arguments": _changed(args),
     }  # fmt: skip
-    with args.main_process_first(local=False, desc="opening the run"):
-        run = Run.open(out, study="train", config=recipe)
-    if run.has(LOG):
+    if (out / MANIFEST).is_file() and Run.open(out, study="train", config=recipe).has(LOG):
         return out
     if hf_model is None:
         hf_model = load_causal_lm(
@@ -131,6 +129,8 @@ def train(
     unread = tuple(getattr(conversations, "skipped", ()))  # rows that `load_conversations` could not use
     counts = {**rows.counts, "skipped": rows.counts["skipped"] + len(unread)}
     rows = replace(rows, skipped=(*unread, *rows.skipped), counts=counts)
+    with args.main_process_first(local=False, desc="opening the run"):
+        run = Run.open(out, study="train", config=recipe)
     with _without_bars(progress is not None):
         log = _run_trainer(hf_model, tokenizer, rows, args, run, progress)
     if args.process_index == 0:
