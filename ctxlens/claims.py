@@ -34,9 +34,9 @@ RULES: Mapping[str, str] = {
     "interval), and falls by more than the base model's does (whole interval of the difference).",
     "role bias": "Supported if the template takes renormalised attention from the user's tokens in the "
     "fine-tuned model (whole interval below 0), and more than in the base model (whole interval).",
-    "cause": "α and the heads' counterparts are chosen on one half of the cells. Supported if steering all "
-    "heads to the user's tokens raises recall on the other half (whole interval above 0), and steering the "
-    "retrieval heads raises it by more than steering as many random heads (whole interval above 0).",
+    "cause": "α is chosen on one half of the cells. Supported if steering all heads to the user's tokens "
+    "raises recall on the other half (whole interval above 0), and steering the retrieval heads raises it by "
+    "more than steering as many random heads (whole interval above 0).",
     "source": "Supported if the chosen turns are context-dependent more often than all turns are (whole "
     "interval of precision minus base rate above 0), and the score ranks them above turns that have a "
     "document but are answered from memory (AUROC, whole interval above 0.5).",

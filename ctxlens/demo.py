@@ -298,12 +298,14 @@ class Demo:
         self.run.save("tokens.safetensors", self.token_view(cells[0]))
 
     def token_view(self, cell: Cell) -> TokenView:
-        """The vanilla model's attention while it reads the true answer of one cell, under the template."""
+        """The vanilla model's attention while it says the true answer of one cell, under the template."""
         model = self.model("vanilla")
         fact = cell.needle
         question = {"role": "user", "content": f"{cell.context.text}\n{fact.question}"}
         chat = model.render([question, {"role": "assistant", "content": fact.sentence}])
-        positions = tuple(int(position) - 1 for position in chat.response_positions())
+        said = chat.response_positions()
+        value = chat.spans[said, 0] >= chat.spans[said[0], 0] + len(fact.prefix)
+        positions = tuple(int(position) - 1 for position in said[value])
         return TokenView(
             model.read_patterns(chat, queries=positions),
             tuple(chat.token_strings()),
