@@ -1,0 +1,46 @@
+"""What the studies return: frozen results with labelled axes, to and from one file each.
+
+Tables (`NeedleGrid`, `Ability`, `Scores`, `Selection`) are Parquet files, arrays (`RoleAllocation`,
+`TokenView`) are safetensors files, claims (`Verdicts`) are JSON; every file carries its `meta`
+(model, condition, seed, settings) inside. Figures and reports are drawn from these files alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ctxlens.errors import InputError
+from ctxlens.results.arrays import RoleAllocation, TokenView
+from ctxlens.results.files import check_record, read_file, read_parquet_record, read_safetensors_record
+from ctxlens.results.tables import Ability, NeedleGrid, Scores, Selection
+from ctxlens.results.verdicts import Verdict, Verdicts
+
+Result = NeedleGrid | Ability | Scores | Selection | RoleAllocation | TokenView | Verdicts
+_TYPES = {
+    cls.__name__: cls for cls in (NeedleGrid, Ability, Scores, Selection, RoleAllocation, TokenView, Verdicts)
+}
+
+
+def load_result(path: str | Path) -> Result:
+    """Read any result file; its type is told by the file itself.
+
+    Raises:
+        InputError: there is no such file, or it is no ctxlens result.
+    """
+    suffix = Path(path).suffix
+    if suffix == ".parquet":
+        raw = read_parquet_record(path)
+    elif suffix == ".safetensors":
+        raw = read_safetensors_record(path)
+    else:
+        raw = read_file(path, Path.read_bytes)
+    name = check_record(path, raw)["type"]
+    if name not in _TYPES:
+        raise InputError(f"{path} is no ctxlens result but a {name}.")
+    return _TYPES[name].load(path)
+
+
+__all__ = [
+    "Ability", "NeedleGrid", "Result", "RoleAllocation", "Scores", "Selection", "TokenView", "Verdict",
+    "Verdicts", "load_result",
+]  # fmt: skip

@@ -1,0 +1,168 @@
+"""Results that are tables: one row a unit, a Parquet file each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import numpy as np
+
+from ctxlens.errors import InputError
+from ctxlens.results.files import META_KEY, check_record, make_record, read_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_T = TypeVar("_T", bound="_Table")
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A result that is a table: one row a unit, named columns, and `meta`."""
+
+    frame: pd.DataFrame
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ()
+    """The columns that must be there; a table may hold more."""
+
+    def __post_init__(self) -> None:
+        missing = [name for name in self.COLUMNS if name not in self.frame.columns]
+        if missing:
+            raise InputError(
+                f"{type(self).__name__} needs the columns {', '.join(self.COLUMNS)}; "
+                f"{', '.join(missing)} missing among {', '.join(map(str, self.frame.columns)) or 'none'}."
+            )
+
+    @classmethod
+    def from_rows(
+        cls: type[_T], rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any] | None = None
+    ) -> _T:
+        """Build the table from one mapping a row."""
+        import pandas as pd
+
+        frame = pd.DataFrame(list(rows)) if rows else pd.DataFrame(columns=list(cls.COLUMNS))
+        return cls(frame, dict(meta or {}))
+
+    @classmethod
+    def concat(cls: type[_T], tables: Sequence[_T]) -> _T:
+        """Put tables under one another; `meta` is the first one's."""
+        import pandas as pd
+
+        return cls(pd.concat([table.frame for table in tables], ignore_index=True), tables[0].meta)
+
+    def where(self: _T, **values: Any) -> _T:
+        """The rows whose columns hold these values."""
+        keep = np.ones(len(self.frame), dtype=bool)
+        for name, value in values.items():
+            keep &= (self.frame[name] == value).to_numpy()
+        return replace(self, frame=self.frame[keep].reset_index(drop=True))
+
+    def to_frame(self) -> pd.DataFrame:
+        """A copy of the table."""
+        return self.frame.copy()
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def save(self, path: str | Path) -> None:
+        """Write the table as Parquet, `meta` in the file's schema metadata."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.Table.from_pandas(self.frame, preserve_index=False)
+        metadata = {**(table.schema.metadata or {}), META_KEY.encode(): make_record(self).encode()}
+        pq.write_table(table.replace_schema_metadata(metadata), path)
+
+    @classmethod
+    def load(cls: type[_T], path: str | Path) -> _T:
+        """Read a table that `save` has written.
+
+        Raises:
+            InputError: there is no such file, or it is not a result of this type.
+        """
+        import pyarrow.parquet as pq
+
+        table = read_file(path, pq.read_table)
+        raw = (table.schema.metadata or {}).get(META_KEY.encode())
+        return cls(table.to_pandas(), check_record(path, raw, cls.__name__)["meta"])
+
+
+@dataclass(frozen=True)
+class NeedleGrid(_Table):
+    """Needle-in-a-haystack cells, one row a cell and condition.
+
+    Columns: `model`; `condition` (`plain+prefix`, `template+prefix`, `template`, `assistant+prefix`);
+    `indicator` (whether the indicator was given); `alpha` (1.0: not steered), `heads` (label of the
+    steered heads, `none`, `all`, `retrieval`, `random`), `draw` (number of the random draw, else 0);
+    `cell` (the same text of another condition has the same number: pairs are made over it);
+    `needle`; `context_tokens` (as asked), `prompt_tokens` (as built), `depth_percent`; `response`;
+    `recall` (0 to 1); `memory_recall` (0 to 1, the keywords of what the model memorised; NaN where
+    there is no such thing).
+    """
+
+    COLUMNS: ClassVar[tuple[str, ...]] = (
+        "model", "condition", "indicator", "alpha", "heads", "draw", "cell", "needle",
+        "context_tokens", "prompt_tokens", "depth_percent", "response", "recall", "memory_recall",
+    )  # fmt: skip
+
+    def recall(self, column: str = "recall", **values: Any) -> pd.Series:
+        """Mean recall by cell among the rows that hold these values, so that conditions can be paired."""
+        return self.where(**values).frame.groupby("cell")[column].mean()
+
+
+@dataclass(frozen=True)
+class Ability(_Table):
+    """Questions that need no context, one row a question: `recall` (0 to 1) of the answer's keywords."""
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("model", "indicator", "question", "response", "recall")
+
+
+@dataclass(frozen=True)
+class Scores(_Table):
+    """Context-dependency scores, one row an assistant turn and layer.
+
+    Columns: `conversation` (id), `turn` (index of the assistant message), `layer`; `best_of_mean`
+    (user share of the head that has most on average over the response), `mean_of_best` (the largest
+    user share over heads, token by token, then the mean), `mean_heads`, all 0 to 1; `uniform` (the
+    user share if attention were uniform); `response_tokens`, `context_tokens` (user tokens that the
+    turn can see); `truncated`. Labelled data have `kind` beside them.
+    """
+
+    COLUMNS: ClassVar[tuple[str, ...]] = (
+        "conversation", "turn", "layer", "best_of_mean", "mean_of_best", "mean_heads", "uniform",
+        "response_tokens", "context_tokens", "truncated",
+    )  # fmt: skip
+    REDUCTIONS: ClassVar[tuple[str, ...]] = ("best_of_mean", "mean_of_best", "mean_heads")
+
+    def layer(self, layer: int, reduction: str = "mean_of_best") -> pd.Series:
+        """The scores of one layer, indexed by conversation and turn.
+
+        Raises:
+            InputError: no such layer or reduction in the table.
+        """
+        if reduction not in self.REDUCTIONS:
+            raise InputError(f"unknown reduction {reduction!r}; choose one of {', '.join(self.REDUCTIONS)}.")
+        rows = self.frame[self.frame["layer"] == layer]
+        if rows.empty:
+            layers = ", ".join(map(str, sorted(self.frame["layer"].unique())))
+            raise InputError(f"layer {layer} is not among the scored layers ({layers or 'none'}).")
+        return rows.set_index(["conversation", "turn"])[reduction]
+
+
+@dataclass(frozen=True)
+class Selection(_Table):
+    """Which turns were chosen as context-dependent: `conversation`, `turn`, `score`, `selected`.
+
+    `meta` holds `threshold`, `rule` (how the threshold was found), `layer` and `reduction`.
+    """
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("conversation", "turn", "score", "selected")
+
+    @property
+    def turns(self) -> frozenset[tuple[str, int]]:
+        """The chosen turns as pairs of conversation id and message index."""
+        rows = self.frame[self.frame["selected"].astype(bool)]
+        return frozenset(zip(rows["conversation"].astype(str), rows["turn"].astype(int), strict=True))
