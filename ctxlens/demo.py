@@ -155,14 +155,15 @@ class Demo:
         self.run, self.budget, self.seed = run, budget, seed
         self.threshold, self.device, self.progress = threshold, device, progress
         self._models: dict[str, Model] = {}
+        self._finish: dict[str, tuple[int, int]] = {}
 
     def run_stages(self) -> Path:
         """Run the stages that are not done, in order; returns the path of the report."""
         timings = self.run.read_json("timings.json") if self.run.has("timings.json") else {}
         for stage in STAGES:
+            self._tell(stage)(0, 1)
             if stage not in timings or stage == "report":
                 wall, cpu = time.perf_counter(), time.process_time()
-                self._tell(stage)(0, 1)
                 getattr(self, f"stage_{stage}")(self._tell(stage))
                 timings[stage] = {
                     "what": STAGES[stage],
@@ -170,11 +171,16 @@ class Demo:
                     "cpu_seconds": round(time.process_time() - cpu, 1),
                 }
                 self.run.write_json("timings.json", timings)
-            self._tell(stage)(1, 1)
+            self._tell(stage)(*self._finish.get(stage, (1, 1)))
         return self.run.path("report.html")
 
     def _tell(self, stage: str) -> Callable[[int, int], None]:
-        return lambda done, total: self.progress(stage, done, total) if self.progress else None
+        def tell(done: int, total: int) -> None:
+            self._finish[stage] = (total, total)
+            if self.progress:
+                self.progress(stage, done, total)
+
+        return tell
 
     # What the stages share.
 

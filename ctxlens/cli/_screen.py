@@ -98,15 +98,19 @@ def stages(titles: Mapping[str, str]) -> Iterator[Callable[[str, int, int], None
 
 def _progress() -> Progress:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class TimeColumn(TimeRemainingColumn):
+        def render(self, task: Task) -> Text:
+            return Text("took " if task.finished else "left ", "dim") + super().render(task)
 
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("[dim]left[/dim]"),
-        TimeRemainingColumn(elapsed_when_finished=True),
+        TimeColumn(elapsed_when_finished=True),
         console=console,
         disable=not console.is_terminal,
     )
