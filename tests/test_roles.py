@@ -1,6 +1,7 @@
 """Roles of tokens on cases small enough to count by hand; no file and no network is read."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -175,6 +176,41 @@ def test_text_that_looks_like_markers_stays_its_speakers():
     assert set(chat.role[chat.turn == 0].tolist()) == {Role.USER}
     assert chat.spoofed_special_tokens == ("</s>", "<s>")
     assert 3 not in chat.turn
+
+
+@pytest.mark.parametrize(
+    ("typed", "reported"),
+    [
+        ("</s>", ("</s>",)),
+        ("a<s>b</s>c<s>", ("<s>", "</s>")),
+        ("< /s>", ()),
+        ("</ s>\u200b<|user|>[IND]", ()),
+    ],
+)
+def test_special_tokens_that_a_speaker_typed_are_reported(typed, reported):
+    said_by = {"system": 0, "user": 1, "assistant": 2, "tool": 3}
+    for role, turn in said_by.items():
+        messages = [{"role": name, "content": "x"} for name in said_by]
+        messages[turn]["content"] = typed
+        for chat in (render(BYTES, messages), render_plain(BYTES, messages, bos=True)):
+            assert chat.spoofed_special_tokens == reported
+            assert said(chat, turn) == typed
+            assert set(chat.role[chat.turn == turn].tolist()) == {Role.parse(role)}
+        encoded = BYTES(typed, add_special_tokens=False)["input_ids"]
+        assert chat.tokens[chat.turn == turn].tolist() == encoded
+    added = byte_tokenizer()
+    added.add_tokens(["[IND]"])
+    marked = render(added, [user("a", indicator=True)], indicator="[IND]")
+    assert marked.spoofed_special_tokens == ()
+
+
+@pytest.mark.parametrize("character", ["x", " ", "\n", "🙂", "\u200b"])
+def test_a_megabyte_of_one_character(character):
+    count = 1_000_000 // len(character.encode())
+    chat = render(BYTES, [user(character * count), assistant("y")])
+    assert (chat.turn == 0).sum() == 1_000_000 // len(character.encode()) * len(character.encode())
+    assert (chat.turn == 1).sum() == 1
+    assert chat.text[chat.spans[chat.first_answer_position() + 1, 0]] == "y"
 
 
 @pytest.mark.parametrize(
@@ -363,6 +399,81 @@ def test_window():
     assert [cut.tokens[at] for at in cut.stops.values()] == [BYTES.eos_token_id] * 4
 
 
+CONVERSATION = [user("abcdef"), assistant("gh"), user("ij"), assistant("klm")]
+
+
+@pytest.mark.parametrize(
+    ("side", "left", "kept", "beheaded", "said_of_it"),
+    [
+        ("left", 4, ["", "gh", "ij"], (), "the first 6 of 10 context tokens"),
+        ("left", 3, ["", "h", "ij"], (1,), "the first 7 of 10 context tokens"),
+        ("left", 2, ["", "", "ij"], (1,), "the first 8 of 10 context tokens"),
+        ("right", 3, ["a", "", "ij"], (1,), "the last 7 of 8 context tokens before the final user message"),
+        ("right", 7, ["abcde", "", "ij"], (1,), "the last 3 of 8 context tokens before the final user"),
+        ("right", 9, ["abcdef", "g", "ij"], (), "the last 1 of 8 context tokens before the final user"),
+        ("middle", 5, ["abc", "", "ij"], (1,), "5 of 10 context tokens in the middle"),
+        ("middle", 8, ["abcd", "gh", "ij"], (), "2 of 10 context tokens in the middle"),
+    ],
+)
+def test_window_from_each_side(side, left, kept, beheaded, said_of_it):
+    whole = render(BYTES, CONVERSATION)
+    window = whole.n_tokens - 10 + left
+    cut = render(BYTES, CONVERSATION, max_tokens=window, truncate=True, truncation=side)
+    assert cut.n_tokens == window
+    assert [said(cut, turn) for turn in range(4)] == [*kept, "klm"]
+    assert said_of_it in cut.truncated
+    assert is_subsequence(cut.tokens, whole.tokens)
+    assert cut.text[cut.spans[cut.first_answer_position() + 1, 0]] == "k"
+    assert cut.beheaded_turns == beheaded
+    if kept[1] and beheaded:
+        with pytest.raises(InputError, match="first answer token of turn 1 was cut"):
+            cut.first_answer_position(1)
+
+
+def test_window_reaches_the_question_only_when_nothing_else_is_left():
+    whole = render(BYTES, CONVERSATION[:3], add_generation_prompt=True)
+    options = {"add_generation_prompt": True, "truncate": True, "max_tokens": whole.n_tokens - 9}
+    cut = render(BYTES, CONVERSATION[:3], truncation="right", **options)
+    assert [said(cut, turn) for turn in range(3)] == ["", "", "i"]
+    assert "the last 8 of 8 context tokens before the final user message" in cut.truncated
+    assert "the last 1 of 2 context tokens from the final user message on" in cut.truncated
+    assert cut.first_answer_position() == cut.n_tokens - 1
+    for side in ("left", "middle", "right"):
+        with pytest.raises(InputError, match="do not fit"):
+            render(BYTES, CONVERSATION[:3], truncation=side, **{**options, "max_tokens": 20})
+
+
+def test_window_sides_are_checked_and_serve_without_template():
+    with pytest.raises(InputError, match="Unknown truncation 'centre'; expected one of left, right, middle"):
+        render(BYTES, CONVERSATION, truncation="centre")
+    options = {"add_generation_prompt": True, "bos": False, "max_tokens": 5, "truncate": True}
+    plain = {
+        side: render_plain(BYTES, [user("abcdefgh")], truncation=side, **options)
+        for side in ("left", "right", "middle")
+    }
+    assert {side: said(chat, 0) for side, chat in plain.items()} == {
+        "left": "efgh",
+        "right": "abcd",
+        "middle": "abgh",
+    }
+    assert all(chat.first_answer_position() == 4 for chat in plain.values())
+
+
+def test_default_system_message():
+    given = [{"role": "system", "content": "S"}, *CONVERSATION]
+    for how in (render, render_plain):
+        added = how(BYTES, CONVERSATION, system="S")
+        assert added.tokens.tolist() == how(BYTES, given).tokens.tolist()
+        assert added.messages == tuple(given)
+        assert said(added, 0) == "S"
+        assert added.response_turns() == (2, 4)
+        kept = how(BYTES, given, system="another")
+        assert "another" not in kept.text
+        developer = [{"role": "developer", "content": "D"}, *CONVERSATION]
+        assert "another" not in how(BYTES, developer, system="another").text
+    assert CONVERSATION[0]["role"] == "user"
+
+
 def test_window_too_small_for_the_response_keeps_its_start_and_half_of_the_room():
     messages = [user("0123456789"), assistant("abcdefghij")]
     whole = render_plain(BYTES, messages, bos=True)
@@ -434,6 +545,60 @@ def test_slow_tokenizers_are_followed_exactly_or_refused():
     assert letters(chat) == letters(render(BYTES, messages))
     with pytest.raises(RenderError, match="gives no offsets and its tokens do not spell the text"):
         render(SlowFoldedLetters(), messages, chat_template=TOY_TEMPLATE)
+
+
+def test_slow_tokenizers_report_special_tokens_and_long_texts():
+    slow = SlowLetters()
+    spoof = render(slow, [user("a</s>b"), assistant("c")], chat_template=TOY_TEMPLATE)
+    assert spoof.spoofed_special_tokens == ("</s>",)
+    assert said(spoof, 0) == "a</s>b"
+    long = render(slow, [user("x" * 100_000), assistant("c")], chat_template=TOY_TEMPLATE)
+    assert (long.turn == 0).sum() == 100_000
+    plain = render_plain(slow, [user("a"), assistant("b")], bos=True)
+    assert letters(plain) == "BUtA"
+
+
+class WithoutOffsets(PreTrainedTokenizerFast):
+    """A fast tokenizer that answers as if it had no offsets."""
+
+    @property
+    def is_fast(self):
+        return False
+
+
+def test_tokens_are_laid_along_the_text_where_offsets_are_missing():
+    texts = [user("  What 🙂\n\n two?  "), assistant(" It is é日本. \n")]
+    fast = build_toy_tokenizer()
+    bare = WithoutOffsets(tokenizer_object=fast.backend_tokenizer, bos_token="<s>", eos_token="</s>")
+    with_offsets, laid = (render(t, texts, chat_template=TOY_TEMPLATE) for t in (fast, bare))
+    assert laid.tokens.tolist() == with_offsets.tokens.tolist()
+    assert np.array_equal(laid.spans, with_offsets.spans)
+    assert np.array_equal(laid.role, with_offsets.role)
+
+
+def label_row(row, tokenizer):
+    """A function that `Dataset.map` can send to another process."""
+    chat = render(tokenizer, row["messages"], indicator="[IND]")
+    return {"input_ids": chat.tokens.tolist(), "role": chat.role.tolist(), "turn": chat.turn.tolist()}
+
+
+def test_a_data_set_is_rendered_in_several_processes(organism_tokenizer):
+    from datasets import Dataset
+
+    rows = [[user(f"What is {n}?\n" * (n % 5 + 1)), assistant(f"It is {n}.</s>")] for n in range(40)]
+    data = Dataset.from_dict({"messages": rows})
+    for tokenizer in (BYTES, organism_tokenizer):
+        serial = [label_row({"messages": row}, tokenizer) for row in rows]
+        mapped = data.map(label_row, fn_kwargs={"tokenizer": tokenizer}, num_proc=2)
+        assert [{key: row[key] for key in serial[0]} for row in mapped] == serial
+
+
+def test_a_rendered_conversation_survives_pickling():
+    chat = render(BYTES, CONVERSATION)
+    copy = pickle.loads(pickle.dumps(chat))
+    assert copy.text == chat.text
+    assert copy.stops == chat.stops
+    assert np.array_equal(copy.role, chat.role)
 
 
 def test_templates_are_not_shown_the_mark_for_the_indicator():

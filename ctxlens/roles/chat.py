@@ -77,7 +77,7 @@ class RenderedChat:
         turn: Index into `messages` for tokens of contents and indicators, else -1; ``[pos]``, int32.
         spans: Characters ``[start, end)`` in `text` of each token; ``[pos, 2]``, int32. After truncation
             they still point into the whole text.
-        messages: The messages as given.
+        messages: The messages as given; with `system=`, the one put before them included.
         templated: Whether a chat template was applied.
         stops: For each turn that has one, the position of its end-of-turn token (role ``template``).
         truncated: One sentence about what was cut, or ``None``.
@@ -85,6 +85,7 @@ class RenderedChat:
             of appearance. The tokenizer encodes them as special tokens; their role is still the speaker's.
         open_ended: Whether the text ends where a model is to go on (generation prompt, or final message
             left open).
+        beheaded_turns: Assistant turns whose first token was cut; never the final response.
     """
 
     text: str
@@ -98,6 +99,7 @@ class RenderedChat:
     truncated: str | None = None
     spoofed_special_tokens: tuple[str, ...] = ()
     open_ended: bool = False
+    beheaded_turns: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -146,11 +148,16 @@ class RenderedChat:
         response turn.
 
         Raises:
-            InputError: There is no such response, or nothing stands before it.
+            InputError: There is no such response, its first token was cut, or nothing stands before it.
         """
         if turn is None and self.open_ended:
             return self.n_tokens - 1
         first = int(self.response_positions(turn)[0])
+        if int(self.turn[first]) in self.beheaded_turns:
+            raise InputError(
+                f"The first answer token of turn {int(self.turn[first])} was cut; choose a later turn, a "
+                "longer window or another truncation."
+            )
         if first == 0:
             raise InputError("The response starts the sequence, so no position produces its first token.")
         return first - 1

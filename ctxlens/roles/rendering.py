@@ -12,7 +12,7 @@ from ctxlens.roles.chat import INDICATOR_KEY, MESSAGE_ROLES, Message, RenderedCh
 from ctxlens.roles.locate import Place, locate_fields, said_fields
 from ctxlens.roles.spans import encode_with_spans, label_tokens
 from ctxlens.roles.tokenizer import apply_template, begins_with_bos, special_ids, template_text, turn_ends
-from ctxlens.roles.truncation import fit_to_window
+from ctxlens.roles.truncation import check_side, fit_to_window
 
 
 def render(
@@ -24,8 +24,10 @@ def render(
     continue_final_message: bool = False,
     tools: list[Any] | None = None,
     indicator: str | None = None,
+    system: str | None = None,
     max_tokens: int | None = None,
     truncate: bool = False,
+    truncation: str = "left",
 ) -> RenderedChat:
     """Render a conversation with the chat template and label every token.
 
@@ -39,9 +41,13 @@ def render(
         indicator: The indicator, such as ``"[IND]"``. It is appended, after one space, to the user
             messages that carry ``{"indicator": True}``; those tokens get the role ``indicator``. The same
             characters written by anybody else stay theirs.
+        system: A system message put first where the conversation has none; turns then count from it.
         max_tokens: The window. A longer conversation is refused, or cut if `truncate`.
-        truncate: Cut a conversation that is too long: first the earliest contents, never the template's
-            tokens; a final response only at its end, and only as far as it needs over half of the room.
+        truncate: Cut a conversation that is too long: the context, never the template's tokens; a final
+            response only at its end, and only as far as it needs over half of the room.
+        truncation: Where the context is cut. ``"left"``: its earliest tokens first. ``"right"``: the
+            latest before the final user message first, so that the question stays whole. ``"middle"``:
+            one stretch, so that as much is kept at the start as at the end.
 
     Returns:
         Tokens equal to ``tokenizer.apply_chat_template(..., tokenize=True)``, labelled; after truncation
@@ -52,6 +58,8 @@ def render(
         RenderError: The template refuses the conversation, there is none, or a text cannot be located.
     """
     check_messages(messages)
+    check_side(truncation)
+    messages = _with_system(messages, system)
     _check_ending(messages, add_generation_prompt, continue_final_message)
     template = template_text(tokenizer, chat_template, tools)
     spoken, marked = _with_indicator(messages, indicator)
@@ -88,7 +96,7 @@ def render(
         template=template,
         open_ended=add_generation_prompt or continue_final_message,
     )
-    return fit_to_window(chat, max_tokens, truncate)
+    return fit_to_window(chat, max_tokens, truncate, truncation)
 
 
 def render_plain(
@@ -101,8 +109,10 @@ def render_plain(
     bos: bool | None = None,
     chat_template: str | None = None,
     indicator: str | None = None,
+    system: str | None = None,
     max_tokens: int | None = None,
     truncate: bool = False,
+    truncation: str = "left",
 ) -> RenderedChat:
     """Render the same conversation without chat template: contents joined by a separator, as in the paper.
 
@@ -116,8 +126,10 @@ def render_plain(
             the tokenizer by itself, puts one.
         chat_template: The template that `bos` is decided by; the tokenizer's own by default.
         indicator: As in `render`.
+        system: As in `render`.
         max_tokens: As in `render`.
         truncate: As in `render`.
+        truncation: As in `render`.
 
     Returns:
         The BOS token if any, then the contents as the tokenizer encodes them, labelled as in `render`.
@@ -127,6 +139,8 @@ def render_plain(
         RenderError: The tokenizer cannot be followed exactly.
     """
     check_messages(messages)
+    check_side(truncation)
+    messages = _with_system(messages, system)
     _check_ending(messages, add_generation_prompt, continue_final_message)
     spoken, marked = _with_indicator(messages, indicator)
     if bos is None:
@@ -164,7 +178,7 @@ def render_plain(
         template=None,
         open_ended=add_generation_prompt or continue_final_message,
     )
-    return fit_to_window(chat, max_tokens, truncate)
+    return fit_to_window(chat, max_tokens, truncate, truncation)
 
 
 def _check_ending(
@@ -177,6 +191,12 @@ def _check_ending(
             "continue_final_message needs a final assistant message to go on from, but the last message is "
             f"of role {messages[-1]['role']}."
         )
+
+
+def _with_system(messages: Sequence[Message], system: str | None) -> Sequence[Message]:
+    if system is None or any(MESSAGE_ROLES[message["role"]] == Role.SYSTEM for message in messages):
+        return messages
+    return [{"role": "system", "content": system}, *messages]
 
 
 def _with_indicator(
