@@ -291,3 +291,22 @@ def test_unexpected_errors_keep_their_traceback(messages, monkeypatch):
     monkeypatch.setattr(ctxlens.data, "read_messages_file", fail)
     result = CliRunner().invoke(app, ["roles", "--messages", str(messages)])
     assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_roles_page(tmp_path, messages):
+    page = tmp_path / "new" / "roles.html"
+    result = call("roles", "--messages", messages, "--html", page)
+    assert "roles.html" in result.stderr
+    assert result.stdout == ""
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>")
+    assert "Conversation 1" in text
+    assert "http" not in text
+    assert "overwrite" in call("roles", "--messages", messages, "--html", page, code=2).stderr
+    assert page.read_text(encoding="utf-8") == text
+    call("roles", "--messages", messages, "--html", page, "--plain", "--overwrite")
+    assert "without chat template" in page.read_text(encoding="utf-8")
+    broken = tmp_path / "broken.json"
+    broken.write_text(json.dumps([CHAT, [{"role": "user", "content": 3}]]))
+    call("roles", "--messages", broken, "--html", tmp_path / "none.html", code=2)
+    assert not (tmp_path / "none.html").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +19,7 @@ from ctxlens.cli._inputs import (
     render_all,
 )
 from ctxlens.cli._options import ModelOptions, RunOptions, verb
+from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
     from ctxlens.models import Model
@@ -92,19 +94,43 @@ def _read_tokens(model: Model, chat: RenderedChat) -> TokenView:
 @verb(
     "ctxlens roles --messages chat.json",
     "ctxlens roles -m HuggingFaceH4/zephyr-7b-beta --messages chat.json --limit 1",
+    "ctxlens roles --messages chat.json --html roles.html",
 )
 def roles(
     messages: MessagesFile,
     model: ModelOptions,
     plain: Annotated[bool, typer.Option("--plain", help="Without the chat template.")] = False,
     limit: LimitOption = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write a page with role, turn and id of every token instead.", metavar="FILE"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page if it is there.")] = False,
 ) -> None:
     """Show in colour whose every token is, as the chat template renders it (loads the tokenizer only)."""
     from ctxlens.roles import render, render_plain
 
+    if html is not None and html.exists() and not overwrite:
+        raise InputError(f"{html} exists; choose another file or give --overwrite.")
     conversations = read_conversations(messages, limit)
     tokenizer = model.load_tokenizer()
-    for conversation in conversations:
+    chats = []
+    for i, conversation in enumerate(conversations):
         open_ended = conversation[-1]["role"] != "assistant"
-        chat = (render_plain if plain else render)(tokenizer, conversation, add_generation_prompt=open_ended)
-        _screen.show_roles(chat)
+        try:
+            chats.append(
+                (render_plain if plain else render)(tokenizer, conversation, add_generation_prompt=open_ended)
+            )
+        except InputError as error:
+            if len(conversations) == 1:
+                raise
+            raise type(error)(f"conversation {i}: {error}") from error
+    if html is None:
+        for chat in chats:
+            _screen.show_roles(chat)
+        return
+    from ctxlens.plots import roles_view
+
+    condition = "without chat template" if plain else "with its chat template"
+    roles_view(chats, title=f"Roles: {model.model}, {condition}").save(html)
+    _screen.note(f"page in {html}")

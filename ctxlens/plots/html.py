@@ -6,6 +6,8 @@ import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 
+from markupsafe import escape
+
 from ctxlens.runs import write_atomic
 
 
@@ -16,10 +18,12 @@ class HtmlView:
     Attributes:
         body: the markup.
         css: the style sheet that the markup needs.
+        title: the title of a page of its own.
     """
 
     body: str
     css: str
+    title: str = "ctxlens"
 
     def _repr_html_(self) -> str:
         return f"<style>{self.css}</style>{self.body}"
@@ -29,6 +33,7 @@ class HtmlView:
         return (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width">'
+            f"<title>{escape(self.title)}</title>"
             "<style>:root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;margin:1.5rem}"
             f"{self.css}</style></head><body>{self.body}</body></html>"
         )
