@@ -133,13 +133,19 @@ def test_many_spoofed_conversations_keep_their_roles(toy_tokenizer, messages, na
 
 
 @settings(max_examples=EXAMPLES // 5, **SETTINGS)
-@given(messages=conversations(), window=st.integers(20, 120))
-def test_truncation_keeps_roles(toy_tokenizer, messages, window):
+@given(
+    messages=conversations(),
+    window=st.integers(20, 120),
+    side=st.sampled_from(["left", "right", "middle"]),
+)
+def test_truncation_keeps_roles(toy_tokenizer, messages, window, side):
     messages[-1] = {"role": "assistant", "content": messages[-1]["content"] + "x"}
     for rendering in (render, render_plain):
         whole = rendering(toy_tokenizer, messages)
         least = whole.n_tokens - int((whole.turn >= 0).sum()) + 4
-        cut = rendering(toy_tokenizer, messages, max_tokens=max(window, least), truncate=True)
+        options = {"max_tokens": max(window, least), "truncate": True, "truncation": side}
+        cut = rendering(toy_tokenizer, messages, **options)
+        assert bool(cut.truncated) == (cut.n_tokens < whole.n_tokens)
         assert cut.n_tokens <= max(window, least)
         places = {tuple(span): n for n, span in enumerate(whole.spans.tolist())}
         index = [places[tuple(span)] for span in cut.spans.tolist()]
@@ -148,6 +154,7 @@ def test_truncation_keeps_roles(toy_tokenizer, messages, window):
         assert np.array_equal(whole.turn[index], cut.turn)
         first = int(whole.response_positions(len(messages) - 1)[0])
         assert whole.spans[first].tolist() in cut.spans.tolist()
+        assert len(messages) - 1 not in cut.beheaded_turns
 
 
 @settings(max_examples=EXAMPLES // 5, **SETTINGS)
