@@ -10,7 +10,7 @@ supported when one part is not.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -76,13 +76,13 @@ def claim_loss(grid: NeedleGrid, *, base: str = "base", tuned: str = "vanilla") 
     base_plain, base_template = (
         _recall(known, base, condition) for condition in ("plain+prefix", "template+prefix")
     )
-    fall = paired_difference(plain, template)
-    excess = paired_difference(base_template - base_plain, template - plain)
+    fall = known.difference(plain, template)
+    excess = known.difference(base_template - base_plain, template - plain)
     notes = (
-        (f"{base}, no template: recall", bootstrap_mean(base_plain)),
-        (f"{base}, template: recall", bootstrap_mean(base_template)),
-        (f"{tuned}, no template: recall", bootstrap_mean(plain)),
-        (f"{tuned}, template: recall", bootstrap_mean(template)),
+        (f"{base}, no template: recall", known.mean(base_plain)),
+        (f"{base}, template: recall", known.mean(base_template)),
+        (f"{tuned}, no template: recall", known.mean(plain)),
+        (f"{tuned}, template: recall", known.mean(template)),
         (f"change of {tuned} minus change of {base}", excess),
     )
     size = "a large" if fall.high <= -RECALL_LOSS else "a measurable" if fall.high < 0 else "no clear"
@@ -103,27 +103,33 @@ def claim_role_bias(
     tuned_template: RoleAllocation,
     base_plain: RoleAllocation,
     base_template: RoleAllocation,
+    *,
+    contexts: Collection[int] | None = None,
 ) -> Verdict:
     """Claim 2: with the template, attention moves from the user's tokens to the assistant's.
 
     All four allocations are of the same conversations in the same order. Shares are renormalised and
-    averaged over layers and heads, one value a conversation.
+    averaged over layers and heads, one value a conversation; `contexts` says which of them share a text
+    (`NeedleGrid.contexts`), and intervals are made over these.
     """
     user = [_mean_share(a, Role.USER) for a in (tuned_plain, tuned_template, base_plain, base_template)]
     assistant = [_mean_share(a, Role.ASSISTANT) for a in (tuned_plain, tuned_template)]
     raw = [_mean_share(a, Role.USER, renormalised=False) for a in (tuned_plain, tuned_template)]
-    shift = paired_difference(user[0], user[1])
-    excess = paired_difference(user[3] - user[2], user[1] - user[0])
+    shift = paired_difference(user[0], user[1], clusters=contexts)
+    excess = paired_difference(user[3] - user[2], user[1] - user[0], clusters=contexts)
     heads = tuned_plain.retrieval_heads()
     followed = [_followed_share(a, heads) for a in (tuned_plain, tuned_template)]
     notes = (
         ("change of the fine-tuned model minus change of the base", excess),
-        ("assistant's share, renormalised: change", paired_difference(*assistant)),
-        ("user's share, raw (template tokens counted): change", paired_difference(*raw)),
-        ("retrieval heads' user share, renormalised: change", paired_difference(*followed)),
+        ("assistant's share, renormalised: change", paired_difference(*assistant, clusters=contexts)),
+        ("user's share, raw (template tokens counted): change", paired_difference(*raw, clusters=contexts)),
+        (
+            "retrieval heads' user share, renormalised: change",
+            paired_difference(*followed, clusters=contexts),
+        ),
         (
             "template's own share, raw",
-            bootstrap_mean(_mean_share(tuned_template, Role.TEMPLATE, renormalised=False)),
+            bootstrap_mean(_mean_share(tuned_template, Role.TEMPLATE, renormalised=False), clusters=contexts),
         ),
     )
     return Verdict(
@@ -156,16 +162,16 @@ def claim_cause(sweep: NeedleGrid, *, ability: Mapping[float, Ability] | None = 
         return known.where(heads=heads, alpha=alpha).recall().reindex(unsteered.index) - unsteered
 
     best = {h: max(alphas, key=lambda a: gain(h, a)[choose].mean()) for h in ("all", "retrieval")}
-    all_gain = bootstrap_mean(gain("all", best["all"])[judged])
-    over_random = paired_difference(
+    all_gain = known.mean(gain("all", best["all"])[judged])
+    over_random = known.difference(
         gain("random", best["retrieval"])[judged], gain("retrieval", best["retrieval"])[judged]
     )
     memory = known.where(heads="all", alpha=best["all"]).recall("memory_recall").reindex(unsteered.index)
     notes = [
-        ("retrieval heads' gain at their α", bootstrap_mean(gain("retrieval", best["retrieval"])[judged])),
-        ("random heads' gain at the same α", bootstrap_mean(gain("random", best["retrieval"])[judged])),
+        ("retrieval heads' gain at their α", known.mean(gain("retrieval", best["retrieval"])[judged])),
+        ("random heads' gain at the same α", known.mean(gain("random", best["retrieval"])[judged])),
         ("retrieval minus random", over_random),
-        ("answers from memory: change with all heads", bootstrap_mean(
+        ("answers from memory: change with all heads", known.mean(
             (memory - known.where(alpha=1.0).recall("memory_recall"))[judged])),
     ]  # fmt: skip
     if ability and 1.0 in ability and best["all"] in ability:
@@ -246,16 +252,16 @@ def claim_cure(
     plain = known.where(model=vanilla, condition="plain+prefix", indicator=False).recall()
     asked = known.where(model=cured, condition="template+prefix", indicator=True).recall()
     unasked = known.where(model=cured, condition="template+prefix", indicator=False).recall()
-    gain = paired_difference(before, asked.reindex(before.index))
+    gain = known.difference(before, asked)
     loss = float((plain - before).mean())
     answers = [ability.where(model=name, indicator=False).frame for name in (vanilla, cured)]
     paired = answers[0].merge(answers[1], on="question", suffixes=("_vanilla", "_cured"))
     cost = paired_difference(paired["recall_vanilla"], paired["recall_cured"])
     level = cost.estimate >= -ABILITY_TOLERANCE
     notes = [
-        ("recall with indicator", bootstrap_mean(asked)),
+        ("recall with indicator", known.mean(asked)),
         ("trained with the indicator, asked without it: change from vanilla",
-         paired_difference(before, unasked.reindex(before.index))),
+         known.difference(before, unasked)),
         ("closed-book recall: change", cost),
     ]  # fmt: skip
     if loss > MARGIN:

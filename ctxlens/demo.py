@@ -76,8 +76,8 @@ FULL = Budget(
     lengths=(64, 160, 260, 360, 480),
     depths=(0.0, 25.0, 50.0, 75.0, 100.0),
     cases=2,
-    sweep_lengths=(160, 320),
-    sweep_depths=(0.0, 33.0, 67.0, 100.0),
+    sweep_lengths=(100, 180, 260, 340),
+    sweep_depths=(20.0, 80.0),
     sweep_cases=8,
     alphas=(0.7, 0.5, 0.3, 0.2, 0.1, 0.03),
     draws=3,
@@ -409,11 +409,12 @@ def write_verdicts(run: Run) -> Verdicts:
         for name in ("vanilla", "base")
         for kind in ("plain", "template")
     ]
+    read = [int(label.removeprefix("cell ")) for label in allocations[0].query_labels]
     steered = {alpha: ability.where(model="vanilla", alpha=alpha) for alpha in set(ability.frame["alpha"])}
     verdicts = Verdicts(
         (
             claim_loss(grid),
-            claim_role_bias(*allocations),
+            claim_role_bias(*allocations, contexts=grid.contexts(read)),
             claim_cause(conflicting(sweep), ability=steered),
             claim_source(
                 Scores.load(run.path("scores.parquet")), Selection.load(run.path("selection.parquet"))

@@ -44,6 +44,8 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[Path], objec
         InputError: the place cannot be written to.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"Cannot write {path}: it is a folder; give the path of a file.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -102,8 +104,8 @@ class Run:
             folder: the run folder.
             study: what is run, for instance `"needle"`.
             config: everything the result depends on (settings, seed, model identity), as JSON values.
-            overwrite: start anew when the folder holds a run of another study or configuration; its
-                manifest is replaced and results of the same name are written over.
+            overwrite: start anew when the folder holds a run; the old one is kept beside it under the
+                name with `.old`, so nothing is lost.
 
         Raises:
             RunExistsError: the folder holds another run, or files of something else.
@@ -117,25 +119,22 @@ class Run:
             if {key: found.get(key) for key in wanted} != wanted:
                 raise RunExistsError(
                     f"{folder} already holds another run ({_difference(found, wanted)}); choose another "
-                    "--out folder, or pass --overwrite to replace it."
+                    "folder, or pass --overwrite where the command has it."
                 )
             return cls(folder, found)
         if folder.is_file():
             raise InputError(f"{folder} is a file; give a folder for the results.")
-        if folder.is_dir() and not path.is_file() and not overwrite and any(folder.iterdir()):
+        if path.is_file():
+            _set_aside(folder)
+        elif folder.is_dir() and any(folder.iterdir()):
             raise RunExistsError(
-                f"{folder} already holds files that are no ctxlens run; choose an empty or new --out folder, "
-                "or pass --overwrite to write into it."
+                f"{folder} already holds files that are no ctxlens run; choose an empty or new folder."
             )
         manifest = {
             **wanted,
             "versions": package_versions(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        if overwrite and folder.is_dir():
-            for old in folder.glob("*"):
-                if old.is_file() and old.suffix in {".parquet", ".safetensors", ".json", ".html"}:
-                    old.unlink()
         write_atomic(path, json.dumps(manifest, indent=2))
         return cls(folder, manifest)
 
@@ -172,9 +171,23 @@ class Run:
         return json.loads(self.path(name).read_text(encoding="utf-8"))
 
 
+def _set_aside(folder: Path) -> None:
+    """Rename a run folder to the first free name of `folder.old`, `folder.old2` and so on."""
+    folder = folder.resolve()
+    names = (folder.with_name(f"{folder.name}.old{number or ''}") for number in (None, *range(2, 1000)))
+    place = next(name for name in names if not name.exists())
+    try:
+        folder.rename(place)
+    except OSError as error:
+        raise InputError(f"Cannot set {folder} aside: {error.strerror}; choose another folder.") from error
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no JSON object")
+        return found
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read as a run manifest ({error}); remove it or choose another folder."

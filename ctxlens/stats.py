@@ -6,6 +6,7 @@ otherwise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,7 +26,9 @@ class Interval:
     n: int
 
     def format(self, digits: int = 2) -> str:
-        """The interval as text, for instance `0.41 [0.33, 0.49]`."""
+        """The interval as text, for instance `0.41 [0.33, 0.49]`, or that there are too few units for one."""
+        if math.isnan(self.low) or math.isnan(self.high):
+            return f"{self.estimate:.{digits}f} (too few for an interval)"
         return f"{self.estimate:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
     def as_dict(self) -> dict[str, float]:

@@ -214,7 +214,8 @@ def test_corrupted_scores(folder):
 def test_output_folder_in_use(folder, words):
     Path("out").mkdir()
     Path("out/thesis.txt").write_text("mine")
-    assert_says(refuse(folder, *words), "out already holds files", "--overwrite")
+    assert_says(refuse(folder, *words), "out already holds files", "new folder")
+    assert_says(refuse(folder, *words, "--overwrite"), "out already holds files")
     Path("out/thesis.txt").unlink()
     Path("out/manifest.json").write_text(json.dumps({"study": "other", "config": {}}))
     assert_says(refuse(folder, *words), "out already holds another run", "'other'", "--overwrite")
@@ -229,6 +230,7 @@ def test_another_run_of_the_same_study(folder):
     Path("chat.json").write_text(json.dumps([{**USER, "content": "Another one?"}, ANSWER]))
     assert_says(refuse(folder, *words), "another run", "sha256")
     assert CliRunner().invoke(app, [*map(str, words), "--overwrite"]).exit_code == 0
+    assert json.loads(Path("out.old/manifest.json").read_text())["study"] == "allocate", "nothing is lost"
 
 
 @pytest.mark.parametrize("words", [ALLOCATE, STEER, SCORE, NEEDLE], ids=lambda words: words[0])

@@ -105,7 +105,7 @@ class RunOptions:
     ] = None
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn at random.")] = 0
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace another run that is in the folder.")
+        bool, typer.Option("--overwrite", help="Start anew; a run in the folder is kept as DIR.old.")
     ] = False
 
     def open(self, study: str, config: Mapping[str, Any]) -> Run:

@@ -56,23 +56,15 @@ def show_answers(record: Mapping[str, Any]) -> None:
 
 def show_recall(grid: NeedleGrid) -> None:
     """Recall by condition with its interval, and each condition's paired difference from the first."""
-    from ctxlens.stats import bootstrap_mean, paired_difference
-
-    contexts = grid.frame.drop_duplicates("cell").set_index("cell").sort_index()
-    clusters = contexts.groupby(["context_tokens", "case"]).ngroup().to_numpy()
+    n_cells = grid.frame["cell"].nunique()
     names = grid.frame["condition"].drop_duplicates().tolist()
     recalls = {name: grid.recall(condition=name).sort_index() for name in names}
     rows = []
     for name, recall in recalls.items():
-        mean = bootstrap_mean(recall, clusters=clusters)
-        change = (
-            ""
-            if name == names[0]
-            else paired_difference(recalls[names[0]], recall, clusters=clusters).format()
-        )
-        rows.append([name, mean.format(), change])
+        change = "" if name == names[0] else grid.difference(recalls[names[0]], recall).format()
+        rows.append([name, grid.mean(recall).format(), change])
     show_table(
-        f"needle recall over {len(contexts)} cells, 95 % intervals over contexts",
+        f"needle recall over {n_cells} cells, 95 % intervals over contexts",
         ["condition", "recall", f"minus {names[0]}"],
         rows,
     )

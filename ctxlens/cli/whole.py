@@ -50,7 +50,7 @@ def demo(
     ] = "valley",
     device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one.")] = Device.auto,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace another run that is in the folder.")
+        bool, typer.Option("--overwrite", help="Start anew; a run in the folder is kept as DIR.old.")
     ] = False,
 ) -> None:
     """The whole argument, live on the built-in model: loss, role bias, cause, source, cure, report."""

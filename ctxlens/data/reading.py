@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import sys
 from collections.abc import Iterator
 from io import TextIOWrapper
 from itertools import islice
@@ -31,6 +32,7 @@ def read_rows(path_or_hub_id: str, *, split: str, limit: int | None) -> Iterator
     Raises:
         InputError: There is no such thing, or it cannot be read.
     """
+    limit = None if limit is None else min(limit, sys.maxsize)
     path = Path(path_or_hub_id).expanduser()
     if path.is_file() and _kind(path) in _JSON:
         return islice(read_json_rows(path), limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -129,6 +130,7 @@ class Model:
         self.identity = {
             "name": name,
             **dict(identity or {}),
+            "chat_template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16],
             "backend": backend.name,
             "dtype": str(backend.dtype).removeprefix("torch."),
         }

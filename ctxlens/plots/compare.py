@@ -101,7 +101,8 @@ def _needle_rows(grid: NeedleGrid, before: str, after: str) -> Iterator[Comparis
                 name = f"{what}: {CONDITIONS.get(condition, condition)}"
                 if indicator:
                     name += " + [IND] (after only)"
-                yield _compare(name, first[both].to_numpy(), second[both].to_numpy())
+                first, second = first[both], second[both]
+                yield Comparison(name, grid.mean(first), grid.mean(second), grid.difference(first, second))
 
 
 def _ability_rows(ability: Ability, before: str, after: str) -> Iterator[Comparison]:

@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from ctxlens.errors import InputError
 from ctxlens.plots.theme import SEQUENTIAL, colour_schemes
 from ctxlens.plots.tokens import TOKEN_CSS
 from ctxlens.report.blocks import bounds, embed, number
@@ -28,21 +29,26 @@ from ctxlens.runs import write_atomic
 CLAIMS = ("loss", "role bias", "cause", "source", "cure")
 _PAGE = "page"
 
+_MARK = b'<meta name="generator" content="ctxlens">'
+
 
 def write_report(runs: Sequence[str | Path], out: str | Path, title: str | None = None) -> Path:
     """Draw everything that the run folders hold into one HTML file.
 
     Args:
         runs: folders that ctxlens commands have written; several are shown side by side.
-        out: the HTML file; an existing one is replaced.
+        out: the HTML file; an earlier report there is replaced, anything else is not.
         title: heading of the page; by default told by the runs.
 
     Returns:
         The path of the file.
 
     Raises:
-        InputError: a folder holds no run, or the file cannot be written.
+        InputError: a folder holds no run, or the file cannot be written or is no report.
     """
+    out = Path(out)
+    if out.is_file() and _MARK not in out.read_bytes()[:4096]:
+        raise InputError(f"{out} is a file that ctxlens did not write; choose another name for the report.")
     return write_atomic(out, render_report(collect_runs(runs), title))
 
 
@@ -77,13 +83,13 @@ def render_report(runs: Sequence[RunContents], title: str | None = None) -> str:
 
 
 def _title(runs: Sequence[RunContents]) -> str:
-    if any(run.is_demo for run in runs):
+    if all(run.is_demo for run in runs):
         return "Does fine-tuning make a model forget its context?"
     return "ctxlens: " + ", ".join(dict.fromkeys(run.study for run in runs))
 
 
 def _summary(runs: Sequence[RunContents]) -> str:
-    if any(run.is_demo for run in runs):
+    if all(run.is_demo for run in runs):
         return (
             "Models that are fine-tuned on instructions can lose part of their grip on the text that a "
             "user gives them; this page follows that argument in five claims, from the loss to its cure. "

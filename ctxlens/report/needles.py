@@ -19,7 +19,7 @@ from ctxlens.report.blocks import (
 )
 from ctxlens.report.collect import RunContents
 from ctxlens.results import Ability, NeedleGrid
-from ctxlens.stats import bootstrap_mean, paired_difference
+from ctxlens.stats import bootstrap_mean
 
 _LONGEST_QUESTION = 280
 _HOW_TO_READ = (
@@ -126,18 +126,18 @@ def _means(panels: list[NeedlePanel], contested: NeedleGrid, free: NeedleGrid | 
     for panel in panels:
         cells = [
             Cell(panel.title),
-            interval_cell(bootstrap_mean(_unsteered(contested, panel, "recall"))),
-            interval_cell(bootstrap_mean(_unsteered(contested, panel, "memory_recall"))),
+            interval_cell(contested.mean(_unsteered(contested, panel, "recall"))),
+            interval_cell(contested.mean(_unsteered(contested, panel, "memory_recall"))),
         ]
         if free is not None:
-            cells.append(interval_cell(bootstrap_mean(_unsteered(free, panel, "recall"))))
+            cells.append(interval_cell(free.mean(_unsteered(free, panel, "recall"))))
         rows.append(cells)
-    return Table(head, rows, "Mean over the cells with its 95 % bootstrap interval.")
+    return Table(head, rows, "Mean over the cells with its 95 % bootstrap interval over contexts.")
 
 
 def _unsteered(grid: NeedleGrid, panel: NeedlePanel, column: str):
     key = {name: panel.key[name] for name in ("model", "condition", "indicator")}
-    return grid.recall(column, **key).to_numpy()
+    return grid.recall(column, **key)
 
 
 def _loss_sentence(grid: NeedleGrid) -> str:
@@ -148,7 +148,7 @@ def _loss_sentence(grid: NeedleGrid) -> str:
         both = plain.index.intersection(template.index)
         if both.empty:
             continue
-        change = paired_difference(plain[both].to_numpy(), template[both].to_numpy())
+        change = grid.difference(plain, template)
         sentences.append(
             f"The model {model} finds {number(float(plain[both].mean()))} without the template and "
             f"{number(float(template[both].mean()))} with it, on the same weights: "

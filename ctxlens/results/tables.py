@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -11,6 +11,7 @@ import numpy as np
 
 from ctxlens.errors import InputError
 from ctxlens.results.files import META_KEY, check_record, make_record, read_file
+from ctxlens.stats import Interval, bootstrap_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,6 +112,25 @@ class NeedleGrid(_Table):
     def recall(self, column: str = "recall", **values: Any) -> pd.Series:
         """Mean recall by cell among the rows that hold these values, so that conditions can be paired."""
         return self.where(**values).frame.groupby("cell")[column].mean()
+
+    def contexts(self, cells: Collection[int]) -> np.ndarray:
+        """A number for the text around each cell's needle.
+
+        Cells of one length and case share their text, at other depths, so they are no independent
+        units: intervals are made over these. Where no `case` was recorded, each cell is its own.
+        """
+        if "case" not in self.frame:
+            return np.asarray(list(cells))
+        rows = self.frame.drop_duplicates("cell").set_index("cell")
+        return rows.groupby(["context_tokens", "case"]).ngroup().loc[list(cells)].to_numpy()
+
+    def mean(self, values: pd.Series) -> Interval:
+        """Mean of values by cell, such as `recall` gives, with an interval over contexts."""
+        return bootstrap_mean(values, clusters=self.contexts(values.index))
+
+    def difference(self, first: pd.Series, second: pd.Series) -> Interval:
+        """Mean of `second - first` over the cells that both have, with an interval over contexts."""
+        return self.mean((second - first).dropna())
 
 
 @dataclass(frozen=True)
