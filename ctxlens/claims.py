@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -104,7 +105,7 @@ def claim_role_bias(
     base_plain: RoleAllocation,
     base_template: RoleAllocation,
     *,
-    contexts: Collection[int] | None = None,
+    contexts: Collection[Any] | None = None,
 ) -> Verdict:
     """Claim 2: with the template, attention moves from the user's tokens to the assistant's.
 

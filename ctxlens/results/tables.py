@@ -113,7 +113,7 @@ class NeedleGrid(_Table):
         """Mean recall by cell among the rows that hold these values, so that conditions can be paired."""
         return self.where(**values).frame.groupby("cell")[column].mean()
 
-    def contexts(self, cells: Collection[int]) -> np.ndarray:
+    def contexts(self, cells: Collection[Any]) -> np.ndarray:
         """A number for the text around each cell's needle.
 
         Cells of one length and case share their text, at other depths, so they are no independent
