@@ -15,7 +15,7 @@ HEAVY = (
 )  # fmt: skip
 LAYERS = {
     "errors": 0, "roles": 0, "data": 0, "runs": 0, "stats": 0, "organism": 0,
-    "results": 1, "allocation": 1, "steering": 1, "augment": 1, "batching": 1, "claims": 1,
+    "results": 1, "allocation": 1, "steering": 1, "augment": 1, "tiles": 1, "batching": 1, "claims": 1,
     "lens": 2, "native": 2,
     "models": 3,
     "recall": 4, "haystack": 4, "cells": 4, "needle": 4, "ability": 4, "dependency": 4, "selection": 4,
