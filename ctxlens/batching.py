@@ -149,8 +149,10 @@ class Backend(Protocol):
         """The attention pattern of chosen query positions, float32, on the CPU."""
         ...
 
-    def logits(self, batch: TokenBatch, steerings: Sequence[Steering]) -> Float[Tensor, "batch pos vocab"]:
-        """Next-token logits of a right-padded batch."""
+    def logits(
+        self, batch: TokenBatch, steerings: Sequence[Steering], *, grad: bool = False
+    ) -> Float[Tensor, "batch pos vocab"]:
+        """Next-token logits of a right-padded batch; with `grad` they can be differentiated."""
         ...
 
     def decoder(self, batch: TokenBatch, steerings: Sequence[Steering]) -> AbstractContextManager[Decoder]:

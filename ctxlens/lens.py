@@ -140,11 +140,12 @@ class LensBackend:
             pass
         return torch.stack([collected[layer] for layer in layers], dim=1)
 
-    @torch.no_grad()
-    def logits(self, batch: TokenBatch, steerings: Sequence[Steering]) -> Float[Tensor, "batch pos vocab"]:
+    def logits(
+        self, batch: TokenBatch, steerings: Sequence[Steering], *, grad: bool = False
+    ) -> Float[Tensor, "batch pos vocab"]:
         """See `Backend.logits`."""
         keys = RunningKeys(batch, _active(steerings), batch.tokens.shape[1])
-        with self.lens_model.hooks(fwd_hooks=self._steering_hooks(keys)):
+        with torch.set_grad_enabled(grad), self.lens_model.hooks(fwd_hooks=self._steering_hooks(keys)):
             return self._forward(batch)
 
     @contextmanager

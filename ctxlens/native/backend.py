@@ -84,10 +84,11 @@ class NativeBackend:
             self.hf_model.base_model(input_ids=batch.tokens, use_cache=False)
         return torch.stack([attending.collected[layer] for layer in layers], dim=1)
 
-    @torch.no_grad()
-    def logits(self, batch: TokenBatch, steerings: Sequence[Steering]) -> Float[Tensor, "batch pos vocab"]:
+    def logits(
+        self, batch: TokenBatch, steerings: Sequence[Steering], *, grad: bool = False
+    ) -> Float[Tensor, "batch pos vocab"]:
         """See `Backend.logits`."""
-        with attend(self.hf_model, batch, steerings=steerings):
+        with torch.set_grad_enabled(grad), attend(self.hf_model, batch, steerings=steerings):
             return self.hf_model(input_ids=batch.tokens, use_cache=False).logits
 
     @contextmanager
