@@ -13,7 +13,7 @@ import argparse
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,29 +113,68 @@ def judge(tokenizer: Any, template: str, probe: str) -> Outcome:
     return Outcome(left_out=chat.left_out_turns())
 
 
-def compare_with_generation_mask(tokenizer: Any, template: str) -> tuple[int, int, int]:
-    """Assistant tokens against the template's own `{% generation %}` mask.
+@dataclass(frozen=True)
+class MaskAgreement:
+    """Assistant tokens against the template's own `{% generation %}` mask, in tokens.
 
-    Returns:
-        Tokens in both, tokens in the mask alone, tokens in ours alone.
+    Attributes:
+        both: in the mask, and of the role `assistant`.
+        end: in the mask alone: the template's text that follows a response, up to the end of its turn.
+        opening: in the mask alone: the template's text before a response that it marks too (an empty think
+            block, its own role header).
+        straddling: in the mask alone: tokens that also hold the end of what another speaker said.
+        ours: of the role `assistant` alone.
+        written: in the mask, and in `RenderedChat.mask_written`.
+        written_alone: in `RenderedChat.mask_written` alone.
+    """
+
+    both: int = 0
+    end: int = 0
+    opening: int = 0
+    straddling: int = 0
+    ours: int = 0
+    written: int = 0
+    written_alone: int = 0
+
+    def __add__(self, other: MaskAgreement) -> MaskAgreement:
+        return MaskAgreement(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+def compare_with_generation_mask(tokenizer: Any, template: str) -> MaskAgreement:
+    """Compare the labels with the mask that transformers makes from the template's own blocks.
 
     Raises:
-        AssertionError: A token in the mask alone is neither the template's nor partly another speaker's,
-            or a marked stretch holds no assistant token.
+        AssertionError: A token in the mask alone is of no class of `MaskAgreement`, or a marked stretch
+            holds no assistant token.
     """
     chat = render(tokenizer, TURNS, chat_template=template)
     encoded = tokenizer.apply_chat_template(
         TURNS, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
     )
     marked = np.asarray(encoded["assistant_masks"], dtype=bool)
-    ours = chat.mask("assistant")
-    for position in np.flatnonzero(marked & ~ours).tolist():
-        start, end = chat.spans[position].tolist()
-        beside = chat.text[start:end] not in TURNS[int(chat.turn[position])]["content"]
-        assert chat.role[position] == Role.TEMPLATE or beside
+    ours, written = chat.mask("assistant"), chat.mask_written()
     stretches = np.split(np.arange(len(marked)), np.flatnonzero(np.diff(marked.astype(int))) + 1)
-    assert all(ours[stretch].any() for stretch in stretches if marked[stretch[0]])
-    return int((marked & ours).sum()), int((marked & ~ours).sum()), int((ours & ~marked).sum())
+    classes: Counter[str] = Counter()
+    for stretch in stretches:
+        if not marked[stretch[0]]:
+            continue
+        said = stretch[ours[stretch]]
+        assert len(said), "a marked stretch holds no assistant token"
+        for position in stretch[~ours[stretch]].tolist():
+            if chat.role[position] == Role.TEMPLATE:
+                assert position < said[0] or position > said[-1], "the template's text inside a response"
+                classes["end" if position > said[-1] else "opening"] += 1
+            else:
+                start, end = chat.spans[position].tolist()
+                assert chat.text[start:end] not in TURNS[int(chat.turn[position])]["content"]
+                classes["straddling"] += 1
+    return MaskAgreement(
+        both=int((marked & ours).sum()),
+        ours=int((ours & ~marked).sum()),
+        written=int((marked & written).sum()),
+        written_alone=int((written & ~marked).sum()),
+        **classes,
+    )
 
 
 def load_tokenizers(data: Path) -> dict[str, Any]:
@@ -188,15 +227,18 @@ def table(data: Path, probes: Iterable[str]) -> str:
             cell = "exact" if exact == len(outcomes) else f"exact {exact}/{len(outcomes)}"
             cells.append(f"{cell if exact else 'refused'}{', a message left out' if left_out else ''}")
         rows.append(f"| `{name}` | {' | '.join(cells)} |")
-    masks = []
+    masks, agreements = [], []
     for name, template in generation_templates(data).items():
         try:
-            results = [compare_with_generation_mask(tokenizer, template) for tokenizer in tokenizers.values()]
+            found = [compare_with_generation_mask(tokenizer, template) for tokenizer in tokenizers.values()]
         except RenderError as error:
-            masks.append(f"| `{name}` | refused: {error} | | |")
+            masks.append(f"| `{name}` | refused: {error} | | | | | | |")
             continue
-        both, theirs, ours = (sum(column) for column in zip(*results, strict=True))
-        masks.append(f"| `{name}` | {both} | {theirs} | {ours} |")
+        agreements.append(sum(found, MaskAgreement()))
+        masks.append(f"| `{name}` | {' | '.join(map(str, astuple(agreements[-1])))} |")
+    if agreements:
+        total = map(str, astuple(sum(agreements, MaskAgreement())))
+        masks.append(f"| **all** | {' | '.join(total)} |")
     lines = [
         "# Chat templates",
         "",
@@ -227,13 +269,19 @@ def table(data: Path, probes: Iterable[str]) -> str:
         "",
         "## Agreement with `{% generation %}`",
         "",
-        "Tokens over all tokenizers. In the mask alone are end-of-turn tokens, empty reasoning blocks and "
-        "other text of the template inside the generated stretch, which here have the role `template` (the "
-        "end-of-turn token is `chat.stops[turn]`); with a tokenizer that does not know a template's markers, "
-        "also tokens that hold the end of another speaker's text.",
+        "Tokens over all tokenizers and four turns. Every token of the role `assistant` is in the "
+        "template's own mask. What the mask alone holds is of three kinds: the template's text after a "
+        "response, which is the end of its turn (`chat.stops[turn]`); in the templates with a figure in the "
+        "column *before*, the template's text before a response that they mark too (an empty think block, "
+        "their own role header); and, with tokenizers that do not know a template's markers, tokens that "
+        "hold the end of another speaker's text too. All of it has the role `template` here, or the other "
+        "speaker's. `chat.mask_written()` adds what a model has to write by itself after the generation "
+        "prompt, up to the stop token; what a template marks beyond that follows the stop token or belongs "
+        "to the prompt, or the tokenizer has no token that ends a turn.",
         "",
-        "| template | in both | in the mask alone | in ours alone |",
-        "|---|---|---|---|",
+        "| template | in both | mask alone: end of turn | mask alone: before | mask alone: straddling | ours "
+        "alone | written and in the mask | written alone |",
+        "|---|---|---|---|---|---|---|---|",
         *masks,
         "",
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,8 @@ class RenderedChat:
         messages: The messages as given; with `system=`, the one put before them included.
         templated: Whether a chat template was applied.
         stops: For each turn that has one, the position of its end-of-turn token (role ``template``).
+        openings: For each assistant turn in which the template writes more between the generation prompt
+            and what is said (an empty think block, a channel name), the position of the first such token.
         truncated: One sentence about what was cut, or ``None``.
         spoofed_special_tokens: Special tokens of the tokenizer that stand in what somebody said, in order
             of appearance. The tokenizer encodes them as special tokens; their role is still the speaker's.
@@ -96,6 +98,7 @@ class RenderedChat:
     messages: tuple[Message, ...]
     templated: bool
     stops: Mapping[int, int]
+    openings: Mapping[int, int] = field(default_factory=dict)
     truncated: str | None = None
     spoofed_special_tokens: tuple[str, ...] = ()
     open_ended: bool = False
@@ -139,6 +142,20 @@ class RenderedChat:
             wanted = "no assistant turn" if turn is None else f"no response in turn {turn}"
             raise InputError(f"The conversation has {wanted}; turns with a response: {list(turns)}.")
         return np.flatnonzero((self.role == Role.ASSISTANT) & (self.turn == turn))
+
+    def mask_written(self) -> Bool[np.ndarray, "pos"]:
+        """``[pos]`` booleans: what a model has to write by itself when it answers.
+
+        From after the generation prompt to the token that ends the turn, in every assistant turn: the
+        response, and the template's own text in it, such as a think block, the syntax of tool calls, and
+        the stop token. Where the template shows no end-of-turn token, the turn ends with what was said.
+        """
+        written = np.zeros(self.n_tokens, dtype=bool)
+        for turn in self.response_turns():
+            said = self.response_positions(turn)
+            first, last = self.openings.get(turn, said[0]), self.stops.get(turn, said[-1])
+            written[first : last + 1] = True
+        return written
 
     def first_answer_position(self, turn: int | None = None) -> int:
         """The query position that produces the first answer token.

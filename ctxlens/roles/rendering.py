@@ -11,7 +11,14 @@ from ctxlens.errors import InputError, RenderError
 from ctxlens.roles.chat import INDICATOR_KEY, MESSAGE_ROLES, Message, RenderedChat, Role, check_messages
 from ctxlens.roles.locate import Place, locate_fields, said_fields
 from ctxlens.roles.spans import encode_with_spans, label_tokens
-from ctxlens.roles.tokenizer import apply_template, begins_with_bos, special_ids, template_text, turn_ends
+from ctxlens.roles.tokenizer import (
+    apply_template,
+    begins_with_bos,
+    generation_prompt,
+    special_ids,
+    template_text,
+    turn_ends,
+)
 from ctxlens.roles.truncation import check_side, fit_to_window
 
 
@@ -259,6 +266,11 @@ def _label(
         position += 1
     special, added = special_ids(tokenizer)
     typed = tokens[(turn >= 0) & (role != Role.INDICATOR) & np.isin(tokens, special)]
+    stops: dict[int, int] = {}
+    openings: dict[int, int] = {}
+    if template is not None:
+        stops = _find_stops(tokens, turn, messages, added, turn_ends(tokenizer, template))
+        openings = _find_openings(text, spans, places, messages, generation_prompt(tokenizer, template))
     return RenderedChat(
         text=text,
         tokens=tokens,
@@ -267,16 +279,20 @@ def _label(
         spans=spans,
         messages=tuple(messages),
         templated=template is not None,
-        stops={} if template is None else _find_stops(tokens, turn, added, turn_ends(tokenizer, template)),
+        stops=stops,
+        openings=openings,
         spoofed_special_tokens=tuple(tokenizer.convert_ids_to_tokens(list(dict.fromkeys(typed.tolist())))),
         open_ended=open_ended,
     )
 
 
 def _find_stops(
-    tokens: np.ndarray, turn: np.ndarray, added: np.ndarray, ends: frozenset[int]
+    tokens: np.ndarray, turn: np.ndarray, messages: Sequence[Message], added: np.ndarray, ends: frozenset[int]
 ) -> dict[int, int]:
-    """After each turn, the first added token before the next content, where it is one that ends turns."""
+    """After each turn, the first added token before the next content, where it is one that ends turns.
+
+    The syntax of tool calls may hold added tokens of its own, so there the first that ends turns counts.
+    """
     stops: dict[int, int] = {}
     if not ends:
         return stops
@@ -284,7 +300,37 @@ def _find_stops(
     following = np.append(said[1:], len(tokens))
     marks = np.flatnonzero((turn < 0) & np.isin(tokens, added))
     for gap in np.flatnonzero(following > said + 1).tolist():
-        after = int(np.searchsorted(marks, said[gap]))
-        if after < len(marks) and marks[after] < following[gap] and int(tokens[marks[after]]) in ends:
-            stops[int(turn[said[gap]])] = int(marks[after])
+        owner = int(turn[said[gap]])
+        between = marks[np.searchsorted(marks, said[gap]) : np.searchsorted(marks, following[gap])]
+        if not messages[owner].get("tool_calls"):
+            between = between[:1]
+        stop = next((int(at) for at in between if int(tokens[at]) in ends), None)
+        if stop is not None:
+            stops[owner] = stop
     return stops
+
+
+def _find_openings(
+    text: str,
+    spans: np.ndarray,
+    places: Sequence[Place],
+    messages: Sequence[Message],
+    prompt: str,
+) -> dict[int, int]:
+    """For assistant turns, the first token after the generation prompt, where template text follows it.
+
+    The prompt is looked for only in the template's own text before what the turn says.
+    """
+    openings: dict[int, int] = {}
+    if not prompt:
+        return openings
+    starts = np.maximum.accumulate(spans[:, 0])
+    ended, seen = 0, set()
+    for start, end, turn in places:
+        if messages[turn]["role"] == "assistant" and turn not in seen:
+            at = text.rfind(prompt, ended, start)
+            if at >= 0 and at + len(prompt) < start:
+                openings[turn] = int(np.searchsorted(starts, at + len(prompt)))
+        seen.add(turn)
+        ended = end
+    return openings

@@ -81,6 +81,21 @@ def turn_ends(tokenizer: Any, template: str) -> frozenset[int]:
     return _remembered(tokenizer, ("ends", template), compute)
 
 
+def generation_prompt(tokenizer: Any, template: str) -> str:
+    """What the template appends for a model to go on from; empty if nothing, or if it changes more."""
+
+    def compute() -> str:
+        user = [{"role": "user", "content": "a"}]
+        try:
+            closed = apply_template(tokenizer, user, chat_template=template)
+            opened = apply_template(tokenizer, user, chat_template=template, add_generation_prompt=True)
+        except RenderError:
+            return ""
+        return opened.removeprefix(closed) if opened.startswith(closed) else ""
+
+    return _remembered(tokenizer, ("prompt", template), compute)
+
+
 def begins_with_bos(tokenizer: Any, chat_template: str | None) -> bool:
     """Whether the template, or the tokenizer by itself, starts a sequence with the BOS token."""
 

@@ -73,6 +73,7 @@ def fit_to_window(
         turn=chat.turn[kept],
         spans=chat.spans[kept],
         stops={turn: int(new_position[at]) for turn, at in chat.stops.items() if kept[at]},
+        openings={turn: int(new_position[at]) for turn, at in chat.openings.items() if kept[at]},
         truncated=f"Cut {' and '.join(cuts)} to fit {max_tokens} tokens.",
         beheaded_turns=tuple(turn for turn, first in first_of.items() if not kept[first]),
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from ctxlens.data import Conversation
 from ctxlens.errors import InputError
-from ctxlens.roles import INDICATOR_KEY, RenderedChat, Role, render, render_plain
+from ctxlens.roles import INDICATOR_KEY, RenderedChat, render, render_plain
 
 IGNORED = -100
 """The label of a token that the loss is not on."""
@@ -38,8 +38,9 @@ class TrainRows:
 def find_trained(chat: RenderedChat, loss_on: str = "assistant") -> np.ndarray:
     """`[pos]` booleans: the tokens that the loss is on.
 
-    `assistant`: the contents of all assistant turns, each with the token that ends it. `all`: every token,
-    as in the paper's released code.
+    `assistant`: what the model has to write by itself (`RenderedChat.mask_written`): the responses, the
+    template's text in them, and the tokens that end them. `all`: every token, as in the paper's released
+    code.
 
     Raises:
         InputError: another `loss_on`.
@@ -47,11 +48,7 @@ def find_trained(chat: RenderedChat, loss_on: str = "assistant") -> np.ndarray:
     _check_loss_on(loss_on)
     if loss_on == "all":
         return np.ones(chat.n_tokens, dtype=bool)
-    trained = chat.mask(Role.ASSISTANT)
-    for turn in chat.response_turns():
-        if turn in chat.stops:
-            trained[chat.stops[turn]] = True
-    return trained
+    return chat.mask_written()
 
 
 def _check_loss_on(loss_on: str) -> None:
