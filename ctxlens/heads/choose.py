@@ -1,0 +1,91 @@
+"""Which heads: the retrieval head of each layer (paper B.3), random controls, rankings."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+
+from ctxlens.cells import NeedleModel
+from ctxlens.errors import InputError
+from ctxlens.results import RoleAllocation
+from ctxlens.roles import RenderedChat, Role
+
+Head = tuple[int, int]
+"""Layer and head."""
+_T = TypeVar("_T")
+
+
+@runtime_checkable
+class HeadModel(NeedleModel, Protocol):
+    """What head experiments need of a model; `ctxlens.models.Model` has it."""
+
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def n_heads(self) -> int: ...
+    def read_roles(
+        self, chats: Sequence[RenderedChat], *, queries: Any = ..., batch_tokens: int = ...
+    ) -> list[RoleAllocation]: ...
+
+
+def find_retrieval_heads(allocation: RoleAllocation) -> tuple[Head, ...]:
+    """The head of each layer with most attention from the answer's position to the user's tokens (B.3).
+
+    Args:
+        allocation: shares of `first_answer` queries, read without template as in the paper; the heads
+            are then followed with it.
+
+    Returns:
+        One pair of layer and head for each layer.
+    """
+    heads = allocation.retrieval_heads(Role.USER)
+    return tuple((int(layer), int(head)) for layer, head in zip(allocation.layers, heads, strict=True))
+
+
+def draw_random_heads(
+    others_than: Sequence[Head], n_heads: int, *, n_draws: int, seed: int = 0
+) -> list[tuple[Head, ...]]:
+    """Control sets: as many heads of the same layers as the given ones, drawn among the others.
+
+    Args:
+        others_than: the heads that a control stands against.
+        n_heads: how many heads a layer has.
+        n_draws: how many sets; they differ as far as there are enough.
+        seed: seed of the draws.
+
+    Raises:
+        InputError: a layer has too few other heads.
+    """
+    taken: dict[int, set[int]] = {}
+    for layer, head in others_than:
+        taken.setdefault(layer, set()).add(head)
+    if crowded := [layer for layer, heads in taken.items() if 2 * len(heads) > n_heads]:
+        raise InputError(
+            f"layer {crowded[0]} has {n_heads} heads, too few for as many random ones beside "
+            f"{len(taken[crowded[0]])}; leave out the random heads."
+        )
+    rng = random.Random(f"heads-{seed}")
+    sets: list[tuple[Head, ...]] = []
+    for _ in range(n_draws):
+        for _attempt in range(20):
+            drawn = tuple(
+                (layer, head)
+                for layer, heads in taken.items()
+                for head in sorted(rng.sample(sorted(set(range(n_heads)) - heads), len(heads)))
+            )
+            if drawn not in sets:
+                break
+        sets.append(drawn)
+    return sets
+
+
+def spread(items: Sequence[_T], at_most: int) -> list[_T]:
+    """At most so many of the items, spread evenly, in their order."""
+    chosen = np.linspace(0, len(items) - 1, min(at_most, len(items))).round().astype(int)
+    return [items[i] for i in dict.fromkeys(chosen.tolist())]
+
+
+__all__ = ["Head", "HeadModel", "draw_random_heads", "find_retrieval_heads", "spread"]

@@ -1,0 +1,93 @@
+"""Where the needle is carried: the layer whose best head looks most at it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from ctxlens.cells import Cell, NeedleConfig, render_cell
+from ctxlens.heads.answers import needle_tokens
+from ctxlens.heads.choose import HeadModel, spread
+from ctxlens.roles import Role
+from ctxlens.stats import bootstrap_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class NeedleLayers:
+    """How much each layer's best head looks at the needle while the needle is repeated.
+
+    Attributes:
+        table: one row a layer: `layer`; `head` (the layer's best); `needle_share` (attention from the
+            answer's positions to the needle, 0 to 1, mean over cells) with its 95 % interval `low`,
+            `high`; `uniform` (the share if attention were uniform).
+        shares: the mean share of every head.
+    """
+
+    table: pd.DataFrame
+    shares: Float[np.ndarray, "layer head"]
+
+    @property
+    def best(self) -> int:
+        """The layer that carries the needle: the one with the largest share."""
+        return int(self.table["layer"].iloc[self.table["needle_share"].to_numpy().argmax()])
+
+
+def needle_layer(
+    model: HeadModel,
+    cells: Sequence[Cell],
+    config: NeedleConfig,
+    *,
+    at_most: int = 64,
+    batch_tokens: int = 8192,
+) -> NeedleLayers:
+    """Find the layer that carries the needle: a stated rule for the layer to score with.
+
+    The right answer, the needle's own sentence, is put in the model's mouth without template, and the
+    attention from its positions to the needle in the context is read. Heads that copy look there. The
+    layer whose best head has most is the one in which dependence on the context can be seen.
+
+    Args:
+        model: the model.
+        cells: from `build_cells`.
+        config: their configuration.
+        at_most: how many cells are read, spread evenly over the grid.
+        batch_tokens: padded tokens in one forward pass.
+    """
+    import pandas as pd
+
+    chats, uniform = [], []
+    for cell in spread(cells, at_most):
+        # The needle's tokens are told apart by giving them a role that no other token has here.
+        chat = render_cell(model, cell, config, "plain+prefix", answer=cell.needle.sentence)
+        role = chat.role.copy()
+        role[needle_tokens(chat, cell)] = Role.TOOL
+        chats.append(replace(chat, role=role))
+        uniform.append(float(np.mean((role == Role.TOOL).sum() / (chat.response_positions() + 1))))
+    read = model.read_roles(chats, queries="response_mean", batch_tokens=batch_tokens)
+    by_cell = np.stack([allocation.share(Role.TOOL)[..., 0] for allocation in read])
+    shares = by_cell.mean(0)
+    rows = []
+    for row, layer in enumerate(read[0].layers):
+        head = int(shares[row].argmax())
+        share = bootstrap_mean(by_cell[:, row, head])
+        rows.append(
+            {
+                "layer": int(layer),
+                "head": head,
+                "needle_share": share.estimate,
+                "low": share.low,
+                "high": share.high,
+                "uniform": float(np.mean(uniform)),
+            }
+        )
+    return NeedleLayers(pd.DataFrame(rows), shares)
+
+
+__all__ = ["NeedleLayers", "needle_layer"]

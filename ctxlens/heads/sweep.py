@@ -1,0 +1,124 @@
+"""Steering sweeps: recall by α for all heads, the retrieval heads and as many random ones.
+
+The paper's section 2.3 shows neither the controls nor the side effect beside the gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ctxlens.cells import Cell, NeedleConfig, render_cell
+from ctxlens.errors import InputError
+from ctxlens.heads.choose import Head, HeadModel, draw_random_heads, find_retrieval_heads, spread
+from ctxlens.needle import Progress, Setting, run_settings
+from ctxlens.results import NeedleGrid, RoleAllocation
+from ctxlens.roles import Role
+from ctxlens.runs import Run
+from ctxlens.steering import DEFAULT_ROLES, Steering, SteeringMode
+
+HEAD_SETS = ("all", "retrieval", "random")
+"""All heads; the retrieval head of every layer; as many others of the same layers, drawn at random."""
+
+
+def steering_sweep(
+    model: HeadModel,
+    cells: Sequence[Cell],
+    config: NeedleConfig,
+    *,
+    alphas: Sequence[float] = (0.7, 0.5, 0.3, 0.1, 0.03),
+    head_sets: Sequence[str] | Mapping[str, Sequence[Head]] = HEAD_SETS,
+    retrieval: Sequence[Head] | None = None,
+    n_draws: int = 3,
+    roles: tuple[Role, ...] = DEFAULT_ROLES,
+    mode: SteeringMode = "paper",
+    indicator: bool = False,
+    seed: int = 0,
+    side_effect: Callable[[Setting], float] | None = None,
+    label: str | None = None,
+    batch_tokens: int = 8192,
+    out: Run | None = None,
+    name: str = "steering.parquet",
+    progress: Progress | None = None,
+) -> NeedleGrid:
+    """Recall by α and steered heads, with the same cells throughout.
+
+    Args:
+        model: the model.
+        cells: from `build_cells`.
+        config: their configuration; its conditions are run, usually `template+prefix` alone.
+        alphas: what the attention to all other tokens is multiplied by, in (0, 1]. The unsteered model
+            (α = 1, heads `none`) is always run, once.
+        head_sets: of `HEAD_SETS`, or names with heads of one's own.
+        retrieval: the retrieval heads; by default they are found on the cells themselves, without
+            template.
+        n_draws: how many random sets, each run at every α.
+        roles: the roles that are steered to.
+        mode: see `Steering`.
+        indicator: whether the question carries the model's indicator.
+        seed: seed of the random heads.
+        side_effect: called once for every setting while it applies; its value, for instance closed-book
+            recall, becomes the column `side_effect`.
+        label: the model's name in the table; its own by default.
+        batch_tokens: how many prompt and new tokens are worked on at once.
+        out: a run folder; finished batches are kept there, as in `run_needle`.
+        name: file name of the grid.
+        progress: called with the numbers of finished and of all answers.
+
+    Raises:
+        InputError: an unknown head set, a head that the model does not have, α outside (0, 1].
+    """
+    settings = [Setting(label or model.name, indicator)]
+    sets = _head_sets(model, cells, config, head_sets, retrieval, n_draws, seed)
+    for set_name, draw, heads in sets:
+        for alpha in dict.fromkeys(alphas):
+            steering = Steering(alpha, roles, heads, mode)
+            steering.check_heads(model.n_layers, model.n_heads)
+            if alpha != 1:
+                settings.append(replace(settings[0], steering=steering, heads=set_name, draw=draw))
+    meta = {
+        "config": config.as_dict(),
+        "mode": mode,
+        "roles": [role.label for role in roles],
+        "head_sets": [{"heads": set_name, "draw": draw, "chosen": heads} for set_name, draw, heads in sets],
+    }
+
+    def measure(setting: Setting) -> dict[str, float]:
+        return {"side_effect": float(side_effect(setting))} if side_effect else {}
+
+    return run_settings(
+        model, cells, config, settings, meta=meta, measure=measure if side_effect else None,
+        batch_tokens=batch_tokens, out=out, name=name, progress=progress,
+    )  # fmt: skip
+
+
+def _head_sets(
+    model: HeadModel,
+    cells: Sequence[Cell],
+    config: NeedleConfig,
+    wanted: Sequence[str] | Mapping[str, Sequence[Head]],
+    retrieval: Sequence[Head] | None,
+    n_draws: int,
+    seed: int,
+) -> list[tuple[str, int, Any]]:
+    """Name, draw and heads of each set."""
+    if isinstance(wanted, Mapping):
+        return [(name, 0, tuple(heads)) for name, heads in wanted.items()]
+    if unknown := [name for name in wanted if name not in HEAD_SETS]:
+        raise InputError(f"unknown heads {', '.join(unknown)}; choose of {', '.join(HEAD_SETS)}.")
+    sets: list[tuple[str, int, Any]] = [("all", 0, "all")] if "all" in wanted else []
+    if "retrieval" in wanted or "random" in wanted:
+        if retrieval is None:
+            chats = [render_cell(model, cell, config, "plain+prefix") for cell in spread(cells, 64)]
+            read = model.read_roles(chats, queries="first_answer")
+            retrieval = find_retrieval_heads(RoleAllocation.concat(read))
+        if "retrieval" in wanted:
+            sets.append(("retrieval", 0, tuple(retrieval)))
+        if "random" in wanted:
+            drawn = draw_random_heads(retrieval, model.n_heads, n_draws=n_draws, seed=seed)
+            sets += [("random", draw, heads) for draw, heads in enumerate(drawn)]
+    return sets
+
+
+__all__ = ["HEAD_SETS", "steering_sweep"]
