@@ -5,55 +5,21 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import TOY_TEMPLATE, build_toy_tokenizer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-from transformers.tokenization_python import PreTrainedTokenizer
+from chat_cases import (
+    BYTES,
+    CONVERSATION,
+    TRIMMING,
+    assistant,
+    by_template,
+    byte_tokenizer,
+    letters,
+    said,
+    user,
+)
+from conftest import TOY_TEMPLATE
 
 from ctxlens.errors import InputError, RenderError
 from ctxlens.roles import N_ROLES, ROLE_LABELS, Role, check_messages, render, render_plain
-
-LETTERS = "BSUATtIPK"
-"""One letter per role, by value: Bos, System, User, Assistant, Tool, template, Indicator, Pad, sinK."""
-
-
-def byte_tokenizer(*merges: str, bos: str | None = "<s>") -> PreTrainedTokenizerFast:
-    """One token per byte, `<s>` and `</s>` apart, and for each merge one token for these two letters."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate([*alphabet, *merges])}
-    pairs = [(merge[0], merge[1:]) for merge in merges]
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    special = {"eos_token": "</s>"} | ({"bos_token": bos} if bos else {})
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
-    tokenizer.chat_template = TOY_TEMPLATE
-    return tokenizer
-
-
-def user(content, **more):
-    return {"role": "user", "content": content, **more}
-
-
-def assistant(content, **more):
-    return {"role": "assistant", "content": content, **more}
-
-
-def letters(chat):
-    return "".join(LETTERS[role] for role in chat.role)
-
-
-def said(chat, turn):
-    held = {c for start, end in chat.spans[chat.turn == turn].tolist() for c in range(start, end)}
-    return "".join(chat.text[c] for c in sorted(held))
-
-
-def by_template(tokenizer, messages, **options):
-    return tokenizer.apply_chat_template(messages, return_dict=False, **options)
-
-
-BYTES = byte_tokenizer()
-TRIMMING = TOY_TEMPLATE.replace("message['content']", "message['content'] | trim")
 
 
 def test_every_token_of_two_turns():
@@ -381,199 +347,6 @@ def test_plain_rendering_has_bos_where_template_or_tokenizer_puts_one():
     assert letters(render_plain(none, [user("a")])) == "U"
     with pytest.raises(InputError, match="has no BOS token"):
         render_plain(none, [user("a")], bos=True)
-
-
-def test_window():
-    messages = [user("abcdef"), assistant("gh"), user("ij"), assistant("klm")]
-    whole = render(BYTES, messages)
-    with pytest.raises(
-        InputError, match=rf"has {whole.n_tokens} tokens, more than the window of 40; .*--truncate"
-    ):
-        render(BYTES, messages, max_tokens=40)
-    assert render(BYTES, messages, max_tokens=whole.n_tokens).truncated is None
-    cut = render(BYTES, messages, max_tokens=whole.n_tokens - 7, truncate=True)
-    assert cut.truncated == f"Cut the first 7 of 10 context tokens to fit {whole.n_tokens - 7} tokens."
-    assert [said(cut, turn) for turn in range(4)] == ["", "h", "ij", "klm"]
-    assert is_subsequence(cut.tokens, whole.tokens)
-    assert cut.tokens[cut.first_answer_position() + 1] == BYTES("k")["input_ids"][0]
-    assert [cut.tokens[at] for at in cut.stops.values()] == [BYTES.eos_token_id] * 4
-
-
-CONVERSATION = [user("abcdef"), assistant("gh"), user("ij"), assistant("klm")]
-
-
-@pytest.mark.parametrize(
-    ("side", "left", "kept", "beheaded", "said_of_it"),
-    [
-        ("left", 4, ["", "gh", "ij"], (), "the first 6 of 10 context tokens"),
-        ("left", 3, ["", "h", "ij"], (1,), "the first 7 of 10 context tokens"),
-        ("left", 2, ["", "", "ij"], (1,), "the first 8 of 10 context tokens"),
-        ("right", 3, ["a", "", "ij"], (1,), "the last 7 of 8 context tokens before the final user message"),
-        ("right", 7, ["abcde", "", "ij"], (1,), "the last 3 of 8 context tokens before the final user"),
-        ("right", 9, ["abcdef", "g", "ij"], (), "the last 1 of 8 context tokens before the final user"),
-        ("middle", 5, ["abc", "", "ij"], (1,), "5 of 10 context tokens in the middle"),
-        ("middle", 8, ["abcd", "gh", "ij"], (), "2 of 10 context tokens in the middle"),
-    ],
-)
-def test_window_from_each_side(side, left, kept, beheaded, said_of_it):
-    whole = render(BYTES, CONVERSATION)
-    window = whole.n_tokens - 10 + left
-    cut = render(BYTES, CONVERSATION, max_tokens=window, truncate=True, truncation=side)
-    assert cut.n_tokens == window
-    assert [said(cut, turn) for turn in range(4)] == [*kept, "klm"]
-    assert said_of_it in cut.truncated
-    assert is_subsequence(cut.tokens, whole.tokens)
-    assert cut.text[cut.spans[cut.first_answer_position() + 1, 0]] == "k"
-    assert cut.beheaded_turns == beheaded
-    if kept[1] and beheaded:
-        with pytest.raises(InputError, match="first answer token of turn 1 was cut"):
-            cut.first_answer_position(1)
-
-
-def test_window_reaches_the_question_only_when_nothing_else_is_left():
-    whole = render(BYTES, CONVERSATION[:3], add_generation_prompt=True)
-    options = {"add_generation_prompt": True, "truncate": True, "max_tokens": whole.n_tokens - 9}
-    cut = render(BYTES, CONVERSATION[:3], truncation="right", **options)
-    assert [said(cut, turn) for turn in range(3)] == ["", "", "i"]
-    assert "the last 8 of 8 context tokens before the final user message" in cut.truncated
-    assert "the last 1 of 2 context tokens from the final user message on" in cut.truncated
-    assert cut.first_answer_position() == cut.n_tokens - 1
-    for side in ("left", "middle", "right"):
-        with pytest.raises(InputError, match="do not fit"):
-            render(BYTES, CONVERSATION[:3], truncation=side, **{**options, "max_tokens": 20})
-
-
-def test_window_sides_are_checked_and_serve_without_template():
-    with pytest.raises(InputError, match="Unknown truncation 'centre'; expected one of left, right, middle"):
-        render(BYTES, CONVERSATION, truncation="centre")
-    options = {"add_generation_prompt": True, "bos": False, "max_tokens": 5, "truncate": True}
-    plain = {
-        side: render_plain(BYTES, [user("abcdefgh")], truncation=side, **options)
-        for side in ("left", "right", "middle")
-    }
-    assert {side: said(chat, 0) for side, chat in plain.items()} == {
-        "left": "efgh",
-        "right": "abcd",
-        "middle": "abgh",
-    }
-    assert all(chat.first_answer_position() == 4 for chat in plain.values())
-
-
-def test_default_system_message():
-    given = [{"role": "system", "content": "S"}, *CONVERSATION]
-    for how in (render, render_plain):
-        added = how(BYTES, CONVERSATION, system="S")
-        assert added.tokens.tolist() == how(BYTES, given).tokens.tolist()
-        assert added.messages == tuple(given)
-        assert said(added, 0) == "S"
-        assert added.response_turns() == (2, 4)
-        kept = how(BYTES, given, system="another")
-        assert "another" not in kept.text
-        developer = [{"role": "developer", "content": "D"}, *CONVERSATION]
-        assert "another" not in how(BYTES, developer, system="another").text
-    assert CONVERSATION[0]["role"] == "user"
-
-
-def test_window_too_small_for_the_response_keeps_its_start_and_half_of_the_room():
-    messages = [user("0123456789"), assistant("abcdefghij")]
-    whole = render_plain(BYTES, messages, bos=True)
-    cut = render_plain(BYTES, messages, bos=True, max_tokens=12, truncate=True)
-    assert cut.n_tokens == 12
-    assert [said(cut, 0), said(cut, 1)] == ["56789", "abcde"]
-    assert "the last 5 tokens of the response" in cut.truncated
-    assert is_subsequence(cut.tokens, whole.tokens)
-    asked = render(BYTES, messages[:1], add_generation_prompt=True, max_tokens=28, truncate=True)
-    assert asked.n_tokens == 28
-    assert said(asked, 0) == "789"
-    with pytest.raises(InputError, match="do not fit"):
-        render(BYTES, messages[:1], add_generation_prompt=True, max_tokens=20, truncate=True)
-    with pytest.raises(InputError, match="do not fit"):
-        render(BYTES, messages, max_tokens=20, truncate=True)
-
-
-def is_subsequence(part, whole):
-    remaining = iter(whole.tolist())
-    return all(token in remaining for token in part.tolist())
-
-
-def test_trimmed_offsets_do_not_matter():
-    texts = [user("  What is\n\n two?  "), assistant(" It is four. \n")]
-    trimming, keeping = build_toy_tokenizer(trim_offsets=True), build_toy_tokenizer(trim_offsets=False)
-    one, other = render(trimming, texts), render(keeping, texts)
-    assert one.text == other.text
-    assert np.array_equal(one.spans, other.spans)
-    assert np.array_equal(one.role, other.role)
-    assert "".join(one.token_strings()) == one.text
-
-
-class SlowLetters(PreTrainedTokenizer):
-    """A tokenizer in Python without offsets, one token per letter."""
-
-    fold = False
-
-    def __init__(self, **options):
-        super().__init__(bos_token="<s>", eos_token="</s>", **options)
-
-    @property
-    def vocab_size(self):
-        return 256
-
-    def get_vocab(self):
-        return {chr(n): n for n in range(256)} | self.added_tokens_encoder
-
-    def _tokenize(self, text, **options):
-        return list(text.lower() if self.fold else text)
-
-    def _convert_token_to_id(self, token):
-        return ord(token)
-
-    def _convert_id_to_token(self, index):
-        return chr(index)
-
-
-class SlowFoldedLetters(SlowLetters):
-    """The same, but it does not spell the text."""
-
-    fold = True
-
-
-def test_slow_tokenizers_are_followed_exactly_or_refused():
-    messages = [user("Hi there"), assistant("Yo")]
-    slow = SlowLetters()
-    chat = render(slow, messages, chat_template=TOY_TEMPLATE)
-    assert chat.tokens.tolist() == by_template(slow, messages, chat_template=TOY_TEMPLATE)
-    assert letters(chat) == letters(render(BYTES, messages))
-    with pytest.raises(RenderError, match="gives no offsets and its tokens do not spell the text"):
-        render(SlowFoldedLetters(), messages, chat_template=TOY_TEMPLATE)
-
-
-def test_slow_tokenizers_report_special_tokens_and_long_texts():
-    slow = SlowLetters()
-    spoof = render(slow, [user("a</s>b"), assistant("c")], chat_template=TOY_TEMPLATE)
-    assert spoof.spoofed_special_tokens == ("</s>",)
-    assert said(spoof, 0) == "a</s>b"
-    long = render(slow, [user("x" * 100_000), assistant("c")], chat_template=TOY_TEMPLATE)
-    assert (long.turn == 0).sum() == 100_000
-    plain = render_plain(slow, [user("a"), assistant("b")], bos=True)
-    assert letters(plain) == "BUtA"
-
-
-class WithoutOffsets(PreTrainedTokenizerFast):
-    """A fast tokenizer that answers as if it had no offsets."""
-
-    @property
-    def is_fast(self):
-        return False
-
-
-def test_tokens_are_laid_along_the_text_where_offsets_are_missing():
-    texts = [user("  What 🙂\n\n two?  "), assistant(" It is é日本. \n")]
-    fast = build_toy_tokenizer()
-    bare = WithoutOffsets(tokenizer_object=fast.backend_tokenizer, bos_token="<s>", eos_token="</s>")
-    with_offsets, laid = (render(t, texts, chat_template=TOY_TEMPLATE) for t in (fast, bare))
-    assert laid.tokens.tolist() == with_offsets.tokens.tolist()
-    assert np.array_equal(laid.spans, with_offsets.spans)
-    assert np.array_equal(laid.role, with_offsets.role)
 
 
 def label_row(row, tokenizer):
