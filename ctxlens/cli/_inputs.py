@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,9 +29,6 @@ MessagesFile = Annotated[
 ]
 LimitOption = Annotated[
     int | None, typer.Option(min=1, help="Take only the first N conversations.", metavar="N")
-]
-TruncateOption = Annotated[
-    bool, typer.Option("--truncate", help="Cut conversations that are longer than the model's window.")
 ]
 HeadsOption = Annotated[
     str,
@@ -84,7 +82,13 @@ def render_all(
     Raises:
         InputError: a conversation is malformed, too long, or refused by the template; names which.
     """
-    render = model.render_plain if plain else model.render
+    return render_each(model.render_plain if plain else model.render, conversations, **options)
+
+
+def render_each(
+    render: Callable[..., RenderedChat], conversations: Sequence[Messages], **options: Any
+) -> list[RenderedChat]:
+    """Render every conversation with a function, as `render_all` does with a model's."""
     chats = []
     for i, messages in enumerate(conversations):
         try:
@@ -95,6 +99,21 @@ def render_all(
                 raise
             raise type(error)(f"conversation {i}: {error}") from error
     return chats
+
+
+def read_tools(path: Path) -> list[Any]:
+    """The tool schemas of a JSON file.
+
+    Raises:
+        InputError: no JSON list of mappings can be read from it.
+    """
+    try:
+        tools = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"--tools {path} cannot be read as JSON ({error}).") from None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise InputError(f"--tools {path} must hold a JSON list of tool schemas.")
+    return tools
 
 
 def check_queries(chats: Sequence[RenderedChat], queries: str) -> None:
@@ -109,7 +128,12 @@ def check_queries(chats: Sequence[RenderedChat], queries: str) -> None:
 
 
 def render_questions(
-    model: Model, questions: Sequence[Messages], *, max_new_tokens: int, truncate: bool, plain: bool = False
+    model: Model,
+    questions: Sequence[Messages],
+    *,
+    max_new_tokens: int,
+    plain: bool = False,
+    **options: Any,
 ) -> list[RenderedChat]:
     """Render questions (see `open_questions`) so that the window has room for the answers."""
     prefixed = questions[0][-1]["role"] == "assistant"
@@ -123,8 +147,8 @@ def render_questions(
         plain=plain,
         add_generation_prompt=not prefixed,
         continue_final_message=prefixed,
-        truncate=truncate,
         max_tokens=model.n_ctx - max_new_tokens,
+        **options,
     )
 
 

@@ -42,6 +42,14 @@ class Device(enum.StrEnum):
     cuda = "cuda"
 
 
+class Side(enum.StrEnum):
+    """Where a conversation that is too long is cut."""
+
+    left = "left"
+    right = "right"
+    middle = "middle"
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Which model, and how it is run."""
@@ -91,6 +99,26 @@ class ModelOptions:
         if template is not None:
             tokenizer.chat_template = template
         return tokenizer
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """How conversations become tokens."""
+
+    system: Annotated[
+        str | None, typer.Option(help="System message for conversations that have none.", metavar="TEXT")
+    ] = None
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut conversations that are longer than the model's window.")
+    ] = False
+    truncation: Annotated[
+        Side,
+        typer.Option(help="What --truncate cuts first: the earliest context, the latest, or its middle."),
+    ] = Side.left
+
+    def as_dict(self) -> dict[str, Any]:
+        """The options of `ctxlens.render`; those of a run's config."""
+        return {"system": self.system, "truncate": self.truncate, "truncation": self.truncation.value}
 
 
 @dataclass(frozen=True)

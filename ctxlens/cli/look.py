@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,13 +13,14 @@ from ctxlens.cli import _screen, _tables
 from ctxlens.cli._inputs import (
     LimitOption,
     MessagesFile,
-    TruncateOption,
     check_queries,
     describe_file,
     read_conversations,
+    read_tools,
     render_all,
+    render_each,
 )
-from ctxlens.cli._options import ModelOptions, RunOptions, verb
+from ctxlens.cli._options import ModelOptions, RenderOptions, RunOptions, verb
 from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,26 +46,26 @@ class Queries(enum.StrEnum):
 def allocate(
     messages: MessagesFile,
     model: ModelOptions,
+    rendering: RenderOptions,
     store: RunOptions,
     queries: Annotated[
         Queries,
         typer.Option(help="The position that produces the first answer token, or the mean over the answer."),
     ] = Queries.first_answer,
     limit: LimitOption = None,
-    truncate: TruncateOption = False,
 ) -> None:
     """Attention by role, layer and head: user, assistant, template …, with and without chat template."""
     from ctxlens.results import RoleAllocation
 
     conversations = read_conversations(messages, limit)
-    lm = model.load()
+    lm, how = model.load(), rendering.as_dict()
     chats = {
-        condition: render_all(lm, conversations, plain=condition == "plain", truncate=truncate)
+        condition: render_all(lm, conversations, plain=condition == "plain", **how)
         for condition in ("plain", "template")
     }
     for rendered in chats.values():
         check_queries(rendered, queries.value)
-    config = {"model": lm.identity, "queries": queries.value, "truncate": truncate, "limit": limit}
+    config = {"model": lm.identity, "queries": queries.value, "limit": limit, **how}
     run = store.open("allocate", {**config, **describe_file(messages)})
     for condition, rendered in chats.items():
         name = f"allocation-{condition}.safetensors"
@@ -99,7 +101,14 @@ def _read_tokens(model: Model, chat: RenderedChat) -> TokenView:
 def roles(
     messages: MessagesFile,
     model: ModelOptions,
+    rendering: RenderOptions,
     plain: Annotated[bool, typer.Option("--plain", help="Without the chat template.")] = False,
+    tools: Annotated[
+        Path | None, typer.Option(help="JSON list of tool schemas, passed to the template.", metavar="FILE")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="Longest conversation, in tokens; see --truncate.", metavar="N")
+    ] = None,
     limit: LimitOption = None,
     html: Annotated[
         Path | None,
@@ -112,19 +121,14 @@ def roles(
 
     if html is not None and html.exists() and not overwrite:
         raise InputError(f"{html} exists; choose another file or give --overwrite.")
+    if plain and tools is not None:
+        raise InputError("--tools are for the chat template, but --plain leaves it out; drop one of them.")
     conversations = read_conversations(messages, limit)
-    tokenizer = model.load_tokenizer()
-    chats = []
-    for i, conversation in enumerate(conversations):
-        open_ended = conversation[-1]["role"] != "assistant"
-        try:
-            chats.append(
-                (render_plain if plain else render)(tokenizer, conversation, add_generation_prompt=open_ended)
-            )
-        except InputError as error:
-            if len(conversations) == 1:
-                raise
-            raise type(error)(f"conversation {i}: {error}") from error
+    options = {**rendering.as_dict(), "max_tokens": window}
+    if tools is not None:
+        options["tools"] = read_tools(tools)
+    render_one = partial(render_plain if plain else render, model.load_tokenizer())
+    chats = render_each(render_one, conversations, **options)
     if html is None:
         for chat in chats:
             _screen.show_roles(chat)

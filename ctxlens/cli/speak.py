@@ -14,7 +14,6 @@ from ctxlens.cli._inputs import (
     MessagesFile,
     NewTokensOption,
     PrefixOption,
-    TruncateOption,
     check_indicator,
     check_steering,
     describe_file,
@@ -23,7 +22,7 @@ from ctxlens.cli._inputs import (
     render_questions,
     resolve_heads,
 )
-from ctxlens.cli._options import ModelOptions, RunOptions, verb
+from ctxlens.cli._options import ModelOptions, RenderOptions, RunOptions, verb
 
 AlphaOption = Annotated[
     float, typer.Option(help="Factor on the attention to all tokens but the user's, in (0, 1].", metavar="A")
@@ -38,6 +37,7 @@ AlphaOption = Annotated[
 def generate(
     messages: MessagesFile,
     model: ModelOptions,
+    rendering: RenderOptions,
     indicator: Annotated[
         bool, typer.Option("--indicator", help="Append the model's indicator: answer from the context.")
     ] = False,
@@ -46,7 +46,6 @@ def generate(
     prefix: PrefixOption = None,
     max_new_tokens: NewTokensOption = 100,
     limit: LimitOption = None,
-    truncate: TruncateOption = False,
 ) -> None:
     """Answer the last user turn (greedily); the answer alone goes to stdout."""
     conversations = read_conversations(messages, limit)
@@ -54,10 +53,11 @@ def generate(
     questions = open_questions(conversations, prefix, indicator=indicator)
     lm = model.load()
     check_indicator(lm, indicator)
-    chats = render_questions(lm, questions, max_new_tokens=max_new_tokens, truncate=truncate)
+    how = rendering.as_dict()
+    chats = render_questions(lm, questions, max_new_tokens=max_new_tokens, **how)
     steer_ = contextlib.nullcontext()
     if alpha < 1:
-        plain = render_questions(lm, questions, max_new_tokens=max_new_tokens, truncate=truncate, plain=True)
+        plain = render_questions(lm, questions, max_new_tokens=max_new_tokens, **how, plain=True)
         steer_ = lm.steer(alpha, heads=resolve_heads(lm, heads, plain))
     with steer_:
         answers = lm.generate(chats, max_new_tokens=max_new_tokens)
@@ -73,13 +73,13 @@ def generate(
 def steer(
     messages: MessagesFile,
     model: ModelOptions,
+    rendering: RenderOptions,
     store: RunOptions,
     alpha: AlphaOption = 0.5,
     heads: HeadsOption = "all",
     prefix: PrefixOption = None,
     max_new_tokens: NewTokensOption = 100,
     limit: LimitOption = None,
-    truncate: TruncateOption = False,
 ) -> None:
     """Answer the last user turn with and without attention steered to the user's tokens."""
     from ctxlens.results import RoleAllocation
@@ -89,13 +89,14 @@ def steer(
     check_steering(alpha, heads)
     questions = open_questions(conversations, prefix)
     lm = model.load()
-    chats = render_questions(lm, questions, max_new_tokens=max_new_tokens, truncate=truncate)
-    plain = render_questions(lm, questions, max_new_tokens=max_new_tokens, truncate=truncate, plain=True)
+    how = rendering.as_dict()
+    chats = render_questions(lm, questions, max_new_tokens=max_new_tokens, **how)
+    plain = render_questions(lm, questions, max_new_tokens=max_new_tokens, **how, plain=True)
     steering = Steering(alpha, heads=resolve_heads(lm, heads, plain))
     steering.check_heads(lm.n_layers, lm.n_heads)
     config = {
         "model": lm.identity, "steering": steering.describe(), "prefix": prefix, "limit": limit,
-        "truncate": truncate, "max_new_tokens": max_new_tokens, **describe_file(messages),
+        **how, "max_new_tokens": max_new_tokens, **describe_file(messages),
     }  # fmt: skip
     run = store.open("steer", config)
     if not run.has("steer.json"):
