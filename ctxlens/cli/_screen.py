@@ -197,3 +197,7 @@ def show_roles(chat: RenderedChat) -> None:
         note(f"turn {turn} ends at token {position}")
     if chat.spoofed_special_tokens:
         note(f"special tokens written by a speaker: {', '.join(chat.spoofed_special_tokens)}")
+    if chat.left_out_turns():
+        note(f"the template leaves out what was said in turn {', '.join(map(str, chat.left_out_turns()))}")
+    if chat.truncated:
+        note(chat.truncated)
