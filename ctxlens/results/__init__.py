@@ -1,24 +1,36 @@
 """What the studies return: frozen results with labelled axes, to and from one file each.
 
-Tables (`NeedleGrid`, `Ability`, `Scores`, `Selection`) are Parquet files, arrays (`RoleAllocation`,
-`TokenView`) are safetensors files, claims (`Verdicts`) are JSON; every file carries its `meta`
-(model, condition, seed, settings) inside. Figures and reports are drawn from these files alone.
+Tables (`NeedleGrid`, `Ability`, `Scores`, `Selection`, `HeadCurves`) are Parquet files, arrays
+(`RoleAllocation`, `TokenView`, `HeadMap`, `Drift`) are safetensors files, claims (`Verdicts`) are JSON;
+every file carries its `meta` (model, condition, seed, settings) inside. Figures and reports are drawn from these files alone.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 from ctxlens.errors import InputError
 from ctxlens.results.arrays import RoleAllocation, TokenView
+from ctxlens.results.drift import VIEWS, Drift
 from ctxlens.results.files import check_record, read_file, read_parquet_record, read_safetensors_record
+from ctxlens.results.heads import HeadCurves, HeadMap, correlate_maps
 from ctxlens.results.tables import Ability, NeedleGrid, Scores, Selection
 from ctxlens.results.verdicts import Verdict, Verdicts
 
-Result = NeedleGrid | Ability | Scores | Selection | RoleAllocation | TokenView | Verdicts
-_TYPES = {
-    cls.__name__: cls for cls in (NeedleGrid, Ability, Scores, Selection, RoleAllocation, TokenView, Verdicts)
-}
+Result = (
+    NeedleGrid
+    | Ability
+    | Scores
+    | Selection
+    | RoleAllocation
+    | TokenView
+    | Verdicts
+    | HeadMap
+    | HeadCurves
+    | Drift
+)
+_TYPES = {cls.__name__: cls for cls in get_args(Result)}
 
 
 def load_result(path: str | Path) -> Result:
@@ -41,6 +53,6 @@ def load_result(path: str | Path) -> Result:
 
 
 __all__ = [
-    "Ability", "NeedleGrid", "Result", "RoleAllocation", "Scores", "Selection", "TokenView", "Verdict",
-    "Verdicts", "load_result",
+    "VIEWS", "Ability", "Drift", "HeadCurves", "HeadMap", "NeedleGrid", "Result", "RoleAllocation", "Scores",
+    "Selection", "TokenView", "Verdict", "Verdicts", "correlate_maps", "load_result",
 ]  # fmt: skip

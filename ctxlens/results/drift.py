@@ -1,0 +1,160 @@
+"""How attention by role differs between two models, or two ways of asking one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ctxlens.errors import InputError
+from ctxlens.results.arrays import _load_arrays, _save_arrays
+from ctxlens.results.heads import HeadMap
+from ctxlens.roles import ROLE_LABELS, Role
+from ctxlens.stats import Interval, bootstrap_mean
+
+VIEWS: Mapping[str, tuple[Role, ...]] = {
+    "raw": (),
+    "renormalised": (Role.TEMPLATE, Role.INDICATOR, Role.PAD, Role.SINK),
+    "without sinks": (Role.BOS, Role.SINK, Role.PAD),
+    "renormalised without sinks": (Role.TEMPLATE, Role.INDICATOR, Role.PAD, Role.SINK, Role.BOS),
+}
+"""Ways to look at role shares, each with the roles that are left out before the rest is renormalised:
+all of it; the paper's section 2.2; without the tokens on which idle heads rest (BOS and learned sinks);
+both."""
+
+_T_HEADS = ("mean", "retrieval")
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Role shares of the same conversations on two sides, in pairs.
+
+    Attributes:
+        shares: attention mass by role, 0 to 1; the last axis sums to 1. Side 0 is what side 1 is held
+            against.
+        key_counts: number of visible tokens of each role, by side and conversation.
+        contexts: which text each conversation is made from; intervals are made over these.
+        layers: the model's layer numbers.
+        retrieval: the retrieval head of each layer (paper B.3), chosen on side 0's model without template.
+        queries: which positions' attention it is: `first_answer` or `response_mean`.
+        meta: `sides` (two names, for instance `base, template`) and whatever the study adds.
+    """
+
+    shares: Float[np.ndarray, "side layer head conversation role"]
+    key_counts: Float[np.ndarray, "side conversation role"]
+    contexts: Int[np.ndarray, " conversation"]
+    layers: tuple[int, ...]
+    retrieval: Int[np.ndarray, " layer"]
+    queries: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    roles: ClassVar[tuple[str, ...]] = ROLE_LABELS
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        """What the two sides are called."""
+        first, second = self.meta.get("sides", ("first", "second"))
+        return str(first), str(second)
+
+    def share(self, role: str | Role, view: str = "raw") -> Float[np.ndarray, "side layer head conversation"]:
+        """The share of one role in a view; NaN where no attention is left after leaving out roles.
+
+        Raises:
+            InputError: an unknown view, or a role that it leaves out.
+        """
+        kept = _kept(view)
+        index = Role.parse(role)
+        if not kept[index]:
+            raise InputError(f"the view {view!r} leaves out {index.label}; look at it in the raw view.")
+        total = (self.shares * kept).sum(-1)
+        return np.divide(self.shares[..., index], total, out=np.full_like(total, np.nan), where=total > 1e-9)
+
+    def uniform(self, role: str | Role, view: str = "raw") -> Float[np.ndarray, "side conversation"]:
+        """The share of one role if every visible token got the same attention: from token counts alone."""
+        counts = self.key_counts * _kept(view)
+        return counts[..., Role.parse(role)] / np.maximum(counts.sum(-1), 1)
+
+    def difference(self, role: str | Role, view: str = "raw") -> HeadMap:
+        """Side 1 minus side 0, by conversation, layer and head."""
+        share = self.share(role, view)
+        return HeadMap(
+            np.moveaxis(share[1] - share[0], -1, 0).astype(float),
+            self.contexts,
+            "drift",
+            {"sides": self.sides, "role": Role.parse(role).label, "view": view, "quantity": "share"},
+        )
+
+    def excess(self, role: str | Role, view: str = "raw") -> HeadMap:
+        """The same with each side's uniform baseline taken off: drift that token counts do not explain."""
+        plain = self.difference(role, view)
+        uniform = self.uniform(role, view)
+        counted = (uniform[1] - uniform[0])[:, None, None]
+        return HeadMap(plain.effects - counted, self.contexts, "drift", {**plain.meta, "excess": True})
+
+    def by_layer(
+        self, role: str | Role, view: str = "raw", *, heads: str = "mean"
+    ) -> list[tuple[Interval, Interval, Interval]]:
+        """For each layer the share on side 0, on side 1, and their paired difference, with intervals.
+
+        Args:
+            role: the role.
+            view: a name of `VIEWS`.
+            heads: `mean` over heads, or the `retrieval` head, the same one on both sides.
+        """
+        if heads not in _T_HEADS:
+            raise InputError(f"unknown heads {heads!r}; choose of {', '.join(_T_HEADS)}.")
+        share = self.share(role, view).astype(float)
+        if heads == "retrieval":
+            at = share[:, np.arange(len(self.layers)), self.retrieval]
+        else:
+            known = ~np.isnan(share)
+            count = known.sum(2)
+            total = np.where(known, share, 0).sum(2)
+            at = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+        return [
+            (
+                bootstrap_mean(at[0, layer], clusters=self.contexts),
+                bootstrap_mean(at[1, layer], clusters=self.contexts),
+                bootstrap_mean(at[1, layer] - at[0, layer], clusters=self.contexts),
+            )
+            for layer in range(len(self.layers))
+        ]
+
+    def shown_roles(self) -> list[str]:
+        """The roles that hold any token or attention."""
+        here = (self.key_counts > 0).any((0, 1)) | (np.nan_to_num(self.shares) > 1e-6).any((0, 1, 2, 3))
+        return [label for label, there in zip(self.roles, here, strict=True) if there]
+
+    def save(self, path: str | Path) -> None:
+        """Write as safetensors."""
+        names = ("shares", "key_counts", "contexts", "retrieval")
+        arrays = {name: getattr(self, name) for name in names}
+        _save_arrays(path, self, arrays, {"layers": self.layers, "queries": self.queries})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Drift:
+        """Read what `save` has written; raises `InputError` on anything else."""
+        arrays, labels, meta = _load_arrays(path, cls.__name__)
+        return cls(
+            arrays["shares"],
+            arrays["key_counts"],
+            arrays["contexts"],
+            tuple(labels["layers"]),
+            arrays["retrieval"],
+            labels["queries"],
+            meta,
+        )
+
+
+def _kept(view: str) -> Float[np.ndarray, " role"]:
+    if view not in VIEWS:
+        raise InputError(f"unknown view {view!r}; choose of {', '.join(VIEWS)}.")
+    kept = np.ones(len(ROLE_LABELS), dtype=np.float32)
+    kept[[int(role) for role in VIEWS[view]]] = 0
+    return kept
+
+
+__all__ = ["VIEWS", "Drift"]
