@@ -20,7 +20,7 @@ _EXPORTS = {
         "load_result",
     ),
     "augment": ("augmented_attention",),
-    "steering": ("Steering",),
+    "steering": ("Steering", "emphasise"),
     "models": ("Model", "load_model"),
     "needle": ("NEEDLES", "Needle", "NeedleConfig", "run_needle"),
     "dependency": ("score_conversations",),
@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from ctxlens.sft import TrainConfig as TrainConfig
     from ctxlens.sft import train as train
     from ctxlens.steering import Steering as Steering
+    from ctxlens.steering import emphasise as emphasise
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -27,6 +27,10 @@ BLINDING_BIAS = -1e4
 
 _WIDTH_MULTIPLE = 8
 
+FEW_QUERIES = 8
+"""Up to so many queries (decoding steps) an additive mask is cheaper than columns on the whole cache, and
+the heads of a group are worked on as further queries of theirs, so that nothing of the cache is copied."""
+
 
 def augmented_attention(
     query: Float[Tensor, "batch head query_pos d_head"],
@@ -91,15 +95,31 @@ def augmented_attention(
         one_hot = role_ids[..., None] == torch.arange(n_roles, device=role_ids.device)
         value[..., d_value : d_value + n_roles] = one_hot[:, None].to(value.dtype)
 
-    grouped = query.shape[1] != key.shape[1]
-    if grouped and mask is not None and query.device.type == "cuda":
-        groups = query.shape[1] // key.shape[1]  # fused kernels take a mask or grouped heads, not both
-        key, value, grouped = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), False
-    output = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=causal_kernel, scale=factor, enable_gqa=grouped
-    )
+    output = _call_kernel(query, key, value, mask, causal_kernel, factor)
     shares = None if role_ids is None else output[..., d_value : d_value + n_roles].float()
     return output[..., :d_value], shares
+
+
+def _call_kernel(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float
+) -> Tensor:
+    """Torch's fused call, with grouped heads in the form that costs least."""
+    batch, n_heads, n_queries, _ = query.shape
+    groups = n_heads // key.shape[1]
+    if groups > 1 and n_queries <= FEW_QUERIES and not is_causal:
+        query = query.reshape(batch, key.shape[1], groups * n_queries, query.shape[3])
+        if mask is not None and mask.shape[1] == n_heads:
+            mask = mask.reshape(mask.shape[0], key.shape[1], groups * n_queries, mask.shape[3])
+        elif mask is not None and n_queries > 1:
+            mask = mask.repeat(1, 1, groups, 1)
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+        return output.reshape(batch, n_heads, n_queries, output.shape[3])
+    if groups > 1 and mask is not None and query.device.type == "cuda":
+        # fused kernels take a mask or grouped heads, not both
+        key, value, groups = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), 1
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=groups > 1
+    )
 
 
 def compute_attention_pattern(
@@ -113,23 +133,34 @@ def compute_attention_pattern(
     | None = None,
     is_causal: bool = False,
     scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Float[Tensor, " head"] | None = None,
+    position_bias: Float[Tensor, "#batch #head #query_pos key_pos"] | None = None,
 ) -> Float[Tensor, "batch head query_pos key_pos"]:
-    """The attention pattern itself, explicitly, in float32 or wider; arguments as `augmented_attention`.
+    """The attention pattern itself, explicitly, in float32 or wider.
 
-    Memory grows with query_pos x key_pos: ask for few queries.
+    Memory grows with query_pos x key_pos: ask for few queries. Arguments as in `augmented_attention`, and
+    `softcap`, `sinks` (whose share is what a row lacks to 1) and `position_bias` as in `tiled_attention`.
     """
     _check_shapes(query, key, key, None, key_bias, attn_mask, is_causal)
+    wide = torch.promote_types(query.dtype, torch.float32)
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     mask, causal = _combine_masks(attn_mask, is_causal, query.shape[2], key.shape[2], query.device)
     if causal:
         mask = _causal_mask(query.shape[2], key.shape[2], query.device)
-    wide = torch.promote_types(query.dtype, torch.float32)
-    keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1).to(wide)
-    scores = query.to(wide) @ keys.transpose(-1, -2) * factor
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    scores = query.to(wide) @ key.to(wide).transpose(-1, -2) * factor
+    if position_bias is not None:
+        scores = scores + position_bias.to(wide)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if key_bias is not None:
         scores = scores + compute_score_bias(query, key_bias, head_select).to(wide)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    if sinks is not None:
+        column = sinks.to(wide)[None, :, None, None].expand(*scores.shape[:3], 1)
+        return torch.cat([scores, column], -1).softmax(-1)[..., :-1]
     return torch.nan_to_num(scores.softmax(-1))
 
 
@@ -155,8 +186,8 @@ def _bias_columns(
 ) -> list[tuple[Tensor, Tensor]]:
     """Pairs of a query column [batch, head, query_pos] and a key column [batch, key_pos].
 
-    The query's factor is a power of two and, in 16-bit dtypes, the bias is split in two columns, so that
-    rounding leaves about 16 bits of it.
+    The query's factor is a power of two and, in 16-bit dtypes, bias and weight are split in two each, so
+    that rounding leaves about 16 bits of them.
     """
     dtype = query.dtype
     power = 2.0 ** round(math.log2(1 / scale))
@@ -167,9 +198,12 @@ def _bias_columns(
         blind = torch.isneginf(bias)
         wanted = bias.masked_fill(blind, 0.0) / (scale * power)
         high = wanted.to(dtype)
-        columns.append(((select * power).to(dtype), high))
+        weight = select * power
+        most = weight.to(dtype)
+        columns.append((most, high))
         if dtype in (torch.float16, torch.bfloat16):
-            columns.append(((select * power).to(dtype), (wanted - high.to(wanted.dtype)).to(dtype)))
+            columns.append((most, (wanted - high.to(wanted.dtype)).to(dtype)))
+            columns.append(((weight - most.to(weight.dtype)).to(dtype), high))
         if blinding:
             chosen = ((select != 0) * power).to(dtype)
             columns.append((chosen, (blind * (BLINDING_BIAS / (scale * power))).to(dtype)))
@@ -279,4 +313,6 @@ def _check_shapes(
         )
 
 
-__all__ = ["BLINDING_BIAS", "augmented_attention", "compute_attention_pattern", "compute_score_bias"]
+__all__ = [
+    "BLINDING_BIAS", "FEW_QUERIES", "augmented_attention", "compute_attention_pattern", "compute_score_bias",
+]  # fmt: skip

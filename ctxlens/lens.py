@@ -23,7 +23,7 @@ from ctxlens.augment import compute_score_bias
 from ctxlens.batching import Decoder, ModelShape, RunningKeys, TokenBatch, take_queries
 from ctxlens.errors import UnsupportedModelError
 from ctxlens.roles import N_ROLES, Role
-from ctxlens.steering import Steering, combine_selects
+from ctxlens.steering import Steering, combine_selects, weigh_targets
 
 
 def pattern_hook(layer: int) -> str:
@@ -70,7 +70,7 @@ class LensBackend:
             n_ctx=cfg.n_ctx,
             d_vocab=cfg.d_vocab,
         )
-        self._has_sinks = any(name.endswith("sinks") for name, _ in model.named_parameters())
+        self._sinks = [p.detach() for name, p in model.named_parameters() if name.endswith("sinks")]
         self._forward_parameters = inspect.signature(type(model).forward).parameters
 
     @property
@@ -95,7 +95,7 @@ class LensBackend:
 
         def reduce(pattern: Tensor) -> Tensor:
             shares = compute_role_shares(pattern, batch.role_ids, N_ROLES)
-            if self._has_sinks:
+            if self._sinks:
                 shares[..., int(Role.SINK)] = 1 - pattern.sum(-1)
             return shares
 
@@ -220,12 +220,20 @@ class LensBackend:
     def _steering_hooks(self, keys: RunningKeys) -> list[tuple[str, Callable[..., Tensor]]]:
         def steerer(layer: int) -> Callable[..., Tensor]:
             select = combine_selects(keys.steerings, layer, self.shape.n_heads)
+            sinks = self._sinks[layer] if self._sinks else None
 
             def steer(scores: Tensor, hook: Any) -> Tensor:
-                bias = keys.bias(scores.shape[-1], scores.shape[0])
-                bias = compute_score_bias(scores, bias, select).to(scores.dtype)
+                bias = keys.bias(scores.shape[-1], scores.shape[0], scores.device)
                 visible = scores > torch.finfo(scores.dtype).min / 2
-                return torch.where(visible, scores + bias, scores)
+
+                def steered(weights: Tensor) -> Tensor:
+                    added = compute_score_bias(scores, bias, weights).to(scores.dtype)
+                    return torch.where(visible, scores + added, scores)
+
+                def read_shares(kinds: Tensor, weights: Tensor) -> Tensor:
+                    return _spread(steered(weights), kinds, sinks)
+
+                return steered(weigh_targets(keys.steerings, bias, select.to(scores.device), read_shares))
 
             return steer
 
@@ -234,6 +242,16 @@ class LensBackend:
             for layer in range(self.shape.n_layers)
             if any(s.touches(layer) for s in keys.steerings)
         ]
+
+
+def _spread(scores: Tensor, kinds: Tensor, sinks: Tensor | None) -> Tensor:
+    """How attention spreads over keys of kind 0 and 1, and over the sink if there is one."""
+    scores = scores.float()
+    if sinks is None:
+        return compute_role_shares(torch.nan_to_num(scores.softmax(-1)), kinds, 2)
+    column = sinks.float().reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    pattern = torch.cat([scores, column], -1).softmax(-1)
+    return compute_role_shares(pattern, torch.nn.functional.pad(kinds, (0, 1), value=2), 3)
 
 
 def _active(steerings: Sequence[Steering]) -> tuple[Steering, ...]:

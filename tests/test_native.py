@@ -15,8 +15,6 @@ from ctxlens.roles import N_ROLES, Role
 from ctxlens.steering import Steering
 
 REFUSED = {
-    "gemma2": "soft-caps",
-    "gpt-oss": "sinks",
     "falcon": "does not take its attention",
     "falcon-alibi": "does not take its attention",
     "bloom": "does not take its attention",
@@ -28,6 +26,7 @@ STEERINGS = {
     "heads": Steering(0.05, heads=((0, 1), (2, 3))),
     "prompt-only": Steering(0.2, mode="prompt-only"),
     "compounding": Steering(0.5, mode="compounding"),
+    "target-share": Steering(target_share=0.7),
 }
 
 
@@ -74,7 +73,7 @@ def test_reading_leaves_logits_alone(family):
         plain = model(input_ids=right(CHATS[:1]).tokens).logits
         with attend(model, right(CHATS[:1]), layers=range(3)) as attending:
             read = model(input_ids=right(CHATS[:1]).tokens).logits
-    assert attending.called == {0, 1, 2}
+    assert sorted(attending.paths) == [0, 1, 2]
     torch.testing.assert_close(read, plain, atol=1e-4, rtol=0)
 
 

@@ -152,11 +152,11 @@ def render_questions(
     )
 
 
-def check_steering(alpha: float, heads: str) -> None:
-    """Raise `InputError` if α or heads cannot be right for any model, before one is loaded."""
+def check_steering(alpha: float | None, heads: str, target_share: float | None = None) -> None:
+    """Raise `InputError` if strength or heads cannot be right for any model, before one is loaded."""
     from ctxlens.steering import Steering, parse_heads
 
-    Steering(alpha)
+    Steering(alpha, target_share=target_share)
     parse_heads(heads)
 
 

@@ -25,7 +25,19 @@ from ctxlens.cli._inputs import (
 from ctxlens.cli._options import ModelOptions, RenderOptions, RunOptions, verb
 
 AlphaOption = Annotated[
-    float, typer.Option(help="Factor on the attention to all tokens but the user's, in (0, 1].", metavar="A")
+    float | None,
+    typer.Option(
+        help="Factor on the attention to all tokens but the user's, in (0, 1]; steer takes 0.5 by default.",
+        metavar="A",
+    ),
+]
+ShareOption = Annotated[
+    float | None,
+    typer.Option(
+        "--target-share",
+        help="In place of --alpha: what the user's tokens get of every query's attention, in (0, 1).",
+        metavar="T",
+    ),
 ]
 
 
@@ -41,7 +53,8 @@ def generate(
     indicator: Annotated[
         bool, typer.Option("--indicator", help="Append the model's indicator: answer from the context.")
     ] = False,
-    alpha: AlphaOption = 1.0,
+    alpha: AlphaOption = None,
+    target_share: ShareOption = None,
     heads: HeadsOption = "all",
     prefix: PrefixOption = None,
     max_new_tokens: NewTokensOption = 100,
@@ -49,16 +62,18 @@ def generate(
 ) -> None:
     """Answer the last user turn (greedily); the answer alone goes to stdout."""
     conversations = read_conversations(messages, limit)
-    check_steering(alpha, heads)
+    if alpha is None and target_share is None:
+        alpha = 1.0
+    check_steering(alpha, heads, target_share)
     questions = open_questions(conversations, prefix, indicator=indicator)
     lm = model.load()
     check_indicator(lm, indicator)
     how = rendering.as_dict()
     chats = render_questions(lm, questions, max_new_tokens=max_new_tokens, **how)
     steer_ = contextlib.nullcontext()
-    if alpha < 1:
+    if alpha != 1:
         plain = render_questions(lm, questions, max_new_tokens=max_new_tokens, **how, plain=True)
-        steer_ = lm.steer(alpha, heads=resolve_heads(lm, heads, plain))
+        steer_ = lm.steer(alpha, heads=resolve_heads(lm, heads, plain), target_share=target_share)
     with steer_:
         answers = lm.generate(chats, max_new_tokens=max_new_tokens)
     _screen.note_truncated(chats)
@@ -69,13 +84,15 @@ def generate(
     "ctxlens steer --messages question.json --alpha 0.5",
     "ctxlens steer -m organism-chat --messages question.json --alpha 0.1 --heads retrieval --out runs/steer",
     "ctxlens steer --messages question.json --alpha 0.3 --heads 1.2,3.0 --prefix 'The best thing'",
+    "ctxlens steer --messages question.json --target-share 0.6",
 )
 def steer(
     messages: MessagesFile,
     model: ModelOptions,
     rendering: RenderOptions,
     store: RunOptions,
-    alpha: AlphaOption = 0.5,
+    alpha: AlphaOption = None,
+    target_share: ShareOption = None,
     heads: HeadsOption = "all",
     prefix: PrefixOption = None,
     max_new_tokens: NewTokensOption = 100,
@@ -86,13 +103,15 @@ def steer(
     from ctxlens.steering import Steering
 
     conversations = read_conversations(messages, limit)
-    check_steering(alpha, heads)
+    if alpha is None and target_share is None:
+        alpha = 0.5
+    check_steering(alpha, heads, target_share)
     questions = open_questions(conversations, prefix)
     lm = model.load()
     how = rendering.as_dict()
     chats = render_questions(lm, questions, max_new_tokens=max_new_tokens, **how)
     plain = render_questions(lm, questions, max_new_tokens=max_new_tokens, **how, plain=True)
-    steering = Steering(alpha, heads=resolve_heads(lm, heads, plain))
+    steering = Steering(alpha, heads=resolve_heads(lm, heads, plain), target_share=target_share)
     steering.check_heads(lm.n_layers, lm.n_heads)
     config = {
         "model": lm.identity, "steering": steering.describe(), "prefix": prefix, "limit": limit,
@@ -103,7 +122,7 @@ def steer(
         answers = {}
         for label, context in {
             "unsteered": contextlib.nullcontext(),
-            "steered": lm.steer(alpha, roles=steering.roles, heads=steering.heads),
+            "steered": lm.steer(alpha, heads=steering.heads, target_share=target_share),
         }.items():
             with context, _screen.stage(f"answers, {label}") as progress:
                 run.save(f"allocation-{label}.safetensors", RoleAllocation.concat(lm.read_roles(chats)))

@@ -6,14 +6,14 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
 from ctxlens.allocation import Queries, find_queries, make_allocation
-from ctxlens.batching import Backend, TokenBatch, pad_queries, plan_batches
+from ctxlens.batching import Backend, Readout, TokenBatch, pad_queries, plan_batches
 from ctxlens.errors import InputError
 from ctxlens.models.generation import continue_greedily
 from ctxlens.models.loading import (
@@ -43,6 +43,7 @@ def load_model(
     chat_template: str | Path | None = None,
     trust_remote_code: bool = False,
     indicator: str | None = None,
+    readout: Readout | str = "model",
 ) -> Model:
     """Load a causal language model.
 
@@ -56,13 +57,16 @@ def load_model(
         chat_template: a file with a Jinja chat template (or its text), in place of the tokenizer's own.
         trust_remote_code: run code that comes with the checkpoint.
         indicator: the indicator token; by default `[IND]` if the tokenizer has it as a token.
+        readout: `float32` computes the role shares of a 16-bit model in float32, from its own queries and
+            keys, in a second pass over the scores of the layers read (`native` only; `lens` reads
+            the pattern that the model made).
 
     Raises:
         InputError: no such checkpoint, or one that lacks its config, safetensors weights or tokenizer; a
             device that is not there; an unknown backend or dtype; an unreadable template.
         UnsupportedModelError: attention that the backend cannot read exactly.
     """
-    _check_backend(backend)
+    _check_backend(backend, readout)
     template = read_chat_template(chat_template)
     on, precision = resolve_device(device), resolve_dtype(dtype)
     source = locate_checkpoint(name_or_path)
@@ -82,7 +86,7 @@ def load_model(
         "sha256": hash_checkpoint(source),
     }
     return Model(
-        _make_backend(hf_model, tokenizer, backend, copied=False),
+        _make_backend(hf_model, tokenizer, backend, readout, copied=False),
         tokenizer,
         name=str(name_or_path),
         stop_ids=find_stop_ids(hf_model, tokenizer),
@@ -146,14 +150,17 @@ class Model:
         backend: BackendName | str = "native",
         name: str = "model",
         indicator: str | None = None,
+        readout: Readout | str = "model",
     ) -> Model:
         """Wrap a loaded transformers model; `lens` works on a copy and leaves it as it is.
+
+        `readout` as in `load_model`.
 
         Raises:
             UnsupportedModelError: attention that the backend cannot read exactly.
         """
-        _check_backend(backend)
-        made = _make_backend(hf_model, tokenizer, backend, copied=True)
+        _check_backend(backend, readout)
+        made = _make_backend(hf_model, tokenizer, backend, readout, copied=True)
         stop_ids = find_stop_ids(hf_model, tokenizer)
         return cls(made, tokenizer, name=name, stop_ids=stop_ids, indicator=indicator)
 
@@ -316,20 +323,25 @@ class Model:
     @contextmanager
     def steer(
         self,
-        alpha: float | int,
+        alpha: float | int | None = None,
         *,
         roles: str | Role | Iterable[str | Role] = DEFAULT_ROLES,
         heads: Heads | str | Sequence[tuple[int, int]] = "all",
-        mode: SteeringMode | str = "paper",
+        mode: SteeringMode | str | None = None,
+        target_share: float | None = None,
+        emphasised: bool = False,
     ) -> Iterator[Steering]:
-        """Weaken all tokens but those of the target roles by `alpha`, for the time of the block.
+        """Weaken all tokens but the targets by `alpha`, or give the targets a share of all attention.
 
-        Blocks can be nested; their biases add up. See `ctxlens.steering.Steering`.
+        The targets are the tokens of some roles or, with `emphasised`, those marked by `ctxlens.emphasise`.
+        The steering holds for the time of the block. Blocks can be nested; their biases add up. See
+        `ctxlens.steering.Steering`.
 
         Raises:
-            InputError: alpha outside (0, 1], unknown roles or mode, heads that the model does not have.
+            InputError: not exactly one of alpha and target share, one of them out of range, unknown roles
+                or mode, heads that the model does not have.
         """
-        steering = Steering(alpha, parse_roles(roles), as_heads(heads), mode)
+        steering = Steering(alpha, parse_roles(roles), as_heads(heads), mode, target_share, emphasised)
         steering.check_heads(self.n_layers, self.n_heads)
         self._steerings.append(steering)
         try:
@@ -439,6 +451,8 @@ class Model:
                     f"{which}has {len(chat.tokens)} tokens, but the model's window is {self.n_ctx}"
                     + (" and must hold an answer too." if room else ".")
                 )
+            if chat.emphasised is None and any(steering.emphasised for steering in self._steerings):
+                raise InputError(f"{which}has no emphasised tokens; mark them by ctxlens.emphasise.")
             if int(np.max(chat.tokens)) >= self.backend.shape.d_vocab:
                 raise InputError(
                     f"{which}has token id {int(np.max(chat.tokens))}, but the model knows "
@@ -446,16 +460,22 @@ class Model:
                 )
 
 
-def _check_backend(backend: str) -> None:
+def _check_backend(backend: str, readout: str) -> None:
     if backend not in ("lens", "native"):
         raise InputError(f"unknown backend {backend!r}; choose lens or native.")
+    if readout not in get_args(Readout):
+        raise InputError(f"unknown readout {readout!r}; choose one of {', '.join(get_args(Readout))}.")
+    if readout != "model" and backend != "native":
+        raise InputError(
+            f'readout {readout!r} needs backend="native"; the lens reads the pattern that the model made.'
+        )
 
 
-def _make_backend(hf_model: Any, tokenizer: Any, backend: str, *, copied: bool) -> Backend:
+def _make_backend(hf_model: Any, tokenizer: Any, backend: str, readout: str, *, copied: bool) -> Backend:
     if backend == "native":
         from ctxlens.native import NativeBackend
 
-        return NativeBackend(hf_model)
+        return NativeBackend(hf_model, readout=readout)
     from ctxlens.lens import LensBackend, bridge_from_hf
 
     return LensBackend(bridge_from_hf(hf_model, tokenizer, copied=copied))

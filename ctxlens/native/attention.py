@@ -19,22 +19,20 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from ctxlens.augment import augmented_attention, compute_attention_pattern, compute_score_bias
+from ctxlens.augment import FEW_QUERIES, augmented_attention, compute_attention_pattern, compute_score_bias
 from ctxlens.batching import RunningKeys, TokenBatch, take_queries
-from ctxlens.errors import InputError, UnsupportedModelError
+from ctxlens.errors import InputError
 from ctxlens.roles import N_ROLES
-from ctxlens.steering import Steering, combine_selects
+from ctxlens.steering import Steering, combine_selects, weigh_targets
+from ctxlens.tiles import tiled_attention
 
 NAME = "ctxlens"
 
-_FEW_QUERIES = 8
-"""Up to so many queries (decoding steps) an additive mask is cheaper than columns on the whole cache."""
+Path = Literal["fused", "tiled", "plain"]
+"""How a layer's attention is computed: in one fused call, in exact tiles of queries, or as ever."""
 
-_FOREIGN_TERMS = {
-    "softcap": "soft-caps its attention scores",
-    "s_aux": "has attention sinks",
-    "position_bias": "adds a position bias (such as ALiBi) to its attention scores",
-}
+_TERMS = {"softcap": "softcap", "s_aux": "sinks", "position_bias": "position_bias"}
+"""What transformers calls the terms that one fused call cannot express, and what `tiled_attention` does."""
 
 
 class _StopForward(Exception):
@@ -51,8 +49,9 @@ class Attending:
         queries: the query positions to keep, by row.
         keep: whether role shares or whole patterns are kept.
         stop: whether the forward pass ends after the highest layer to read.
+        exact: whether the shares of 16-bit models are computed in float32.
         collected: by layer, shares `[batch, head, query, role]` or patterns, float32, on the CPU.
-        called: the layers whose attention went through here.
+        paths: by layer whose attention went through here, how it was computed.
     """
 
     keys: RunningKeys
@@ -60,33 +59,44 @@ class Attending:
     queries: Int[Tensor, "batch query"] | None = None
     keep: Literal["shares", "pattern"] = "shares"
     stop: bool = False
+    exact: bool = False
     collected: dict[int, Tensor] = field(default_factory=dict)
-    called: set[int] = field(default_factory=set)
-    _selects: dict[int, Tensor] = field(default_factory=dict)
-    _masks: dict[tuple[float, ...], tuple[int, Tensor | None, Tensor]] = field(default_factory=dict)
+    paths: dict[int, Path] = field(default_factory=dict)
+    _selects: dict[int, tuple[Tensor, tuple[float, ...]]] = field(default_factory=dict)
+    _biases: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _masks: dict[tuple[object, ...], tuple[int, Tensor, Tensor]] = field(default_factory=dict)
 
-    def select(self, layer: int, n_heads: int, device: torch.device) -> Tensor:
-        """The head weights of a layer `[1, head, 1, steering]`, made once."""
+    def select(self, layer: int, query: Tensor) -> tuple[Tensor, tuple[float, ...]]:
+        """The head weights of a layer `[1, head, 1, steering]`, made once, and the same as numbers."""
         if layer not in self._selects:
-            self._selects[layer] = combine_selects(self.keys.steerings, layer, n_heads).to(device)
+            select = combine_selects(self.keys.steerings, layer, query.shape[1])
+            alike = tuple(select.flatten().tolist())
+            self._selects[layer] = select.to(query.device), alike
         return self._selects[layer]
 
     def step_mask(self, layer: int, query: Tensor, n_keys: int, mask: Tensor | None) -> Tensor:
-        """Bias and mask of a decoding step in one additive mask, shared by layers that are steered alike."""
-        select = self.select(layer, query.shape[1], query.device)
-        alike = tuple(select.flatten().tolist()) if query.device.type == "cpu" else (float(layer),)
-        made = self._masks.get(alike)
-        size = (query.shape[0], n_keys)
-        if (
-            made is None
-            or made[0] != self.keys.seen
-            or made[1] is not mask
-            or (made[2].shape[0], made[2].shape[-1]) != size
-        ):
-            key_bias = self.keys.bias(n_keys, query.shape[0]).to(query.device)
-            bias = compute_score_bias(query, key_bias, select)
-            made = self._masks[alike] = (self.keys.seen, mask, _add_to_mask(bias, mask, query.dtype))
-        return made[2]
+        """Bias and mask of a decoding step in one additive mask, shared by layers that are steered alike.
+
+        Where there is no mask it is a slice of what was made for many steps.
+        """
+        select, alike = self.select(layer, query)
+        which = (alike, query.shape[0], n_keys, query.dtype, query.device)
+        made = self._masks.get(which)
+        if mask is not None and made is not None and made[0] == self.keys.seen and made[1] is mask:
+            return made[2]
+        biases = self.keys.whole(n_keys, query.shape[0], query.device)[1]
+        assert biases is not None
+        ready = self._biases.get((*which[:2], *which[3:]))
+        if ready is None or ready[0] is not biases:
+            by_head = select[:, :1] if bool((select == select[:, :1]).all()) else select
+            total = (biases[:, None, None] * by_head[..., None, :]).sum(-1)
+            ready = self._biases[(*which[:2], *which[3:])] = biases, total.to(query.dtype)
+        bias = ready[1][..., self.keys.window(n_keys)]
+        if mask is None:
+            return bias
+        total = _add_to_mask(bias, mask)
+        self._masks[which] = self.keys.seen, mask, total
+        return total
 
 
 _ATTENDING: dict[int, Attending] = {}
@@ -103,16 +113,25 @@ def attend(
     queries: Int[Tensor, "batch query"] | None = None,
     keep: Literal["shares", "pattern"] = "shares",
     stop: bool = False,
+    exact: bool = False,
 ) -> Iterator[Attending]:
     """Steer and read every forward pass (and `generate`) of a transformers model inside the block.
 
-    With `stop`, the forward pass ends silently after the highest layer to read; the block ends with it.
+    Args:
+        model: a decoder that takes its attention from `AttentionInterface`.
+        batch: the prompts that the forward passes are about.
+        steerings: what is steered.
+        layers: the layers to read.
+        queries: the query positions to keep, by row; all by default.
+        keep: role shares, or whole patterns.
+        stop: end the forward pass silently after the highest layer to read; the block ends with it.
+        exact: compute the shares of 16-bit models in float32, in a second pass over the scores.
 
-    Raises:
-        UnsupportedModelError: the model does not take its attention from `AttentionInterface`.
+    Yields:
+        What is collected; valid after the block too.
     """
     active = tuple(s for s in steerings if not s.changes_nothing)
-    attending = Attending(RunningKeys(batch, active), frozenset(layers), queries, keep, stop)
+    attending = Attending(RunningKeys(batch, active), frozenset(layers), queries, keep, stop, exact)
     configs: dict[int, Any] = {
         id(config): config
         for config in (getattr(module, "config", None) for module in model.modules())
@@ -150,6 +169,7 @@ def _count_positions(attending: Attending) -> Any:
     return count
 
 
+@torch.compiler.disable
 def _attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -164,102 +184,147 @@ def _attention(
     """The registered attention function: plain where nothing is asked of a layer."""
     attending = _ATTENDING.get(id(getattr(module, "config", None)))
     layer = cast(int, getattr(module, "layer_idx", None))
-    _check_expressible(module, dropout, kwargs)
+    if dropout:
+        raise InputError("attention dropout is on; call model.eval() before reading or steering attention.")
+    terms = {ours: kwargs[theirs] for theirs, ours in _TERMS.items() if kwargs.get(theirs) is not None}
     reads = attending is not None and layer in attending.layers
-    steerings = () if attending is None else tuple(s for s in attending.keys.steerings if s.touches(layer))
-    if attending is None or not (reads or steerings):
+    steers = attending is not None and any(s.touches(layer) for s in attending.keys.steerings)
+    if not (reads or steers or terms):
         if attending is not None:
-            attending.called.add(layer)
+            attending.paths[layer] = "plain"
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
         )
-    attending.called.add(layer)
 
     n_queries = query.shape[2]
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     causal = bool(causal) and attention_mask is None and n_queries > 1
     if causal and key.shape[2] > n_queries:  # an empty static cache: what comes after is not written yet
         key, value = key[:, :, :n_queries], value[:, :, :n_queries]
-    bias = select = None
-    is_step = n_queries <= _FEW_QUERIES and not causal and not reads
-    if steerings and is_step:
-        attention_mask = attending.step_mask(layer, query, key.shape[2], attention_mask)
-    elif steerings:
-        bias = attending.keys.bias(key.shape[2], query.shape[0]).to(query.device)
-        select = attending.select(layer, query.shape[1], query.device)
-    rest: dict[str, Any] = {"attn_mask": attention_mask, "is_causal": causal, "scale": scaling}
+        if "position_bias" in terms:
+            terms["position_bias"] = terms["position_bias"][..., :n_queries]
+    call = _Call(query, key, value, attention_mask, causal, scaling, terms)
+    if attending is None:
+        return call().transpose(1, 2).contiguous(), None
+    attending.paths[layer] = "tiled" if terms else "fused"
+    is_step = n_queries <= FEW_QUERIES and not (causal or reads or terms)
+    if steers and is_step and all(s.target_share is None for s in attending.keys.steerings):
+        call.mask = attending.step_mask(layer, query, key.shape[2], attention_mask)
+    elif steers:
+        call.steer(attending, layer, as_mask=is_step)
     if reads and attending.keep == "pattern":
-        _collect_pattern(attending, layer, query, key, bias, select, rest)
-    role_ids = None
-    if reads and attending.keep == "shares":
-        role_ids = attending.keys.roles(key.shape[2], query.shape[0]).to(query.device)
-    output, shares = augmented_attention(
-        query, key, value, role_ids=role_ids, n_roles=N_ROLES - 1, key_bias=bias, head_select=select, **rest
-    )
-    if shares is not None:
-        kept = shares
+        attending.collected[layer] = call.pattern(attending.queries).float().cpu()
+    if not reads or attending.keep == "pattern":
+        output = call()
+    else:
+        role_ids = attending.keys.roles(key.shape[2], query.shape[0], query.device)
+        output, shares = call.read(role_ids, exact=attending.exact)
         if attending.queries is not None:
-            kept = take_queries(shares, attending.queries.to(shares.device))
-        kept = kept.float().cpu()
-        attending.collected[layer] = torch.nn.functional.pad(kept, (0, 1))  # no token is a sink
+            shares = take_queries(shares, attending.queries.to(shares.device))
+        attending.collected[layer] = shares.float().cpu()
     if reads and attending.stop and layer == max(attending.layers):
         raise _StopForward
     return output.transpose(1, 2).contiguous(), None
 
 
-def _collect_pattern(
-    attending: Attending,
-    layer: int,
-    query: Tensor,
-    key: Tensor,
-    bias: Tensor | None,
-    select: Tensor | None,
-    rest: Mapping[str, Any],
-) -> None:
-    """Compute the pattern of the wanted queries explicitly, masked as the kernel masks it."""
-    if attending.queries is None:
-        queries = torch.arange(query.shape[2], device=query.device).expand(query.shape[0], -1)
-    else:
-        queries = attending.queries.to(query.device)
-    mask = rest["attn_mask"]
-    if mask is None:
-        position = torch.arange(key.shape[2], device=query.device)
-        mask = (position <= queries[..., None])[:, None]
-    else:
-        mask = take_queries(mask.expand(query.shape[0], -1, -1, -1), queries)
-    pattern = compute_attention_pattern(
-        take_queries(query, queries),
-        key,
-        key_bias=bias,
-        head_select=select,
-        attn_mask=mask,
-        scale=rest["scale"],
-    )
-    attending.collected[layer] = pattern.float().cpu()
+@dataclass
+class _Call:
+    """One layer's attention in one forward pass, with what its model adds to it and how it is steered."""
 
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    causal: bool
+    scale: float | None
+    terms: dict[str, Any]
+    bias: Tensor | None = None
+    select: Tensor | None = None
 
-def _add_to_mask(bias: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-    bias = bias.to(dtype)
-    if mask is None:
-        return bias
-    if mask.dtype == torch.bool:
-        return torch.where(mask, bias, torch.finfo(dtype).min)
-    return torch.where(mask > torch.finfo(mask.dtype).min / 2, bias + mask, mask)
+    def __call__(self) -> Tensor:
+        """The output."""
+        return self._run(self.query, self.key, self.value)[0]
 
-
-def _check_expressible(module: torch.nn.Module, dropout: float, kwargs: Mapping[str, Any]) -> None:
-    for term, what in _FOREIGN_TERMS.items():
-        if kwargs.get(term) is not None:
-            raise UnsupportedModelError(
-                f"{type(module).__name__} {what}, which one fused attention call cannot express; "
-                'load the model with backend="lens".'
+    def read(self, role_ids: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:
+        """The output, and the shares `[batch, head, query, role]` of all roles."""
+        if exact and not self.terms and self.query.dtype != torch.float32:
+            output = self()
+            wide = [x.float() for x in (self.query, self.key, self.value[..., :0])]
+            _, shares = self._run(*wide, role_ids=role_ids, n_roles=N_ROLES - 1)
+        else:
+            output, shares = self._run(
+                self.query, self.key, self.value, role_ids=role_ids, n_roles=N_ROLES - 1
             )
-    if dropout:
-        raise InputError("attention dropout is on; call model.eval() before reading or steering attention.")
+        assert shares is not None
+        if "sinks" not in self.terms:
+            shares = torch.nn.functional.pad(shares, (0, 1))
+        return output, shares
+
+    def pattern(self, queries: Tensor | None) -> Tensor:
+        """The pattern of some queries (all by default), masked as the kernel masks it."""
+        mask = self.mask
+        if mask is None:
+            mask = torch.ones(1, 1, self.query.shape[2], self.key.shape[2], device=self.key.device).bool()
+            mask = mask.tril(self.key.shape[2] - self.query.shape[2])
+        given = {"attn_mask": mask, "head_select": self.select, **self.terms}
+        query = self.query
+        if queries is not None:
+            queries = queries.to(query.device)
+            query = take_queries(query, queries)
+            for name, x in given.items():
+                if name != "sinks" and isinstance(x, Tensor) and x.shape[2] > 1:
+                    given[name] = take_queries(x.expand(len(query), -1, -1, -1), queries)
+        return compute_attention_pattern(query, self.key, key_bias=self.bias, scale=self.scale, **given)
+
+    def steer(self, attending: Attending, layer: int, *, as_mask: bool) -> None:
+        """Add the steering of a layer, as columns or (for few queries) as an additive mask."""
+        keys = attending.keys
+        bias = keys.bias(self.key.shape[2], self.query.shape[0], self.query.device)
+
+        def read_shares(kinds: Tensor, weights: Tensor) -> Tensor:
+            run = tiled_attention if self.terms or as_mask else augmented_attention
+            rest = {"role_ids": kinds, "n_roles": 2, "key_bias": bias, "head_select": weights}
+            _, shares = run(self.query, self.key, self.value[..., :0], **rest, **self._masking())
+            assert shares is not None
+            return shares
+
+        select = weigh_targets(keys.steerings, bias, attending.select(layer, self.query)[0], read_shares)
+        if as_mask:
+            added = compute_score_bias(self.query, bias, select).to(self.query.dtype)
+            self.mask = added if self.mask is None else _add_to_mask(added, self.mask)
+        else:
+            self.bias, self.select = bias, select
+
+    def _masking(self) -> dict[str, Any]:
+        return {"attn_mask": self.mask, "is_causal": self.causal, "scale": self.scale, **self.terms}
+
+    def _run(
+        self, query: Tensor, key: Tensor, value: Tensor, role_ids: Tensor | None = None, n_roles: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
+        run = tiled_attention if self.terms else augmented_attention
+        rest = self._masking()
+        if self.mask is not None and self.mask.is_floating_point():
+            rest["attn_mask"] = self.mask.to(query.dtype)
+        return run(
+            query,
+            key,
+            value,
+            role_ids=role_ids,
+            n_roles=n_roles,
+            key_bias=self.bias,
+            head_select=self.select,
+            **rest,
+        )
+
+
+def _add_to_mask(bias: Tensor, mask: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:
+        return torch.where(mask, bias, torch.finfo(bias.dtype).min)
+    return torch.where(mask > torch.finfo(mask.dtype).min / 2, bias + mask, mask)
 
 
 AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-__all__ = ["NAME", "Attending", "attend"]
+__all__ = ["NAME", "Attending", "Path", "attend"]

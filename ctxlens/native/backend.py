@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -12,25 +12,35 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ctxlens.batching import Decoder, ModelShape, TokenBatch
+from ctxlens.batching import Decoder, ModelShape, Readout, TokenBatch
 from ctxlens.errors import UnsupportedModelError
-from ctxlens.native.attention import attend
+from ctxlens.native.attention import Path, attend
 from ctxlens.roles import Role
 from ctxlens.steering import Steering
 
 
 class NativeBackend:
-    """A transformers decoder, read and steered in place."""
+    """A transformers decoder, read and steered in place.
+
+    Attributes:
+        paths: by layer, how attention is computed where it is read or steered: `fused` or `tiled`.
+    """
 
     name = "native"
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, readout: Readout | str = "model") -> None:
         """Take a decoder over.
+
+        Args:
+            model: the decoder.
+            readout: whether role shares are computed in the model's own dtype, or in `float32` from its
+                16-bit queries and keys, which costs a second pass over the scores of the layers read.
 
         Raises:
             UnsupportedModelError: its attention cannot be read and steered exactly.
         """
         self.hf_model = model.eval()
+        self.readout = readout
         self.shape = shape_of(model)
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
@@ -79,6 +89,7 @@ class NativeBackend:
         keep: Literal["shares", "pattern"],
     ) -> Tensor:
         kwargs: dict[str, Any] = {"steerings": steerings, "layers": layers, "queries": queries}
+        kwargs["exact"] = self.readout == "float32"
         with attend(self.hf_model, batch, keep=keep, stop=True, **kwargs) as attending:
             # Right padding needs no mask: no query that counts comes after it.
             self.hf_model.base_model(input_ids=batch.tokens, use_cache=False)
@@ -127,7 +138,8 @@ class NativeBackend:
         plain = model(input_ids=tokens, use_cache=False).logits
         with attend(model, batch, layers=range(self.shape.n_layers)) as attending:
             ours = model(input_ids=tokens, use_cache=False).logits
-        missing = sorted(set(range(self.shape.n_layers)) - attending.called)
+        missing = sorted(set(range(self.shape.n_layers)) - set(attending.paths))
+        self.paths: Mapping[int, Path] = dict(sorted(attending.paths.items()))
         kind = type(model).__name__
         if missing:
             raise UnsupportedModelError(
@@ -137,7 +149,7 @@ class NativeBackend:
         error = (plain - ours).abs().max() / plain.abs().max().clamp_min(1e-6)
         if not error < (1e-3 if plain.dtype == torch.float32 else 0.1):
             raise UnsupportedModelError(
-                f"{kind} computes attention in a way that one fused call does not reproduce (logits differ "
+                f"{kind} computes attention in a way that ctxlens does not reproduce (logits differ "
                 f'by {float(error):.1e} of their size); try backend="lens".'
             )
 

@@ -88,6 +88,7 @@ class RenderedChat:
         open_ended: Whether the text ends where a model is to go on (generation prompt, or final message
             left open).
         beheaded_turns: Assistant turns whose first token was cut; never the final response.
+        emphasised: Tokens marked by `ctxlens.emphasise`, ``[pos]`` booleans, or ``None``.
     """
 
     text: str
@@ -103,6 +104,7 @@ class RenderedChat:
     spoofed_special_tokens: tuple[str, ...] = ()
     open_ended: bool = False
     beheaded_turns: tuple[int, ...] = ()
+    emphasised: Bool[np.ndarray, "pos"] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
