@@ -126,7 +126,7 @@ class Drift:
     def shown_roles(self) -> list[str]:
         """The roles that hold any token or attention."""
         here = (self.key_counts > 0).any((0, 1)) | (np.nan_to_num(self.shares) > 1e-6).any((0, 1, 2, 3))
-        return [label for label, there in zip(self.roles, here, strict=True) if there]
+        return [self.roles[i] for i in np.flatnonzero(here)]
 
     def save(self, path: str | Path) -> None:
         """Write as safetensors."""

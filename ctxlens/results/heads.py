@@ -172,12 +172,12 @@ class HeadCurves(_Table):
 
         rows = self.frame[self.frame["ranking"] == ranking]
         found = []
-        for k, at in rows.groupby("k"):
+        for k in sorted(rows["k"].unique().tolist()):
+            at = rows[rows["k"] == k]
             if ranking == "random":
-                draws = at.groupby("draw")["effect"].mean().to_numpy()
-                found.append((int(k), t_interval(draws)))
+                found.append((k, t_interval(at.groupby("draw")["effect"].mean().to_numpy())))
             else:
-                found.append((int(k), bootstrap_mean(at["effect"].to_numpy(), clusters=at["context"])))
+                found.append((k, bootstrap_mean(at["effect"].to_numpy(), clusters=at["context"])))
         return found
 
     def against_random(self, ranking: str, k: int) -> Interval:
