@@ -164,6 +164,7 @@ def test_ids_are_the_datas_own_and_unique(tmp_path):
         ),
         (b'[{"a": 1}]', {"layout": "csv"}, "Unknown layout 'csv'; expected one of messages, sharegpt"),
         (b'[{"a": 1}]', {"limit": 0}, "limit is 0"),
+        (b"[" * 200_000, {}, "nested too deep"),
     ],
 )
 def test_unusable_files(tmp_path, content, options, reason):
@@ -173,10 +174,19 @@ def test_unusable_files(tmp_path, content, options, reason):
         load_conversations(path, **options)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps([{"messages": QA}]).encode())
+    assert turns(load_conversations(path)[0]) == [("user", "q"), ("assistant", "a")]
+
+
 def test_unusable_lines_and_places(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"messages": []}\nnonsense\n')
     with pytest.raises(InputError, match="not valid JSON lines: line 2: "):
+        load_conversations(path)
+    path.write_text('{"messages": []}\n' + "[" * 200_000)
+    with pytest.raises(InputError, match="line 2: nested too deep"):
         load_conversations(path)
     with pytest.raises(InputError, match="There is no file or folder"):
         load_conversations(tmp_path / "missing")

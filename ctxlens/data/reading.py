@@ -63,6 +63,8 @@ def read_json_rows(path: Path) -> Iterator[Any]:
             yield from _read_lines(path)
             return
         raise InputError(f"{path} is not valid JSON: line {error.lineno}: {error.msg}.") from error
+    except RecursionError:
+        raise InputError(f"{path} is nested too deep to be conversations.") from None
     yield from value if isinstance(value, list) else [value]
 
 
@@ -83,6 +85,8 @@ def _read_lines(path: Path) -> Iterator[Any]:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
                 raise InputError(f"{path} is not valid JSON lines: line {number}: {error.msg}.") from error
+            except RecursionError:
+                raise InputError(f"{path}, line {number}: nested too deep to be a conversation.") from None
 
 
 def _kind(path: Path) -> str:
@@ -92,7 +96,7 @@ def _kind(path: Path) -> str:
 
 def _open(path: Path) -> TextIOWrapper:
     try:
-        return _COMPRESSED.get(path.suffix, open)(path, mode="rt", encoding="utf-8")  # pyright: ignore
+        return _COMPRESSED.get(path.suffix, open)(path, mode="rt", encoding="utf-8-sig")  # pyright: ignore
     except OSError as error:
         raise InputError(f"{path} cannot be opened: {error.strerror or error}.") from error
 
