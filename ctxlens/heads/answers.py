@@ -1,12 +1,172 @@
-"""The needle in the model's mouth: where it stands in the context and in the answer."""
+"""The needle in the model's mouth: its answer's tokens, where it stands in the context, how likely it is."""
 
 from __future__ import annotations
 
-import numpy as np
-from jaxtyping import Bool
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from ctxlens.cells import Cell
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from ctxlens.cells import Cell, NeedleConfig, check_indicator, render_cell
+from ctxlens.errors import InputError
+from ctxlens.models import Model
+from ctxlens.needle import cell_record
+from ctxlens.recall import score_recall
 from ctxlens.roles import RenderedChat, Role
+
+MEASURES = ("logprob", "recall")
+"""Log-probability of the needle's words after its prefix (nats per token), or recall of its keywords in
+what the model says itself (0 to 1)."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Cells asked in one way, with what is measured on them.
+
+    Attributes:
+        cells: the cells.
+        config: their configuration.
+        condition: one of `ctxlens.cells.CONDITIONS`.
+        indicator: whether the question carries the model's indicator.
+        measure: one of `MEASURES`.
+        batch_tokens: padded tokens worked on at once.
+
+    Raises:
+        InputError: no cells, or an unknown measure.
+    """
+
+    cells: Sequence[Cell]
+    config: NeedleConfig
+    condition: str = "template+prefix"
+    indicator: bool = False
+    measure: str = "logprob"
+    batch_tokens: int = 8192
+
+    def __post_init__(self) -> None:
+        if not self.cells:
+            raise InputError("no needle cells were given; head experiments need at least one.")
+        if self.measure not in MEASURES:
+            raise InputError(f"unknown measure {self.measure!r}; choose of {', '.join(MEASURES)}.")
+
+    @property
+    def quantity(self) -> str:
+        """What is measured, with its unit."""
+        if self.measure == "recall":
+            return "needle recall"
+        return "log-probability of the needle, nats per token"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything that the numbers depend on besides the model, as JSON values."""
+        return {
+            "cells": [cell_record(cell) for cell in self.cells],
+            "config": self.config.as_dict(),
+            "condition": self.condition,
+            "indicator": self.indicator,
+            "measure": self.measure,
+        }
+
+    def describe(self, model: Model) -> dict[str, Any]:
+        """For a result's `meta`."""
+        return {
+            "model": model.name,
+            "identity": dict(model.identity),
+            "condition": self.condition,
+            "indicator": self.indicator,
+            "measure": self.measure,
+            "cells": len(self.cells),
+            "config": self.config.as_dict(),
+        }
+
+    @property
+    def contexts(self) -> Int[np.ndarray, " cell"]:
+        """A number for the text around each cell's needle; cells of one length and case share it."""
+        keys = [(cell.context_tokens, cell.case) for cell in self.cells]
+        known = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        return np.array([known[key] for key in keys], dtype=np.int64)
+
+    def given(self, cell: Cell) -> str:
+        """The first words of a cell's answer that are put into the model's mouth."""
+        needle = cell.needle
+        prefixed = self.condition.endswith("+prefix") and needle.sentence.startswith(needle.prefix)
+        return needle.prefix if prefixed else ""
+
+    def prompts(self, model: Model) -> list[RenderedChat]:
+        """The cells as prompts, open for the model's own answer.
+
+        Raises:
+            InputError: an indicator is asked of a model that has none.
+        """
+        return [self._render(model, cell, self.condition, None) for cell in self.cells]
+
+    def said(self, model: Model, answers: Sequence[str] | None = None) -> list[RenderedChat]:
+        """The cells with whole answers in the model's mouth, the needles' own sentences by default."""
+        texts = [cell.needle.sentence for cell in self.cells] if answers is None else answers
+        # A prompt that is open for the answer, with the answer, is the one that gives its first words.
+        condition = "template+prefix" if self.condition == "template" else self.condition
+        return [
+            self._render(model, cell, condition, text) for cell, text in zip(self.cells, texts, strict=True)
+        ]
+
+    def _render(self, model: Model, cell: Cell, condition: str, answer: str | None) -> RenderedChat:
+        if self.indicator:
+            check_indicator(model)
+        return render_cell(model, cell, self.config, condition, indicator=self.indicator, answer=answer)
+
+    def generate(self, model: Model) -> list[str]:
+        """What the model says itself, by cell, without the words that were given."""
+        return self._continue(model, self.prompts(model))
+
+    def _continue(self, model: Model, prompts: Sequence[RenderedChat]) -> list[str]:
+        return model.generate(
+            prompts, max_new_tokens=self.config.max_new_tokens, batch_tokens=self.batch_tokens
+        )
+
+    def scorer(self, model: Model) -> Callable[[], Float[np.ndarray, " cell"]]:
+        """A function that measures every cell with the model as it is when called; rendered only once."""
+        if self.measure == "recall":
+            prompts = self.prompts(model)
+
+            def recall() -> np.ndarray:
+                texts = self._continue(model, prompts)
+                found = [score_recall(c.needle.keywords, t) for c, t in zip(self.cells, texts, strict=True)]
+                return np.array(found, dtype=float)
+
+            return recall
+        chats = self.said(model)
+        counted = [
+            np.isin(chat.response_positions(), self.positions(chat, cell))
+            for chat, cell in zip(chats, self.cells, strict=True)
+        ]
+
+        def logprob() -> np.ndarray:
+            by_token = model.logprobs(chats, batch_tokens=self.batch_tokens)
+            return np.array(
+                [found[at].mean() for found, at in zip(by_token, counted, strict=True)], dtype=float
+            )
+
+        return logprob
+
+    def positions(
+        self, chat: RenderedChat, cell: Cell, answer: str | None = None
+    ) -> Int[np.ndarray, " answer_pos"]:
+        """The tokens of the answer that were not given.
+
+        Args:
+            chat: the cell with its answer, from `said`.
+            cell: the cell.
+            answer: the answer; the needle's own sentence by default.
+
+        Raises:
+            InputError: there are none.
+        """
+        words = cell.needle.sentence if answer is None else answer
+        said = chat.response_positions()
+        at = said[chat.spans[said, 1] > chat.text.rindex(words) + len(self.given(cell))]
+        if not len(at):
+            raise InputError(f"the answer of cell {cell.number} has no words after its prefix.")
+        return at.astype(np.int64)
 
 
 def needle_tokens(chat: RenderedChat, cell: Cell) -> Bool[np.ndarray, " pos"]:
@@ -16,4 +176,4 @@ def needle_tokens(chat: RenderedChat, cell: Cell) -> Bool[np.ndarray, " pos"]:
     return inside & np.isin(chat.role, (Role.USER, Role.ASSISTANT))
 
 
-__all__ = ["needle_tokens"]
+__all__ = ["MEASURES", "Answers", "needle_tokens"]

@@ -1,0 +1,120 @@
+"""Copying heads: how often a head's top-attended token is the needle token that is being said.
+
+The retrieval score of Wu et al. 2024 (Retrieval Head Mechanistically Explains Long-Context Factuality,
+arXiv 2404.15574), and beside it the attention to the user by which the paper's B.3 chooses heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Float
+
+from ctxlens.cells import Cell
+from ctxlens.heads.answers import Answers, needle_tokens
+from ctxlens.heads.kept import KeptUnits
+from ctxlens.models import Model
+from ctxlens.needle import Progress
+from ctxlens.results import HeadMap
+from ctxlens.roles import RenderedChat, Role
+from ctxlens.runs import Run
+
+
+def copying_map(
+    model: Model,
+    answers: Answers,
+    *,
+    own: bool = False,
+    out: Run | None = None,
+    progress: Progress | None = None,
+) -> HeadMap:
+    """The retrieval score of every head, 0 to 1, by cell.
+
+    While a needle token is being said, a head scores if the token that it attends to most, of all that it
+    sees, is a token of the needle in the context and the very one that is said. The score is the share of
+    the said needle tokens that a head copies so. Where the needle is said by teacher forcing, those are
+    the tokens after its prefix.
+
+    Args:
+        model: the model.
+        answers: the cells and how they are asked.
+        own: use what the model says itself (greedily) in place of the needle: of the needle's tokens after
+            the prefix those are counted as said that occur in the response; a head scores for those
+            it copies, out of all of the needle's.
+        out: a run folder in which finished cells are kept.
+        progress: called with the numbers of finished and of all cells.
+
+    Returns:
+        Scores by cell; a cell whose needle has no token that occurs in the context as such has NaN.
+    """
+    wanted = [
+        int(np.isin(chat.tokens[answers.positions(chat, cell)], chat.tokens[needle_tokens(chat, cell)]).sum())
+        for chat, cell in zip(answers.said(model), answers.cells, strict=True)
+    ]
+    units = KeptUnits.of(out, "copying", model.identity, answers.as_dict(), own)
+    said = _own_answers(model, answers, units) if own else [c.needle.sentence for c in answers.cells]
+    effects = []
+    for number, (chat, cell) in enumerate(zip(answers.said(model, said), answers.cells, strict=True)):
+
+        def score(chat: RenderedChat = chat, cell: Cell = cell, number: int = number) -> np.ndarray:
+            if said[number] == answers.given(cell):  # it says nothing
+                return np.zeros((model.n_layers, model.n_heads))
+            positions = answers.positions(chat, cell, said[number])
+            return score_copying(model, chat, needle_tokens(chat, cell), positions, wanted[number])
+
+        effects.append(units.get(str(number), score))
+        if progress:
+            progress(number + 1, len(said))
+    meta = {
+        **answers.describe(model),
+        "quantity": "share of the needle's tokens that the head copies",
+        "own": own,
+    }
+    return HeadMap(np.stack(effects), answers.contexts, "copying", meta)
+
+
+def _own_answers(model: Model, answers: Answers, units: KeptUnits) -> list[str]:
+    """The given words with what the model says after them."""
+    texts = units.get_json("responses", lambda: answers.generate(model))
+    return [answers.given(cell) + text.rstrip() for cell, text in zip(answers.cells, texts, strict=True)]
+
+
+def score_copying(
+    model: Model, chat: RenderedChat, needle: np.ndarray, positions: np.ndarray, n_wanted: int
+) -> Float[np.ndarray, "layer head"]:
+    """The score in one conversation.
+
+    Args:
+        model: the model.
+        chat: the conversation.
+        needle: which tokens are the needle's in the context `[pos]`.
+        positions: the tokens that are said; only those that occur in the needle can be copied.
+        n_wanted: how many tokens a perfect head would copy.
+    """
+    said = positions[np.isin(chat.tokens[positions], chat.tokens[needle])]
+    if not n_wanted:
+        return np.full((model.n_layers, model.n_heads), np.nan)
+    if not len(said):
+        return np.zeros((model.n_layers, model.n_heads))
+    pattern = model.read_patterns(chat, queries=(said - 1).tolist())
+    best = pattern.argmax(-1)
+    copied = needle[best] & (chat.tokens[best] == chat.tokens[said])
+    return np.minimum(copied.sum(-1) / n_wanted, 1.0)
+
+
+def user_share_map(model: Model, answers: Answers, *, progress: Progress | None = None) -> HeadMap:
+    """The share of attention to the user's tokens from where the answer begins, without template.
+
+    Its best head in each layer is the paper's retrieval head (B.3).
+    """
+    plain = replace(answers, condition="plain+prefix", indicator=False)
+    read = model.read_roles(
+        plain.prompts(model), queries="first_answer", batch_tokens=answers.batch_tokens, progress=progress
+    )
+    shares = np.stack([one.share(Role.USER)[..., 0] for one in read]).astype(float)
+    meta = {**plain.describe(model), "quantity": "share of attention to the user's tokens"}
+    return HeadMap(shares, answers.contexts, "user share", meta)
+
+
+__all__ = ["copying_map", "score_copying", "user_share_map"]

@@ -1,0 +1,99 @@
+"""All heads at once: the needle's log-probability differentiated by every head's attention bias."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ctxlens.batching import TokenBatch
+from ctxlens.heads.answers import Answers
+from ctxlens.heads.kept import KeptUnits
+from ctxlens.models import Model
+from ctxlens.needle import Progress
+from ctxlens.results import HeadMap
+from ctxlens.roles import RenderedChat
+from ctxlens.runs import Run
+from ctxlens.steering import Steering
+
+
+@dataclass(frozen=True, eq=False)
+class _WeightedSteering(Steering):
+    """Steering by one nat, times a weight for every head that can be differentiated."""
+
+    weights: Tensor | None = None
+
+    def head_select(self, layer: int, n_heads: int) -> Float[Tensor, " head"]:
+        assert self.weights is not None
+        return self.weights[layer]
+
+
+def gradient_map(
+    model: Model,
+    answers: Answers,
+    *,
+    out: Run | None = None,
+    progress: Progress | None = None,
+) -> HeadMap:
+    """How fast the needle's log-probability grows as each head is steered, from one backward pass a cell.
+
+    A bias of -w nats on every token but the user's, in one head, is steering it with α = exp(-w). The map is
+    the derivative by w at w = 0, in nats per token per nat; times log(1/α) it is the first-order estimate
+    of steering that head alone (`estimate_steering`). Blinding goes the other way, w to minus infinity.
+
+    Args:
+        model: the model.
+        answers: the cells and how they are asked; the measure is the log-probability.
+        out: a run folder in which finished cells are kept.
+        progress: called with the numbers of finished and of all cells.
+    """
+    answers = replace(answers, measure="logprob")
+    units = KeptUnits.of(out, "gradient", model.identity, answers.as_dict())
+    effects = []
+    for number, (chat, cell) in enumerate(zip(answers.said(model), answers.cells, strict=True)):
+
+        def differentiate(chat: RenderedChat = chat, number: int = number) -> np.ndarray:
+            return bias_gradient(model, chat, answers.positions(chat, answers.cells[number]))
+
+        effects.append(units.get(str(cell.number), differentiate))
+        if progress:
+            progress(number + 1, len(answers.cells))
+    meta = {
+        **answers.describe(model),
+        "quantity": "derivative of the needle's log-probability (nats per token) by the bias (nats)",
+    }
+    return HeadMap(np.stack(effects), answers.contexts, "gradient", meta)
+
+
+def bias_gradient(model: Model, chat: RenderedChat, positions: np.ndarray) -> Float[np.ndarray, "layer head"]:
+    """Derivative of the mean log-probability of some tokens by each head's steering, in one pass.
+
+    Args:
+        model: the model.
+        chat: the conversation.
+        positions: the tokens whose log-probability counts; each must have one before it.
+    """
+    weights = torch.zeros(model.n_layers, model.n_heads, requires_grad=True)
+    steering = _WeightedSteering(math.exp(-1.0), weights=weights)
+    batch = TokenBatch.from_chats([chat], pad_id=0, side="right", device=model.device)
+    logits = model.backend.logits(batch, [steering], grad=True)[0]
+    at = torch.as_tensor(positions, device=logits.device)
+    said = batch.tokens[0].to(logits.device)[at]
+    mean = logits[at - 1].float().log_softmax(-1).gather(-1, said[:, None]).mean()
+    (gradient,) = torch.autograd.grad(mean, [weights])
+    return gradient.numpy()
+
+
+def estimate_steering(found: HeadMap, alpha: float) -> HeadMap:
+    """The first-order estimate of steering each head alone with some α, from a `gradient_map`."""
+    Steering(alpha)  # refuses an alpha that is out of range
+    quantity = "estimated change of the needle's log-probability, nats per token"
+    meta = {**found.meta, "alpha": alpha, "quantity": quantity}
+    return replace(found, effects=found.effects * -math.log(alpha), kind="estimate", meta=meta)
+
+
+__all__ = ["bias_gradient", "estimate_steering", "gradient_map"]

@@ -1,0 +1,121 @@
+"""What steering gains and what it costs: needle recall beside answers that need no context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from ctxlens.ability import Question, run_closed_book
+from ctxlens.errors import InputError
+from ctxlens.heads.kept import KeptUnits
+from ctxlens.models import Model
+from ctxlens.needle import Progress
+from ctxlens.results import Ability, NeedleGrid
+from ctxlens.runs import Run
+
+
+@runtime_checkable
+class AnsweredQuestion(Question, Protocol):
+    """A question whose right answer is known as a sentence; needles and facts of the world are such."""
+
+    @property
+    def sentence(self) -> str: ...
+
+
+def answer_nats(
+    model: Model,
+    questions: Sequence[AnsweredQuestion],
+    *,
+    template: bool = True,
+    batch_tokens: int = 8192,
+) -> Float[np.ndarray, " question"]:
+    """How surprising the model finds the right answers to questions asked without any context.
+
+    Mean nats per token (the logarithm of the perplexity) over the words after each answer's prefix; less
+    is better. Steering in force applies.
+    """
+    render = model.render if template else model.render_plain
+    chats, starts = [], []
+    for item in questions:
+        answer = {"role": "assistant", "content": item.sentence}
+        chat = render([{"role": "user", "content": item.question}, answer], continue_final_message=True)
+        given = len(item.prefix) if item.sentence.startswith(item.prefix) else 0
+        starts.append(chat.text.rindex(item.sentence) + given)
+        chats.append(chat)
+    found = model.logprobs(chats, batch_tokens=batch_tokens)
+    nats = []
+    for chat, start, by_token in zip(chats, starts, found, strict=True):
+        counted = chat.spans[chat.response_positions(), 1] > start
+        nats.append(-by_token[counted].mean())
+    return np.array(nats, dtype=float)
+
+
+def side_effects(
+    model: Model,
+    grid: NeedleGrid,
+    questions: Sequence[AnsweredQuestion],
+    *,
+    template: bool = True,
+    max_new_tokens: int = 30,
+    label: str | None = None,
+    out: Run | None = None,
+    progress: Progress | None = None,
+) -> Ability:
+    """Ask questions without context under every setting of a steering sweep.
+
+    Args:
+        model: the model of the sweep.
+        grid: from `steering_sweep`; its α, head sets and mode are used.
+        questions: questions with the right answers.
+        template: whether the chat template is applied.
+        max_new_tokens: the longest response, in tokens.
+        label: the model's name in the table; its own by default.
+        out: a run folder in which each finished setting is kept.
+        progress: called with the numbers of finished and of all settings.
+
+    Returns:
+        One row a question and setting, with the columns `alpha`, `heads`, `draw` and `nats_per_token` (of
+        the right answer) beside the usual.
+
+    Raises:
+        InputError: no questions, or the grid is of no sweep.
+    """
+    if "head_sets" not in grid.meta:
+        raise InputError("this grid is of no steering sweep, so there is nothing to put side effects beside.")
+    chosen: dict[tuple[str, int], Any] = {
+        (one["heads"], one["draw"]): one["chosen"] for one in grid.meta["head_sets"]
+    }
+    settings = list(grid.frame[["alpha", "heads", "draw"]].drop_duplicates().itertuples(index=False))
+    units = KeptUnits.of(
+        out, "side-effects", model.identity, [[q.question, q.sentence, q.prefix] for q in questions],
+        template, max_new_tokens, grid.meta.get("fingerprint"),
+    )  # fmt: skip
+    tables = []
+    for done, (alpha, heads, draw) in enumerate(settings, start=1):
+
+        def ask(alpha: float = alpha, heads: str = heads, draw: int = draw) -> list[dict[str, Any]]:
+            with model.steer(alpha, heads=_heads(chosen.get((heads, draw), "all")), mode=grid.meta["mode"]):
+                table = run_closed_book(
+                    model, questions, template=template, max_new_tokens=max_new_tokens,
+                    label=label or model.name,
+                ).to_frame()  # fmt: skip
+                nats = answer_nats(model, questions, template=template)
+            return table.assign(nats_per_token=nats).to_dict(orient="records")
+
+        rows = pd.DataFrame(units.get_json(f"{alpha:g}-{heads}-{draw}", ask))
+        tables.append(rows.assign(alpha=alpha, heads=heads, draw=draw))
+        if progress:
+            progress(done, len(settings))
+    meta = {"model": label or model.name, "identity": dict(model.identity), "template": template}
+    return Ability(pd.concat(tables, ignore_index=True), meta)
+
+
+def _heads(chosen: Any) -> Any:
+    return chosen if chosen == "all" else tuple((int(layer), int(head)) for layer, head in chosen)
+
+
+__all__ = ["AnsweredQuestion", "answer_nats", "side_effects"]
