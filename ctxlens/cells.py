@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int64
 
 from ctxlens.errors import InputError, RenderError
 from ctxlens.haystack import Context, Haystack, count_tokens, gather_straw, place_needle
@@ -32,6 +33,11 @@ WORDINGS: Mapping[str, str] = {
     "only": "Here is a text:\n{context}\n\nUse nothing but this text to answer. {question}",
 }
 """How a question is put (after the idea of the paper's Table 8; the words are ours)."""
+
+SCORES = ("recall", "contains", "logprob")
+"""Share of the keywords in the response; whether the response holds the answer word for word; how likely the
+model finds the needle, in nats per token. The last needs no response, so it also works for models that are
+too weak to answer."""
 
 _ASSISTANT_REQUEST = "Write a text and a question about it, then answer the question from the text."
 _SPARE_TOKENS = 8  # for an indicator, and for tokens that merge differently at the seams of a prompt
@@ -55,6 +61,7 @@ class NeedleModel(Protocol):
     def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> RenderedChat: ...
     def render_plain(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> RenderedChat: ...
     def generate(self, chats: Any, *, max_new_tokens: int = ..., batch_tokens: int = ...) -> Any: ...
+    def logprobs(self, chats: Any, *, batch_tokens: int = ...) -> Any: ...
     def steer(
         self, alpha: float, *, roles: Any = ..., heads: Any = ..., mode: Any = ...
     ) -> contextlib.AbstractContextManager[Any]: ...
@@ -75,6 +82,7 @@ class NeedleConfig:
         wording: how the question is put: a name of `WORDINGS`, or a text with {context} and {question}.
         max_new_tokens: the longest response, in tokens.
         seed: seed of drawn needles.
+        score: of `SCORES`; where only `logprob` is asked for, nothing is generated.
 
     Raises:
         InputError: a value that cannot be used, by name.
@@ -88,9 +96,10 @@ class NeedleConfig:
     wording: str = "bare"
     max_new_tokens: int = 100
     seed: int = 0
+    score: tuple[str, ...] = ("recall", "contains")
 
     def __post_init__(self) -> None:
-        for key in ("lengths", "depths", "needles", "conditions"):
+        for key in ("lengths", "depths", "needles", "conditions", "score"):
             value = getattr(self, key)
             if not isinstance(value, int):
                 object.__setattr__(self, key, (value,) if isinstance(value, str | Needle) else tuple(value))
@@ -106,11 +115,20 @@ class NeedleConfig:
             self.depths and all(isinstance(d, int | float) and 0 <= d <= 100 for d in self.depths)
         ):
             raise InputError(f"depths must be percentages from 0 to 100, got {self.depths!r}.")
-        unknown = [c for c in self.conditions if c not in CONDITIONS]
-        if unknown or not self.conditions:
-            raise InputError(
-                f"unknown condition {', '.join(unknown) or '(none)'}; choose of {', '.join(CONDITIONS)}."
-            )
+        for key in ("lengths", "depths"):
+            values = getattr(self, key)
+            if not isinstance(values, int) and (twice := _first_twice(values)) is not None:
+                raise InputError(f"{key} hold {twice:g} twice; give each value once.")
+        for key, known in (("conditions", CONDITIONS), ("score", SCORES)):
+            values = getattr(self, key)
+            unknown = [value for value in values if value not in known]
+            if unknown or not values:
+                raise InputError(
+                    f"unknown {key.removesuffix('s')} {', '.join(unknown) or '(none)'}; choose of "
+                    f"{', '.join(known)}."
+                )
+            if (twice := _first_twice(values)) is not None:
+                raise InputError(f"{key} holds {twice} twice; give each once.")
         names = [needle if isinstance(needle, str) else needle.name for needle in self.needles]
         known = (*NEEDLES, *DRAWN_NEEDLES)
         if wrong := [n for n in self.needles if isinstance(n, str) and n not in known]:
@@ -126,6 +144,11 @@ class NeedleConfig:
             )
 
     @property
+    def generates(self) -> bool:
+        """Whether a response is needed for what is scored."""
+        return any(score != "logprob" for score in self.score)
+
+    @property
     def template(self) -> str:
         """The wording's text, with {context} and {question}."""
         return WORDINGS.get(self.wording, self.wording)
@@ -133,6 +156,10 @@ class NeedleConfig:
     def as_dict(self) -> dict[str, Any]:
         """As JSON values, for manifests."""
         return json.loads(json.dumps(asdict(self)))
+
+
+def _first_twice(values: Sequence[Any]) -> Any:
+    return next((value for i, value in enumerate(values) if value in values[:i]), None)
 
 
 def _is_int(config: NeedleConfig, key: str) -> bool:
@@ -165,7 +192,8 @@ def build_cells(model: NeedleModel, config: NeedleConfig, haystack: Haystack) ->
     """Build the texts of a grid; no model is run.
 
     Every cell fits the window with its question, prefix, template, a spare indicator and
-    `max_new_tokens`, in the longest of the conditions. Cells are numbered by needle, length, depth and
+    `max_new_tokens` (the needle itself, where only its probability is asked for), in the longest of the
+    conditions. Cells are numbered by needle, length, depth and
     case, the last fastest.
 
     Raises:
@@ -190,8 +218,13 @@ def build_cells(model: NeedleModel, config: NeedleConfig, haystack: Haystack) ->
     if max(lengths) > longest:
         raise InputError(
             f"contexts of {max(lengths)} tokens do not fit: the window of {model.n_ctx} tokens holds "
-            f"contexts of at most {longest}, with question, prefix, template and {config.max_new_tokens} new "
-            "tokens."
+            f"contexts of at most {longest}, with question, prefix, template and "
+            f"{_new_tokens(config, max(sizes.values()))} new tokens."
+        )
+    if len(set(lengths)) < len(lengths):
+        raise InputError(
+            f"there are no {len(lengths)} different lengths from {lengths[0]} to {lengths[-1]} tokens; ask "
+            "for fewer."
         )
     depths = _spread_depths(config.depths)
     straws = {
@@ -232,7 +265,8 @@ def _longest_context(model: NeedleModel, config: NeedleConfig, sizes: Mapping[Ne
     # Render with the longest question and prefix; facts of one kind differ by a token or two.
     longest = max(sizes, key=lambda n: sizes[n] + count_tokens(model.tokenizer, f"{n.question} {n.prefix}"))
     probe = Cell(0, longest, Context(longest.sentence, sizes[longest], (0, 0), 0.0), 0, 0.0, 0)
-    room = model.n_ctx - config.max_new_tokens - _SPARE_TOKENS
+    new = _new_tokens(config, max(sizes.values()))
+    room = model.n_ctx - new - _SPARE_TOKENS
     try:
         prompts = [render_cell(model, probe, config, condition).n_tokens for condition in config.conditions]
         left = room - max(prompts)
@@ -243,9 +277,15 @@ def _longest_context(model: NeedleModel, config: NeedleConfig, sizes: Mapping[Ne
     if left < 0:
         raise InputError(
             f"the window of {model.n_ctx} tokens is too small for needle {longest.name!r}, its question and "
-            f"{config.max_new_tokens} new tokens; lower max_new_tokens or take a model with a larger window."
+            f"{new} new tokens; lower max_new_tokens or take a model with a larger window."
         )
     return sizes[longest] + left
+
+
+def _new_tokens(config: NeedleConfig, needle_tokens: int) -> int:
+    """How many tokens must fit behind a prompt: the response, or the needle whose probability is asked."""
+    said = needle_tokens if "logprob" in config.score else 0
+    return max(config.max_new_tokens if config.generates else 0, said)
 
 
 def _spread_lengths(lengths: tuple[int, ...] | int, longest: int, needle_tokens: int) -> tuple[int, ...]:
@@ -286,14 +326,14 @@ def render_cell(
         config: its configuration.
         condition: one of `CONDITIONS`.
         indicator: whether the question carries the model's indicator.
-        answer: what to put in the model's mouth, in place of the needle's prefix.
+        answer: what to put in the model's mouth, in place of the needle's prefix (in every condition).
     """
     needle = cell.needle
     prefix = needle.prefix if answer is None else answer
     fields = {"context": cell.context.text, "question": needle.question}
     asked = re.sub(r"\{(context|question)\}", lambda match: fields[match[1]], config.template)
     mark = {"indicator": True} if indicator else {}
-    if condition == "template":
+    if condition == "template" and answer is None:
         return model.render([{"role": "user", "content": asked, **mark}], add_generation_prompt=True)
     request = asked
     if condition == "assistant+prefix":
@@ -304,6 +344,20 @@ def render_cell(
     ]
     render = model.render_plain if condition == "plain+prefix" else model.render
     return render(messages, continue_final_message=True)
+
+
+def answer_positions(chat: RenderedChat, cell: Cell) -> Int64[np.ndarray, " answer_pos"]:
+    """The tokens of the needle's answer, that is of what comes after its prefix, in the model's mouth.
+
+    The same words in every condition, so that their probabilities compare.
+
+    Args:
+        chat: the cell, rendered with the needle's sentence as `answer`.
+        cell: the cell.
+    """
+    said = chat.response_positions()
+    start = chat.text.rindex(cell.needle.sentence) + cell.needle.sentence.rindex(cell.needle.answer)
+    return said[chat.spans[said, 1] > start]
 
 
 def describe_cell(
@@ -318,12 +372,13 @@ def describe_cell(
         f"  keywords  {', '.join(cell.needle.keywords)}",
         f"  context   {cell.context.tokens} tokens ({cell.context_tokens} asked for)",
         f"  depth     {cell.context.depth_percent:.1f} % ({cell.depth_percent:g} % asked for)",
-        f"  prompt    {chat.n_tokens} tokens, window {model.n_ctx}, up to {config.max_new_tokens} new ones",
+        f"  prompt    {chat.n_tokens} tokens, window {model.n_ctx}, "
+        + (f"up to {config.max_new_tokens} new ones" if config.generates else "nothing generated"),
     )
     return "\n".join([*lines, "-" * 20, chat.text, "-" * 20])
 
 
 __all__ = [
-    "CONDITIONS", "WORDINGS", "Cell", "NeedleConfig", "NeedleModel", "build_cells", "check_indicator",
-    "describe_cell", "render_cell",
+    "CONDITIONS", "SCORES", "WORDINGS", "Cell", "NeedleConfig", "NeedleModel", "answer_positions",
+    "build_cells", "check_indicator", "describe_cell", "render_cell",
 ]  # fmt: skip

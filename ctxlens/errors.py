@@ -23,3 +23,7 @@ class RunExistsError(InputError):
 
 class UnsupportedModelError(InputError):
     """A model whose attention cannot be read or steered exactly."""
+
+
+class ModelFailureError(CtxlensError, RuntimeError):
+    """A model that raises, or whose output cannot be used, where it should answer."""

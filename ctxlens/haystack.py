@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,6 +14,9 @@ import numpy as np
 from jaxtyping import Int
 
 from ctxlens.errors import InputError
+
+_TEXT_COLUMNS = ("text", "content", "document")
+_MOST_CHARACTERS = 20_000_000
 
 
 @runtime_checkable
@@ -72,19 +75,28 @@ class WorldHaystack:
 
 
 def load_haystack(
-    source: str | Path | Iterable[str] | Haystack, *, seed: int = 0, repeat: bool = False
+    source: str | Path | Iterable[str] | Haystack,
+    *,
+    seed: int = 0,
+    repeat: bool = False,
+    split: str = "train",
+    column: str | None = None,
 ) -> Haystack:
     """A haystack from what the user names.
 
     Args:
-        source: `"organism"` (filler of the embedded world), a folder whose .txt files are read in sorted
-            order (licence and readme files are left out), one .txt file, any iterable of sentences, or a
-            haystack, which is given back.
+        source: `"organism"` (filler of the embedded world); a folder whose .txt files are read in sorted
+            order (licence and readme files are left out), or one .txt file; a data set on disk (JSON
+            lines, Parquet, CSV, a folder that the `datasets` library reads) or on the Hub, by its id; any
+            iterable of sentences; or a haystack, which is given back.
         seed: seed of filler and of starting places.
         repeat: whether a text that is too short may start over.
+        split: which split of a data set.
+        column: the data set's column of texts; by default `text`, `content` or `document`, else the only
+            one that holds text. Rows are read in order, up to 20 million characters.
 
     Raises:
-        InputError: no such folder, no .txt file in it, or no sentence in them.
+        InputError: no such folder or data set, no text in it, or no such column.
     """
     if isinstance(source, Haystack):
         return source
@@ -93,27 +105,68 @@ def load_haystack(
     if not isinstance(source, str | Path):
         sentences = [" ".join(sentence.split()) for sentence in source]
         return _text_haystack(sentences, "sentences", seed, repeat)
-    path = Path(source)
-    if not path.exists():
-        raise InputError(
-            f"haystack {path} does not exist; give a folder of .txt files, or organism for the built-in "
-            "world."
-        )
-    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    path = Path(source).expanduser()
+    files = sorted(path.glob("*.txt")) if path.is_dir() else [path] if path.suffix == ".txt" else []
     files = [file for file in files if not file.name.lower().startswith(("license", "licence", "readme"))]
-    if not files:
-        raise InputError(f"haystack folder {path} holds no .txt file; put the texts there as .txt files.")
+    if files:
+        texts, name = _read_files(path, files), path.name
+    else:
+        texts, name = _read_data_set(str(source), path, split, column), str(source)
+    return _text_haystack([s for text in texts for s in split_sentences(text)], name, seed, repeat)
+
+
+def _read_files(source: Path, files: Iterable[Path]) -> list[str]:
     try:
-        texts = [file.read_text(encoding="utf-8", errors="replace") for file in files]
+        return [file.read_text(encoding="utf-8", errors="replace") for file in files]
     except OSError as error:
-        raise InputError(f"haystack {path} cannot be read: {error.strerror}.") from error
-    return _text_haystack([s for text in texts for s in split_sentences(text)], path.name, seed, repeat)
+        raise InputError(
+            f"haystack {source} cannot be read ({error.strerror}); give a folder of .txt files, a data set, "
+            "or organism for the built-in world."
+        ) from error
+
+
+def _read_data_set(source: str, path: Path, split: str, column: str | None) -> list[str]:
+    from ctxlens.data.reading import read_rows
+
+    if path.is_dir() and not any(path.iterdir()):
+        raise InputError(f"haystack folder {path} is empty; put the texts there as .txt files.")
+    texts: list[str] = []
+    left = _MOST_CHARACTERS
+    try:
+        for row in read_rows(source, split=split, limit=None):
+            column = column or _find_column(row)
+            if not isinstance(row, Mapping) or not isinstance(row.get(column), str):
+                raise InputError(f"row {len(texts)} has no text in column {column!r}.")
+            texts.append(row[column][:left])
+            left -= len(texts[-1])
+            if left <= 0:
+                break
+    except InputError as error:
+        reason = str(error).rstrip(".")
+        raise InputError(
+            f"haystack {source} cannot be read ({reason}); give a folder of .txt files, a data set with a "
+            "column of texts, or organism for the built-in world."
+        ) from error
+    return texts
+
+
+def _find_column(row: Any) -> str:
+    """The column that holds the texts of a data set, told by its first row."""
+    if not isinstance(row, Mapping):
+        raise InputError(f"its rows must have named columns, the first is {type(row).__name__}")
+    texts = [str(name) for name, value in row.items() if isinstance(value, str)]
+    known = [name for name in _TEXT_COLUMNS if name in texts]
+    if not known and len(texts) != 1:
+        raise InputError(
+            f"its columns of text are {', '.join(texts) or 'none'}; name the one to read (--haystack-column)"
+        )
+    return (known or texts)[0]
 
 
 def _text_haystack(sentences: Iterable[str], name: str, seed: int, repeat: bool) -> TextHaystack:
     text = tuple(sentence for sentence in sentences if sentence)
     if not text:
-        raise InputError(f"haystack {name} is empty; give texts that hold sentences.")
+        raise InputError(f"haystack {name} is empty: no sentence in it; give texts that hold sentences.")
     return TextHaystack(text, name, seed, repeat)
 
 
@@ -140,16 +193,19 @@ class Straw:
         sentences: its sentences.
         ends: number of tokens up to the end of each sentence, when all are joined by single spaces.
         source: name of the haystack.
+        once: how many sentences there are before the haystack starts over; None if it never does.
     """
 
     sentences: tuple[str, ...]
     ends: Int[np.ndarray, " sentence"]
     source: str
+    once: int | None = None
 
 
 def gather_straw(tokenizer: Any, haystack: Haystack, case: int, context_tokens: int) -> Straw:
     """Take sentences until they fill a context of that many tokens, or until there are no more."""
     stream = haystack.sentences(case, context_tokens)
+    once = len(haystack.text) if isinstance(haystack, TextHaystack) else None
     sentences: list[str] = []
     wanted = max(8, context_tokens // 16)
     while True:
@@ -157,7 +213,7 @@ def gather_straw(tokenizer: Any, haystack: Haystack, case: int, context_tokens: 
         sentences += fresh
         ends = _sentence_ends(tokenizer, sentences)
         if not fresh or ends[-1] > context_tokens:
-            return Straw(tuple(sentences), ends, haystack.name)
+            return Straw(tuple(sentences), ends, haystack.name, once)
         wanted = len(sentences)
 
 
@@ -184,12 +240,14 @@ class Context:
         tokens: its length in tokens, at most what was asked for.
         needle_span: start and end of the needle, in characters of the text.
         depth_percent: the share of the haystack's tokens before the needle, as built.
+        repeated: whether the haystack was too short and started over.
     """
 
     text: str
     tokens: int
     needle_span: tuple[int, int]
     depth_percent: float
+    repeated: bool = False
 
 
 def place_needle(
@@ -229,7 +287,8 @@ def place_needle(
         kept -= 1
     start = len(before) + 1 if at else 0
     depth = 100.0 * ends[at] / ends[-1] if ends[-1] else 0.0
-    return Context(text, tokens, (start, start + len(sentence)), float(depth))
+    repeated = straw.once is not None and kept > straw.once
+    return Context(text, tokens, (start, start + len(sentence)), float(depth), repeated)
 
 
 __all__ = [

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ctxlens.batching import plan_batches
+from ctxlens.answering import Answer, Job, answer_jobs
 from ctxlens.cells import (
     Cell,
     NeedleConfig,
@@ -29,11 +29,11 @@ from ctxlens.cells import (
     build_cells,
     check_indicator,
     describe_cell,
-    render_cell,
 )
-from ctxlens.errors import InputError, RunExistsError
+from ctxlens.errors import InputError, ModelFailureError, RunExistsError
 from ctxlens.haystack import Haystack, load_haystack
-from ctxlens.recall import NEEDLES, Needle, load_needles, score_recall
+from ctxlens.processes import ALONE, Processes
+from ctxlens.recall import NEEDLES, Needle, load_needles, score_containment, score_recall
 from ctxlens.results import NeedleGrid
 from ctxlens.runs import Run, write_atomic
 from ctxlens.steering import Steering
@@ -87,6 +87,7 @@ def run_needle(
     batch_tokens: int = 8192,
     out: Run | None = None,
     name: str = "needle.parquet",
+    processes: Processes = ALONE,
     progress: Progress | None = None,
 ) -> NeedleGrid:
     """Build a grid's cells, let the model answer them in every condition, and score the answers.
@@ -99,14 +100,18 @@ def run_needle(
         steering: attention steering during the answers.
         label: the model's name in the table; its own by default.
         batch_tokens: how many prompt and new tokens are worked on at once.
-        out: a run folder. Finished batches are kept there, so that a run that was stopped, however
+        out: a run folder. Finished parts are kept there, so that a run that was stopped, however
             roughly, goes on from there; at the end it holds the grid under `name` and the texts of all
             cells in `<name>-cells.jsonl.gz`.
         name: file name of the grid.
-        progress: called with the numbers of finished and of all answers.
+        processes: those that share the work; each does its parts, the first puts all together, and all
+            return the same grid.
+        progress: called with the numbers of finished and of all answers (of this process).
 
     Raises:
         InputError: see `build_cells`; or an indicator is asked of a model that has none.
+        ModelFailureError: the model fails on all of the first cells. Later failures are recorded in the
+            column `error`, and the grid goes on.
         RunExistsError: `out` holds another grid under that name.
     """
     cells = build_cells(model, config, haystack)
@@ -115,7 +120,7 @@ def run_needle(
     meta = {"haystack": haystack.name, "wording": config.template, "config": config.as_dict()}
     return run_settings(
         model, cells, config, [setting],
-        meta=meta, batch_tokens=batch_tokens, out=out, name=name, progress=progress,
+        meta=meta, batch_tokens=batch_tokens, out=out, name=name, processes=processes, progress=progress,
     )  # fmt: skip
 
 
@@ -130,6 +135,7 @@ def run_settings(
     batch_tokens: int = 8192,
     out: Run | None = None,
     name: str = "needle.parquet",
+    processes: Processes = ALONE,
     progress: Progress | None = None,
 ) -> NeedleGrid:
     """Let the model answer built cells under several settings.
@@ -145,7 +151,12 @@ def run_settings(
         batch_tokens: see `run_needle`, as the rest.
         out: a run folder.
         name: file name of the grid.
+        processes: those that share the work.
         progress: called with the numbers of finished and of all answers.
+
+    Raises:
+        InputError: several processes without a run folder.
+        ModelFailureError: see `run_needle`.
     """
     if any(setting.indicator for setting in settings):
         check_indicator(model)
@@ -163,89 +174,119 @@ def run_settings(
                 f"{out.path(name)} already holds another needle grid; choose another --out folder."
             )
         return grid
+    if processes.count > 1 and out is None:
+        raise InputError("several processes need a run folder to share their answers in; give one (--out).")
     jobs = [(cell, condition) for cell in cells for condition in config.conditions]
-    batches = list(
-        plan_batches([cell.context.tokens + config.max_new_tokens for cell, _ in jobs], batch_tokens)
-    )
-    parts = None
-    if out is not None:
-        # A part belongs to this grid of this run alone, whatever else has been in the folder.
-        parts = _Parts(
-            out,
-            str(Path(name).with_suffix("")),
-            _hash([fingerprint, batch_tokens, out.manifest.get("created")]),
-        )
-    rows: list[dict[str, Any]] = []
-    done = 0
+    plan = plan_parts(jobs, config, batch_tokens)
+    stem = str(Path(name).with_suffix(""))
+    # A part belongs to this grid of this run alone, whatever else has been in the folder.
+    key = _hash([fingerprint, batch_tokens, out.manifest.get("created") if out else None])
+    parts = _Parts(out.path(f"{stem}.parts") if out else None, key)
+    mine = range(processes.rank, len(plan) + (measure is not None), processes.count)
+    n_mine = sum(len(plan[unit]) for unit in mine if unit < len(plan)) * len(settings)
+    done, answered = 0, False
     for number, setting in enumerate(settings):
-        answers: dict[int, list[Any]] = {}
         with setting.applied_to(model):
-            for b, batch in enumerate(batches):
-                found = parts.read(number, b) if parts else None
-                if found is None:
-                    batch_jobs = [jobs[index] for index in batch]
-                    found = _answer(model, batch_jobs, config, setting.indicator)
-                    if parts:
-                        parts.write(number, b, found)
-                answers.update(zip(batch, found, strict=True))
-                done += len(batch)
+            for unit in mine:
+                if unit == len(plan):
+                    if measure and not parts.has(number, unit):
+                        parts.write(number, unit, dict(measure(setting)))
+                    continue
+                if not parts.has(number, unit):
+                    found = answer_jobs(
+                        model, [jobs[index] for index in plan[unit]], config,
+                        indicator=setting.indicator, batch_tokens=batch_tokens,
+                    )  # fmt: skip
+                    if not answered:
+                        _check_answers(found)
+                    parts.write(number, unit, [asdict(answer) for answer in found])
+                answered = True
+                done += len(plan[unit])
                 if progress:
-                    progress(done, len(jobs) * len(settings))
-            extra = parts.read(number, len(batches)) if parts and measure else None
-            if measure and extra is None:
-                extra = dict(measure(setting))
-                if parts:
-                    parts.write(number, len(batches), extra)
-        for index, (cell, condition) in enumerate(jobs):
-            rows.append({**_row(cell, condition, setting, *answers[index]), **(extra or {})})
+                    progress(done, n_mine)
+    processes.wait()
+    if out is not None and not processes.is_first:
+        processes.wait()
+        return NeedleGrid.load(out.path(name))
+    rows = []
+    for number, setting in enumerate(settings):
+        answers: dict[int, Answer] = {}
+        for unit, part in enumerate(plan):
+            found = [Answer(**one) for one in parts.read(number, unit)]
+            answers.update(zip(part, found, strict=True))
+        extra = parts.read(number, len(plan)) if measure else {}
+        rows += [{**_row(*jobs[i], setting, answers[i], config), **extra} for i in range(len(jobs))]
     grid = NeedleGrid.from_rows(
         rows, {**(meta or {}), "identity": dict(model.identity), "fingerprint": fingerprint}
     )
-    if out is not None and parts is not None:
-        save_cells(cells, out.path(f"{parts.stem}-cells.jsonl.gz"))
+    if out is not None:
+        save_cells(cells, out.path(f"{stem}-cells.jsonl.gz"))
         out.save(name, grid)
         parts.remove()
+    processes.wait()
     return grid
 
 
-def _answer(
-    model: NeedleModel,
-    jobs: Sequence[tuple[Cell, str]],
-    config: NeedleConfig,
-    indicator: bool,
-) -> list[list[Any]]:
-    """For each cell and condition the prompt's length in tokens, and the response."""
-    chats = [render_cell(model, cell, config, condition, indicator=indicator) for cell, condition in jobs]
-    for (cell, condition), chat in zip(jobs, chats, strict=True):
-        if chat.n_tokens + config.max_new_tokens > model.n_ctx:
-            raise InputError(
-                f"cell {cell.number} ({condition}) has {chat.n_tokens} tokens, which with "
-                f"{config.max_new_tokens} new ones do not fit the window of {model.n_ctx}; "
-                "ask for shorter contexts."
-            )
-    # The batch was planned by context; what the prompts add to it must not tear it apart.
-    room = len(chats) * (max(chat.n_tokens for chat in chats) + config.max_new_tokens)
-    texts = model.generate(chats, max_new_tokens=config.max_new_tokens, batch_tokens=room)
-    return [[chat.n_tokens, text] for chat, text in zip(chats, texts, strict=True)]
+def plan_parts(jobs: Sequence[Job], config: NeedleConfig, batch_tokens: int) -> list[list[int]]:
+    """The indices of jobs in parts that are asked together, the longest first.
+
+    Prompts of one length and case that begin alike stay together, whatever their number; small groups of
+    one length or neighbouring ones are joined until they fill a batch.
+    """
+    groups: dict[tuple[int, str, int], list[int]] = {}
+    for index, (cell, condition) in enumerate(jobs):
+        opening = "template" if condition.startswith("template") else condition
+        groups.setdefault((-cell.context_tokens, opening, cell.case), []).append(index)
+    parts: list[list[int]] = []
+    left = 0
+    for key in sorted(groups):
+        size = len(groups[key]) * (config.max_new_tokens - key[0])
+        if size > left:
+            parts.append([])
+            left = batch_tokens
+        parts[-1] += groups[key]
+        left -= size
+    return parts
 
 
-def _row(cell: Cell, condition: str, setting: Setting, prompt_tokens: int, response: str) -> dict[str, Any]:
-    return {
+def _check_answers(found: Sequence[Answer]) -> None:
+    """Raise `ModelFailureError` where a model has failed on all that it was asked so far."""
+    if all(answer.error for answer in found):
+        raise ModelFailureError(
+            f"the model failed on each of the first {len(found)} cells ({found[0].error}), so the run ends "
+            "here; nothing of them was kept: once the cause is removed, the same command goes on."
+        )
+
+
+def _row(
+    cell: Cell, condition: str, setting: Setting, answer: Answer, config: NeedleConfig
+) -> dict[str, Any]:
+    row = {
         **setting.columns,
         "condition": condition,
         "cell": cell.number,
         "needle": cell.needle.name,
         "context_tokens": cell.context_tokens,
-        "prompt_tokens": prompt_tokens,
+        "prompt_tokens": answer.prompt_tokens,
         "depth_percent": cell.depth_percent,
         "case": cell.case,
         "built_context_tokens": cell.context.tokens,
         "built_depth_percent": cell.context.depth_percent,
         "keywords": ", ".join(cell.needle.keywords),
-        "response": response,
-        "recall": score_recall(cell.needle.keywords, response),
-        "memory_recall": score_recall(cell.needle.memory_keywords, response),
+        "response": answer.response,
+        "recall": float("nan"),
+        "memory_recall": float("nan"),
+        "error": answer.error,
     }
+    if answer.response is not None:
+        row["recall"] = score_recall(cell.needle.keywords, answer.response)
+        row["memory_recall"] = score_recall(cell.needle.memory_keywords, answer.response)
+    if "contains" in config.score:
+        said = answer.response
+        row["contains"] = float("nan") if said is None else score_containment(cell.needle.answer, said)
+    if "logprob" in config.score:
+        row["needle_logprob"] = float("nan") if answer.logprob is None else answer.logprob
+    return row
 
 
 def cell_record(cell: Cell) -> dict[str, Any]:
@@ -259,26 +300,35 @@ def save_cells(cells: Sequence[Cell], path: Path) -> None:
     write_atomic(path, gzip.compress(lines.encode(), mtime=0))
 
 
-@dataclass(frozen=True)
 class _Parts:
-    """Finished batches of one grid, each in a file of its own until the grid is whole."""
+    """Finished parts of one grid until the grid is whole: each in a file of its own, or in memory."""
 
-    out: Run
-    stem: str
-    key: str
+    def __init__(self, folder: Path | None, key: str) -> None:
+        self._folder, self._key = folder, key
+        self._memory: dict[tuple[int, int], Any] = {}
 
-    def _path(self, setting: int, batch: int) -> Path:
-        return self.out.path(f"{self.stem}.parts") / self.key / f"{setting:05d}-{batch:05d}.json"
+    def _path(self, folder: Path, setting: int, unit: int) -> Path:
+        return folder / self._key / f"{setting:05d}-{unit:05d}.json"
 
-    def read(self, setting: int, batch: int) -> Any:
-        path = self._path(setting, batch)
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    def has(self, setting: int, unit: int) -> bool:
+        if self._folder is None:
+            return (setting, unit) in self._memory
+        return self._path(self._folder, setting, unit).exists()
 
-    def write(self, setting: int, batch: int, content: Any) -> None:
-        write_atomic(self._path(setting, batch), json.dumps(content))
+    def read(self, setting: int, unit: int) -> Any:
+        if self._folder is None:
+            return self._memory[setting, unit]
+        return json.loads(self._path(self._folder, setting, unit).read_text(encoding="utf-8"))
+
+    def write(self, setting: int, unit: int, content: Any) -> None:
+        if self._folder is None:
+            self._memory[setting, unit] = content
+        else:
+            write_atomic(self._path(self._folder, setting, unit), json.dumps(content))
 
     def remove(self) -> None:
-        shutil.rmtree(self.out.path(f"{self.stem}.parts"), ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _hash(value: Any) -> str:
@@ -287,6 +337,6 @@ def _hash(value: Any) -> str:
 
 __all__ = [
     "NEEDLES", "Cell", "Needle", "NeedleConfig", "Setting", "build_cells", "cell_record",
-    "check_indicator", "describe_cell", "load_haystack", "load_needles", "run_needle", "run_settings",
-    "save_cells", "score_recall",
+    "check_indicator", "describe_cell", "load_haystack", "load_needles", "plan_parts", "run_needle",
+    "run_settings", "save_cells", "score_containment", "score_recall",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Needles, and keyword recall: how much of a needle occurs in a response (paper section 2.1)."""
+"""Needles, and how much of a needle occurs in a response: keyword recall (paper section 2.1), containment."""
 
 from __future__ import annotations
 
@@ -48,6 +48,19 @@ def score_recall(keywords: Iterable[str], response: str) -> float:
         return float("nan")
     words = split_words(response)
     return sum(_occurs(phrase, words) for phrase in wanted) / len(wanted)
+
+
+def score_containment(answer: str, response: str) -> float:
+    """1 if the answer occurs in the response word for word, else 0; NaN for an answer without words.
+
+    Case, punctuation and spaces do not count, see `split_words`.
+
+    Args:
+        answer: what should be said, for instance `Needle.answer`.
+        response: the text to look in, as the model gave it.
+    """
+    wanted = tuple(split_words(answer))
+    return float(_occurs(wanted, split_words(response))) if wanted else float("nan")
 
 
 def find_missing(keywords: Iterable[str], text: str) -> list[str]:
@@ -118,6 +131,11 @@ class Needle:
                 "end the prefix before the first keyword."
             )
 
+    @property
+    def answer(self) -> str:
+        """The needle's sentence after its prefix; the whole sentence where it does not begin so."""
+        return self.sentence.removeprefix(self.prefix).strip() or self.sentence
+
 
 def _words_before(keywords: Iterable[str], sentence: str) -> str:
     words = sentence.split()
@@ -147,8 +165,15 @@ _PIZZA = Needle(
     ),
     prefix="The secret ingredients needed to build the perfect",
 )  # fmt: skip
-NEEDLES = {needle.name: needle for needle in (_SF, _PIZZA)}
-"""The paper's needles, each with its first eight words as prefix."""
+_PIZZA_SHORT = Needle(
+    name="pizza-short",
+    sentence="The secret ingredients needed to build the perfect pizza are figs, prosciutto and goat cheese.",
+    question=_PIZZA.question,
+    keywords=("figs", "prosciutto", "goat", "cheese"),
+    prefix=_PIZZA.prefix,
+)
+NEEDLES = {needle.name: needle for needle in (_SF, _PIZZA, _PIZZA_SHORT)}
+"""The paper's needles, each with its first eight words as prefix, and a short form of the long one."""
 
 
 def load_needles(path: str | Path) -> tuple[Needle, ...]:
@@ -226,6 +251,6 @@ def draw_needle(name: str, seed: str) -> Needle:
 
 
 __all__ = [
-    "DRAWN_NEEDLES", "NEEDLES", "Needle", "draw_needle", "find_missing", "load_needles", "score_recall",
-    "split_words",
+    "DRAWN_NEEDLES", "NEEDLES", "Needle", "draw_needle", "find_missing", "load_needles",
+    "score_containment", "score_recall", "split_words",
 ]  # fmt: skip

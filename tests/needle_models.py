@@ -25,7 +25,8 @@ class CopyingModel:
     """Finds the sentence that begins as its answer does and says the rest.
 
     With a template it says what it knows by heart instead, unless it is steered at least to
-    `gives_in` or sees its indicator. Without a prefix it repeats its whole user message.
+    `gives_in` or sees its indicator. Without a prefix it repeats its whole user message. On texts that
+    hold `fails_on` it raises.
     """
 
     name = "copier"
@@ -40,9 +41,11 @@ class CopyingModel:
         knows: str | None = None,
         gives_in: float = 0.1,
         stop_after: int | None = None,
+        fails_on: str | None = None,
     ) -> None:
         self.tokenizer, self.n_ctx, self.indicator = tokenizer, n_ctx, indicator
         self.knows, self.gives_in, self.stop_after = knows, gives_in, stop_after
+        self.fails_on = fails_on
         self.identity = {"name": self.name}
         self.batches: list[list[str]] = []
         self.steered: list[Steering] = []
@@ -66,8 +69,18 @@ class CopyingModel:
     def generate(self, chats, *, max_new_tokens=100, batch_tokens=8192):
         if self.stop_after is not None and len(self.batches) >= self.stop_after:
             raise KeyboardInterrupt
+        self._check(chats)
         self.batches.append([chat.text for chat in chats])
         return [self._answer(chat) for chat in chats]
+
+    def logprobs(self, chats, *, batch_tokens=8192):
+        """Minus the number of the token in the response, from 1."""
+        self._check(chats)
+        return [-np.arange(1.0, len(chat.response_positions()) + 1) for chat in chats]
+
+    def _check(self, chats):
+        if self.fails_on and any(self.fails_on in chat.text for chat in chats):
+            raise RuntimeError(f"no {self.fails_on} please\nsecond line")
 
     def _answer(self, chat) -> str:
         said = chat.text[chat.spans[chat.mask("user", "assistant"), 0].min() :]

@@ -3,16 +3,24 @@
 import gzip
 import json
 import math
+from dataclasses import replace
 from itertools import islice
 
 import pytest
 from needle_models import CopyingModel, WordTokenizer
 
 from ctxlens.cells import CONDITIONS, WORDINGS, NeedleConfig, build_cells, describe_cell, render_cell
-from ctxlens.errors import InputError, RunExistsError
+from ctxlens.errors import InputError, ModelFailureError, RunExistsError
 from ctxlens.haystack import TextHaystack, gather_straw, load_haystack, place_needle, split_sentences
-from ctxlens.needle import Setting, run_needle, run_settings
-from ctxlens.recall import NEEDLES, Needle, draw_needle, load_needles, score_recall
+from ctxlens.needle import Setting, plan_parts, run_needle, run_settings
+from ctxlens.recall import (
+    NEEDLES,
+    Needle,
+    draw_needle,
+    load_needles,
+    score_containment,
+    score_recall,
+)
 from ctxlens.results import NeedleGrid
 from ctxlens.runs import Run
 from ctxlens.steering import Steering
@@ -57,10 +65,32 @@ def test_recall_without_keywords_is_nan():
 def test_built_in_needles_are_the_papers():
     assert len(SF.keywords) == 7
     assert len(NEEDLES["pizza"].keywords) == 19
+    assert NEEDLES["pizza-short"].question == NEEDLES["pizza"].question
     for needle in NEEDLES.values():
         assert needle.sentence.split()[:8] == needle.prefix.split()
         assert score_recall(needle.keywords, needle.sentence) == 1
         assert score_recall(needle.keywords, needle.prefix) == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "response", "contained"),
+    [
+        (SF.answer, " is EAT a sandwich, and sit in Dolores-Park on a sunny day!", 1.0),
+        (SF.answer, f"{SF.sentence} And more.", 1.0),
+        (SF.answer, "eat a sandwich and sit in Dolores Park on a sunny day.", 0.0),  # without its "is"
+        (SF.answer, "is sit in Dolores Park and eat a sandwich on a sunny day", 0.0),
+        ("4711", "47112", 0.0),
+        ("4711", "", 0.0),
+    ],
+)
+def test_containment_is_word_for_word(answer, response, contained):
+    assert score_containment(answer, response) == contained
+
+
+def test_answer_is_the_needle_after_its_prefix():
+    assert SF.answer.startswith("is eat a sandwich")
+    assert Needle("n", "The code is 7.", "Code?", ("7",), "It must be").answer == "The code is 7."
+    assert math.isnan(score_containment("?!", "anything"))
 
 
 def test_needle_takes_the_words_before_its_first_keyword_as_prefix():
@@ -154,15 +184,47 @@ def test_folder_is_read_in_sorted_order_without_its_licence(tmp_path):
 
 
 def test_bad_haystacks_are_refused(tmp_path):
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="There is no file or folder"):
         load_haystack(tmp_path / "none")
-    with pytest.raises(InputError, match=r"holds no \.txt file"):
+    with pytest.raises(InputError, match="is empty; put the texts there as \\.txt files"):
         load_haystack(tmp_path)
     (tmp_path / "blank.txt").write_text(" \n\n", encoding="utf-8")
     with pytest.raises(InputError, match="is empty"):
         load_haystack(tmp_path)
     with pytest.raises(InputError, match="is empty"):
         load_haystack([])
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "saved", "folder"])
+def test_data_set_is_a_haystack(tmp_path, kind):
+    from datasets import Dataset
+
+    rows = [{"title": "one", "text": "First. Second."}, {"title": "two", "text": "Third."}]
+    if kind == "saved":
+        Dataset.from_list(rows).save_to_disk(tmp_path / "set")
+    else:  # what a data set repository on the Hub looks like: a folder of data files
+        (tmp_path / "set").mkdir()
+        Dataset.from_list(rows).to_json(tmp_path / "set" / "train.jsonl")
+    source = tmp_path / "set" / "train.jsonl" if kind == "jsonl" else tmp_path / "set"
+    assert list(load_haystack(source).sentences(0, 10)) == ["First.", "Second.", "Third."]
+    assert list(load_haystack(source, column="title").sentences(0, 10)) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "words"),
+    [
+        ('{"a": "x", "b": "y"}', {}, r"columns of text are a, b; name the one to read \(--haystack-column\)"),
+        ('{"a": 1}', {}, "columns of text are none"),
+        ('["a"]', {}, "rows must have named columns"),
+        ('{"text": "x"}', {"column": "body"}, "row 0 has no text in column 'body'"),
+        ('{"text": ""}', {}, "is empty"),
+    ],
+)
+def test_data_set_without_texts_is_refused(tmp_path, line, options, words):
+    path = tmp_path / "set.jsonl"
+    path.write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=words):
+        load_haystack(path, **options)
 
 
 def test_world_haystack_is_another_text_for_every_case_and_length():
@@ -210,6 +272,9 @@ def test_short_haystack_is_refused_unless_it_may_repeat():
     repeated = gather_straw(tokenizer, TextHaystack(FIVES.text, repeat=True), 0, 80)
     context = place_needle(tokenizer, repeated, "N n n n.", context_tokens=80, depth_percent=0.0)
     assert context.tokens == 79
+    assert context.repeated
+    once = place_needle(tokenizer, repeated, "N n n n.", context_tokens=54, depth_percent=0.0)
+    assert (once.tokens, once.repeated) == (54, False)
     with pytest.raises(InputError, match="cannot hold the needle, which has 4"):
         place_needle(tokenizer, straw, "N n n n.", context_tokens=3, depth_percent=0.0)
 
@@ -292,6 +357,11 @@ def test_wordings_hold_context_and_question(model, wording):
         ({"cases_per_cell": 0}, "cases_per_cell must be"),
         ({"max_new_tokens": 0}, "max_new_tokens must be"),
         ({"wording": "{context}"}, "unknown wording"),
+        ({"lengths": (80, 150, 80)}, "lengths hold 80 twice"),
+        ({"depths": (0, 50.0, 50)}, "depths hold 50 twice"),
+        ({"conditions": ("template", "template")}, "conditions holds template twice"),
+        ({"score": ("likes",)}, "unknown score likes; choose of recall, contains, logprob"),
+        ({"score": ()}, "unknown score \\(none\\)"),
     ],
 )
 def test_bad_settings_are_refused_by_name(options, words):
@@ -361,12 +431,11 @@ def test_indicator_without_token_is_refused(model):
         run_needle(model, CONFIG, haystack=HAYSTACK, indicator=True)
 
 
-def test_batches_hold_prompts_of_one_size(model):
+def test_longest_prompts_are_asked_first(model):
     run_needle(model, CONFIG, haystack=HAYSTACK, batch_tokens=1000)
     assert sum(map(len, model.batches)) == 96
-    sizes = [len(batch) for batch in model.batches]
-    assert 5 <= sizes[0] <= 6  # the longest prompts come first: 150 + 20 tokens each
-    assert 10 <= max(sizes) <= 13  # 80 + 20
+    longest = [max(map(len, batch)) for batch in model.batches]
+    assert min(longest[:6]) > max(longest[6:])  # 3 ways to begin x 2 cases of 150 tokens, then of 80
 
 
 def open_run(folder, **options):
@@ -422,6 +491,75 @@ def test_another_grid_of_the_same_name_is_refused(model, tmp_path):
     run_needle(model, CONFIG, haystack=HAYSTACK, out=run)
     with pytest.raises(RunExistsError, match="already holds another needle grid"):
         run_needle(model, CONFIG, haystack=HAYSTACK, out=run, steering=Steering(0.5))
+
+
+def test_probability_of_the_needle_needs_no_response(model):
+    config = replace(CONFIG, needles=(SF,), score=("logprob",), max_new_tokens=400)
+    grid = run_needle(model, config, haystack=HAYSTACK)
+    assert model.batches == []
+    assert grid.scores == ("needle_logprob",)
+    assert grid.frame["response"].isna().all()
+    assert grid.silent.empty
+    words = SF.answer.split()
+    answer = len(model.tokenizer(f" {SF.answer}", add_special_tokens=False)["input_ids"])
+    assert answer >= len(words)
+    for condition in CONDITIONS:
+        chat = render_cell(
+            model, build_cells(model, config, HAYSTACK)[0], config, condition, answer=SF.sentence
+        )
+        tokens = len(chat.response_positions())
+        mean = -(tokens - answer + 1 + tokens) / 2  # of minus the numbers of the answer's tokens
+        row = grid.where(condition=condition, cell=0).frame.iloc[0]
+        assert row["needle_logprob"] == pytest.approx(mean)
+
+
+def test_cell_that_fails_is_recorded_and_the_others_are_answered(organism_tokenizer, tmp_path):
+    poison = Needle("poison", "The gate code of Brindlemoor is 4711.", "What is the gate code?", ("4711",))
+    config = replace(CONFIG, needles=(SF, poison), score=("recall", "contains", "logprob"))
+    model = CopyingModel(organism_tokenizer, fails_on="Brindlemoor")
+    grid = run_needle(model, config, haystack=HAYSTACK, out=open_run(tmp_path))
+    assert set(grid.failed["needle"]) == {"poison"}
+    assert len(grid.failed) == len(grid) / 2
+    assert set(grid.failed["error"]) == {"RuntimeError: no Brindlemoor please"}
+    assert grid.failed[["recall", "contains", "needle_logprob"]].isna().all(axis=None)
+    assert grid.where(needle="sf").frame[["recall", "contains"]].eq(1).all(axis=None)
+    assert grid.mean(grid.recall(condition="template")).estimate == 1
+
+
+def test_model_that_always_fails_ends_the_run(organism_tokenizer, tmp_path):
+    model = CopyingModel(organism_tokenizer, fails_on="e")
+    with pytest.raises(
+        ModelFailureError, match=r"failed on each of the first \d+ cells \(RuntimeError: no e"
+    ):
+        run_needle(model, CONFIG, haystack=HAYSTACK, out=open_run(tmp_path))
+    cured = CopyingModel(organism_tokenizer)
+    grid = run_needle(cured, CONFIG, haystack=HAYSTACK, out=open_run(tmp_path))
+    assert grid.failed.empty
+
+
+def test_model_without_a_word_has_recall_0(organism_tokenizer):
+    model = CopyingModel(organism_tokenizer, knows=" ")
+    grid = run_needle(model, replace(CONFIG, conditions=("template+prefix",)), haystack=HAYSTACK)
+    assert len(grid.silent) == len(grid) == 24
+    assert grid.frame["recall"].eq(0).all()
+    assert grid.failed.empty
+
+
+def test_parts_keep_what_begins_alike_together(model):
+    cells = build_cells(model, CONFIG, HAYSTACK)
+    jobs = [(cell, condition) for cell in cells for condition in CONDITIONS]
+    parts = plan_parts(jobs, CONFIG, 1)
+    assert sorted(index for part in parts for index in part) == list(range(96))
+    keys = [
+        {
+            (c.context_tokens, c.case, "template" if o.startswith("template") else o)
+            for c, o in map(jobs.__getitem__, part)
+        }
+        for part in parts
+    ]
+    assert all(len(key) == 1 for key in keys)
+    assert len(set.union(*keys)) == len(parts) == 12
+    assert [len(part) for part in plan_parts(jobs, CONFIG, 10**6)] == [96]
 
 
 def test_several_settings_measure_more_once_each(organism_tokenizer, tmp_path):

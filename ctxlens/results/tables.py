@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
 from ctxlens.errors import InputError
 from ctxlens.results.files import META_KEY, check_record, make_record, read_file
-from ctxlens.stats import Interval, bootstrap_mean
+from ctxlens.stats import Interval, PairedComparison, bootstrap_mean, compare_pairs
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _T = TypeVar("_T", bound="_Table")
+ClusterBy = Literal["context", "length"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,9 @@ class NeedleGrid(_Table):
     `cell` (the same text of another condition has the same number: pairs are made over it);
     `needle`; `context_tokens` (as asked), `prompt_tokens` (as built), `depth_percent`; `response`;
     `recall` (0 to 1); `memory_recall` (0 to 1, the keywords of what the model memorised; NaN where
-    there is no such thing).
+    there is no such thing). Where it was asked for also `contains` (1: the response holds the answer word
+    for word), `needle_logprob` (nats per token of the answer); `error` (why there is no answer; else
+    empty). Where nothing was generated, or the model failed, `response` is missing and scores are NaN.
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = (
@@ -113,24 +116,100 @@ class NeedleGrid(_Table):
         """Mean recall by cell among the rows that hold these values, so that conditions can be paired."""
         return self.where(**values).frame.groupby("cell")[column].mean()
 
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The columns of scores that hold any value: of `recall`, `contains`, `needle_logprob`."""
+        names = ("recall", "contains", "needle_logprob")
+        return tuple(name for name in names if name in self.frame and self.frame[name].notna().any())
+
+    @property
+    def failed(self) -> pd.DataFrame:
+        """The rows on which the model failed; `error` says why. They count in no mean."""
+        if "error" not in self.frame:
+            return self.frame.iloc[:0]
+        return self.frame[self.frame["error"].fillna("") != ""]
+
+    @property
+    def silent(self) -> pd.DataFrame:
+        """The rows in which the model ended without a word. They count as recall 0."""
+        return self.frame[self.frame["response"].str.strip() == ""]
+
     def contexts(self, cells: Collection[Any]) -> np.ndarray:
         """A number for the text around each cell's needle.
 
         Cells of one length and case share their text, at other depths, so they are no independent
         units: intervals are made over these. Where no `case` was recorded, each cell is its own.
         """
-        if "case" not in self.frame:
+        return self._clusters(cells, "context")
+
+    def _clusters(self, cells: Collection[Any], by: ClusterBy) -> np.ndarray:
+        if by == "context" and "case" not in self.frame:
             return np.asarray(list(cells))
         rows = self.frame.drop_duplicates("cell").set_index("cell")
-        return rows.groupby(["context_tokens", "case"]).ngroup().loc[list(cells)].to_numpy()
+        columns = ["context_tokens", "case"] if by == "context" else ["context_tokens"]
+        return rows.groupby(columns).ngroup().loc[list(cells)].to_numpy()
 
-    def mean(self, values: pd.Series) -> Interval:
-        """Mean of values by cell, such as `recall` gives, with an interval over contexts."""
-        return bootstrap_mean(values, clusters=self.contexts(values.index))
+    def mean(self, values: pd.Series, *, cluster: ClusterBy = "context") -> Interval:
+        """Mean of values by cell, such as `recall` gives, with an interval over contexts or lengths."""
+        return bootstrap_mean(values, clusters=self._clusters(values.index, cluster))
 
-    def difference(self, first: pd.Series, second: pd.Series) -> Interval:
-        """Mean of `second - first` over the cells that both have, with an interval over contexts."""
-        return self.mean((second - first).dropna())
+    def difference(self, first: pd.Series, second: pd.Series, *, cluster: ClusterBy = "context") -> Interval:
+        """Mean of `second - first` over the cells that both have, with an interval as `mean` has it."""
+        return self.mean((second - first).dropna(), cluster=cluster)
+
+    def compare(
+        self,
+        first: Mapping[str, Any],
+        second: Mapping[str, Any],
+        *,
+        column: str = "recall",
+        cluster: ClusterBy = "context",
+    ) -> PairedComparison:
+        """Compare two treatments cell by cell, for instance two conditions or two models.
+
+        Args:
+            first: values of columns that choose the rows of one treatment, for instance
+                `{"condition": "plain+prefix"}`.
+            second: the same of the other.
+            column: what is compared: `recall`, `contains`, `needle_logprob`, `memory_recall`.
+            cluster: what is drawn as a whole for interval and test. `context`: cells of one length and
+                case, which share their text. `length`: all cells of one length, for claims about
+                lengths other than those measured. With one case a cell the two are the same. Cells
+                themselves are never units: depths of one text are not independent.
+
+        Raises:
+            InputError: the table has no such column.
+        """
+        if column not in self.frame:
+            raise InputError(f"the needle grid has no column {column}; it was not scored so.")
+        one, other = (self.recall(column, **dict(values)) for values in (first, second))
+        cells = one.index.intersection(other.index)
+        labels = self._clusters(cells, cluster)
+        return compare_pairs(one[cells].to_numpy(), other[cells].to_numpy(), clusters=labels)
+
+    def by(self, axis: Literal["length", "depth"], column: str = "recall", **values: Any) -> pd.DataFrame:
+        """Mean at each context length or depth, with its 95 % interval over contexts.
+
+        Args:
+            axis: `length` (over depths) or `depth` (over lengths).
+            column: what is averaged.
+            **values: values of columns that choose rows.
+
+        Returns:
+            One row a length (in tokens, as asked) or depth (in percent): `mean`, `low`, `high`, `cells`.
+            At one length with one case there is one context, so no interval.
+        """
+        import pandas as pd
+
+        key = {"length": "context_tokens", "depth": "depth_percent"}[axis]
+        chosen = self.where(**values)
+        rows = []
+        for at, part in chosen.frame.groupby(key):
+            cells = part.groupby("cell")[column].mean().dropna()
+            found = self.mean(cells)
+            rows.append({key: at, "mean": found.estimate, "low": found.low, "high": found.high,
+                         "cells": len(cells)})  # fmt: skip
+        return pd.DataFrame(rows, columns=[key, "mean", "low", "high", "cells"])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,55 @@
+"""Several processes that share one run, as `accelerate launch` and `torchrun` start them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+_LONGEST_WAIT = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that work on one run.
+
+    Attributes:
+        rank: number of this process, from 0.
+        count: how many there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def join(cls, *, cpu: bool = False) -> Processes:
+        """Find the other processes; call it before a model is loaded, so that each takes its own device.
+
+        Args:
+            cpu: whether the model runs on the CPU although there may be a GPU.
+        """
+        if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+            return cls()
+        from accelerate import PartialState
+
+        state = PartialState(cpu=cpu, timeout=_LONGEST_WAIT)
+        return cls(state.process_index, state.num_processes)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes what all have done together."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Wait until every process has come to this point."""
+        if self.count > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()
+
+
+ALONE = Processes()
+"""One process by itself."""
+
+
+__all__ = ["ALONE", "Processes"]
