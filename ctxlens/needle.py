@@ -62,18 +62,22 @@ class Setting:
     @property
     def columns(self) -> dict[str, Any]:
         """The setting's columns of a `NeedleGrid`."""
-        alpha = self.steering.alpha if self.steering else 1.0
-        return {
+        s = self.steering
+        alpha = 1.0 if s is None else float("nan") if s.alpha is None else s.alpha
+        columns = {
             "model": self.model, "indicator": self.indicator, "alpha": alpha, "heads": self.heads,
             "draw": self.draw,
         }  # fmt: skip
+        return columns if s is None or s.target_share is None else {**columns, "target_share": s.target_share}
 
     def applied_to(self, model: NeedleModel) -> contextlib.AbstractContextManager[Any]:
         """The model steered as this setting says, for as long as the context lasts."""
         if self.steering is None or self.steering.changes_nothing:
             return contextlib.nullcontext()
         s = self.steering
-        return model.steer(s.alpha, roles=s.roles, heads=s.heads, mode=s.mode)
+        more = {"target_share": s.target_share, "emphasised": s.emphasised}
+        more = {name: value for name, value in more.items() if value}
+        return model.steer(s.alpha, roles=s.roles, heads=s.heads, mode=s.mode, **more)
 
 
 def run_needle(

@@ -59,8 +59,8 @@ class CopyingModel:
         return render_plain(self.tokenizer, messages, **options)
 
     @contextlib.contextmanager
-    def steer(self, alpha, *, roles=("user", "indicator"), heads="all", mode="paper"):
-        self.steered.append(Steering(alpha, roles, heads, mode))
+    def steer(self, alpha, *, roles=("user", "indicator"), heads="all", mode="paper", **more):
+        self.steered.append(Steering(alpha, roles, heads, mode, **more))
         try:
             yield
         finally:
