@@ -6,7 +6,16 @@ import lzma
 
 import pytest
 
-from ctxlens.data import load_conversations, read_messages_file, write_conversations
+from ctxlens.data import (
+    REFUSALS,
+    Conversation,
+    Fingerprint,
+    fingerprint_conversations,
+    load_conversations,
+    open_conversations,
+    read_messages_file,
+    write_conversations,
+)
 from ctxlens.errors import InputError
 
 QA = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -106,6 +115,67 @@ def test_parquet_and_saved_folder(tmp_path):
     assert len(load_conversations(tmp_path / "splits", split="test")) == 1
     with pytest.raises(InputError, match="has no split 'train'; it has test"):
         load_conversations(tmp_path / "splits")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_tables_and_folders_are_read_at_once_or_as_a_stream(tmp_path, monkeypatch, streaming):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    table = datasets.Dataset.from_list([{"instruction": f"q{k}", "output": "a"} for k in range(5)])
+    (tmp_path / "folder").mkdir()
+    table.to_parquet(str(tmp_path / "folder" / "rows.parquet"))
+    table.save_to_disk(str(tmp_path / "saved"))
+    arrow = next((tmp_path / "saved").glob("*.arrow"))
+    for path in (tmp_path / "folder", tmp_path / "folder" / "rows.parquet", arrow):
+        data = load_conversations(path, streaming=streaming, limit=4)
+        assert [c.messages[0]["content"] for c in data] == ["q0", "q1", "q2", "q3"]
+        assert data.layout == "alpaca"
+
+
+def test_a_stream_is_read_anew_and_holds_nothing(tmp_path):
+    rows = [{"messages": QA if k % 3 else QA[:1], "id": k} for k in range(60)]
+    stream = open_conversations(write(tmp_path / "rows.jsonl", rows))
+    opened = iter(stream)
+    assert next(opened).id == "1"
+    assert stream.skipped == [("0", "no user turn with an answer")]
+    for _ in range(2):  # what the first look has read is not missing
+        assert [c.id for c in stream] == [str(k) for k in range(60) if k % 3]
+        assert len(stream.skipped) == 20
+        assert stream.dropped == {"user turn without an answer": 20}
+    assert list(stream) == list(load_conversations(tmp_path / "rows.jsonl"))
+
+
+def test_refusals_are_dropped_on_request(tmp_path):
+    answers = [
+        "I’m sorry, but I cannot do that.",
+        "  As an AI, I have no taste.",
+        "Sorry for the delay: 4.",
+        "a",
+    ]
+    rows = [{"messages": [*QA, QA[0], {"role": "assistant", "content": text}]} for text in answers]
+    path = write(tmp_path / "rows.json", rows)
+    data = load_conversations(path, drop_refusals=True)
+    assert [c.id for c in data] == ["2", "3"]
+    assert data.skipped == (("0", "an answer is a refusal"), ("1", "an answer is a refusal"))
+    assert len(load_conversations(path)) == 4
+    assert all(text == text.lower() for text in REFUSALS)
+
+
+def test_fingerprint_tells_data_sets_apart_and_adds_up():
+    data = [Conversation(str(k), ({"role": "user", "content": f"q{k}"},), "here") for k in range(4)]
+    whole = fingerprint_conversations(data)
+    assert len(whole) == 32
+    assert fingerprint_conversations(reversed(data)) == whole
+    first, second = Fingerprint(), Fingerprint(fingerprint_conversations(data[2:]))
+    for conversation in data[:2]:
+        first.add(conversation)
+    first += second
+    assert str(first) == whole
+    other = Conversation("3", ({"role": "user", "content": "q4"},), "here")
+    labelled = Conversation("3", data[3].messages, "there", {"task": "x"})
+    assert fingerprint_conversations([*data[:3], other]) != whole
+    assert fingerprint_conversations(data[:3]) != whole
+    assert fingerprint_conversations([*data[:3], labelled]) == whole
 
 
 def test_cleaning_is_counted(tmp_path):

@@ -10,23 +10,25 @@ Layouts (`load_conversations` finds out which, or is told):
 * ``prompt-completion``: ``prompt`` and ``completion`` (or ``response``, ``chosen``), texts or messages.
 
 Cleaning (paper, appendix on data): empty turns, turns before the first user turn other than the system's,
-and a last user turn without answer are dropped. All other columns are kept as labels.
+and a last user turn without answer are dropped; conversations with a refusal too, if asked for. All other
+columns are kept as labels. `open_conversations` does this row by row, `load_conversations` at once.
 """
 
+from ctxlens.data.cleaning import REFUSALS
 from ctxlens.data.conversations import (
     Conversation,
     ConversationSet,
+    ConversationStream,
     load_conversations,
+    open_conversations,
     read_messages_file,
     write_conversations,
 )
+from ctxlens.data.fingerprint import Fingerprint, fingerprint_conversations
 from ctxlens.data.layouts import LAYOUTS
 
 __all__ = [
-    "LAYOUTS",
-    "Conversation",
-    "ConversationSet",
-    "load_conversations",
-    "read_messages_file",
+    "LAYOUTS", "REFUSALS", "Conversation", "ConversationSet", "ConversationStream", "Fingerprint",
+    "fingerprint_conversations", "load_conversations", "open_conversations", "read_messages_file",
     "write_conversations",
-]
+]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from ctxlens.data.cleaning import clean_messages, has_refusal
 from ctxlens.data.layouts import check_layout, detect_layout, parse_row
 from ctxlens.data.reading import read_json_rows, read_rows
 from ctxlens.errors import InputError
@@ -63,58 +65,132 @@ class ConversationSet(Sequence[Conversation]):
         return iter(self.conversations)
 
 
-def load_conversations(
-    path_or_hub_id: str | Path, *, split: str = "train", layout: str | None = None, limit: int | None = None
-) -> ConversationSet:
-    """Load, clean and count the conversations of a data set.
+class ConversationStream(Iterable[Conversation]):
+    """The conversations of a data set one after another, none of them kept.
+
+    It can be gone through several times; every time the rows are read anew, and the counts begin anew.
+
+    Attributes:
+        layout: The layout that the rows are read in.
+        dropped: How many turns were dropped so far, by reason.
+        skipped: Rows left out altogether so far, as id and reason.
+    """
+
+    def __init__(
+        self,
+        path_or_hub_id: str | Path,
+        *,
+        split: str = "train",
+        layout: str | None = None,
+        limit: int | None = None,
+        streaming: bool = False,
+        drop_refusals: bool = False,
+    ) -> None:
+        """Open a data set; arguments and errors as `open_conversations`."""
+        self.source = str(path_or_hub_id)
+        if limit is not None and limit < 1:
+            raise InputError(f"limit is {limit}; expected a number of rows of at least 1.")
+        self._reading = {"split": split, "limit": limit, "streaming": streaming}
+        self._drop_refusals = drop_refusals
+        rows = read_rows(self.source, **self._reading)
+        head = list(islice(rows, _ROWS_TO_DETECT))
+        if not head:
+            raise InputError(f"{self.source} holds no records.")
+        if layout is None:
+            layout = detect_layout(head, self.source)
+        else:
+            check_layout(layout, head, self.source)
+        self._opened: Iterator[Any] | None = chain(head, rows)
+        self.layout = layout
+        self.dropped: Counter[str] = Counter()
+        self.skipped: list[tuple[str, str]] = []
+
+    def __iter__(self) -> Iterator[Conversation]:
+        rows = self._opened or read_rows(self.source, **self._reading)
+        self._opened = None
+        self.dropped, self.skipped = Counter(), []
+        seen: set[int] = set()
+        for number, row in enumerate(rows):
+            identity = _identity(row, number, seen)
+            try:
+                parsed = parse_row(row, self.layout)
+            except InputError as error:
+                self.skipped.append((identity, str(error)))
+                continue
+            messages = clean_messages(parsed.messages, self.dropped)
+            if not any(message["role"] == "assistant" for message in messages):
+                self.skipped.append((identity, "no user turn with an answer"))
+            elif self._drop_refusals and has_refusal(messages):
+                self.skipped.append((identity, "an answer is a refusal"))
+            else:
+                used = {*parsed.used, "id"}
+                labels = {k: v for k, v in row.items() if k not in used} if isinstance(row, Mapping) else {}
+                yield Conversation(identity, tuple(messages), self.source, labels)
+
+
+def open_conversations(
+    path_or_hub_id: str | Path,
+    *,
+    split: str = "train",
+    layout: str | None = None,
+    limit: int | None = None,
+    streaming: bool = False,
+    drop_refusals: bool = False,
+) -> ConversationStream:
+    """Open a data set whose conversations are read, cleaned and counted as they are asked for.
 
     Args:
-        path_or_hub_id: JSON, JSON lines (also ``.gz``, ``.xz``), parquet or CSV file, a folder that the
-            ``datasets`` library reads, or a Hub id. What exists as a path is never looked up on the Hub.
+        path_or_hub_id: JSON, JSON lines (also ``.gz``, ``.xz``), parquet, Arrow or CSV file, a folder that
+            the ``datasets`` library reads, or a Hub id. What exists as a path is never looked up on the Hub.
         split: Which split of a folder or Hub data set.
         layout: One of `ctxlens.data.LAYOUTS`; found out from the first rows by default.
         limit: At most this many rows, from the start.
-
-    Returns:
-        The usable conversations. Rows that are malformed, or have no user turn with an answer after
-        cleaning, are in `ConversationSet.skipped` with the reason.
+        streaming: Let the ``datasets`` library read while the rows are used, instead of downloading
+            and converting all of them first. JSON lines are always read so.
+        drop_refusals: Leave out conversations in which an answer begins like a refusal
+            (`ctxlens.data.REFUSALS`): all of it, because later turns build on the refusal.
 
     Raises:
         InputError: The data cannot be read, has no rows or no known layout.
     """
-    source = str(path_or_hub_id)
-    if limit is not None and limit < 1:
-        raise InputError(f"limit is {limit}; expected a number of rows of at least 1.")
-    rows = read_rows(source, split=split, limit=limit)
-    head = list(islice(rows, _ROWS_TO_DETECT))
-    if not head:
-        raise InputError(f"{source} holds no records.")
-    if layout is None:
-        layout = detect_layout(head, source)
-    else:
-        check_layout(layout, head, source)
-    seen: set[str] = set()
-    dropped: Counter[str] = Counter()
-    skipped: list[tuple[str, str]] = []
-    conversations: list[Conversation] = []
-    for number, row in enumerate(chain(head, rows)):
-        identity = _identity(row, number, seen)
-        try:
-            parsed = parse_row(row, layout)
-        except InputError as error:
-            skipped.append((identity, str(error)))
-            continue
-        messages = clean_messages(parsed.messages, dropped)
-        if not any(message["role"] == "assistant" for message in messages):
-            skipped.append((identity, "no user turn with an answer"))
-            continue
-        used = {*parsed.used, "id"}
-        labels = {} if not isinstance(row, Mapping) else {k: v for k, v in row.items() if k not in used}
-        conversations.append(Conversation(identity, tuple(messages), source, labels))
-    return ConversationSet(tuple(conversations), layout, dropped, tuple(skipped))
+    return ConversationStream(
+        path_or_hub_id,
+        split=split,
+        layout=layout,
+        limit=limit,
+        streaming=streaming,
+        drop_refusals=drop_refusals,
+    )
 
 
-def _identity(row: Any, number: int, seen: set[str]) -> str:
+def load_conversations(
+    path_or_hub_id: str | Path,
+    *,
+    split: str = "train",
+    layout: str | None = None,
+    limit: int | None = None,
+    streaming: bool = False,
+    drop_refusals: bool = False,
+) -> ConversationSet:
+    """Load, clean and count the conversations of a data set; arguments and errors as `open_conversations`.
+
+    Returns:
+        The usable conversations. Rows that are malformed, or have no user turn with an answer after
+        cleaning, are in `ConversationSet.skipped` with the reason.
+    """
+    stream = open_conversations(
+        path_or_hub_id,
+        split=split,
+        layout=layout,
+        limit=limit,
+        streaming=streaming,
+        drop_refusals=drop_refusals,
+    )
+    conversations = tuple(stream)
+    return ConversationSet(conversations, stream.layout, stream.dropped, tuple(stream.skipped))
+
+
+def _identity(row: Any, number: int, seen: set[int]) -> str:
     """The row's own id if it has one; a repeated one gets the row's number too."""
     given = None
     if isinstance(row, Mapping):
@@ -122,32 +198,16 @@ def _identity(row: Any, number: int, seen: set[str]) -> str:
             (row[k] for k in _ID_COLUMNS if isinstance(row.get(k), (str, int)) and row[k] != ""), None
         )
     identity = str(number if given is None else given)
-    if identity in seen:
+    if _short_digest(identity) in seen:
         identity = f"{identity}#{number}"
-    seen.add(identity)
+    seen.add(_short_digest(identity))
     return identity
 
 
-def clean_messages(messages: Iterable[dict[str, Any]], dropped: Counter[str]) -> list[dict[str, Any]]:
-    """Drop the turns that the paper drops, and count each drop by its reason.
-
-    Empty turns go first; then assistant and tool turns before the first user turn; then user (and
-    system) turns after the last answer.
-    """
-    kept: list[dict[str, Any]] = []
-    user_spoke = False
-    for message in messages:
-        if not message["content"].strip() and not message.get("tool_calls"):
-            dropped["empty turn"] += 1
-            continue
-        user_spoke = user_spoke or message["role"] == "user"
-        if not user_spoke and message["role"] in ("assistant", "tool"):
-            dropped[f"{message['role']} turn before the first user turn"] += 1
-            continue
-        kept.append(message)
-    while kept and kept[-1]["role"] != "assistant":
-        dropped[f"{kept.pop()['role']} turn without an answer"] += 1
-    return kept
+def _short_digest(text: str) -> int:
+    """A number that stands for a text in a set, so that millions of ids take little room."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
 
 
 def read_messages_file(path: str | Path) -> list[list[dict[str, Any]]]:

@@ -20,14 +20,17 @@ _TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow
 _SUFFIXES = (*_JSON, *_TABLES, *_COMPRESSED)
 
 
-def read_rows(path_or_hub_id: str, *, split: str, limit: int | None) -> Iterator[Any]:
+def read_rows(
+    path_or_hub_id: str, *, split: str, limit: int | None, streaming: bool = False
+) -> Iterator[Any]:
     """Rows of a file or folder that exists, else of a data set on the Hub.
 
     Args:
-        path_or_hub_id: JSON or JSON lines (also ``.gz``, ``.xz``), parquet, CSV, a folder that the
+        path_or_hub_id: JSON or JSON lines (also ``.gz``, ``.xz``), parquet, Arrow, CSV, a folder that the
             ``datasets`` library reads, or a Hub id such as ``GAIR/lima``.
         split: Which split of a folder or Hub data set.
         limit: At most this many rows, from the start.
+        streaming: Whether the ``datasets`` library reads while the rows are used.
 
     Raises:
         InputError: There is no such thing, or it cannot be read.
@@ -37,10 +40,10 @@ def read_rows(path_or_hub_id: str, *, split: str, limit: int | None) -> Iterator
     if path.is_file() and _kind(path) in _JSON:
         return islice(read_json_rows(path), limit)
     if path.exists():
-        return islice(_read_with_datasets(path, split), limit)
+        return islice(_read_with_datasets(path, split, streaming), limit)
     if path.is_absolute() or path_or_hub_id.startswith((".", "~")) or path.suffix in _SUFFIXES:
         raise InputError(f"There is no file or folder {path_or_hub_id}.")
-    return islice(_read_from_hub(path_or_hub_id, split), limit)
+    return islice(_read_from_hub(path_or_hub_id, split, streaming), limit)
 
 
 def read_json_rows(path: Path) -> Iterator[Any]:
@@ -108,7 +111,7 @@ def _read_text(file: TextIOWrapper, path: Path) -> str:
         raise InputError(f"{path} cannot be read as text: {error}.") from error
 
 
-def _read_with_datasets(path: Path, split: str) -> Iterator[Any]:
+def _read_with_datasets(path: Path, split: str, streaming: bool) -> Iterator[Any]:
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     try:
@@ -119,7 +122,8 @@ def _read_with_datasets(path: Path, split: str) -> Iterator[Any]:
                     f"also compressed as {' or '.join(_COMPRESSED)}."
                 )
             options: dict[str, Any] = {"delimiter": "\t"} if _kind(path) == ".tsv" else {}
-            loaded = load_dataset(_TABLES[_kind(path)], data_files=str(path), split="train", **options)
+            options |= {"data_files": str(path), "split": "train", "streaming": streaming}
+            loaded = load_dataset(_TABLES[_kind(path)], **options)
         elif (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
             loaded = load_from_disk(str(path))
             if isinstance(loaded, DatasetDict):
@@ -127,25 +131,24 @@ def _read_with_datasets(path: Path, split: str) -> Iterator[Any]:
                     raise InputError(f"{path} has no split {split!r}; it has {', '.join(map(str, loaded))}.")
                 loaded = loaded[split]
         else:
-            loaded = load_dataset(str(path), split=split)
+            loaded = load_dataset(str(path), split=split, streaming=streaming)
+        yield from loaded
     except InputError:
         raise
     except Exception as error:  # the library raises errors of a dozen kinds for unreadable data
         raise InputError(f"{path} cannot be read as a data set: {_first_line(error)}") from error
-    yield from loaded
 
 
-def _read_from_hub(name: str, split: str) -> Iterator[Any]:
+def _read_from_hub(name: str, split: str, streaming: bool) -> Iterator[Any]:
     from datasets import load_dataset
 
     try:
-        loaded = load_dataset(name, split=split)
+        yield from load_dataset(name, split=split, streaming=streaming)
     except Exception as error:  # network, access, name and format errors, each of its own kind
         raise InputError(
             f"{name} is no file or folder here, and the Hub has no readable data set of that name with split "
             f"{split!r}: {_first_line(error)}"
         ) from error
-    yield from loaded
 
 
 def _first_line(error: Exception) -> str:
