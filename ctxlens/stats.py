@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 _DENSITY_POINTS = 10_000
+_SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,17 @@ class PairedComparison:
 
     @property
     def reading(self) -> str:
-        """What the interval of the difference says: `higher`, `lower`, or that nothing is shown."""
-        low, high = self.difference.low, self.difference.high
-        if math.isnan(low) or math.isnan(high):
-            return "too few for an interval"
-        return "higher" if low > 0 else "lower" if high < 0 else "no difference shown"
+        """What interval and test together say: `higher`, `lower`, `no difference shown`, or too few clusters.
+
+        A difference is called one where the interval leaves out zero and p is at most 0.05. With fewer
+        than six clusters p cannot be, and a bootstrap interval is too narrow to be believed by itself.
+        """
+        low, high, n = self.difference.low, self.difference.high, self.difference.n
+        if math.isnan(low) or low <= 0 <= high:
+            return "no difference shown" if n > 1 else "too few to tell"
+        if self.p_value > _SIGNIFICANT:
+            return "no difference shown" if 2 / 2**n <= _SIGNIFICANT else "too few to tell"
+        return "higher" if low > 0 else "lower"
 
 
 def compare_pairs(
@@ -173,12 +180,12 @@ def compare_pairs(
 
 
 def _flip_signs(differences: np.ndarray, labels: np.ndarray, seed: int) -> float:
-    if not differences.size:
-        return float("nan")
-    from scipy.stats import permutation_test
-
     _, index = np.unique(labels, return_inverse=True)
     sums = np.bincount(index, weights=differences)
+    if len(sums) < 2:
+        return 1.0 if len(sums) else float("nan")
+    from scipy.stats import permutation_test
+
     return float(
         permutation_test(
             (sums,),

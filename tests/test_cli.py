@@ -195,6 +195,20 @@ def test_needle_reports_recall_by_condition(tmp_path):
     mean = grid.recall(condition="template+prefix").mean()
     assert f"{mean:.2f} [" in result.stdout
     assert "minus plain+prefix" in result.stdout
+    assert "too few to tell" in result.stdout
+
+
+def test_needle_scores_probability_in_a_text_that_starts_over(tmp_path):
+    text = tmp_path / "short.txt"
+    text.write_text("The sun was low. Nobody spoke for a while.", encoding="utf-8")
+    words = ("needle", "--backend", "native", "--lengths", "120", "--depths", "0,100", "--haystack", text)
+    out = tmp_path / "run"
+    result = call(*words, "--needle", "sf,pizza-short", "--repeat", "--score", "logprob", "--out", out)
+    grid = NeedleGrid.load(out / "needle.parquet")
+    assert grid.frame["needle_logprob"].lt(0).all()
+    assert grid.frame["response"].isna().all()
+    assert "log-probability of the needle, nats per token: 4 cells" in result.stdout
+    assert "4 of 4 contexts are longer than the haystack, which started over" in result.stderr
 
 
 def test_score_select_and_train(dataset, tmp_path):

@@ -10,6 +10,7 @@ from ctxlens.stats import (
     auroc,
     auroc_interval,
     bootstrap_mean,
+    compare_pairs,
     otsu_threshold,
     paired_difference,
     t_interval,
@@ -125,3 +126,50 @@ def test_interval_as_text_and_values():
     interval = Interval(0.4123, 0.3, 0.5, 7)
     assert interval.format() == "0.41 [0.30, 0.50]"
     assert interval.as_dict() == {"estimate": 0.4123, "low": 0.3, "high": 0.5, "n": 7}
+
+
+def test_signs_of_clusters_are_flipped_exactly():
+    # Sums of the four clusters: 3, 3, 3, 3. Of 16 ways to sign them two are as far from 0: p = 2/16.
+    first, second = np.zeros(8), np.tile([1.0, 2.0], 4)
+    pair = compare_pairs(first, second, clusters=np.repeat(range(4), 2))
+    assert (pair.p_value, pair.pairs, pair.difference.n) == (2 / 16, 8, 4)
+    assert (pair.first.estimate, pair.second.estimate, pair.difference.estimate) == (0, 1.5, 1.5)
+    # Sums 3, 3, 3, -1 give 8; as far from 0 are 3+3+3+1 and 3+3+3-1 with either sign: p = 4/16.
+    second[6:] = -0.5
+    assert compare_pairs(first, second, clusters=np.repeat(range(4), 2)).p_value == 4 / 16
+
+
+def test_flipping_signs_agrees_with_wilcoxon_on_many_pairs():
+    from scipy.stats import wilcoxon
+
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=60)
+    second = first + rng.normal(0.3, 1.0, size=60)
+    pair = compare_pairs(first, second)
+    assert pair.p_value == pytest.approx(float(wilcoxon(second - first).pvalue), abs=0.02)
+    assert pair.difference == paired_difference(first, second)
+
+
+@pytest.mark.parametrize(
+    ("shift", "clusters", "reading"),
+    [
+        (1.0, 8, "higher"),
+        (-1.0, 8, "lower"),
+        (0.0, 8, "no difference shown"),
+        (1.0, 5, "too few to tell"),  # p cannot be below 2/32
+        (1.0, 1, "too few to tell"),
+    ],
+)
+def test_reading_needs_interval_and_test(shift, clusters, reading):
+    noise = np.tile([0.1, -0.1], 40)[: 4 * clusters]
+    pair = compare_pairs(np.zeros(4 * clusters), noise + shift, clusters=np.repeat(range(clusters), 4))
+    assert pair.reading == reading
+
+
+def test_pairs_with_a_missing_half_are_left_out():
+    nan = float("nan")
+    pair = compare_pairs([0.0, nan, 1.0, nan], [1.0, 1.0, nan, nan])
+    assert (pair.pairs, pair.first.estimate, pair.second.estimate) == (1, 0, 1)
+    assert math.isnan(compare_pairs([nan], [1.0]).p_value)
+    with pytest.raises(ValueError, match="of one shape"):
+        compare_pairs([1.0], [1.0, 2.0])

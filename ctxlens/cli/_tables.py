@@ -54,20 +54,44 @@ def show_answers(record: Mapping[str, Any]) -> None:
     show_table("answers, one conversation a row", ["unsteered", f"steered, α = {alpha:g}"], rows, texts=True)
 
 
-def show_recall(grid: NeedleGrid) -> None:
-    """Recall by condition with its interval, and each condition's paired difference from the first."""
-    n_cells = grid.frame["cell"].nunique()
+_SCORES = {
+    "recall": "needle recall",
+    "contains": "answers that hold the needle word for word",
+    "needle_logprob": "log-probability of the needle, nats per token",
+}
+
+
+def show_needles(grid: NeedleGrid) -> None:
+    """Each score by condition with its interval, paired differences from the first, and what went wrong."""
     names = grid.frame["condition"].drop_duplicates().tolist()
-    recalls = {name: grid.recall(condition=name).sort_index() for name in names}
-    rows = []
-    for name, recall in recalls.items():
-        change = "" if name == names[0] else grid.difference(recalls[names[0]], recall).format()
-        rows.append([name, grid.mean(recall).format(), change])
-    show_table(
-        f"needle recall over {n_cells} cells, 95 % intervals over contexts",
-        ["condition", "recall", f"minus {names[0]}"],
-        rows,
-    )
+    for column in grid.scores:
+        rows = []
+        for name in names:
+            mean = grid.mean(grid.recall(column, condition=name))
+            row = [name, mean.format()]
+            if len(names) > 1:
+                row += ["", "", ""]
+            if name != names[0]:
+                pair = grid.compare({"condition": names[0]}, {"condition": name}, column=column)
+                row[2:] = [pair.difference.format(), _p_value(pair.p_value), pair.reading]
+            rows.append(row)
+        head = ["condition", "mean", f"minus {names[0]}", "p", "reading"]
+        found = grid.mean(grid.recall(column, condition=names[0]))
+        show_table(
+            f"{_SCORES[column]}: {grid.frame['cell'].nunique()} cells, 95 % intervals over "
+            f"{found.n} contexts",
+            head if len(names) > 1 else head[:2],
+            rows,
+        )
+    if len(failed := grid.failed):
+        reason, count = Counter(failed["error"]).most_common(1)[0]
+        note(f"{len(failed)} of {len(grid)} answers failed and are left out ({count} times: {reason})")
+    if len(silent := grid.silent):
+        note(f"{len(silent)} of {len(grid)} answers are without a word; they count as recall 0")
+
+
+def _p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def show_scores(scores: Scores, unread: Sequence[Mapping[str, str]], dropped: Counter[str]) -> None:

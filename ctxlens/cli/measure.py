@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,10 +19,14 @@ from ctxlens.cli._inputs import (
 )
 from ctxlens.cli._options import ModelOptions, RunOptions, verb
 
+if TYPE_CHECKING:
+    from ctxlens.recall import Needle
+
 
 @verb(
     "ctxlens needle --needle known --lengths x3 --depths x3",
     "ctxlens needle -m TinyLlama/TinyLlama-1.1B-Chat-v1.0 --haystack essays/ --needle sf --lengths x20",
+    "accelerate launch --multi_gpu --num_processes 4 -m ctxlens needle -m HuggingFaceH4/zephyr-7b-beta",
     "ctxlens needle -m runs/train --indicator --conditions template+prefix --out runs/with-indicator",
 )
 def needle(
@@ -30,13 +35,24 @@ def needle(
     haystack: Annotated[
         str,
         typer.Option(
-            help="Folder of .txt files, or [b]organism[/b] (filler of the built-in world).", metavar="DIR"
+            help="Folder of .txt files, a data set (file, folder or Hub id), or [b]organism[/b] (filler of "
+            "the built-in world).",
+            metavar="DIR_OR_HUB_ID",
         ),
     ] = "organism",
+    haystack_split: Annotated[str, typer.Option(help="Split of a data set.", metavar="NAME")] = "train",
+    haystack_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of texts of a data set. [dim]default: text, content, document or the only one[/dim]",
+            metavar="NAME",
+        ),
+    ] = None,
     needle: Annotated[
         str,
         typer.Option(
-            help="sf or pizza (the paper's), known or unknown (facts of the built-in world), or a YAML file."
+            help="One or several of sf, pizza, pizza-short (after the paper), known, unknown (facts of the "
+            "built-in world) and YAML files, separated by commas."
         ),
     ] = "known",
     lengths: Annotated[
@@ -56,7 +72,17 @@ def needle(
     indicator: Annotated[bool, typer.Option("--indicator", help="Append the model's indicator.")] = False,
     alpha: Annotated[float, typer.Option(help="Steer to the user's tokens; 1: not at all.")] = 1.0,
     heads: HeadsOption = "all",
+    score: Annotated[
+        str,
+        typer.Option(
+            help="Of recall (share of keywords), contains (word for word), logprob (nats per token of the "
+            "needle; alone: nothing is generated)."
+        ),
+    ] = "recall,contains",
     max_new_tokens: NewTokensOption = 100,
+    batch_tokens: Annotated[
+        int, typer.Option(min=1, help="Prompt and new tokens worked on at once.", metavar="N")
+    ] = 8192,
     repeat: Annotated[
         bool, typer.Option("--repeat", help="Start the haystack over where it is too short.")
     ] = False,
@@ -66,23 +92,25 @@ def needle(
     from ctxlens.cells import NeedleConfig, build_cells, describe_cell, render_cell
     from ctxlens.haystack import load_haystack
     from ctxlens.needle import run_needle
-    from ctxlens.recall import load_needles
+    from ctxlens.processes import Processes
     from ctxlens.steering import Steering
 
     check_steering(alpha, heads)
     config = NeedleConfig(
         lengths=parse_spread(lengths, int, "--lengths"),
         depths=parse_spread(depths, float, "--depths"),
-        needles=load_needles(needle)
-        if Path(needle).suffix in (".yaml", ".yml")
-        else tuple(needle.split(",")),
+        needles=_read_needles(needle),
         conditions=tuple(conditions.split(",")),
         cases_per_cell=cases,
         wording=wording,
         max_new_tokens=max_new_tokens,
         seed=store.seed,
+        score=tuple(score.split(",")),
     )
-    straw = load_haystack(haystack, seed=store.seed)
+    processes = Processes.join(cpu=model.device.value == "cpu")
+    straw = load_haystack(
+        haystack, seed=store.seed, repeat=repeat, split=haystack_split, column=haystack_column
+    )
     lm = model.load()
     check_indicator(lm, indicator)
     cells = build_cells(lm, config, straw)
@@ -95,8 +123,22 @@ def needle(
     plain = [render_cell(lm, cell, config, "plain+prefix") for cell in cells[:: max(1, len(cells) // 64)]]
     steering = Steering(alpha, heads=resolve_heads(lm, heads, plain))
     steering.check_heads(lm.n_layers, lm.n_heads)
-    settings = {"indicator": indicator, "steering": steering.describe()}
-    run = store.open("needle", {"model": lm.identity, "haystack": haystack, **settings, **config.as_dict()})
+    settings = {
+        "model": lm.identity,
+        "haystack": {
+            "source": haystack,
+            "split": haystack_split,
+            "column": haystack_column,
+            "repeat": repeat,
+        },
+        "indicator": indicator,
+        "steering": steering.describe(),
+        **config.as_dict(),
+    }
+    if processes.is_first:
+        store.open("needle", settings)
+    processes.wait()
+    run = replace(store, overwrite=False).open("needle", settings)
     with _screen.stage("needles") as progress:
         grid = run_needle(
             lm,
@@ -104,8 +146,25 @@ def needle(
             haystack=straw,
             indicator=indicator,
             steering=None if steering.changes_nothing else steering,
+            batch_tokens=batch_tokens,
             out=run,
+            processes=processes,
             progress=progress,
         )
-    _tables.show_recall(grid)
-    _screen.say_where(run.folder)
+    if processes.is_first:
+        _tables.show_needles(grid)
+        if repeated := sum(cell.context.repeated for cell in cells):
+            _screen.note(
+                f"{repeated} of {len(cells)} contexts are longer than the haystack, which started over"
+            )
+        _screen.say_where(run.folder)
+
+
+def _read_needles(text: str) -> tuple[str | Needle, ...]:
+    """Names of built-in needles, and the needles of YAML files."""
+    from ctxlens.recall import load_needles
+
+    found: list[str | Needle] = []
+    for part in text.split(","):
+        found += load_needles(part) if Path(part).suffix in (".yaml", ".yml") else (part,)
+    return tuple(found)
