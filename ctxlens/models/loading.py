@@ -50,12 +50,14 @@ def locate_checkpoint(name_or_path: str | Path) -> Path | str:
     return folder
 
 
-def load_tokenizer(source: Path | str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a checkpoint; `InputError` if there is none."""
+def load_tokenizer(source: Path | str, *, trust_remote_code: bool = False, **options: Any) -> Any:
+    """The tokenizer of a checkpoint; `InputError` if there is none. `options` go to `from_pretrained`."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source, **_where(source), trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(
+            source, **_where(source), trust_remote_code=trust_remote_code, **options
+        )
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"no tokenizer can be loaded from {source} ({_first_line(error)}).") from error
 
@@ -63,14 +65,16 @@ def load_tokenizer(source: Path | str, *, trust_remote_code: bool = False) -> An
 def load_causal_lm(
     source: Path | str,
     *,
-    device: torch.device,
+    device: torch.device | None,
     dtype: torch.dtype,
     trust_remote_code: bool = False,
     attention: str | None = None,
+    **options: Any,
 ) -> Any:
     """The language model of a checkpoint, from safetensors only; `InputError` if it cannot be loaded.
 
-    `attention` is transformers' `attn_implementation`, its own choice by default.
+    `attention` is transformers' `attn_implementation`, its own choice by default; without `device` the model
+    stays where it was loaded to. `options` go to `from_pretrained`.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -85,13 +89,14 @@ def load_causal_lm(
             attn_implementation=attention,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
+            **options,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise InputError(f"no language model can be loaded from {source} ({_first_line(error)}).") from error
     finally:
         if shows_progress:
             logging.enable_progress_bar()
-    return model.to(device).eval()
+    return (model if device is None else model.to(device)).eval()
 
 
 def resolve_device(device: str) -> torch.device:
