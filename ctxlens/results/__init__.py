@@ -16,7 +16,8 @@ from ctxlens.results.arrays import RoleAllocation, TokenView
 from ctxlens.results.drift import VIEWS, Drift
 from ctxlens.results.files import check_record, read_file, read_parquet_record, read_safetensors_record
 from ctxlens.results.heads import HeadCurves, HeadMap, correlate_maps
-from ctxlens.results.tables import Ability, NeedleGrid, Scores, Selection
+from ctxlens.results.scores import Scores
+from ctxlens.results.tables import Ability, NeedleGrid, Selection
 from ctxlens.results.verdicts import Verdict, Verdicts
 
 Result = (

@@ -220,38 +220,6 @@ class Ability(_Table):
 
 
 @dataclass(frozen=True)
-class Scores(_Table):
-    """Context-dependency scores, one row an assistant turn and layer.
-
-    Columns: `conversation` (id), `turn` (index of the assistant message), `layer`; `best_of_mean`
-    (user share of the head that has most on average over the response), `mean_of_best` (the largest
-    user share over heads, token by token, then the mean), `mean_heads`, all 0 to 1; `uniform` (the
-    user share if attention were uniform); `response_tokens`, `context_tokens` (user tokens that the
-    turn can see); `truncated`. Labelled data have `kind` beside them.
-    """
-
-    COLUMNS: ClassVar[tuple[str, ...]] = (
-        "conversation", "turn", "layer", "best_of_mean", "mean_of_best", "mean_heads", "uniform",
-        "response_tokens", "context_tokens", "truncated",
-    )  # fmt: skip
-    REDUCTIONS: ClassVar[tuple[str, ...]] = ("best_of_mean", "mean_of_best", "mean_heads")
-
-    def layer(self, layer: int, reduction: str = "mean_of_best") -> pd.Series:
-        """The scores of one layer, indexed by conversation and turn.
-
-        Raises:
-            InputError: no such layer or reduction in the table.
-        """
-        if reduction not in self.REDUCTIONS:
-            raise InputError(f"unknown reduction {reduction!r}; choose one of {', '.join(self.REDUCTIONS)}.")
-        rows = self.frame[self.frame["layer"] == layer]
-        if rows.empty:
-            layers = ", ".join(map(str, sorted(self.frame["layer"].unique())))
-            raise InputError(f"layer {layer} is not among the scored layers ({layers or 'none'}).")
-        return rows.set_index(["conversation", "turn"])[reduction]
-
-
-@dataclass(frozen=True)
 class Selection(_Table):
     """Which turns were chosen as context-dependent: `conversation`, `turn`, `score`, `selected`.
 

@@ -1,0 +1,272 @@
+"""Context-dependency scores: in memory a row a turn and layer, on disk a row a turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from ctxlens.errors import InputError
+from ctxlens.results.files import META_KEY, check_record, make_record, read_file
+from ctxlens.results.tables import _Table
+from ctxlens.roles import Role
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+Precision = Literal["float32", "float16"]
+"""The number format in which scores are stored."""
+
+SCHEMA_VERSION = 2
+"""Of the files that `Scores.save` writes; a file of another version is refused."""
+
+SHARE_COLUMNS = tuple(f"share_{role.label}" for role in Role if role not in (Role.USER, Role.PAD))
+"""Mean shares of the roles other than the user's, whose is `mean_heads`."""
+
+TURN_COLUMNS: Mapping[str, str] = {
+    "conversation": "string", "turn": "int32", "uniform": "float32", "response_tokens": "int32",
+    "context_tokens": "int32", "truncated": "bool",
+}  # fmt: skip
+"""The columns that a turn has once, and their types."""
+
+LAYER_COLUMNS: Mapping[str, str] = {
+    **dict.fromkeys(("best_of_mean", "mean_of_best", "mean_heads"), "score"),
+    "best_head": "int16",
+    **dict.fromkeys(SHARE_COLUMNS, "score"),
+}
+"""The columns that a turn has for every layer (on disk: lists) and their types; `score`: as chosen."""
+
+_ROWS_AT_ONCE = 65536
+
+
+@dataclass(frozen=True)
+class Scores(_Table):
+    """Context-dependency scores, one row an assistant turn and layer.
+
+    Columns: `conversation` (id), `turn` (index of the assistant message), `layer`; `best_of_mean`
+    (user share of the head that has most on average over the response), `mean_of_best` (the largest
+    user share over heads, token by token, then the mean), `mean_heads`, all 0 to 1; `uniform` (the
+    user share if attention were uniform); `response_tokens`, `context_tokens` (user tokens that the
+    turn can see); `truncated`. `score_conversations` adds `best_head` (that of `best_of_mean`) and
+    `share_<role>`, the mean over heads and response tokens of the other roles' shares: with
+    `mean_heads` they sum to 1. Labelled data have `kind` beside them.
+
+    The file has a row a turn: the columns that differ by layer are lists. Any further column is kept
+    once a turn.
+    """
+
+    COLUMNS: ClassVar[tuple[str, ...]] = (
+        "conversation", "turn", "layer", "best_of_mean", "mean_of_best", "mean_heads", "uniform",
+        "response_tokens", "context_tokens", "truncated",
+    )  # fmt: skip
+    REDUCTIONS: ClassVar[tuple[str, ...]] = ("best_of_mean", "mean_of_best", "mean_heads")
+
+    def layer(self, layer: int, reduction: str = "mean_of_best") -> pd.Series:
+        """The scores of one layer, indexed by conversation and turn.
+
+        Raises:
+            InputError: no such layer or reduction in the table.
+        """
+        if reduction not in self.REDUCTIONS:
+            raise InputError(f"unknown reduction {reduction!r}; choose one of {', '.join(self.REDUCTIONS)}.")
+        rows = self.frame[self.frame["layer"] == layer]
+        if rows.empty:
+            layers = ", ".join(map(str, sorted(self.frame["layer"].unique())))
+            raise InputError(f"layer {layer} is not among the scored layers ({layers or 'none'}).")
+        return rows.set_index(["conversation", "turn"])[reduction]
+
+    @classmethod
+    def from_turns(
+        cls,
+        turns: pa.Table,
+        stored: Sequence[int],
+        meta: Mapping[str, Any],
+        layers: Sequence[int] | None = None,
+    ) -> Scores:
+        """Spread a table of turns, as in the file, over layers.
+
+        Args:
+            turns: a row a turn.
+            stored: the layers that its lists stand for.
+            meta: of the scores.
+            layers: those to take; all by default.
+        """
+        import pandas as pd
+
+        wanted = [layer for layer in stored if layers is None or layer in set(layers)]
+        places = [list(stored).index(layer) for layer in wanted]
+        columns: dict[str, Any] = {}
+        for name in turns.column_names:
+            column = turns[name].combine_chunks()
+            if name in LAYER_COLUMNS:
+                values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(turns), len(stored))
+                values = values.astype(np.float32) if values.dtype == np.float16 else values
+                columns[name] = values[:, places].reshape(-1)
+            else:
+                columns[name] = column.to_pandas().repeat(len(wanted)).to_numpy()
+        order = [*cls.COLUMNS, *(name for name in columns if name not in cls.COLUMNS)]
+        columns["layer"] = np.tile(wanted, len(turns))
+        return cls(pd.DataFrame({name: columns[name] for name in order}), meta)
+
+    def by_turn(self, precision: Precision | None = None) -> pa.Table:
+        """The table as it is stored, a row a turn; with a precision, in the types that belong to it.
+
+        Raises:
+            InputError: the turns do not all have the same layers, or differ by layer in a column that a turn
+                has once.
+        """
+        layers, frame = self._layers(), self.frame
+        group = frame.groupby(["conversation", "turn"], sort=False).ngroup().to_numpy()
+        frame = frame.iloc[np.lexsort((frame["layer"].to_numpy(), group))]
+        n_turns = len(set(group.tolist()))
+        if not np.array_equal(frame["layer"].to_numpy(), np.tile(layers, n_turns)):
+            raise InputError("scores can only be stored if every turn was scored once at the same layers.")
+        first = frame.iloc[:: len(layers)]
+        turns = {
+            str(name): first[name].to_numpy()
+            for name in frame.columns
+            if name not in LAYER_COLUMNS and name != "layer"
+        }
+        by_layer = {
+            str(name): frame[name].to_numpy().reshape(n_turns, len(layers))
+            for name in frame.columns
+            if name in LAYER_COLUMNS
+        }
+        return make_turns(turns, by_layer, precision)
+
+    def _layers(self) -> list[int]:
+        found = sorted(int(layer) for layer in self.frame["layer"].unique())
+        return found or [int(layer) for layer in self.meta.get("layers", [0])]
+
+    def save(self, path: str | Path) -> None:
+        """Write the scores as Parquet, a row a turn, in the precision of `meta["precision"]` if it is there."""
+        turns = self.by_turn(self.meta.get("precision"))
+        write_turns(path, [turns], self.meta, self._layers())
+
+    @classmethod
+    def load(cls, path: str | Path, *, layers: Sequence[int] | None = None) -> Scores:
+        """Read scores, of some layers or of all.
+
+        Raises:
+            InputError: there is no such file, it is damaged, or no scores of this version.
+        """
+        import pandas as pd
+
+        meta, stored = read_head(path)
+        parts = [cls.from_turns(turns, stored, meta, layers) for turns in read_turns(path)]
+        return cls(pd.concat([part.frame for part in parts], ignore_index=True), meta)
+
+
+def make_turns(
+    turns: Mapping[str, Any], by_layer: Mapping[str, np.ndarray], precision: Precision | None = None
+) -> pa.Table:
+    """A table with a row a turn.
+
+    Args:
+        turns: values by column and turn.
+        by_layer: values `[turn, layer]` by column.
+        precision: of the scores; the other known columns then get their types too. By default all stay as
+            they are.
+    """
+    import pyarrow as pa
+
+    columns = {
+        name: pa.array(values, type=_type(TURN_COLUMNS.get(name), precision))
+        for name, values in turns.items()
+    }
+    for name, values in by_layer.items():
+        kind = _type(LAYER_COLUMNS[name], precision)
+        flat = values.reshape(-1) if kind is None else values.reshape(-1).astype(kind.to_pandas_dtype())
+        ends = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
+        columns[name] = pa.ListArray.from_arrays(pa.array(ends), pa.array(flat))
+    return pa.table(columns)
+
+
+def write_turns(
+    path: str | Path, tables: Iterable[pa.Table], meta: Mapping[str, Any], layers: Sequence[int]
+) -> None:
+    """Write tables of turns one after another into one file, with checksums; few are held at once."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    writer: Any = None
+    waiting: list[pa.Table] = []
+    try:
+        for table in tables:
+            if writer is None:
+                record = make_record(Scores(_empty(), meta), schema=SCHEMA_VERSION, layers=[*layers])
+                schema = table.schema.with_metadata({META_KEY: record})
+                writer = pq.ParquetWriter(path, schema, write_page_checksum=True)
+            waiting.append(table.cast(writer.schema))
+            if sum(map(len, waiting)) >= _ROWS_AT_ONCE:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting.clear()
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def read_turns(path: str | Path) -> Iterator[pa.Table]:
+    """The tables of turns in a file, some ten thousand turns each, at least one.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    import pyarrow.parquet as pq
+
+    file = read_file(path, lambda p: pq.ParquetFile(p, page_checksum_verification=True))
+    with file:
+        if not file.num_row_groups:
+            yield file.schema_arrow.empty_table()
+        for group in range(file.num_row_groups):
+            yield read_file(path, lambda _, group=group: file.read_row_group(group))
+
+
+def read_head(path: str | Path) -> tuple[Mapping[str, Any], list[int]]:
+    """The `meta` and the layers of a file of scores, without the scores.
+
+    Raises:
+        InputError: the file is missing, damaged, or no scores of this version.
+    """
+    import pyarrow.parquet as pq
+
+    raw = (read_file(path, pq.read_schema).metadata or {}).get(META_KEY.encode())
+    record = check_record(path, raw, Scores.__name__)
+    if record.get("schema") != SCHEMA_VERSION:
+        raise InputError(
+            f"{path} holds scores in another version of the file format; "
+            "score the data again with this ctxlens."
+        )
+    return record["meta"], record["layers"]
+
+
+def _type(name: str | None, precision: Precision | None) -> pa.DataType | None:
+    import pyarrow as pa
+
+    if precision not in (None, "float32", "float16"):
+        raise InputError(f"scores are stored as float32 or float16, not {precision!r}.")
+    if name is None or precision is None:
+        return None
+    kinds = {
+        "string": pa.string(), "bool": pa.bool_(), "int16": pa.int16(), "int32": pa.int32(),
+        "float32": pa.float32(), "score": pa.float16() if precision == "float16" else pa.float32(),
+    }  # fmt: skip
+    return kinds[name]
+
+
+def _empty() -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(columns=list(Scores.COLUMNS))
+
+
+__all__ = [
+    "LAYER_COLUMNS", "SCHEMA_VERSION", "SHARE_COLUMNS", "TURN_COLUMNS", "Precision", "Scores", "make_turns",
+    "read_head", "read_turns", "write_turns",
+]  # fmt: skip
