@@ -12,6 +12,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from ctxlens.allocation import compute_role_shares
 from ctxlens.augment import compute_score_bias
-from ctxlens.batching import Decoder, ModelShape, RunningKeys, TokenBatch, take_queries
+from ctxlens.batching import Decoder, ModelShape, Reduce, RunningKeys, TokenBatch, take_queries
 from ctxlens.errors import UnsupportedModelError
 from ctxlens.roles import N_ROLES, Role
 from ctxlens.steering import Steering, combine_selects, weigh_targets
@@ -90,16 +91,17 @@ class LensBackend:
         layers: Sequence[int],
         queries: Int[Tensor, "batch query"],
         steerings: Sequence[Steering],
-    ) -> Float[Tensor, "batch layer head query role"]:
+        reduce: Reduce | None = None,
+    ) -> Float[Tensor, "batch layer ..."]:
         """See `Backend.read_shares`."""
 
-        def reduce(pattern: Tensor) -> Tensor:
+        def to_shares(pattern: Tensor) -> Tensor:
             shares = compute_role_shares(pattern, batch.role_ids, N_ROLES)
             if self._sinks:
                 shares[..., int(Role.SINK)] = 1 - pattern.sum(-1)
-            return shares
+            return shares if reduce is None else reduce(shares)
 
-        return self._read(batch, layers, queries, steerings, reduce)
+        return self._read(batch, layers, queries, steerings, to_shares)
 
     @torch.no_grad()
     def read_pattern(
@@ -224,16 +226,9 @@ class LensBackend:
 
             def steer(scores: Tensor, hook: Any) -> Tensor:
                 bias = keys.bias(scores.shape[-1], scores.shape[0], scores.device)
-                visible = scores > torch.finfo(scores.dtype).min / 2
-
-                def steered(weights: Tensor) -> Tensor:
-                    added = compute_score_bias(scores, bias, weights).to(scores.dtype)
-                    return torch.where(visible, scores + added, scores)
-
-                def read_shares(kinds: Tensor, weights: Tensor) -> Tensor:
-                    return _spread(steered(weights), kinds, sinks)
-
-                return steered(weigh_targets(keys.steerings, bias, select.to(scores.device), read_shares))
+                read_shares = partial(_spread, scores, bias, sinks)
+                weights = weigh_targets(keys.steerings, bias, select.to(scores.device), read_shares)
+                return _add_bias(scores, bias, weights)
 
             return steer
 
@@ -244,9 +239,15 @@ class LensBackend:
         ]
 
 
-def _spread(scores: Tensor, kinds: Tensor, sinks: Tensor | None) -> Tensor:
-    """How attention spreads over keys of kind 0 and 1, and over the sink if there is one."""
-    scores = scores.float()
+def _add_bias(scores: Tensor, bias: Tensor, weights: Tensor) -> Tensor:
+    """Steered scores; masked ones stay as they are."""
+    added = compute_score_bias(scores, bias, weights).to(scores.dtype)
+    return torch.where(scores > torch.finfo(scores.dtype).min / 2, scores + added, scores)
+
+
+def _spread(scores: Tensor, bias: Tensor, sinks: Tensor | None, kinds: Tensor, weights: Tensor) -> Tensor:
+    """How attention spreads over keys of kind 0 and 1, and over the sink, under weights of the biases."""
+    scores = _add_bias(scores, bias, weights).float()
     if sinks is None:
         return compute_role_shares(torch.nan_to_num(scores.softmax(-1)), kinds, 2)
     column = sinks.float().reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
@@ -267,10 +268,16 @@ def bridge_from_hf(hf_model: Any, tokenizer: Any, *, copied: bool = True) -> Any
         copied: work on a copy and leave `hf_model` as it is.
 
     Raises:
-        UnsupportedModelError: TransformerLens has no adapter for this architecture.
+        UnsupportedModelError: TransformerLens has no adapter for this architecture, or transformers'
+            explicit attention, which the bridge runs, is not the model's.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
+    if hf_model.config.model_type == "falcon" and hf_model.config.alibi:
+        raise UnsupportedModelError(
+            "transformers' eager attention adds Falcon's position bias (ALiBi) twice, so its patterns are "
+            'not the model\'s; use backend="native".'
+        )
     if copied:
         hf_model = copy.deepcopy(hf_model)
     hf_model.set_attn_implementation("eager")

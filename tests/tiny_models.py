@@ -25,6 +25,7 @@ _COMMON: dict[str, Any] = {
     "pad_token_id": 0,
 }
 _WINDOW = {"sliding_window": 8}
+_MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),
@@ -34,7 +35,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", {"head_dim": 8}),
     "gemma": ("GemmaConfig", {"head_dim": 16}),
     "gemma2": ("Gemma2Config", {"head_dim": 8, **_WINDOW}),
-    "gemma3": ("Gemma3TextConfig", {"head_dim": 8, **_WINDOW}),
+    "gemma3": ("Gemma3TextConfig", {"head_dim": 8, **_WINDOW, "layer_types": _MIXED}),
     "phi3": ("Phi3Config", {}),
     "gpt2": ("GPT2Config", {"n_positions": 64, "num_key_value_heads": None}),
     "gpt-neox": ("GPTNeoXConfig", {"num_key_value_heads": None}),
@@ -84,7 +85,15 @@ def make_tiny(
                 weight.mul_(scale)
             if name.endswith("sinks"):
                 weight.normal_()
+    if family == "falcon-alibi" and attn == "eager":
+        for block in model.transformer.h:
+            block.self_attention.register_forward_pre_hook(_without_alibi, with_kwargs=True)
     return model.eval()
+
+
+def _without_alibi(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Transformers' eager Falcon adds ALiBi twice, in the mask and in the scores; this leaves the mask's."""
+    return args, {**kwargs, "alibi": torch.zeros_like(kwargs["alibi"])}
 
 
 def make_chat(length: int, seed: int = 0, *, prompt: int | None = None) -> RenderedChat:

@@ -7,9 +7,10 @@ with or without cache, is steered, and the asked layers' role shares are kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -20,8 +21,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from ctxlens.augment import FEW_QUERIES, augmented_attention, compute_attention_pattern, compute_score_bias
-from ctxlens.batching import RunningKeys, TokenBatch, take_queries
+from ctxlens.batching import Reduce, RunningKeys, TokenBatch, take_queries
 from ctxlens.errors import InputError
+from ctxlens.native.direct import Attention, calls_directly, catch_direct_calls
 from ctxlens.roles import N_ROLES
 from ctxlens.steering import Steering, combine_selects, weigh_targets
 from ctxlens.tiles import tiled_attention
@@ -50,7 +52,9 @@ class Attending:
         keep: whether role shares or whole patterns are kept.
         stop: whether the forward pass ends after the highest layer to read.
         exact: whether the shares of 16-bit models are computed in float32.
-        collected: by layer, shares `[batch, head, query, role]` or patterns, float32, on the CPU.
+        reduce: what is made of each layer's shares before they are kept.
+        collected: by layer, shares `[batch, head, query, role]` or patterns, float32, on the CPU; or what was
+            made of the shares, where the model runs.
         paths: by layer whose attention went through here, how it was computed.
     """
 
@@ -60,6 +64,7 @@ class Attending:
     keep: Literal["shares", "pattern"] = "shares"
     stop: bool = False
     exact: bool = False
+    reduce: Reduce | None = None
     collected: dict[int, Tensor] = field(default_factory=dict)
     paths: dict[int, Path] = field(default_factory=dict)
     _selects: dict[int, tuple[Tensor, tuple[float, ...]]] = field(default_factory=dict)
@@ -114,6 +119,7 @@ def attend(
     keep: Literal["shares", "pattern"] = "shares",
     stop: bool = False,
     exact: bool = False,
+    reduce: Reduce | None = None,
 ) -> Iterator[Attending]:
     """Steer and read every forward pass (and `generate`) of a transformers model inside the block.
 
@@ -126,12 +132,13 @@ def attend(
         keep: role shares, or whole patterns.
         stop: end the forward pass silently after the highest layer to read; the block ends with it.
         exact: compute the shares of 16-bit models in float32, in a second pass over the scores.
+        reduce: what to make of each layer's shares before they are kept.
 
     Yields:
         What is collected; valid after the block too.
     """
     active = tuple(s for s in steerings if not s.changes_nothing)
-    attending = Attending(RunningKeys(batch, active), frozenset(layers), queries, keep, stop, exact)
+    attending = Attending(RunningKeys(batch, active), frozenset(layers), queries, keep, stop, exact, reduce)
     configs: dict[int, Any] = {
         id(config): config
         for config in (getattr(module, "config", None) for module in model.modules())
@@ -139,12 +146,14 @@ def attend(
     }
     outer = {key: _ATTENDING.get(key) for key in configs}
     chosen = {key: config._attn_implementation for key, config in configs.items()}
+    direct = calls_directly(model)
     hook = model.base_model.register_forward_pre_hook(_count_positions(attending), with_kwargs=True)
     try:
         for key, config in configs.items():
-            config._attn_implementation_internal = NAME
+            config._attn_implementation_internal = "sdpa" if direct else NAME
             _ATTENDING[key] = attending
-        yield attending
+        with catch_direct_calls(model, cast(Attention, _attention)) if direct else nullcontext():
+            yield attending
     except _StopForward:
         pass
     finally:
@@ -221,7 +230,8 @@ def _attention(
         output, shares = call.read(role_ids, exact=attending.exact)
         if attending.queries is not None:
             shares = take_queries(shares, attending.queries.to(shares.device))
-        attending.collected[layer] = shares.float().cpu()
+        shares = shares.float()
+        attending.collected[layer] = shares.cpu() if attending.reduce is None else attending.reduce(shares)
     if reads and attending.stop and layer == max(attending.layers):
         raise _StopForward
     return output.transpose(1, 2).contiguous(), None
@@ -280,20 +290,19 @@ class _Call:
         """Add the steering of a layer, as columns or (for few queries) as an additive mask."""
         keys = attending.keys
         bias = keys.bias(self.key.shape[2], self.query.shape[0], self.query.device)
-
-        def read_shares(kinds: Tensor, weights: Tensor) -> Tensor:
-            run = tiled_attention if self.terms or as_mask else augmented_attention
-            rest = {"role_ids": kinds, "n_roles": 2, "key_bias": bias, "head_select": weights}
-            _, shares = run(self.query, self.key, self.value[..., :0], **rest, **self._masking())
-            assert shares is not None
-            return shares
-
+        run = tiled_attention if self.terms or as_mask else augmented_attention
+        read_shares = partial(self._spread, run, bias)
         select = weigh_targets(keys.steerings, bias, attending.select(layer, self.query)[0], read_shares)
         if as_mask:
             added = compute_score_bias(self.query, bias, select).to(self.query.dtype)
             self.mask = added if self.mask is None else _add_to_mask(added, self.mask)
         else:
             self.bias, self.select = bias, select
+
+    def _spread(self, run: Callable[..., Any], bias: Tensor, kinds: Tensor, weights: Tensor) -> Tensor:
+        """How attention spreads over two kinds of keys under some weights of the biases."""
+        rest = {"role_ids": kinds, "n_roles": 2, "key_bias": bias, "head_select": weights}
+        return run(self.query, self.key, self.value[..., :0], **rest, **self._masking())[1]
 
     def _masking(self) -> dict[str, Any]:
         return {"attn_mask": self.mask, "is_causal": self.causal, "scale": self.scale, **self.terms}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ctxlens.batching import Decoder, ModelShape, Readout, TokenBatch
+from ctxlens.batching import Decoder, KeyValues, ModelShape, Readout, TokenBatch
+from ctxlens.caching import ResumedDecoder, make_cache, read_cache
 from ctxlens.errors import UnsupportedModelError
 from ctxlens.native.attention import Path, attend
 from ctxlens.roles import Role
@@ -65,9 +66,10 @@ class NativeBackend:
         layers: Sequence[int],
         queries: Int[Tensor, "batch query"],
         steerings: Sequence[Steering],
-    ) -> Float[Tensor, "batch layer head query role"]:
+        reduce: Reduce | None = None,
+    ) -> Float[Tensor, "batch layer ..."]:
         """See `Backend.read_shares`."""
-        return self._read(batch, layers, queries, steerings, "shares")
+        return self._read(batch, layers, queries, steerings, "shares", reduce)
 
     @torch.no_grad()
     def read_pattern(
@@ -87,13 +89,15 @@ class NativeBackend:
         queries: Tensor,
         steerings: Sequence[Steering],
         keep: Literal["shares", "pattern"],
+        reduce: Reduce | None = None,
     ) -> Tensor:
         kwargs: dict[str, Any] = {"steerings": steerings, "layers": layers, "queries": queries}
+        kwargs["reduce"] = reduce
         kwargs["exact"] = self.readout == "float32"
         with attend(self.hf_model, batch, keep=keep, stop=True, **kwargs) as attending:
             # Right padding needs no mask: no query that counts comes after it.
             self.hf_model.base_model(input_ids=batch.tokens, use_cache=False)
-        return torch.stack([attending.collected[layer] for layer in layers], dim=1)
+        return torch.stack([attending.collected[layer].cpu() for layer in layers], dim=1)
 
     def logits(
         self, batch: TokenBatch, steerings: Sequence[Steering], *, grad: bool = False
@@ -113,20 +117,44 @@ class NativeBackend:
             nonlocal mask, cache
             if cache is not None:
                 mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
-            kwargs: dict[str, Any] = {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
-            kwargs |= self._last_only
-            if self._takes_positions:
-                positions = (mask.cumsum(-1) - 1).clamp_min(0)
-                kwargs["position_ids"] = positions[:, -tokens.shape[1] :]
-            output = self.hf_model(input_ids=tokens, **kwargs)
+            output = self._run(tokens, mask, cache)
             cache = output.past_key_values
             return output.logits[:, -1].float()
 
-        if any(not s.changes_nothing for s in steerings):
-            with attend(self.hf_model, batch, steerings=steerings):
-                yield step
-        else:
+        with attend(self.hf_model, batch, steerings=steerings) if _any(steerings) else nullcontext():
             yield step
+
+    @torch.no_grad()
+    def prefill(
+        self, batch: TokenBatch, past: KeyValues | None, steerings: Sequence[Steering]
+    ) -> tuple[Tensor, KeyValues | None]:
+        """See `PrefixBackend.prefill`."""
+        cache = None if past is None else make_cache(past)
+        known = 0 if past is None else past[0][0].shape[-2]
+        with attend(self.hf_model, batch, steerings=steerings) if _any(steerings) else nullcontext():
+            output = self._run(batch.tokens[:, known:], batch.attention_mask, cache)
+        return output.logits[:, -1].float(), read_cache(output.past_key_values)
+
+    @contextmanager
+    def resume(
+        self, batch: TokenBatch, past: KeyValues, steerings: Sequence[Steering]
+    ) -> Iterator[ResumedDecoder]:
+        """See `PrefixBackend.resume`."""
+        steered = attend(self.hf_model, batch, steerings=steerings) if _any(steerings) else nullcontext()
+        with torch.no_grad(), steered as attending:
+            yield ResumedDecoder(
+                lambda *given: self._run(*given).logits[:, -1].float(),
+                batch.attention_mask,
+                make_cache(past),
+                (lambda rows: None) if attending is None else attending.keys.keep,
+            )
+
+    def _run(self, tokens: Tensor, mask: Tensor, cache: Any) -> Any:
+        kwargs: dict[str, Any] = {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
+        kwargs |= self._last_only
+        if self._takes_positions:
+            kwargs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
+        return self.hf_model(input_ids=tokens, **kwargs)
 
     @torch.no_grad()
     def _check_model(self) -> None:
@@ -152,6 +180,10 @@ class NativeBackend:
                 f"{kind} computes attention in a way that ctxlens does not reproduce (logits differ "
                 f'by {float(error):.1e} of their size); try backend="lens".'
             )
+
+
+def _any(steerings: Sequence[Steering]) -> bool:
+    return any(not s.changes_nothing for s in steerings)
 
 
 def shape_of(model: PreTrainedModel) -> ModelShape:
