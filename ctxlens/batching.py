@@ -18,6 +18,28 @@ from ctxlens.steering import Steering, combine_biases
 Readout = Literal["model", "float32"]
 """The dtype in which role shares are computed: the model's own, or float32."""
 
+Reduce = Callable[[Float[Tensor, "batch head query role"]], Float[Tensor, "batch ..."]]
+"""What is made of one layer's role shares where the model runs, so that only its result leaves the device."""
+
+
+class TurnReduce(Protocol):
+    """What is made of one layer's role shares of whole turns."""
+
+    def __call__(
+        self,
+        shares: Float[Tensor, "batch head query role"],
+        turn_of: Int[Tensor, "batch query"],
+        n_turns: int,
+    ) -> Float[Tensor, "batch turn value"]:
+        """Reduce the shares of response tokens.
+
+        Args:
+            shares: role shares of the tokens.
+            turn_of: the number of each token's turn, 0 for the first of its conversation; -1: padding.
+            n_turns: how many turns there are at most.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -178,8 +200,12 @@ class Backend(Protocol):
         layers: Sequence[int],
         queries: Int[Tensor, "batch query"],
         steerings: Sequence[Steering],
-    ) -> Float[Tensor, "batch layer head query role"]:
-        """Role shares of chosen query positions of a right-padded batch, float32, on the CPU."""
+        reduce: Reduce | None = None,
+    ) -> Float[Tensor, "batch layer ..."]:
+        """Role shares of chosen query positions of a right-padded batch, float32, on the CPU.
+
+        They are `[batch, layer, head, query, role]`, or what `reduce` makes of those of each layer.
+        """
         ...
 
     def read_pattern(
@@ -237,6 +263,6 @@ def take_queries(
 
 
 __all__ = [
-    "Backend", "Decoder", "ModelShape", "Readout", "RunningKeys", "TokenBatch", "pad_queries",
-    "plan_batches", "take_queries",
+    "Backend", "Decoder", "ModelShape", "Readout", "Reduce", "RunningKeys", "TokenBatch",
+    "TurnReduce", "pad_queries", "plan_batches", "take_queries",
 ]  # fmt: skip
