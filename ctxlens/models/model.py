@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Float
 
 from ctxlens.allocation import Queries, find_queries, make_allocation
-from ctxlens.batching import Backend, Readout, TokenBatch, pad_queries, plan_batches
+from ctxlens.batching import Backend, Readout, TokenBatch, TurnReduce, pad_queries, plan_batches
 from ctxlens.errors import InputError
 from ctxlens.models.generation import continue_greedily
 from ctxlens.models.loading import (
@@ -284,6 +285,45 @@ class Model:
             for turn, of_turn in turns[i].items():
                 result[i][turn] = shares[:, :, start : start + len(of_turn)]
                 start += len(of_turn)
+        return result
+
+    def reduce_responses(
+        self,
+        chats: Sequence[RenderedChat],
+        reduce: TurnReduce,
+        *,
+        layers: Sequence[int] | None = None,
+        batch_tokens: int = 8192,
+    ) -> list[dict[int, Float[np.ndarray, "layer value"]]]:
+        """What a function makes of the role shares of every assistant turn, computed where the model runs.
+
+        As `read_response_shares`, but only the function's results leave the device.
+
+        Args:
+            chats: conversations.
+            reduce: takes one layer's shares of a batch's response tokens.
+            layers: the layers to read, all by default; none above the highest is run.
+            batch_tokens: padded tokens in one forward pass.
+        """
+        self._check_chats(chats)
+        wanted = self._layers(layers)
+        result: list[dict[int, np.ndarray]] = [{} for _ in chats]
+        asked = [i for i, chat in enumerate(chats) if chat.response_turns()]
+        for batch in plan_batches([len(chats[i].tokens) for i in asked], batch_tokens):
+            indices = [asked[k] for k in batch]
+            turns = [
+                [chats[i].response_positions(turn) for turn in chats[i].response_turns()] for i in indices
+            ]
+            queries = pad_queries([np.concatenate(of_chat) for of_chat in turns], self.device)
+            numbers = pad_queries(
+                [np.repeat(np.arange(1, len(of_chat) + 1), [*map(len, of_chat)]) for of_chat in turns]
+            )
+            made = partial(reduce, turn_of=numbers.to(self.device) - 1, n_turns=max(map(len, turns)))
+            tokens = self._batch([chats[i] for i in indices], "right")
+            values = self.backend.read_shares(tokens, wanted, queries, self._steerings, made)
+            for row, i in enumerate(indices):
+                for k, turn in enumerate(chats[i].response_turns()):
+                    result[i][turn] = values[row, :, k].numpy()
         return result
 
     def read_patterns(

@@ -143,7 +143,7 @@ class Scores(_Table):
         return found or [int(layer) for layer in self.meta.get("layers", [0])]
 
     def save(self, path: str | Path) -> None:
-        """Write the scores as Parquet, a row a turn, in the precision of `meta["precision"]` if it is there."""
+        """Write the scores as Parquet, a row a turn, in the precision that `meta["precision"]` names, if any."""
         turns = self.by_turn(self.meta.get("precision"))
         write_turns(path, [turns], self.meta, self._layers())
 
