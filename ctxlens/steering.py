@@ -188,9 +188,10 @@ def emphasise(chat: RenderedChat, *places: str | tuple[int, int], turns: Sequenc
                 found |= inside & bool((chat.turn[inside] >= 0).all())
         else:
             first, last = place
-            said = chat.text[first:last] if 0 <= first < last <= len(chat.text) else ""
+            said = chat.text[first:last] if 0 <= first <= last <= len(chat.text) else ""
             first += len(said) - len(said.lstrip())
-            found = (start < first + len(said.strip())) & (end > first)
+            last = first + len(said.strip())
+            found = (start < last) & (end > first) & (last > first)
         if not found.any():
             raise InputError(f"{place!r} holds no token of the conversation, so it cannot be emphasised.")
         marked |= found

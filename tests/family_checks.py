@@ -171,8 +171,8 @@ def check_family(family: str) -> FamilyCheck:
     except UnsupportedModelError as error:
         seen_by_lens = f"refused: {error}"
     backends = [backend for backend in (native, lens) if backend is not None]
-    absent = ("steered_shares", "steered_logits", "decoded", "padded", "target")
-    check: dict[str, float] = {name: np.nan for name in absent}
+    absent: tuple[str, ...] = ("steered_shares", "steered_logits", "decoded", "padded", "target")
+    check: dict[str, float] = dict.fromkeys(absent, np.nan)
     causal = [change_late_tokens(backend, STEERED[2]) for backend in backends]
     want = eager_shares(family, CHATS)
     check["shares"] = max(furthest(read_all(backend, CHATS), want) for backend in backends)

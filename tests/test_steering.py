@@ -9,8 +9,8 @@ import torch
 
 from ctxlens.allocation import compute_role_shares, find_queries, renormalise_shares, retrieval_heads
 from ctxlens.errors import InputError
-from ctxlens.roles import Role
-from ctxlens.steering import Steering, as_heads, parse_heads, parse_roles
+from ctxlens.roles import RenderedChat, Role
+from ctxlens.steering import Steering, as_heads, emphasise, parse_heads, parse_roles, weigh_targets
 
 BOS, USER, ASSISTANT, TEMPLATE, INDICATOR = 0, 2, 3, 5, 6
 
@@ -33,6 +33,141 @@ class TestKeyBias:
     def test_log_alpha_where_weakened(self, steering, weakened):
         bias = steering.key_bias(self.roles, self.prompt)
         torch.testing.assert_close(bias, torch.tensor(weakened) * math.log(steering.alpha))
+
+    def test_a_target_share_marks_the_targets(self):
+        bias = Steering(target_share=0.5).key_bias(self.roles, self.prompt)
+        assert bias.tolist() == [[0, 1, 0, 0, 0], [0, 0, 1, 1, 0]]
+
+    @pytest.mark.parametrize(
+        ("steering", "biased"),
+        [
+            (Steering(0.5, emphasised=True), [1, 1, 0, 1]),
+            (Steering(target_share=0.5, emphasised=True), [0, 0, 1, 0]),
+        ],
+    )
+    def test_emphasised_tokens_take_the_roles_place(self, steering, biased):
+        roles, marks = (
+            torch.tensor([[USER, USER, TEMPLATE, ASSISTANT, -1]]),
+            torch.zeros(1, 5, dtype=torch.bool),
+        )
+        marks[0, 2] = True
+        bias = steering.key_bias(roles, torch.tensor([4]), marks)
+        torch.testing.assert_close(bias, torch.tensor([[*biased, 0]]) * (math.log(steering.alpha or math.e)))
+
+
+class TestTargetShares:
+    """Shares by head and query: what goes to others, to targets, and to the sink if there is one."""
+
+    def weights(self, shares, steerings, select):
+        asked = []
+
+        def read_shares(kinds, weights):
+            asked.append((kinds.tolist(), weights[..., 0].flatten().tolist()))
+            return shares
+
+        bias = torch.stack([torch.tensor([[0.0, 1.0, 1.0]])] * len(steerings), -1)
+        return weigh_targets(steerings, bias, select, read_shares), asked
+
+    def test_by_hand(self):
+        # To move 1/5 to 1/2, the targets' odds of 1/4 must become 1: times 4. From 3/4 to 1/2: divide by 3.
+        # A query that sees only targets, or none, is left alone; so is a head that is not chosen.
+        shares = torch.tensor([[[[0.8, 0.2], [0.25, 0.75]], [[0.0, 1.0], [1.0, 0.0]]]])
+        select = torch.ones(1, 2, 1, 1)
+        weights, asked = self.weights(shares, [Steering(target_share=0.5)], select)
+        assert weights[0, :, :, 0].exp().flatten().tolist() == pytest.approx([4, 1 / 3, 1, 1])
+        assert asked == [([[0, 1, 1]], [0, 0])]
+        select[0, 0] = 0
+        shares[0, 1] = shares[0, 0]
+        weights, _ = self.weights(shares, [Steering(target_share=0.8)], select)
+        assert weights[0, :, :, 0].exp().flatten().tolist() == pytest.approx([1, 1, 16, 4 / 3])
+
+    def test_the_sink_is_something_else(self):
+        # Targets 0.2, others 0.3, sink 0.5: to reach 0.5 the targets' odds 1/4 must become 1.
+        shares = torch.tensor([[[[0.3, 0.2, 0.5]]]])
+        weights, _ = self.weights(shares, [Steering(target_share=0.5)], torch.ones(1, 1, 1, 1))
+        assert weights.exp().item() == pytest.approx(4)
+
+    def test_alphas_come_first(self):
+        shares = torch.tensor([[[[0.8, 0.2]]]])
+        select = torch.tensor([3.0, 1.0]).reshape(1, 1, 1, 2)
+        weights, asked = self.weights(shares, [Steering(0.5), Steering(target_share=0.5)], select)
+        assert asked == [([[0, 1, 1]], [3.0])]
+        assert weights[0, 0, 0, 0].item() == 3
+        assert weights[0, 0, 0, 1].exp().item() == pytest.approx(4)
+
+    def test_without_one_nothing_is_read(self):
+        select = torch.ones(1, 2, 1, 1)
+        weights, asked = self.weights(torch.zeros(1, 2, 2, 2), [Steering(0.5)], select)
+        assert weights is select
+        assert asked == []
+
+    def test_gradients_are_finite_at_the_edges(self):
+        shares = torch.tensor([[[[0.0, 1.0], [0.5, 0.5]]]], requires_grad=True)
+        weights, _ = self.weights(shares, [Steering(target_share=0.6)], torch.ones(1, 1, 1, 1))
+        weights.sum().backward()
+        assert shares.grad is not None
+        assert shares.grad.flatten().tolist() == pytest.approx([0, 0, 2, -2])
+
+
+class TestEmphasise:
+    #        0         1         2
+    #        0123456789012345678901234
+    text = "<u> the cat, the dog <a> o"
+    spans = ((0, 3), (3, 7), (7, 11), (11, 12), (12, 16), (16, 20), (20, 24), (24, 26))
+    turns = (-1, 0, 0, 0, 0, 0, -1, 1)
+
+    def chat(self):
+        roles = [TEMPLATE if turn < 0 else USER if turn == 0 else ASSISTANT for turn in self.turns]
+        return RenderedChat(
+            self.text,
+            np.arange(8),
+            np.array(roles, dtype=np.int8),
+            np.array(self.turns, dtype=np.int32),
+            np.array(self.spans, dtype=np.int32),
+            (),
+            True,
+            {},
+        )
+
+    @pytest.mark.parametrize(
+        ("places", "turns", "tokens"),
+        [
+            (["the"], [], [1, 4]),
+            (["cat, the"], [], [2, 3, 4]),
+            ([(8, 11)], [], [2]),
+            ([(7, 13)], [], [2, 3]),  # white space at the end is no part of the place
+            ([(9, 10), "dog"], [], [2, 5]),
+            ([], [1], [7]),
+            ([(0, 2)], [1], [0, 7]),
+        ],
+    )
+    def test_tokens_that_are_marked(self, places, turns, tokens):
+        chat = self.chat()
+        marked = emphasise(chat, *places, turns=turns)
+        assert marked.emphasised is not None
+        assert np.flatnonzero(marked.emphasised).tolist() == tokens
+        assert chat.emphasised is None
+
+    def test_marks_add_up(self):
+        marked = emphasise(emphasise(self.chat(), "cat"), "dog")
+        assert marked.emphasised is not None
+        assert np.flatnonzero(marked.emphasised).tolist() == [2, 5]
+
+    @pytest.mark.parametrize(
+        ("places", "turns", "words"),
+        [
+            (["bird"], [], "'bird' holds no token"),
+            (["<u>"], [], "'<u>' holds no token"),  # nobody said it: the template did
+            ([""], [], "'' holds no token"),
+            ([(3, 4)], [], r"\(3, 4\) holds no token"),
+            ([(5, 99)], [], r"\(5, 99\) holds no token"),
+            ([], [2], "turn 2 has no token"),
+            ([], [-1], "turn -1 has no token"),
+        ],
+    )
+    def test_places_without_tokens_are_refused(self, places, turns, words):
+        with pytest.raises(InputError, match=words):
+            emphasise(self.chat(), *places, turns=turns)
 
 
 class TestHeadSelect:
@@ -63,11 +198,29 @@ def test_alpha_outside_is_refused(alpha):
     [
         ({"mode": "loud"}, "unknown steering mode 'loud'; choose one of paper, prompt-only, compounding"),
         ({"roles": ()}, "at least one target role"),
+        ({"target_share": 0.5}, "either alpha or a target share, not both"),
+        ({"alpha": None}, "either alpha or a target share, not neither"),
+        ({"mode": "target-share"}, "mode 'target-share' does not go with alpha"),
+        (
+            {"alpha": None, "target_share": 0.5, "mode": "paper"},
+            "mode 'paper' does not go with a target share",
+        ),
+        ({"alpha": None, "target_share": 1.0}, r"target share must be in \(0, 1\), got 1.0"),
+        ({"alpha": None, "target_share": math.nan}, r"target share must be in \(0, 1\), got nan"),
     ],
 )
 def test_malformed_steering_is_refused(options, words):
     with pytest.raises(InputError, match=words):
-        Steering(0.5, **options)
+        Steering(**{"alpha": 0.5, **options})
+
+
+def test_what_a_result_keeps():
+    assert Steering(0.5, heads=((1, 2),)).describe() == {
+        "alpha": 0.5, "roles": ["user", "indicator"], "heads": ["1.2"], "mode": "paper",
+    }  # fmt: skip
+    assert Steering(target_share=0.6, emphasised=True).describe() == {
+        "target_share": 0.6, "roles": ["emphasised"], "heads": "all", "mode": "target-share",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("head", [(4, 0), (0, 2), (-1, 0)])
