@@ -1,23 +1,20 @@
 """The indicator: one token that tells the model to answer from the context.
 
 `add_indicator` gives a model the token; `annotate_messages` marks the user messages whose answers were
-selected, so that `render(..., indicator="[IND]")` appends it there (paper section 4.1); `write_annotated`
-writes them as plain training data.
+selected, so that `render(..., indicator="[IND]")` appends it there (paper section 4.1). To write them as
+plain training data, see `ctxlens.marking`.
 """
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ctxlens.data import Conversation
 from ctxlens.errors import InputError, RenderError
 from ctxlens.roles import DEFAULT_INDICATOR, INDICATOR_KEY, Role, render
-from ctxlens.runs import write_atomic
 
 EMBEDDING_MULTIPLE = 64
 
@@ -178,35 +175,4 @@ def _asking(conversation: Conversation, turn: int) -> int:
     raise InputError(f"turn {turn} of conversation {conversation.id!r} answers no user message.")
 
 
-def write_annotated(
-    path: str | Path, conversations: Iterable[Conversation], indicator: str = DEFAULT_INDICATOR
-) -> Path:
-    """Write conversations as plain training data: JSON Lines, one conversation a line.
-
-    Each line holds `id`, `messages` (role and content, the indicator appended to marked user messages
-    after one space) and `indicator_messages` (the indices of the marked ones, so that it can be undone).
-
-    Raises:
-        InputError: the place cannot be written to.
-    """
-
-    def write(file: Path) -> None:
-        with file.open("w", encoding="utf-8") as lines:
-            for conversation in conversations:
-                lines.write(json.dumps(_plain(conversation, indicator), ensure_ascii=False) + "\n")
-
-    return write_atomic(path, write)
-
-
-def _plain(conversation: Conversation, indicator: str) -> dict[str, Any]:
-    marked = [at for at, message in enumerate(conversation.messages) if message.get(INDICATOR_KEY)]
-    messages = []
-    for at, message in enumerate(conversation.messages):
-        plain = {key: value for key, value in message.items() if key != INDICATOR_KEY}
-        if at in marked:
-            plain["content"] = f"{plain['content']} {indicator}"
-        messages.append(plain)
-    return {"id": conversation.id, "messages": messages, "indicator_messages": marked}
-
-
-__all__ = ["add_indicator", "annotate_messages", "check_indicator", "write_annotated"]
+__all__ = ["add_indicator", "annotate_messages", "check_indicator"]

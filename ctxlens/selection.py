@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Int
 
+from ctxlens.data import Conversation, fingerprint_conversations
 from ctxlens.errors import InputError
 from ctxlens.results import Scores, Selection
 from ctxlens.stats import otsu_threshold, valley_threshold
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LP_GAP = "lp_gap"
+"""The column of `ctxlens.lp_gap`, which is chosen as if it were a reduction; it has no layer."""
 
 MIDDLE_LAYER = 15 / 22
 """Depth of the paper's layer, 15 of TinyLlama's 22."""
@@ -19,47 +28,140 @@ MIDDLE_LAYER = 15 / 22
 def select_turns(
     scores: Scores,
     *,
-    beta: float | str = "valley",
-    layer: int,
+    beta: float | str | None = None,
+    layer: int | None = None,
     reduction: str = "mean_of_best",
-    top_share: float | None = None,
+    top_share: float | int | None = None,
+    per_length_quantile: float | int | None = None,
 ) -> Selection:
-    """Choose the context-dependent turns.
+    """Choose the context-dependent turns, by one of three rules.
 
     Args:
         scores: scores of a data set.
-        beta: a turn is chosen if its score is above this, 0 to 1 (the paper's is 0.6); `"valley"` takes the
-            threshold from the scores: the valley below the highest peak of their density (turns that use the
-            context score alike, whatever the others do); `"otsu"` splits them into two groups.
-        layer: the layer whose scores decide (see `choose_layer`).
-        reduction: `mean_of_best` (the paper's code), `best_of_mean` (its text) or `mean_heads`.
-        top_share: choose this share of the turns instead, those with the highest scores, 0 to 1.
+        beta: a turn is chosen if its score is above this, 0 to 1 (the paper's is 0.6); `"valley"` (the
+            default where no other rule is given) takes the threshold from the scores: the valley below the
+            highest peak of their density (turns that use the context score alike, whatever the others do);
+            `"otsu"` splits them into two groups.
+        layer: the layer whose scores decide (see `choose_layer`); not for `lp_gap`.
+        reduction: `mean_of_best` (the paper's code), `best_of_mean` (its text), `mean_heads`, or `lp_gap`
+            (see `ctxlens.lp_gap`; a number as `beta` is then in nats per token).
+        top_share: choose this share of the turns instead, those with the highest scores, above 0 and at
+            most 1; of equal scores those that come first.
+        per_length_quantile: choose a turn if its score is above this quantile (between 0 and 1) of the
+            scores of turns with as much context as it has (`length_bins` of `context_tokens`), so that long
+            contexts, which draw attention by their mere length, are not preferred.
 
     Raises:
-        InputError: a threshold or share outside its range; a layer or reduction that was not scored.
+        InputError: more than one rule; a threshold, share or quantile outside its range, or one that
+            leaves no turn to choose from; a layer or reduction that was not scored.
     """
-    values = scores.layer(layer, reduction)
-    score = values.to_numpy(dtype=float)
+    given = {"beta": beta, "top_share": top_share, "per_length_quantile": per_length_quantile}
+    rules = [name for name, value in given.items() if value is not None]
+    if len(rules) > 1:
+        raise InputError(f"give one rule for what is selected, not {' and '.join(rules)} together.")
+    rows = score_rows(scores, layer, reduction)
+    score = rows["score"].to_numpy(dtype=float)
+    if not len(score):
+        raise InputError("there are no scored turns to select from.")
+    meta: dict[str, Any] = {"threshold": None}
     if top_share is not None:
-        if not 0 <= top_share <= 1:
-            raise InputError(f"top_share is a share of the turns, 0 to 1, got {top_share}.")
-        order = np.argsort(-score, kind="stable")[: round(top_share * len(score))]
-        selected = np.zeros(len(score), dtype=bool)
-        selected[order] = True
-        threshold = float(score[order].min()) if len(order) else math.inf
-        rule = f"the {top_share:g} of the turns with the highest scores"
+        selected = _highest(score, top_share)
+        meta |= {
+            "threshold": float(score[selected].min()),
+            "rule": f"the {top_share:.4g} of the turns with the highest scores",
+        }
+    elif per_length_quantile is not None:
+        selected, bins = _above_quantile(score, rows["context_tokens"].to_numpy(), per_length_quantile)
+        meta |= {
+            "rule": f"score above the {per_length_quantile:g} quantile of turns with as many context tokens",
+            "bins": bins,
+        }
     else:
-        threshold, rule = _threshold(score, beta)
+        threshold, rule = _threshold(score, "valley" if beta is None else beta, bounded=reduction != LP_GAP)
         selected = score > threshold
-    frame = values.rename("score").reset_index()
-    frame["selected"] = selected
-    if "kind" in scores.frame.columns:
-        frame["kind"] = scores.frame.loc[scores.frame["layer"] == layer, "kind"].to_numpy()
-    meta = {
-        "threshold": threshold, "rule": rule, "layer": layer, "reduction": reduction,
+        meta |= {"threshold": threshold, "rule": rule}
+    names = [name for name in ("conversation", "turn", "score", "kind") if name in rows]
+    meta |= {
+        "layer": layer, "reduction": reduction,
         "turns": len(score), "selected": int(selected.sum()), "model": scores.meta.get("model"),
     }  # fmt: skip
-    return Selection(frame, meta)
+    return Selection(rows[names].assign(selected=selected), meta)
+
+
+def score_rows(scores: Scores, layer: int | None, reduction: str) -> pd.DataFrame:
+    """One row a turn: what is known of it, and in `score` what decides.
+
+    Raises:
+        InputError: a layer or reduction that was not scored; no layer where the reduction needs one.
+    """
+    turns = scores.frame.drop_duplicates(["conversation", "turn"]).reset_index(drop=True)
+    if reduction == LP_GAP:
+        if LP_GAP not in turns:
+            raise InputError("these scores hold no lp_gap; score again with --lp-gap.")
+        return turns.assign(score=turns[LP_GAP])
+    if layer is None:
+        raise InputError(f"the reduction {reduction} needs the layer whose scores decide; see choose_layer.")
+    score = scores.layer(layer, reduction).rename("score").reset_index()
+    return score.merge(turns, on=["conversation", "turn"], how="left")
+
+
+def _highest(score: np.ndarray, top_share: float | int) -> np.ndarray:
+    if not 0 < top_share <= 1:
+        raise InputError(f"top_share is a share of the turns, 0 to 1 and above 0, got {top_share}.")
+    count = round(top_share * len(score))
+    if not count:
+        raise InputError(f"top_share {top_share:g} of {len(score)} turns is less than one turn; give more.")
+    selected = np.zeros(len(score), dtype=bool)
+    selected[np.argsort(-score, kind="stable")[:count]] = True
+    return selected
+
+
+def _above_quantile(
+    score: np.ndarray, lengths: np.ndarray, quantile: float | int | int
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    if not 0 < quantile < 1:
+        raise InputError(f"per_length_quantile must lie between 0 and 1, got {quantile}.")
+    selected = np.zeros(len(score), dtype=bool)
+    numbers = length_bins(lengths)
+    bins = []
+    for number in range(numbers.max() + 1):
+        inside = numbers == number
+        threshold = float(np.quantile(score[inside], quantile))
+        selected |= inside & (score > threshold)
+        bins.append(
+            {
+                "from": int(lengths[inside].min()), "to": int(lengths[inside].max()),
+                "turns": int(inside.sum()), "threshold": threshold,
+                "selected": int((selected & inside).sum()),
+            }
+        )  # fmt: skip
+    return selected, bins
+
+
+def length_bins(
+    lengths: Int[np.ndarray, " turn"], *, n_bins: int = 10, min_count: int = 20
+) -> Int[np.ndarray, " turn"]:
+    """Put lengths into bins of about equal counts.
+
+    From the shortest on, a bin takes whole groups of equal lengths until it holds a share of `1 / n_bins`
+    of all and at least `min_count`; what is left at the end and is fewer than `min_count` goes into the
+    last full bin. Equal lengths are never parted.
+
+    Returns:
+        The number of the bin of each length, from 0, shortest first.
+    """
+    values, inverse, counts = np.unique(lengths, return_inverse=True, return_counts=True)
+    full = max(min_count, math.ceil(len(lengths) / n_bins))
+    bins = np.zeros(len(values), dtype=np.int64)
+    number = held = 0
+    for at, count in enumerate(counts):
+        if held >= full:
+            number, held = number + 1, 0
+        bins[at] = number
+        held += count
+    if number and held < min_count:
+        bins[bins == number] = number - 1
+    return bins[inverse]
 
 
 THRESHOLD_RULES = {
@@ -80,8 +182,9 @@ def check_threshold(beta: float | str) -> None:
         raise InputError(f"the threshold β must be a number from 0 to 1, or {names}, got {beta!r}.")
 
 
-def _threshold(score: np.ndarray, beta: float | str) -> tuple[float, str]:
-    check_threshold(beta)
+def _threshold(score: np.ndarray, beta: float | str, *, bounded: bool) -> tuple[float, str]:
+    if bounded or isinstance(beta, str) or not math.isfinite(beta):
+        check_threshold(beta)
     if isinstance(beta, str):
         find, rule = THRESHOLD_RULES[beta]
         return find(score), rule
@@ -109,6 +212,36 @@ def choose_layer(n_layers: int, *, rule: str = "needle", needle_layer: int | Non
             f'the rule "needle" needs needle_layer from 0 to {n_layers - 1}, got {needle_layer}.'
         )
     return needle_layer
+
+
+def check_scored(scores: Scores, conversations: Iterable[Conversation]) -> str:
+    """Refuse a data set that is not the one which was scored.
+
+    Returns:
+        The fingerprint of the conversations.
+
+    Raises:
+        InputError: a scored turn is not in the data or is no assistant's, or the data's fingerprint is not
+            the one in the scores.
+    """
+    data = list(conversations)
+    found = fingerprint_conversations(data)
+    known = scores.meta.get("fingerprint")
+    messages = {conversation.id: conversation.messages for conversation in data}
+    turns = scores.frame[["conversation", "turn"]].drop_duplicates()
+    for name, turn in zip(turns["conversation"].astype(str), turns["turn"].astype(int), strict=True):
+        said = messages.get(name)
+        if said is None or not 0 <= turn < len(said) or said[turn]["role"] != "assistant":
+            raise InputError(
+                f"turn {turn} of conversation {name!r} was scored, but is not in the data set; these scores "
+                "belong to other data, or the data were read in another way (split, layout, limit)."
+            )
+    if known is not None and known != found:
+        raise InputError(
+            "the conversations are not those that were scored: they have the same ids but other texts; "
+            "these scores belong to other data, or to an earlier state of them."
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -161,6 +294,6 @@ def selection_quality(selection: Selection, truth: Collection[tuple[str, int]]) 
 
 
 __all__ = [
-    "THRESHOLD_RULES", "SelectionQuality", "check_threshold", "choose_layer", "select_turns",
-    "selection_quality",
+    "LP_GAP", "THRESHOLD_RULES", "SelectionQuality", "check_scored", "check_threshold", "choose_layer",
+    "length_bins", "score_rows", "select_turns", "selection_quality",
 ]  # fmt: skip

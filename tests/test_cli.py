@@ -229,8 +229,22 @@ def test_score_select_and_train(dataset, tmp_path):
     assert len(selection.turns) == 2
     assert "2 of 4 (50.0%)" in result.stdout
     rows = [json.loads(line) for line in (chosen / "selected.jsonl").read_text().splitlines()]
-    marked = {(row["id"], 1) for row in rows if row["messages"][0]["content"].endswith(" [IND]")}
+    assert [row["id"] for row in rows] == ["c0", "c1", "c2", "long", "mute", "bad"]
+    marked = {(row["id"], 1) for row in rows if row["messages"][0].get("content", "").endswith(" [IND]")}
     assert marked == selection.turns
+    card = json.loads((chosen / "card.json").read_text())
+    assert (card["turns"], card["selected"], card["layout"]) == (4, 2, "messages")
+    assert "2 of 4 turns" in (chosen / "card.md").read_text().replace("\\", "")
+    config = json.loads((chosen / "manifest.json").read_text())["config"]
+    assert (config["split"], config["layout"], len(config["content"])) == ("train", "messages", 32)
+    result = call("select", "--undo", chosen / "selected.jsonl", "--out", tmp_path / "undone")
+    assert "2 indicators taken out of 2 of 6 rows" in result.stdout
+    again = [json.loads(line) for line in (tmp_path / "undone" / "original.jsonl").read_text().splitlines()]
+    assert again == [json.loads(line) for line in dataset.read_text().splitlines()]
+    for threshold, warning in ((1, "nothing was selected"), (0, "everything was selected")):
+        out = tmp_path / f"at-{threshold}"
+        result = call("select", "--scores", scores, "--out", out, "--threshold", threshold)
+        assert f"warning: {warning}" in result.stderr
 
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(

@@ -194,8 +194,21 @@ def test_selection_that_cannot_be(folder):
     assert_says(refuse(folder, *words, "--layer", 7), "layer 7", "0")
     assert_says(refuse(folder, *words, "--reduction", "median"), "'median'", "mean_of_best")
     assert_says(refuse(folder, *words, "--top-share", 2), "0 to 1")
+    assert_says(refuse(folder, *words, "--top-share", 0), "above 0")
+    assert_says(
+        refuse(folder, *words, "--top-share", 0.5, "--threshold", 0.5), "one rule", "beta", "top_share"
+    )
+    assert_says(refuse(folder, *words, "--per-length-quantile", 1), "between 0 and 1")
+    assert_says(refuse(folder, "select", "--out", "out"), "--scores", "--undo")
+    assert_says(refuse(folder, *words, "--undo", "data.json"), "--undo", "alone")
     Path("data.json").write_text(json.dumps([{"id": "b", "messages": [USER, ANSWER]}]))
     assert_says(refuse(folder, *words, "--threshold", 0, "--dataset", "data.json"), "'a'", "other data")
+    assert_says(refuse(folder, "select", "--out", "out", "--undo", "data.json"), "data.json", "no record")
+    said = {**USER, "content": "What does [IND] mean?"}
+    Path("data.json").write_text(json.dumps([{"id": "a", "messages": [said, ANSWER]}]))
+    assert_says(refuse(folder, *words, "--dataset", "data.json"), "'[IND]' already", "--allow-existing")
+    choice = ("--dataset", "data.json", "--allow-existing", "--source-column", "origin")
+    assert_says(refuse(folder, *words, *choice), "no row has a column 'origin'")
 
 
 def test_corrupted_scores(folder):

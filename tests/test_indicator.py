@@ -1,16 +1,13 @@
 """The indicator: one token everywhere, started at the mean, saved and loaded; and where it is put."""
 
-import json
-import warnings
-
 import pytest
 import torch
 from conftest import build_toy_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from ctxlens.data import Conversation, load_conversations
+from ctxlens.data import Conversation
 from ctxlens.errors import InputError
-from ctxlens.indicator import add_indicator, annotate_messages, check_indicator, write_annotated
+from ctxlens.indicator import add_indicator, annotate_messages, check_indicator
 from ctxlens.roles import Role, render
 
 
@@ -159,20 +156,3 @@ def test_turns_that_are_not_in_the_data_are_refused(turn, complaint):
     data = [conversation("a", "user", "assistant"), conversation("early", "assistant", "user")]
     with pytest.raises(InputError, match=complaint):
         annotate_messages(data, {turn})
-
-
-def test_plain_training_data_can_be_loaded_and_undone(tmp_path):
-    data = [
-        conversation("a", "user", "assistant", "user", "assistant"),
-        conversation("b", "user", "assistant"),
-    ]
-    path = write_annotated(tmp_path / "selected.jsonl", annotate_messages(data, {("a", 3)}))
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert lines[0]["messages"][2] == {"role": "user", "content": "user 2 [IND]"}
-    assert lines[0]["indicator_messages"] == [2]
-    assert lines[1] == {"id": "b", "messages": [dict(m) for m in data[1].messages], "indicator_messages": []}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        loaded = load_conversations(path)
-    assert [c.id for c in loaded] == ["a", "b"]
-    assert loaded[0].messages[2]["content"] == "user 2 [IND]"

@@ -128,9 +128,16 @@ def show_selection(selection: Selection) -> None:
     """The threshold, the rule that gave it, and how much was selected."""
     meta = selection.meta
     chosen = f"{meta['selected']} of {meta['turns']} ({meta['selected'] / max(1, meta['turns']):.1%})"
-    row = [chosen, f"{meta['threshold']:.3f}", str(meta["layer"]), meta["reduction"]]
+    threshold, layer = meta["threshold"], meta["layer"]
+    row = [chosen, "by length" if threshold is None else f"{threshold:.3f}"]
+    row += ["–" if layer is None else str(layer), meta["reduction"]]
     show_table("context-dependent answers", ["selected", "β", "layer", "reduction"], [row])
     note(f"rule: {meta['rule']}")
+    if not meta["selected"]:
+        highest = selection.frame["score"].max()
+        note(f"warning: nothing was selected; the highest score is {highest:.3f}")
+    elif meta["selected"] == meta["turns"]:
+        note("warning: everything was selected; an indicator that is always there tells a model nothing")
 
 
 def show_training(folder: Path) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ctxlens.cli import _screen, _tables
 from ctxlens.cli._inputs import parse_numbers, parse_threshold
 from ctxlens.cli._options import ModelOptions, RunOptions, verb
+from ctxlens.errors import InputError
+
+if TYPE_CHECKING:
+    from ctxlens.data import ConversationSet
+    from ctxlens.results import Scores
 
 LayoutOption = Annotated[
     str | None, typer.Option(help="messages, sharegpt, alpaca or prompt-completion; found out by default.")
@@ -58,58 +63,143 @@ def score(
 @verb(
     "ctxlens select --scores runs/scores --threshold valley",
     "ctxlens select --scores runs/scores --dataset data.jsonl --threshold 0.6 --layer 15 --out runs/selected",
+    "ctxlens select --scores runs/scores --dataset data.jsonl --per-length-quantile 0.9",
+    "ctxlens select --undo runs/selected/selected.jsonl",
     "ctxlens train --config recipe.yaml selection=runs/selected",
 )
 def select(
-    scores: Annotated[Path, typer.Option(help="Run folder of ctxlens score.", metavar="DIR")],
     store: RunOptions,
+    scores: Annotated[Path | None, typer.Option(help="Run folder of ctxlens score.", metavar="DIR")] = None,
     threshold: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="β: scores above it are chosen, 0 to 1 (the paper: 0.6); valley, otsu: from the data."
+            help="β: scores above it are chosen, 0 to 1 (the paper: 0.6); valley (default), otsu: from the "
+            "data."
         ),
-    ] = "valley",
+    ] = None,
+    top_share: Annotated[
+        float | None, typer.Option(help="Choose this share of the turns instead, 0 to 1.", metavar="SHARE")
+    ] = None,
+    per_length_quantile: Annotated[
+        float | None,
+        typer.Option(
+            help="Choose the turns above this quantile of those with as much context instead.", metavar="Q"
+        ),
+    ] = None,
     layer: Annotated[
         int | None, typer.Option(help="Layer whose scores decide; by default the paper's depth, 15 of 22.")
     ] = None,
     reduction: Annotated[
-        str, typer.Option(help="mean_of_best (the paper's code), best_of_mean (its text) or mean_heads.")
+        str,
+        typer.Option(help="mean_of_best (the paper's code), best_of_mean (its text), mean_heads or lp_gap."),
     ] = "mean_of_best",
-    top_share: Annotated[
-        float | None, typer.Option(help="Choose this share of the turns instead, 0 to 1.", metavar="SHARE")
-    ] = None,
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="The scored data: written to selected.jsonl with the indicator.", metavar="PATH_OR_HUB_ID"
+            help="The scored data: written as selected.jsonl (or .parquet), in its own layout, with the "
+            "indicator.",
+            metavar="PATH_OR_HUB_ID",
         ),
     ] = None,
-    split: Annotated[str, typer.Option(help="Split of a folder or Hub data set.")] = "train",
+    split: Annotated[
+        str | None, typer.Option(help="Split of a folder or Hub data set. [dim]default: as scored[/dim]")
+    ] = None,
     layout: LayoutOption = None,
     indicator: Annotated[str, typer.Option(help="The indicator to append.")] = "[IND]",
+    allow_existing: Annotated[
+        bool, typer.Option("--allow-existing", help="Accept data that hold the indicator's text already.")
+    ] = False,
+    source_column: Annotated[
+        str | None, typer.Option(help="Column that says where a row came from, for the data card.")
+    ] = None,
+    undo: Annotated[
+        Path | None,
+        typer.Option(help="A file that select has written: give back its rows as they were.", metavar="FILE"),
+    ] = None,
 ) -> None:
     """Choose the context-dependent answers by their scores; with --dataset also write the marked data."""
-    from ctxlens.data import load_conversations
-    from ctxlens.indicator import annotate_messages, write_annotated
+    from ctxlens.card import card_markdown, make_card
+    from ctxlens.indicator import annotate_messages
+    from ctxlens.marking import check_unmarked, marked_suffix, write_marked
     from ctxlens.results import Scores
-    from ctxlens.selection import choose_layer, select_turns
+    from ctxlens.runs import write_atomic
+    from ctxlens.selection import check_scored, select_turns
 
+    if undo is not None:
+        choices = (scores, threshold, top_share, per_length_quantile, layer, dataset, split, layout)
+        _undo(undo, store, alone=all(choice is None for choice in choices))
+        return
+    if scores is None:
+        raise InputError(
+            "give the run folder of ctxlens score as --scores, or a file to take back as --undo."
+        )
     path = scores / "scores.parquet" if scores.is_dir() else scores
     table = Scores.load(path)
-    scored = sorted(table.frame["layer"].unique().tolist())
-    middle = choose_layer(max(scored) + 1, rule="middle")
-    deciding = min(scored, key=lambda one: abs(one - middle)) if layer is None else layer
+    deciding = _deciding_layer(table, layer, reduction)
     chosen = select_turns(
-        table, beta=parse_threshold(threshold), layer=deciding, reduction=reduction, top_share=top_share
+        table,
+        beta=None if threshold is None else parse_threshold(threshold),
+        layer=deciding,
+        reduction=reduction,
+        top_share=top_share,
+        per_length_quantile=per_length_quantile,
     )
-    marked = None
-    if dataset:
-        marked = annotate_messages(load_conversations(dataset, split=split, layout=layout), chosen.turns)
-    run = store.open(
-        "select", {"scores": str(path), **chosen.meta, "dataset": dataset, "indicator": indicator}
-    )
+    config: dict[str, Any] = {"scores": str(path), **chosen.meta, "dataset": dataset}
+    data = None
+    if dataset is not None:
+        data, read = _scored_data(scores, dataset, split, layout)
+        config |= {**read, "content": check_scored(table, data), "indicator": indicator}
+        if not allow_existing:
+            check_unmarked(data, indicator)
+        marked = annotate_messages(data, chosen.turns)
+    card = make_card(table, chosen, data, source_column=source_column)
+    run = store.open("select", {**config, "source_column": source_column})
+    if dataset is not None and data is not None:
+        place = run.path(f"selected{marked_suffix(dataset)}")
+        write_marked(place, dataset, marked, layout=data.layout, split=config["split"], indicator=indicator)
     run.save("selection.parquet", chosen)
-    if marked is not None:
-        write_annotated(run.path("selected.jsonl"), marked, indicator)
+    run.write_json("card.json", card)
+    write_atomic(run.path("card.md"), card_markdown(card))
     _tables.show_selection(chosen)
     _screen.say_where(run.folder)
+
+
+def _deciding_layer(table: Scores, layer: int | None, reduction: str) -> int | None:
+    """The layer asked for; else, where the score has layers, the scored one nearest to the paper's depth."""
+    from ctxlens.selection import LP_GAP, choose_layer
+
+    if layer is not None or reduction == LP_GAP:
+        return layer
+    scored = sorted(table.frame["layer"].unique().tolist())
+    if not scored:
+        return None
+    middle = choose_layer(max(scored) + 1, rule="middle")
+    return min(scored, key=lambda one: abs(one - middle))
+
+
+def _scored_data(
+    scores: Path, dataset: str, split: str | None, layout: str | None
+) -> tuple[ConversationSet, dict[str, Any]]:
+    """The data set, read as it was for the scores unless told otherwise, and how it was read."""
+    from ctxlens.data import load_conversations
+    from ctxlens.runs import MANIFEST, Run
+
+    known = Run.read(scores).manifest.get("config") or {} if (scores / MANIFEST).is_file() else {}
+    read = {"split": split or known.get("split") or "train", "limit": known.get("limit")}
+    if known.get("drop_refusals"):
+        read["drop_refusals"] = True
+    data = load_conversations(dataset, layout=layout or known.get("layout"), **read)
+    return data, {**read, "layout": data.layout}
+
+
+def _undo(file: Path, store: RunOptions, *, alone: bool) -> None:
+    from ctxlens.cli._inputs import describe_file
+    from ctxlens.marking import check_marked, marked_suffix, unmark_file
+
+    if not alone:
+        raise InputError("--undo takes back a file that select has written; give it alone, or with --out.")
+    check_marked(file)
+    run = store.open("undo", describe_file(file))
+    marks = unmark_file(file, run.path(f"original{marked_suffix(file)}"))
+    _screen.say(f"{marks.indicators} indicators taken out of {marks.marked_rows} of {marks.rows} rows")
+    _screen.note(f"rows as they were in {run.folder}")

@@ -1,0 +1,127 @@
+"""Which turns are chosen: the three rules by hand, bins of length, and data that were not scored."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctxlens.data import Conversation, fingerprint_conversations
+from ctxlens.errors import InputError
+from ctxlens.results import Scores
+from ctxlens.selection import check_scored, length_bins, select_turns
+
+
+def table(values, lengths=None, **columns):
+    lengths = [9] * len(values) if lengths is None else lengths
+    rows = [
+        {
+            "conversation": f"c{k}", "turn": 1, "layer": 0, "best_of_mean": value / 2,
+            "mean_of_best": value, "mean_heads": 0.0, "uniform": 0.5, "response_tokens": 3,
+            "context_tokens": length, "truncated": False, **{n: of[k] for n, of in columns.items()},
+        }
+        for k, (value, length) in enumerate(zip(values, lengths, strict=True))
+    ]  # fmt: skip
+    return Scores.from_rows(rows, {"model": {"name": "fake"}})
+
+
+def test_top_share_takes_the_highest_and_of_equal_ones_the_first():
+    chosen = select_turns(table([0.5, 0.9, 0.5, 0.1, 0.5]), layer=0, top_share=0.4)
+    assert chosen.turns == {("c1", 1), ("c0", 1)}
+    assert chosen.meta["threshold"] == 0.5
+    assert select_turns(table([0.2, 0.9]), layer=0, top_share=1).meta["selected"] == 2
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 1.01, float("nan")])
+def test_top_share_outside_its_range_is_refused(share):
+    with pytest.raises(InputError, match=r"top_share is a share of the turns, 0 to 1 and above 0, got"):
+        select_turns(table([0.5]), layer=0, top_share=share)
+
+
+def test_top_share_of_less_than_a_turn_is_refused():
+    with pytest.raises(InputError, match=r"top_share 0.1 of 3 turns is less than one turn"):
+        select_turns(table([0.5, 0.6, 0.7]), layer=0, top_share=0.1)
+
+
+def test_two_rules_at_once_are_refused():
+    with pytest.raises(InputError, match="one rule for what is selected, not beta and top_share together"):
+        select_turns(table([0.5]), layer=0, beta=0.5, top_share=0.5)
+    with pytest.raises(InputError, match="top_share and per_length_quantile"):
+        select_turns(table([0.5]), layer=0, top_share=0.5, per_length_quantile=0.5)
+
+
+def test_quantile_is_taken_among_turns_of_one_length():
+    # 20 short turns with scores 0.00 to 0.19 and 20 long ones with 0.50 to 0.69: the highest quarter of
+    # each, five turns, is chosen; one threshold for all would have taken long ones only.
+    values = [k / 100 for k in range(20)] + [0.5 + k / 100 for k in range(20)]
+    chosen = select_turns(table(values, [10] * 20 + [90] * 20), layer=0, per_length_quantile=0.75)
+    assert {name for name, _ in chosen.turns} == {f"c{k}" for k in (*range(15, 20), *range(35, 40))}
+    assert [(b["from"], b["to"], b["turns"], b["selected"]) for b in chosen.meta["bins"]] == [
+        (10, 10, 20, 5), (90, 90, 20, 5),
+    ]  # fmt: skip
+    assert chosen.meta["bins"][0]["threshold"] == pytest.approx(0.1425)
+    assert chosen.meta["threshold"] is None
+
+
+@pytest.mark.parametrize("quantile", [0, 1, 2.0, float("nan")])
+def test_quantile_outside_its_range_is_refused(quantile):
+    with pytest.raises(InputError, match="per_length_quantile must lie between 0 and 1"):
+        select_turns(table([0.5]), layer=0, per_length_quantile=quantile)
+
+
+def test_bins_by_hand():
+    # Six lengths in three bins of at least two: 1 1 1 | 2 5 | 5: equal lengths stay together, and the
+    # last bin, which would hold one length, goes into the one before.
+    assert length_bins(np.array([5, 1, 1, 2, 1, 5, 7]), n_bins=3, min_count=2).tolist() == [
+        1, 0, 0, 1, 0, 1, 1,
+    ]  # fmt: skip
+    assert length_bins(np.array([4, 4]), min_count=20).tolist() == [0, 0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=120), st.integers(1, 12), st.integers(1, 30))
+def test_bins_are_ordered_full_and_part_no_equals(lengths, n_bins, min_count):
+    lengths = np.array(lengths)
+    bins = length_bins(lengths, n_bins=n_bins, min_count=min_count)
+    assert set(bins) == set(range(bins.max() + 1))
+    order = np.argsort(lengths, kind="stable")
+    assert (np.diff(bins[order]) >= 0).all()
+    assert all(len(set(bins[lengths == length])) == 1 for length in set(lengths))
+    assert bins.max() == 0 or min(np.bincount(bins)) >= min_count
+    assert bins.max() + 1 <= n_bins
+
+
+def test_lp_gap_is_chosen_without_a_layer_and_in_nats():
+    scores = table([0.1, 0.2, 0.3], lp_gap=[-0.5, 3.0, 2.0])
+    chosen = select_turns(scores, reduction="lp_gap", beta=2.5)
+    assert chosen.turns == {("c1", 1)}
+    assert (chosen.meta["layer"], chosen.meta["threshold"]) == (None, 2.5)
+    with pytest.raises(InputError, match="hold no lp_gap; score again with --lp-gap"):
+        select_turns(table([0.1]), reduction="lp_gap")
+    with pytest.raises(InputError, match="needs the layer"):
+        select_turns(table([0.1]))
+
+
+def test_no_scores_no_selection():
+    with pytest.raises(InputError):
+        select_turns(Scores.from_rows([]), layer=0)
+    with pytest.raises(InputError, match="no scored turns"):
+        select_turns(Scores(table([0.1]).frame.iloc[:0].assign(lp_gap=[])), reduction="lp_gap")
+
+
+def talk(name, user="Hello", answer="Hi"):
+    messages = ({"role": "user", "content": user}, {"role": "assistant", "content": answer})
+    return Conversation(name, messages, "test", {})
+
+
+def test_data_that_were_not_scored_are_refused():
+    data = [talk("c0"), talk("c1")]
+    scores = table([0.1, 0.2])
+    assert check_scored(scores, data) == fingerprint_conversations(data)
+    with pytest.raises(InputError, match="turn 1 of conversation 'c1' was scored, but is not in the data"):
+        check_scored(scores, data[:1])
+    with pytest.raises(InputError, match="'c1' was scored, but is not in the data"):
+        check_scored(scores, [talk("c0"), Conversation("c1", talk("c1").messages[:1], "test", {})])
+    known = Scores(scores.frame, {"fingerprint": fingerprint_conversations(data)})
+    check_scored(known, data)
+    with pytest.raises(InputError, match="same ids but other texts"):
+        check_scored(known, [talk("c0"), talk("c1", answer="Hi!")])
