@@ -101,6 +101,17 @@ class TokenBatch:
             tokens.to(device), role_ids.to(device), mask.to(device), torch.tensor(ends).to(device), marked
         )
 
+    def rows(self, rows: Int[Tensor, " row"]) -> TokenBatch:
+        """Some of the conversations."""
+        marked = None if self.emphasised is None else self.emphasised[rows]
+        return TokenBatch(
+            self.tokens[rows],
+            self.role_ids[rows],
+            self.attention_mask[rows],
+            self.prompt_tokens[rows],
+            marked,
+        )
+
 
 _ROOM = 256
 """Generated keys that are made ready at once."""
@@ -123,6 +134,11 @@ class RunningKeys:
     steerings: tuple[Steering, ...] = ()
     seen: int = 0
     _made: dict[tuple[int, torch.device], tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+
+    def keep(self, rows: Int[Tensor, " row"]) -> None:
+        """Go on with some of the conversations only."""
+        self.batch = self.batch.rows(rows)
+        self._made.clear()
 
     def window(self, n_keys: int) -> slice:
         """Which columns of the sequence a layer with `n_keys` keys sees.
@@ -229,6 +245,48 @@ class Backend(Protocol):
         ...
 
 
+KeyValues = list[tuple[Float[Tensor, "batch kv_head pos d_head"], Float[Tensor, "batch kv_head pos d_head"]]]
+"""What a decoder remembers of the tokens it has read: keys and values, one pair a layer."""
+
+
+class PrefixDecoder(Protocol):
+    """A decoder that goes on from what is remembered, and can let go of rows that are finished."""
+
+    def __call__(self, tokens: Int[Tensor, "batch new"]) -> Float[Tensor, "batch vocab"]:
+        """The next logits after the next tokens of every row."""
+        ...
+
+    def keep(self, rows: Int[Tensor, " row"]) -> None:
+        """Go on with these rows only."""
+        ...
+
+
+@runtime_checkable
+class PrefixBackend(Protocol):
+    """A backend that goes on from remembered keys and values, so that prompts share what is common to them.
+
+    In the batches here every row's prompt stands in any columns, in order; the mask tells which.
+    """
+
+    def prefill(
+        self, batch: TokenBatch, past: KeyValues | None, steerings: Sequence[Steering], n_logits: int = 1
+    ) -> tuple[Float[Tensor, "batch last vocab"], KeyValues | None]:
+        """Read prompts whose first columns are remembered.
+
+        Returns:
+            The next-token logits of the last `n_logits` columns (or of more), and keys and values of all
+            columns; None where the model keeps other things than these (a sliding window, a recurrent
+            state), so that nothing can be shared.
+        """
+        ...
+
+    def resume(
+        self, batch: TokenBatch, past: KeyValues, steerings: Sequence[Steering]
+    ) -> AbstractContextManager[PrefixDecoder]:
+        """A decoder that goes on after prompts that are remembered whole."""
+        ...
+
+
 def plan_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Indices in batches of similar length whose padded size stays within `batch_tokens`.
 
@@ -263,6 +321,6 @@ def take_queries(
 
 
 __all__ = [
-    "Backend", "Decoder", "ModelShape", "Readout", "Reduce", "RunningKeys", "TokenBatch",
-    "TurnReduce", "pad_queries", "plan_batches", "take_queries",
+    "Backend", "Decoder", "KeyValues", "ModelShape", "PrefixBackend", "PrefixDecoder", "Readout", "Reduce",
+    "RunningKeys", "TokenBatch", "TurnReduce", "pad_queries", "plan_batches", "take_queries",
 ]  # fmt: skip

@@ -15,7 +15,8 @@ HEAVY = (
 )  # fmt: skip
 LAYERS = {
     "errors": 0, "roles": 0, "data": 0, "runs": 0, "stats": 0, "organism": 0, "processes": 0,
-    "results": 1, "allocation": 1, "steering": 1, "augment": 1, "tiles": 1, "batching": 1, "prefixes": 1, "claims": 1,
+    "results": 1, "allocation": 1, "steering": 1, "augment": 1, "tiles": 1, "batching": 1,
+    "prefixes": 1, "claims": 1,
     "lens": 2, "native": 2, "caching": 2,
     "models": 3, "forecast": 3, "doctor": 4,
     "recall": 4, "haystack": 4, "cells": 4, "answering": 4, "needle": 4, "ability": 4, "dependency": 4,

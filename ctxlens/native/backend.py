@@ -45,7 +45,7 @@ class NativeBackend:
         self.shape = shape_of(model)
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
-        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        self._keeps_logits = "logits_to_keep" in parameters
         self._check_model()
 
     @property
@@ -126,14 +126,14 @@ class NativeBackend:
 
     @torch.no_grad()
     def prefill(
-        self, batch: TokenBatch, past: KeyValues | None, steerings: Sequence[Steering]
+        self, batch: TokenBatch, past: KeyValues | None, steerings: Sequence[Steering], n_logits: int = 1
     ) -> tuple[Tensor, KeyValues | None]:
         """See `PrefixBackend.prefill`."""
         cache = None if past is None else make_cache(past)
         known = 0 if past is None else past[0][0].shape[-2]
         with attend(self.hf_model, batch, steerings=steerings) if _any(steerings) else nullcontext():
-            output = self._run(batch.tokens[:, known:], batch.attention_mask, cache)
-        return output.logits[:, -1].float(), read_cache(output.past_key_values)
+            output = self._run(batch.tokens[:, known:], batch.attention_mask, cache, n_logits)
+        return output.logits, read_cache(output.past_key_values)
 
     @contextmanager
     def resume(
@@ -149,9 +149,10 @@ class NativeBackend:
                 (lambda rows: None) if attending is None else attending.keys.keep,
             )
 
-    def _run(self, tokens: Tensor, mask: Tensor, cache: Any) -> Any:
+    def _run(self, tokens: Tensor, mask: Tensor, cache: Any, n_logits: int = 1) -> Any:
         kwargs: dict[str, Any] = {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
-        kwargs |= self._last_only
+        if self._keeps_logits:
+            kwargs["logits_to_keep"] = n_logits
         if self._takes_positions:
             kwargs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
         return self.hf_model(input_ids=tokens, **kwargs)

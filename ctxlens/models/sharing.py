@@ -1,0 +1,227 @@
+"""Many prompts at once, what they have in common read once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ctxlens.batching import KeyValues, PrefixBackend, TokenBatch, plan_batches
+from ctxlens.errors import ModelFailureError
+from ctxlens.prefixes import Branch, plan_branches
+from ctxlens.roles import RenderedChat
+from ctxlens.steering import Steering
+
+_ALIKE = 0.75
+"""Prompts are read side by side if the shortest has this share of the longest one's unread tokens."""
+_SHORT = 32
+"""Up to so many unread tokens all prompts are alike."""
+_THIN_OUT = 0.75
+"""Finished rows are dropped when no more than this share of the rows is left."""
+
+
+class CannotShare(Exception):
+    """The model remembers other things than keys and values."""
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """A backend and how prompts are put into batches for it.
+
+    Attributes:
+        backend: the model.
+        steerings: what is steered.
+        pad_id: token id at padding.
+        device: where tokens go in.
+        batch_tokens: padded tokens in one batch.
+    """
+
+    backend: PrefixBackend
+    steerings: Sequence[Steering]
+    pad_id: int
+    device: torch.device
+    batch_tokens: int
+    _kept: dict[int, KeyValues] = field(default_factory=dict)
+
+    def continue_greedily(
+        self,
+        chats: Sequence[RenderedChat],
+        *,
+        max_new_tokens: Sequence[int],
+        stop_ids: Collection[int],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[list[int]]:
+        """The most likely next token of every prompt, again and again, until a stop token or its limit.
+
+        Raises:
+            CannotShare: the model does not work like this.
+            ModelFailureError: the model's logits are no numbers.
+        """
+        written: list[list[int]] = [[] for _ in chats]
+        done = 0
+        for batch in self._read(chats, plan_branches(chats), [n + 1 for n in max_new_tokens]):
+            new = self._decode(batch, [max_new_tokens[i] for i in batch.indices], stop_ids)
+            for i, tokens in zip(batch.indices, new, strict=True):
+                written[i] = tokens
+            done += len(batch.indices)
+            if progress:
+                progress(done, len(chats))
+        return written
+
+    def _read(
+        self, chats: Sequence[RenderedChat], branches: Sequence[Branch], more: Sequence[int]
+    ) -> Iterator[_ReadBatch]:
+        """Read prompts in batches that stay within the budget with `more` tokens a prompt."""
+        waiting: dict[int, list[int]] = {}
+        for branch in branches:
+            if branch.parent is not None:
+                waiting.setdefault(branch.parent, []).append(branch.shared)
+        for round_ in range(max(branch.round for branch in branches) + 1):
+            due = [branch for branch in branches if branch.round == round_]
+            sizes = [chats[branch.index].n_tokens + more[branch.index] for branch in due]
+            for indices in plan_batches(sizes, self.batch_tokens):
+                batch = self._read_batch(chats, [due[i] for i in indices])
+                for row, index in enumerate(batch.indices):
+                    if index in waiting:
+                        self._kept[index] = batch.take(row, max(waiting[index]))
+                yield batch
+                for branch in (due[i] for i in indices):
+                    if branch.parent is not None:
+                        waiting[branch.parent].remove(branch.shared)
+                        if not waiting[branch.parent]:
+                            del self._kept[branch.parent]
+
+    def _read_batch(self, chats: Sequence[RenderedChat], branches: Sequence[Branch]) -> _ReadBatch:
+        parts = [self._prefill(chats, part) for part in _alike(chats, branches)]
+        if len(parts) == 1:
+            return parts[0]
+        indices = [index for part in parts for index in part.indices]
+        whole = _place([chats[i] for i in indices], [0] * len(indices), self.pad_id, self.device)
+        rows = [part.take(row) for part in parts for row in range(len(part.indices))]
+        logits = torch.cat([part.logits for part in parts])
+        return _ReadBatch(indices, whole, logits, _stack(rows, whole.tokens.shape[1]))
+
+    def _prefill(self, chats: Sequence[RenderedChat], branches: Sequence[Branch]) -> _ReadBatch:
+        shared = [branch.shared for branch in branches]
+        batch = _place([chats[b.index] for b in branches], shared, self.pad_id, self.device)
+        past = None
+        if max(shared):
+            past = _stack([self._recall(branch) for branch in branches], max(shared))
+        logits, remembered = self.backend.prefill(batch, past, self.steerings)
+        if remembered is None:
+            raise CannotShare
+        return _ReadBatch([b.index for b in branches], batch, logits[:, -1], remembered)
+
+    def _recall(self, branch: Branch) -> KeyValues:
+        if branch.parent is None:
+            return []
+        return [
+            (k[..., : branch.shared, :], v[..., : branch.shared, :]) for k, v in self._kept[branch.parent]
+        ]
+
+    def _decode(self, batch: _ReadBatch, limits: Sequence[int], stop_ids: Collection[int]) -> list[list[int]]:
+        written: list[list[int]] = [[] for _ in limits]
+        rows, logits = list(range(len(limits))), batch.logits
+        with self.backend.resume(batch.batch, batch.past, self.steerings) as decode:
+            while True:
+                chosen = choose(logits)
+                left = []
+                for at, (row, token) in enumerate(zip(rows, chosen, strict=True)):
+                    if token in stop_ids or len(written[row]) >= limits[row]:
+                        limits = [*limits[:row], 0, *limits[row + 1 :]]
+                        continue
+                    written[row].append(token)
+                    if len(written[row]) < limits[row]:
+                        left.append(at)
+                if not left:
+                    return written
+                if len(left) <= _THIN_OUT * len(rows):
+                    decode.keep(torch.tensor(left, device=self.device))
+                    rows, chosen = [rows[at] for at in left], [chosen[at] for at in left]
+                logits = decode(torch.tensor(chosen, device=self.device)[:, None])
+
+
+@dataclass(frozen=True)
+class _ReadBatch:
+    """Prompts that have been read: which, in what columns, the next logits, and what is remembered."""
+
+    indices: list[int]
+    batch: TokenBatch
+    logits: Float[Tensor, "batch vocab"]
+    past: KeyValues
+
+    def take(self, row: int, tokens: int | None = None) -> KeyValues:
+        """What is remembered of one prompt, or of its first tokens, without padding."""
+        at = self.batch.attention_mask[row].nonzero()[:tokens, 0]
+        return [(k[row].index_select(-2, at), v[row].index_select(-2, at)) for k, v in self.past]
+
+
+def choose(logits: Float[Tensor, "batch vocab"]) -> list[int]:
+    """The most likely token of every row.
+
+    Raises:
+        ModelFailureError: a row's logits are not numbers.
+    """
+    best, chosen = logits.max(-1)
+    if bool(best.isnan().any()):
+        raise ModelFailureError("the model's logits are not numbers (NaN).")
+    return chosen.tolist()
+
+
+def _alike(chats: Sequence[RenderedChat], branches: Sequence[Branch]) -> Iterator[list[Branch]]:
+    """Branches that are read side by side: with about as many unread tokens."""
+
+    def unread(branch: Branch) -> int:
+        return chats[branch.index].n_tokens - branch.shared
+
+    part: list[Branch] = []
+    for branch in sorted(branches, key=lambda b: (-unread(b), -b.shared)):
+        if part and unread(branch) < _ALIKE * unread(part[0]) and unread(part[0]) > _SHORT:
+            yield part
+            part = []
+        part.append(branch)
+    yield part
+
+
+def _place(
+    chats: Sequence[RenderedChat], shared: Sequence[int], pad_id: int, device: torch.device
+) -> TokenBatch:
+    """Prompts in columns: what is shared ends in one column, the rest in the last one."""
+    known = max(shared)
+    columns = known + max(chat.n_tokens - n for chat, n in zip(chats, shared, strict=True))
+    tokens = np.full((len(chats), columns), pad_id, dtype=np.int64)
+    roles = np.full((len(chats), columns), -1, dtype=np.int64)
+    marked = np.zeros((len(chats), columns), dtype=bool)
+    for row, (chat, n) in enumerate(zip(chats, shared, strict=True)):
+        at = np.r_[known - n : known, columns - chat.n_tokens + n : columns]
+        tokens[row, at], roles[row, at] = chat.tokens, chat.role
+        if chat.emphasised is not None:
+            marked[row, at] = chat.emphasised
+    return TokenBatch(
+        torch.from_numpy(tokens).to(device),
+        torch.from_numpy(roles).to(device),
+        torch.from_numpy(roles >= 0).long().to(device),
+        torch.full((len(chats),), columns, device=device),
+        torch.from_numpy(marked).to(device) if marked.any() else None,
+    )
+
+
+def _stack(rows: Sequence[KeyValues], columns: int) -> KeyValues:
+    """Keys and values of several prompts `[kv_head, pos, d_head]`, padded on the left and stacked."""
+    pattern = next(row for row in rows if row)
+    stacked = [
+        tuple(one.new_zeros(len(rows), *one.shape[:-2], columns, one.shape[-1]) for one in layer)
+        for layer in pattern
+    ]
+    for at, row in enumerate(rows):
+        for layer, known in zip(stacked, row, strict=False):
+            for target, source in zip(layer, known, strict=True):
+                target[at, ..., columns - source.shape[-2] :, :] = source
+    return [(keys, values) for keys, values in stacked]
+
+
+__all__ = ["CannotShare", "Sharing", "choose"]
