@@ -20,7 +20,7 @@ LAYERS = {
     "lens": 2, "native": 2, "caching": 2,
     "models": 3, "forecast": 3, "doctor": 4,
     "recall": 4, "haystack": 4, "cells": 4, "answering": 4, "needle": 4, "ability": 4, "dependency": 4,
-    "selection": 4, "indicator": 4, "marking": 4, "lp_gap": 4, "ablation": 4,
+    "scoring": 4, "selection": 4, "indicator": 4, "marking": 4, "lp_gap": 4, "ablation": 4,
     "card": 5,
     "heads": 5, "drift": 5, "sft": 5,
     "plots": 6, "report": 6,

@@ -11,6 +11,8 @@ import typer
 
 import ctxlens
 from ctxlens.cli import _screen
+from ctxlens.cli.check import doctor
+from ctxlens.cli.dissect import drift, heads
 from ctxlens.cli.look import allocate, roles
 from ctxlens.cli.measure import needle
 from ctxlens.cli.speak import generate, steer
@@ -60,7 +62,7 @@ def _common(
         _screen.silence_libraries()
 
 
-_VERBS = (allocate, roles, needle, steer, generate, score, select, train, report, demo)
+_VERBS = (allocate, roles, drift, needle, heads, steer, generate, score, select, train, report, demo, doctor)
 for _verb in _VERBS:
     app.command(_verb.__name__, epilog=_verb.epilog)(_verb)
 

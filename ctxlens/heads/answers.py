@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,22 @@ class Answers:
         if self.measure == "recall":
             return "needle recall"
         return "log-probability of the needle, nats per token"
+
+    def split(self) -> tuple[Answers, Answers]:
+        """Two halves of the cells, of disjoint contexts: to rank heads on one and to judge them on the other.
+
+        Raises:
+            InputError: all cells are of one context.
+        """
+        contexts = self.contexts
+        if contexts.max() < 1:
+            raise InputError(
+                "all cells share one text, so heads cannot be ranked on other texts than they are judged on; "
+                "give several lengths or cases."
+            )
+        halves = ([c for c, at in zip(self.cells, contexts % 2, strict=True) if at == odd] for odd in (0, 1))
+        first, second = (replace(self, cells=half) for half in halves)
+        return first, second
 
     def as_dict(self) -> dict[str, Any]:
         """Everything that the numbers depend on besides the model, as JSON values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -104,7 +105,7 @@ def side_effects(
                     label=label or model.name,
                 ).to_frame()  # fmt: skip
                 nats = answer_nats(model, questions, template=template)
-            return table.assign(nats_per_token=nats).to_dict(orient="records")
+            return json.loads(table.assign(nats_per_token=nats).to_json(orient="records"))
 
         rows = pd.DataFrame(units.get_json(f"{alpha:g}-{heads}-{draw}", ask))
         tables.append(rows.assign(alpha=alpha, heads=heads, draw=draw))

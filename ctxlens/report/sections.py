@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ctxlens.report.attention import bias_blocks
 from ctxlens.report.blocks import Block, Note, Part, Section
 from ctxlens.report.collect import RunContents
+from ctxlens.report.heads import drift_blocks, heads_blocks
 from ctxlens.report.making import making_blocks, training_blocks
 from ctxlens.report.needles import cause_blocks, cure_blocks, loss_blocks
 from ctxlens.report.source import source_blocks
@@ -78,9 +79,13 @@ def build_sections(runs: Sequence[RunContents]) -> tuple[list[Section], list[str
             heading = (topic.question, topic.lead) if argued else (topic.title, "")
             slug = topic.claim.replace(" ", "-")
             sections.append(Section(slug, *heading, parts, topic.claim if argued else ""))
-    parts = [Part(run.name, blocks) for run in runs if (blocks := training_blocks(run))]
-    if parts:
-        sections.append(Section("training", "Training", "", parts))
+    for slug, title, build in (
+        ("drift", "Attention drift", drift_blocks),
+        ("heads", "Heads", heads_blocks),
+        ("training", "Training", training_blocks),
+    ):
+        if parts := [Part(run.name, blocks) for run in runs if (blocks := build(run))]:
+            sections.append(Section(slug, title, "", parts))
     parts = [Part(run.name, making_blocks(run)) for run in runs]
     sections.append(Section("making", "How it was made", "", parts))
     return sections, missing

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -55,6 +55,11 @@ class HeadMap:
         low, high = np.nanquantile(draws, ((1 - level) / 2, (1 + level) / 2), axis=0)
         return low, high
 
+    def of_contexts(self, contexts: Collection[int]) -> HeadMap:
+        """The cells of these contexts alone."""
+        keep = np.isin(self.contexts, list(contexts))
+        return replace(self, effects=self.effects[keep], contexts=self.contexts[keep])
+
     def decided(self, *, seed: int = 0) -> Bool[np.ndarray, "layer head"]:
         """Where the 95 % interval leaves out zero."""
         low, high = self.interval(seed=seed)
@@ -66,11 +71,6 @@ class HeadMap:
         keys = np.nan_to_num(values if ascending else -values, nan=np.inf).ravel()
         order = np.argsort(keys, kind="stable")
         return tuple((int(i) // values.shape[1], int(i) % values.shape[1]) for i in order)
-
-    def top(self, n: int, *, ascending: bool = False) -> pd.DataFrame:
-        """The first heads of the ranking, with their numbers: `layer`, `head`, `value`, `low`, `high`."""
-        frame = self.to_frame().set_index(["layer", "head"])
-        return frame.loc[list(self.ranking(ascending=ascending)[:n])].reset_index()
 
     def to_frame(self) -> pd.DataFrame:
         """One row a head: `layer`, `head`, `value`, `low`, `high`."""

@@ -1,0 +1,239 @@
+"""Verbs that take attention apart, head by head: heads, drift."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ctxlens.cli import _screen
+from ctxlens.cli._heads_tables import show_drift, show_head_study
+from ctxlens.cli._inputs import (
+    LimitOption,
+    NewTokensOption,
+    check_indicator,
+    describe_file,
+    parse_numbers,
+    parse_spread,
+    read_conversations,
+)
+from ctxlens.cli._options import ModelOptions, RenderOptions, RunOptions, verb
+from ctxlens.errors import InputError
+
+if TYPE_CHECKING:
+    from ctxlens.heads import Head
+    from ctxlens.heads.tradeoff import AnsweredQuestion
+    from ctxlens.models import Model
+
+_EVERYTHING = "retrieval,gradient,steer,ablate,cumulative,sweep"
+
+
+@verb(
+    "ctxlens heads -m organism-chat",
+    "ctxlens heads -m organism-chat --kind retrieval,gradient --out runs/heads",
+    "ctxlens heads -m TinyLlama/TinyLlama-1.1B-Chat-v1.0 --haystack essays/ --needle sf --kind gradient",
+)
+def heads(
+    model: ModelOptions,
+    store: RunOptions,
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="Experiments: retrieval (who reads and copies the needle), gradient (all heads at once), "
+            "steer, ablate (one head at a time), cumulative (the first k), sweep (recall and cost by α)."
+        ),
+    ] = _EVERYTHING,
+    only: Annotated[
+        str | None,
+        typer.Option("--heads", help="Map these alone, as layer.head pairs such as 1.2,3.0; all by default."),
+    ] = None,
+    alpha: Annotated[float, typer.Option(help="Strength of steering in maps and curves, in (0, 1].")] = 0.1,
+    alphas: Annotated[str, typer.Option(help="Strengths of the sweep.")] = "0.7,0.5,0.3,0.1,0.03",
+    draws: Annotated[int, typer.Option(min=0, help="Random controls; 0: none.")] = 3,
+    measure: Annotated[
+        str, typer.Option(help="logprob (of the needle, nats per token) or recall (generates; slower).")
+    ] = "logprob",
+    condition: Annotated[
+        str, typer.Option(help="plain+prefix, template+prefix, template or assistant+prefix.")
+    ] = "template+prefix",
+    indicator: Annotated[bool, typer.Option("--indicator", help="Append the model's indicator.")] = False,
+    haystack: Annotated[
+        str, typer.Option(help="Folder of .txt files, or [b]organism[/b].", metavar="DIR")
+    ] = "organism",
+    needle: Annotated[
+        str, typer.Option(help="sf, pizza, known, unknown (facts of the built-in world), or a YAML file.")
+    ] = "known",
+    lengths: Annotated[str, typer.Option(help="Context lengths in tokens; x4: four, spread.")] = "x4",
+    depths: Annotated[str, typer.Option(help="Depths of the needle in percent.")] = "10,50,90",
+    cases: Annotated[int, typer.Option(min=1, help="Contexts of each length and depth.")] = 2,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML of needles asked without context, for the cost of steering; with the organism's "
+            "haystack facts of its world are asked.",
+            metavar="FILE",
+        ),
+    ] = None,
+    max_new_tokens: NewTokensOption = 30,
+) -> None:
+    """Which heads carry the needle: copying, ablating and steering heads, with controls and side effects."""
+    from ctxlens.cells import NeedleConfig, build_cells
+    from ctxlens.haystack import load_haystack
+    from ctxlens.heads import Answers
+    from ctxlens.heads.study import HeadStudy, check_kinds
+    from ctxlens.recall import load_needles
+    from ctxlens.runs import Run
+    from ctxlens.steering import Steering
+
+    kinds = tuple(kind.split(","))
+    check_kinds(kinds)
+    strengths = parse_numbers(alphas, float, "--alphas")
+    for strength in (alpha, *strengths):
+        Steering(strength)
+    config = NeedleConfig(
+        lengths=parse_spread(lengths, int, "--lengths"),
+        depths=parse_spread(depths, float, "--depths"),
+        needles=load_needles(needle)
+        if Path(needle).suffix in (".yaml", ".yml")
+        else tuple(needle.split(",")),
+        conditions=(condition,),
+        cases_per_cell=cases,
+        max_new_tokens=max_new_tokens,
+        seed=store.seed,
+    )
+    chosen = _parse_pairs(only)
+    straw = load_haystack(haystack, seed=store.seed)
+    asked = _read_questions(questions, haystack, store.seed)
+    lm = model.load()
+    check_indicator(lm, indicator)
+    answers = Answers(build_cells(lm, config, straw), config, condition, indicator, measure)
+    study = HeadStudy(
+        lm, answers, Run(Path(), {}), alpha, strengths, heads=chosen, n_draws=draws, questions=asked,
+        seed=store.seed,
+    )  # fmt: skip
+    run = store.open("heads", {"haystack": haystack, "question_file": questions, **study.describe()})
+    with _stages() as tell:
+        replace(study, run=run).run_kinds(kinds, tell)
+    show_head_study(run)
+    if "sweep" in kinds and not asked:
+        _screen.note("the cost of steering was not measured: give --questions FILE")
+    _screen.say_where(run.folder)
+
+
+@contextlib.contextmanager
+def _stages() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Progress bars by name, made as stages begin."""
+
+    class Titles(dict[str, str]):
+        def __missing__(self, name: str) -> str:
+            return name
+
+    with _screen.stages(Titles()) as progress:
+        yield lambda name: lambda done, total: progress(name, done, total)
+
+
+def _parse_pairs(text: str | None) -> tuple[Head, ...] | None:
+    from ctxlens.steering import as_heads
+
+    if text is None or text.strip() == "all":
+        return None
+    return as_heads(text)  # pyright: ignore[reportReturnType]
+
+
+def _read_questions(path: Path | None, haystack: str, seed: int) -> tuple[AnsweredQuestion, ...]:
+    from ctxlens.organism.world import load_world
+    from ctxlens.recall import load_needles
+
+    if path is not None:
+        return load_needles(path)
+    return tuple(load_world().closed_book(24, seed=seed)) if haystack == "organism" else ()
+
+
+@verb(
+    "ctxlens drift -m organism-chat",
+    "ctxlens drift -m organism --against organism-chat --conditions template,template",
+    "ctxlens drift -m runs/train --conditions template,indicator --messages chats.jsonl",
+)
+def drift(
+    model: ModelOptions,
+    rendering: RenderOptions,
+    store: RunOptions,
+    against: Annotated[
+        str | None,
+        typer.Option(help="A second model, held against the first; the same one by default.", metavar="PATH"),
+    ] = None,
+    conditions: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the first and the second: plain, template, indicator. By default plain,template for "
+            "one model, template,template for two."
+        ),
+    ] = None,
+    messages: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON or JSONL conversations; by default needle cells of the built-in world.", metavar="FILE"
+        ),
+    ] = None,
+    queries: Annotated[
+        str, typer.Option(help="first_answer (where the answer begins) or response_mean.")
+    ] = "first_answer",
+    limit: LimitOption = None,
+) -> None:
+    """How attention by role moves: between two models, with and without template or indicator."""
+    from ctxlens.drift import Side, read_drift
+    from ctxlens.results import Drift
+
+    words = (conditions or ("template,template" if against else "plain,template")).split(",")
+    if len(words) != 2:
+        raise InputError(
+            f"--conditions got {conditions!r}; expected two, separated by a comma, such as plain,template."
+        )
+    asked = None if messages is None else read_conversations(messages, limit)
+    lm = model.load()
+    other = lm if against is None else replace(model, model=against).load()
+    sides = Side(lm, words[0]), Side(other, words[1])
+    contexts, options = None, rendering.as_dict()
+    if asked is None:
+        asked, contexts = _needle_questions(lm, store.seed, limit)
+        options["continue_final_message"] = True
+    config = {
+        "model": lm.identity, "against": other.identity, "conditions": words, "queries": queries,
+        "limit": limit, **rendering.as_dict(), **(describe_file(messages) if messages else {}),
+    }  # fmt: skip
+    run = store.open("drift", config)
+    if not run.has("drift.safetensors"):
+        with _screen.stage("attention") as progress:
+            found = read_drift(
+                *sides, asked, queries=queries, contexts=contexts, render_options=options, progress=progress
+            )
+        run.save("drift.safetensors", found)
+    show_drift(Drift.load(run.path("drift.safetensors")))
+    _screen.say_where(run.folder)
+
+
+def _needle_questions(model: Model, seed: int, limit: int | None) -> tuple[list[list[dict[str, Any]]], Any]:
+    """Needle cells of the built-in world as conversations, each with the number of its text."""
+    import numpy as np
+
+    from ctxlens.cells import NeedleConfig, build_cells
+    from ctxlens.haystack import load_haystack
+
+    config = NeedleConfig(
+        lengths=4, depths=(10.0, 50.0, 90.0), needles=("known",), cases_per_cell=2, max_new_tokens=30,
+        seed=seed,
+    )  # fmt: skip
+    cells = build_cells(model, config, load_haystack("organism", seed=seed))[:limit]
+    asked = [
+        [
+            {"role": "user", "content": f"{cell.context.text}\n{cell.needle.question}"},
+            {"role": "assistant", "content": cell.needle.prefix},
+        ]
+        for cell in cells
+    ]
+    texts = [(cell.context_tokens, cell.case) for cell in cells]
+    return asked, np.array([sorted(set(texts)).index(text) for text in texts])

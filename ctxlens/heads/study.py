@@ -1,0 +1,193 @@
+"""All head experiments on one model, into one run folder; what is there already is not done again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from ctxlens.errors import InputError
+from ctxlens.heads.answers import Answers
+from ctxlens.heads.choose import Head
+from ctxlens.heads.copying import copying_map, user_share_map
+from ctxlens.heads.cumulative import cumulative_curves
+from ctxlens.heads.gradient import gradient_map
+from ctxlens.heads.maps import act_on_each_head, rank_heads
+from ctxlens.heads.sweep import steering_sweep
+from ctxlens.heads.tradeoff import AnsweredQuestion, side_effects
+from ctxlens.models import Model
+from ctxlens.needle import Progress
+from ctxlens.results import Ability, HeadCurves, HeadMap, NeedleGrid
+from ctxlens.runs import Run
+from ctxlens.steering import Steering
+
+KINDS = ("retrieval", "gradient", "steer", "ablate", "cumulative", "sweep")
+"""Which heads read and copy the needle; derivative by every head's bias; steering one head at a time;
+switching one off at a time; the first k of each ranking; recall and side effects by α."""
+ABLATIONS = ("zero", "mean", "blind")
+_R = TypeVar("_R", HeadMap, HeadCurves, NeedleGrid, Ability)
+
+Tell = Callable[[str], Progress]
+"""Gives what to call with the numbers done and in all, for a stage by its name."""
+
+
+@dataclass(frozen=True)
+class HeadStudy:
+    """Head experiments on one model and one set of cells.
+
+    Attributes:
+        model: the model.
+        answers: the cells, how they are asked and what is measured.
+        run: where results are kept.
+        alpha: strength of steering in maps and curves.
+        alphas: strengths of the sweep.
+        ablations: which ways of switching heads off are mapped.
+        actions: what the cumulative curves do to heads: of `ctxlens.heads.ACTIONS`.
+        heads: the heads of the maps, all by default.
+        n_draws: random orders of the curves, and random head sets of the sweep.
+        questions: questions that need no context, for the side effects of the sweep; none: not measured.
+        seed: seed of the draws.
+
+    Raises:
+        InputError: alpha outside (0, 1], or heads that the model does not have.
+    """
+
+    model: Model
+    answers: Answers
+    run: Run
+    alpha: float = 0.1
+    alphas: Sequence[float] = (0.7, 0.5, 0.3, 0.1, 0.03)
+    ablations: Sequence[str] = ABLATIONS
+    actions: Sequence[str] = ("steer", "blind")
+    heads: Sequence[Head] | None = None
+    n_draws: int = 5
+    questions: Sequence[AnsweredQuestion] = field(default=(), repr=False)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        heads = "all" if self.heads is None else tuple(self.heads)
+        for alpha in (self.alpha, *self.alphas):
+            Steering(alpha, heads=heads).check_heads(self.model.n_layers, self.model.n_heads)
+
+    def run_kinds(self, kinds: Sequence[str], tell: Tell) -> None:
+        """Run experiments, each into its files of the run folder.
+
+        Args:
+            kinds: of `KINDS`.
+            tell: gives the progress of a stage.
+        """
+        check_kinds(kinds)
+        for kind in KINDS:
+            if kind in kinds:
+                getattr(self, f"_{kind}")(tell)
+        shutil.rmtree(self.run.path("parts"), ignore_errors=True)
+
+    def _kept(self, name: str, kind: type[_R], compute: Callable[[], _R]) -> _R:
+        if not self.run.has(name):
+            self.run.save(name, compute())
+        return kind.load(self.run.path(name))
+
+    def _retrieval(self, tell: Tell) -> dict[str, HeadMap]:
+        return {
+            "user share": self._kept(
+                "map-user-share.safetensors",
+                HeadMap,
+                lambda: user_share_map(self.model, self.answers, progress=tell("attention to the user")),
+            ),
+            "copying": self._kept(
+                "map-copying.safetensors",
+                HeadMap,
+                lambda: copying_map(self.model, self.answers, out=self.run, progress=tell("copying heads")),
+            ),
+        }
+
+    def _gradient(self, tell: Tell) -> HeadMap:
+        return self._kept(
+            "map-gradient.safetensors",
+            HeadMap,
+            lambda: gradient_map(self.model, self.answers, out=self.run, progress=tell("gradients")),
+        )
+
+    def _map(self, kind: str, tell: Tell) -> HeadMap:
+        def compute() -> HeadMap:
+            return act_on_each_head(
+                self.model, self.answers, kind, alpha=self.alpha, heads=self.heads, out=self.run,
+                progress=tell(f"heads, {kind}"),
+            )  # fmt: skip
+
+        return self._kept(f"map-{kind}.safetensors", HeadMap, compute)
+
+    def _steer(self, tell: Tell) -> None:
+        self._map("steer", tell)
+
+    def _ablate(self, tell: Tell) -> None:
+        for kind in self.ablations:
+            self._map(kind, tell)
+
+    def _cumulative(self, tell: Tell) -> None:
+        ranked_on, judged = self.answers.split()
+        maps: dict[str, HeadMap] = {**self._retrieval(tell), "gradient": self._gradient(tell)}
+        for kind in self.ablations:
+            if self.run.has(f"map-{kind}.safetensors") and self.heads is None:
+                maps[kind] = self._map(kind, tell)
+        # Heads are ranked on other texts than those on which the rankings are judged.
+        ranked_contexts = {
+            int(context)
+            for context, cell in zip(self.answers.contexts, self.answers.cells, strict=True)
+            if any(cell is one for one in ranked_on.cells)
+        }
+        rankings = {name: rank_heads(one.of_contexts(ranked_contexts)) for name, one in maps.items()}
+        for action in self.actions:
+
+            def compute(action: str = action) -> HeadCurves:
+                return cumulative_curves(
+                    self.model, judged, rankings, action, alpha=self.alpha, n_draws=self.n_draws,
+                    seed=self.seed, out=self.run, progress=tell(f"first k heads, {action}"),
+                )  # fmt: skip
+
+            self._kept(f"curves-{action}.parquet", HeadCurves, compute)
+
+    def _sweep(self, tell: Tell) -> None:
+        config = replace(self.answers.config, conditions=(self.answers.condition,))
+        sets = ("all", "retrieval", "random") if self.n_draws else ("all", "retrieval")
+        grid = steering_sweep(
+            self.model, self.answers.cells, config, alphas=self.alphas, head_sets=sets, n_draws=self.n_draws,
+            indicator=self.answers.indicator, seed=self.seed, batch_tokens=self.answers.batch_tokens,
+            out=self.run, progress=tell("steering sweep"),
+        )  # fmt: skip
+        if not self.questions:
+            return
+
+        def ask() -> Ability:
+            return side_effects(
+                self.model, grid, self.questions, template=self.answers.condition != "plain+prefix",
+                max_new_tokens=config.max_new_tokens, out=self.run, progress=tell("side effects"),
+            )  # fmt: skip
+
+        self._kept("steering-ability.parquet", Ability, ask)
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that the results depend on, for the manifest."""
+        return {
+            "model": dict(self.model.identity),
+            "condition": self.answers.condition,
+            "indicator": self.answers.indicator,
+            "measure": self.answers.measure,
+            **self.answers.config.as_dict(),
+            "alpha": self.alpha,
+            "alphas": list(self.alphas),
+            "heads": None if self.heads is None else [list(head) for head in self.heads],
+            "draws": self.n_draws,
+            "questions": len(self.questions),
+        }
+
+
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Raise `InputError` for an experiment that there is not, or for none."""
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds:
+        raise InputError(f"unknown kind {', '.join(unknown) or '(none)'}; choose of {', '.join(KINDS)}.")
+
+
+__all__ = ["ABLATIONS", "KINDS", "HeadStudy", "check_kinds"]
