@@ -22,6 +22,7 @@ Reduce = Callable[[Float[Tensor, "batch head query role"]], Float[Tensor, "batch
 """What is made of one layer's role shares where the model runs, so that only its result leaves the device."""
 
 
+@runtime_checkable
 class TurnReduce(Protocol):
     """What is made of one layer's role shares of whole turns."""
 
