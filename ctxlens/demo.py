@@ -19,7 +19,6 @@ from ctxlens.ability import run_closed_book
 from ctxlens.cells import Cell, NeedleConfig, build_cells, render_cell
 from ctxlens.claims import claim_cause, claim_cure, claim_loss, claim_role_bias, claim_source, conflicting
 from ctxlens.data import Conversation
-from ctxlens.dependency import score_conversations
 from ctxlens.haystack import load_haystack
 from ctxlens.heads import find_retrieval_heads, needle_layer, steering_sweep
 from ctxlens.models import Model, load_model
@@ -30,6 +29,7 @@ from ctxlens.report import write_report
 from ctxlens.results import Ability, NeedleGrid, RoleAllocation, Scores, Selection, TokenView, Verdicts
 from ctxlens.roles import DEFAULT_INDICATOR
 from ctxlens.runs import Run
+from ctxlens.scoring import score_conversations
 from ctxlens.selection import check_threshold, choose_layer, select_turns
 from ctxlens.sft import train
 

@@ -1,4 +1,6 @@
-"""Which turns are chosen: the three rules by hand, bins of length, and data that were not scored."""
+"""Which turns are chosen: the rules by hand, bins of length, and data that were not scored."""
+
+import math
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from ctxlens.data import Conversation, fingerprint_conversations
 from ctxlens.errors import InputError
 from ctxlens.results import Scores
-from ctxlens.selection import check_scored, length_bins, select_turns
+from ctxlens.selection import check_scored, choose_layer, length_bins, select_turns, selection_quality
 
 
 def table(values, lengths=None, **columns):
@@ -22,6 +24,71 @@ def table(values, lengths=None, **columns):
         for k, (value, length) in enumerate(zip(values, lengths, strict=True))
     ]  # fmt: skip
     return Scores.from_rows(rows, {"model": {"name": "fake"}})
+
+
+def test_selection_takes_scores_above_the_threshold():
+    scores = table([0.1, 0.6, 0.61, 0.9])
+    chosen = select_turns(scores, beta=0.6, layer=0)
+    assert chosen.turns == {("c2", 1), ("c3", 1)}
+    assert chosen.meta["threshold"] == 0.6
+    assert (chosen.meta["turns"], chosen.meta["selected"]) == (4, 2)
+    assert select_turns(scores, beta=1.0, layer=0).turns == frozenset()
+    assert len(select_turns(scores, beta=0.0, layer=0).turns) == 4
+    assert select_turns(scores, beta=0.4, layer=0, reduction="best_of_mean").turns == {("c3", 1)}
+
+
+def test_the_valley_lies_below_the_highest_peak_however_many_peaks_there_are():
+    peaks = {0.2: 300, 0.5: 100, 0.9: 60}
+    scattered = np.random.default_rng(0)
+    values = [v for at, n in peaks.items() for v in scattered.normal(at, 0.03, n).clip(0, 1)]
+    chosen = select_turns(table(values), layer=0)
+    assert 0.6 < chosen.meta["threshold"] < 0.8
+    assert chosen.meta["selected"] == 60
+    assert "valley" in chosen.meta["rule"]
+
+
+def test_otsu_splits_the_scores_into_two_groups_and_says_so():
+    chosen = select_turns(table([0.1, 0.8, 0.12, 0.4, 0.85, 0.42]), beta="otsu", layer=0)
+    assert chosen.meta["threshold"] == pytest.approx(0.61)
+    assert "two groups" in chosen.meta["rule"]
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.5, math.nan, "high"])
+def test_threshold_outside_its_range_is_refused(beta):
+    with pytest.raises(InputError, match='β must be a number from 0 to 1, or "valley" or "otsu"'):
+        select_turns(table([0.5]), beta=beta, layer=0)
+
+
+def test_selection_needs_a_scored_layer_reduction_and_share():
+    with pytest.raises(InputError, match=r"layer 7 is not among the scored layers \(0\)"):
+        select_turns(table([0.5]), layer=7)
+    with pytest.raises(InputError, match="unknown reduction 'median'"):
+        select_turns(table([0.5]), layer=0, reduction="median")
+    with pytest.raises(InputError, match="top_share is a share"):
+        select_turns(table([0.5]), layer=0, top_share=1.2)
+
+
+def test_quality_against_known_truth_by_hand():
+    chosen = select_turns(table([0.1, 0.7, 0.8, 0.9]), beta=0.5, layer=0)
+    # Selected c1 c2 c3; true c2 c3 c0 and one turn that was never scored: 2 of 3, 2 of 3.
+    quality = selection_quality(chosen, {("c2", 1), ("c3", 1), ("c0", 1), ("other", 1)})
+    assert (quality.both, quality.selected, quality.true, quality.turns) == (2, 3, 3, 4)
+    assert quality.precision == pytest.approx(2 / 3)
+    assert quality.recall == pytest.approx(2 / 3)
+    nothing = selection_quality(select_turns(table([0.1]), beta=0.5, layer=0), set())
+    assert math.isnan(nothing.precision)
+    assert math.isnan(nothing.recall)
+
+
+def test_layer_rules():
+    assert choose_layer(22, rule="middle") == 15
+    assert choose_layer(4, rule="middle") == 3
+    assert choose_layer(1, rule="middle") == 0
+    assert choose_layer(4, needle_layer=1) == 1
+    with pytest.raises(InputError, match="needs needle_layer from 0 to 3"):
+        choose_layer(4)
+    with pytest.raises(InputError, match='"needle" or "middle"'):
+        choose_layer(4, rule="last")
 
 
 def test_top_share_takes_the_highest_and_of_equal_ones_the_first():

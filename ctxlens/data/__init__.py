@@ -19,6 +19,7 @@ from ctxlens.data.conversations import (
     Conversation,
     ConversationSet,
     ConversationStream,
+    conversation_from_row,
     load_conversations,
     open_conversations,
     read_messages_file,
@@ -29,6 +30,6 @@ from ctxlens.data.layouts import LAYOUTS
 
 __all__ = [
     "LAYOUTS", "REFUSALS", "Conversation", "ConversationSet", "ConversationStream", "Fingerprint",
-    "fingerprint_conversations", "load_conversations", "open_conversations", "read_messages_file",
-    "write_conversations",
+    "conversation_from_row", "fingerprint_conversations", "load_conversations", "open_conversations",
+    "read_messages_file", "write_conversations",
 ]  # fmt: skip

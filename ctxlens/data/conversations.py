@@ -113,19 +113,49 @@ class ConversationStream(Iterable[Conversation]):
         for number, row in enumerate(rows):
             identity = _identity(row, number, seen)
             try:
-                parsed = parse_row(row, self.layout)
+                yield conversation_from_row(
+                    row,
+                    self.layout,
+                    identity=identity,
+                    source=self.source,
+                    dropped=self.dropped,
+                    drop_refusals=self._drop_refusals,
+                )
             except InputError as error:
                 self.skipped.append((identity, str(error)))
-                continue
-            messages = clean_messages(parsed.messages, self.dropped)
-            if not any(message["role"] == "assistant" for message in messages):
-                self.skipped.append((identity, "no user turn with an answer"))
-            elif self._drop_refusals and has_refusal(messages):
-                self.skipped.append((identity, "an answer is a refusal"))
-            else:
-                used = {*parsed.used, "id"}
-                labels = {k: v for k, v in row.items() if k not in used} if isinstance(row, Mapping) else {}
-                yield Conversation(identity, tuple(messages), self.source, labels)
+
+
+def conversation_from_row(
+    row: Any,
+    layout: str,
+    *,
+    identity: str,
+    source: str,
+    dropped: Counter[str] | None = None,
+    drop_refusals: bool = False,
+) -> Conversation:
+    """Parse and clean one row of a data set.
+
+    Args:
+        row: the row.
+        layout: its layout.
+        identity: the conversation's id.
+        source: where it comes from.
+        dropped: counts the turns that are dropped, by reason.
+        drop_refusals: refuse a conversation in which an answer begins like a refusal.
+
+    Raises:
+        InputError: the row cannot be used; the message is the reason, without naming the row.
+    """
+    parsed = parse_row(row, layout)
+    messages = clean_messages(parsed.messages, Counter() if dropped is None else dropped)
+    if not any(message["role"] == "assistant" for message in messages):
+        raise InputError("no user turn with an answer")
+    if drop_refusals and has_refusal(messages):
+        raise InputError("an answer is a refusal")
+    used = {*parsed.used, "id"}
+    labels = {k: v for k, v in row.items() if k not in used} if isinstance(row, Mapping) else {}
+    return Conversation(identity, tuple(messages), source, labels)
 
 
 def open_conversations(

@@ -16,14 +16,14 @@ from typing import Any
 from ctxlens.ability import run_closed_book
 from ctxlens.cells import NeedleConfig, build_cells
 from ctxlens.data import Conversation
-from ctxlens.dependency import score_conversations
 from ctxlens.haystack import load_haystack
 from ctxlens.heads import needle_layer
 from ctxlens.models import Model, load_model
 from ctxlens.needle import Setting, run_settings
 from ctxlens.organism import load_world, recipe
-from ctxlens.results import NeedleGrid, Scores
+from ctxlens.results import NeedleGrid, Scores, Selection
 from ctxlens.roles import DEFAULT_INDICATOR
+from ctxlens.scoring import score_conversations
 from ctxlens.selection import choose_layer, select_turns, selection_quality
 from ctxlens.sft import train
 from ctxlens.stats import auroc
@@ -79,21 +79,40 @@ class SeedStudy:
         )
         return load_model(str(out), backend="native")
 
+    def kinds(self) -> dict[tuple[str, int], str]:
+        """What every answer of the data truly draws on, by turn."""
+        return {
+            (c.id, 2 * i + 1): kind for c in self.conversations for i, kind in enumerate(c.labels["kinds"])
+        }
+
+    def select(self, vanilla: Model) -> tuple[Scores, Selection]:
+        """Score the data with the vanilla model and choose the turns that get the indicator."""
+        layer = self.needle_layer(vanilla)
+        scores = score_conversations(vanilla, self.conversations, kinds=self.kinds())
+        return scores, select_turns(scores, beta="valley", layer=layer)
+
+    def models(self) -> dict[str, Model]:
+        """Base, vanilla and indicator model; checkpoints that are there are used again."""
+        vanilla = self.fine_tune("vanilla")
+        _, selection = self.select(vanilla)
+        indicator = self.fine_tune("indicator", selection=selection, indicator=DEFAULT_INDICATOR)
+        return {
+            "base": load_model(self.base, backend="native"),
+            "vanilla": vanilla,
+            "indicator": indicator,
+        }
+
     def run(self) -> Figures:
         """Fine-tune the three models and measure them; returns figures by name."""
         figures: Figures = {}
         vanilla = self.fine_tune("vanilla")
         figures |= self.measure(vanilla, "vanilla", plain=True)
         figures |= self.steer(vanilla)
-        kinds = {
-            (c.id, 2 * i + 1): kind for c in self.conversations for i, kind in enumerate(c.labels["kinds"])
-        }
-        layer = self.needle_layer(vanilla)
-        scores = score_conversations(vanilla, self.conversations, kinds=kinds)
-        selection = select_turns(scores, beta="valley", layer=layer)
+        kinds = self.kinds()
+        scores, selection = self.select(vanilla)
         truth = {turn for turn, kind in kinds.items() if kind == "document"}
         quality = selection_quality(selection, truth)
-        figures |= {"score layer": float(layer), **ranking(scores)}
+        figures |= {"score layer": float(selection.meta["layer"]), **ranking(scores)}
         figures |= {
             "selection precision": quality.precision,
             "selection recall": quality.recall,
