@@ -23,7 +23,7 @@ _EXPORTS = {
     "steering": ("Steering", "emphasise"),
     "models": ("Model", "load_model"),
     "needle": ("NEEDLES", "Needle", "NeedleConfig", "run_needle"),
-    "dependency": ("score_conversations",),
+    "scoring": ("score_conversations",),
     "selection": ("choose_layer", "select_turns"),
     "indicator": ("add_indicator", "annotate_messages"),
     "sft": ("TrainConfig", "train"),
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from ctxlens.data import load_conversations as load_conversations
     from ctxlens.data import read_messages_file as read_messages_file
     from ctxlens.demo import run_demo as run_demo
-    from ctxlens.dependency import score_conversations as score_conversations
     from ctxlens.errors import CtxlensError as CtxlensError
     from ctxlens.errors import InputError as InputError
     from ctxlens.errors import RenderError as RenderError
@@ -64,6 +63,7 @@ if TYPE_CHECKING:
     from ctxlens.roles import Role as Role
     from ctxlens.roles import render as render
     from ctxlens.roles import render_plain as render_plain
+    from ctxlens.scoring import score_conversations as score_conversations
     from ctxlens.selection import choose_layer as choose_layer
     from ctxlens.selection import select_turns as select_turns
     from ctxlens.sft import TrainConfig as TrainConfig
