@@ -44,14 +44,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _measure(options: argparse.Namespace) -> None:
     import torch
-    import transformers
 
     from experiments.bench_readout import checks, flex, memory, timing
     from experiments.bench_readout.record import Record, free_memory, load
     from experiments.bench_readout.subject import Subject, build_model
     from experiments.bench_readout.ways import WAYS
 
-    transformers.logging.set_verbosity_error()
     preset = PRESETS[options.preset]
     if options.lengths:
         kept = tuple(n for n in preset.memory_lengths if n in options.lengths) or (max(options.lengths),)
@@ -144,4 +142,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     main()

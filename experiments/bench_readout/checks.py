@@ -20,21 +20,22 @@ _KINDS = {
 def compare_shares(preset: Preset, length: int) -> dict[str, Any]:
     """Largest differences of shares between the ways, and of bfloat16 from float32 with the same weights."""
     subject = Subject(preset, build_model(preset))
-    shares = {name: WAYS[name].make(subject, length)() for name in ("read_all", "read_eager", "read_lens")}
-    ours = shares["read_all"]
-    answer, response = (WAYS[name].make(subject, length)() for name in ("read_answer", "read_response"))
-    assert ours is not None and answer is not None and response is not None
+
+    def read(name: str, of: Subject = subject) -> torch.Tensor:
+        shares = WAYS[name].make(of, length)()
+        assert shares is not None
+        return shares
+
+    ours, answer, response = (read(name) for name in ("read_all", "read_answer", "read_response"))
     result: dict[str, Any] = {"length": length, "dtype": preset.dtype}
     for name in ("read_eager", "read_lens"):
-        result[f"all_rows_to_{name}"] = _largest(ours, shares[name])
+        result[f"all_rows_to_{name}"] = _largest(ours, read(name))
     result["response_rows_to_all_rows"] = _largest(response, ours[:, :, -response.shape[2] :])
     result["one_row_to_all_rows"] = _largest(answer, ours[:, :, -1:])
     coarse = Subject(preset, build_model(preset, dtype="bfloat16"))
     fine = Subject(preset, build_model(preset, dtype="bfloat16").float())
     for name in ("read_all", "read_eager"):
-        result[f"bfloat16_to_float32_{name}"] = _largest(
-            *(WAYS[name].make(s, length)() for s in (coarse, fine))
-        )
+        result[f"bfloat16_to_float32_{name}"] = _largest(read(name, coarse), read(name, fine))
     return result
 
 

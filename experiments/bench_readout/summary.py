@@ -15,7 +15,7 @@ _SYMBOLS = {"floor": "line-ew", "ours": "circle", "peer": "x"}
 
 
 def timing_rows(data: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """One row for every length and way: seconds (median, least, most) and ratio to plain of the same rounds."""
+    """For every length and way, seconds and ratio to plain of the same round: median, least, most."""
     for length, found in sorted(data["lengths"].items(), key=lambda item: int(item[0])):
         for name in data["ways"]:
             row: dict[str, Any] = {"length": int(length), "way": name, "dead": found["dead"].get(name)}
