@@ -251,7 +251,7 @@ def test_score_select_and_train(dataset, tmp_path):
         f"model: organism\ndataset: {dataset}\nselection: {chosen}\nindicator: '[IND]'\n"
         f"max_steps: 1\nper_device_train_batch_size: 2\noutput_dir: {tmp_path / 'sft'}\n"
     )
-    result = call("train", "--config", recipe, "--device", "cpu", "logging_steps=1")
+    result = call("train", "--config", recipe, "--device", "cpu", "logging_steps=1", "unusable=skip")
     assert "optimizer steps" in result.stdout
     log = json.loads((tmp_path / "sft" / "train.json").read_text())
     assert {entry["conversation"] for entry in log["skipped"]} == {"mute", "bad"}

@@ -87,10 +87,13 @@ def test_row_without_a_trained_token_is_an_error_that_names_it(toy_tokenizer):
 
 def test_rows_count_what_is_skipped_and_truncated(toy_tokenizer):
     long = talk("long", "Hello " * 60, "I am fine.")
-    rows = build_rows(toy_tokenizer, [talk("mute", "Hello"), talk("a", "Hello", "fine"), long], max_tokens=40)
+    three = [talk("mute", "Hello"), talk("a", "Hello", "fine"), long]
+    rows = build_rows(toy_tokenizer, three, max_tokens=40, unusable="skip")
     assert {name: rows.counts[name] for name in ("conversations", "skipped", "truncated", "replay")} == {
         "conversations": 2, "skipped": 1, "truncated": 1, "replay": 0,
     }  # fmt: skip
+    assert rows.counts["tokens_cut"] == render(toy_tokenizer, long.messages).n_tokens - 40
+    assert (rows.counts["truncated_responses"], rows.counts["truncated_with_indicator"]) == (0, 0)
     assert rows.skipped[0][0] == "mute"
     assert len(rows.rows[1]["input_ids"]) == 40
     assert trained_text(toy_tokenizer, rows.rows[1]) == "I am fine.</s>"
@@ -201,7 +204,7 @@ def test_inputs_that_do_not_fit_together(tokenizer, data, tmp_path):
 
 def test_indicator_that_no_row_carries_is_told(tokenizer, data, tmp_path):
     args = ARGUMENTS | {"max_steps": 1}
-    with pytest.warns(UserWarning, match="no conversation carries the indicator"):
+    with pytest.warns(UserWarning, match="no user message carries the indicator"):
         train(
             data, out=tmp_path / "r", model=tiny(tokenizer), tokenizer=tokenizer, indicator="[IND]", args=args
         )
@@ -223,7 +226,7 @@ def recipe(tokenizer, data, tmp_path):
 
 
 def test_recipe_takes_keys_of_both_sides_and_overrides(recipe):
-    config, args = read_config(recipe)
+    config, args, model_args = read_config(recipe)
     assert (config.indicator, config.loss_on, args.learning_rate, args.max_steps) == (
         "[IND]",
         "assistant",
@@ -231,10 +234,13 @@ def test_recipe_takes_keys_of_both_sides_and_overrides(recipe):
         1,
     )
     assert (args.report_to, str(args.save_strategy.value), args.bf16) == ([], "no", False)
-    config, args = read_config(recipe, {"indicator": "null", "learning_rate": 0.1, "seed": None})
+    assert (model_args.use_peft, model_args.dtype) == (False, "float32")
+    config, args, _ = read_config(recipe, {"indicator": "null", "learning_rate": 0.1, "seed": None})
     assert (config.indicator, args.learning_rate, args.seed) == (None, 0.1, 42)
-    _, args = read_config(recipe, ["--max_steps", "7"])
+    words = ["--max_steps", "7", "--use_peft", "true", "--lora_target_modules", "all-linear"]
+    _, args, model_args = read_config(recipe, words)
     assert args.max_steps == 7
+    assert (model_args.use_peft, model_args.lora_target_modules) == (True, "all-linear")
 
 
 @pytest.mark.parametrize(
@@ -243,7 +249,9 @@ def test_recipe_takes_keys_of_both_sides_and_overrides(recipe):
         ("learning_rat: 1\nmodl: x\n", (), r"bad\.yaml has unknown keys: learning_rat, modl; did you mean"),
         ("seed: 1\n", ("--sed", "1"), "the command line has unknown keys: sed"),
         ("seed: many\n", (), r"bad\.yaml: argument --seed: invalid int value"),
-        ("- a\n", (), r"bad\.yaml is no usable recipe"),
+        ("- a\n", (), r"bad\.yaml is no usable recipe: expected keys with values.*holds a list"),
+        ("", (), "the file holds nothing"),
+        ("loss_on: user\n", (), r'bad\.yaml: loss_on must be "assistant" or "all"'),
         ("a: [\n", (), r"bad\.yaml is no usable recipe"),
         ("indicator: '[IND]'\n", (), r"bad\.yaml names no dataset"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,12 +16,15 @@ from ctxlens.errors import InputError
 @verb(
     "ctxlens train --config recipe.yaml",
     "ctxlens train --config recipe.yaml --out runs/vanilla indicator=null learning_rate=1e-4",
-    "accelerate launch -m ctxlens.sft --config recipe.yaml  [dim](several GPUs)[/dim]",
+    "ctxlens train --config recipe.yaml use_peft=true lora_r=16 lora_target_modules=all-linear",
+    "accelerate launch --config_file ddp.yaml -m ctxlens.sft --config recipe.yaml  [dim](several GPUs)[/dim]",
 )
 def train(
     config: Annotated[
         Path,
-        typer.Option(help="YAML recipe: keys of ctxlens (below) and of TRL's SFTConfig.", metavar="FILE"),
+        typer.Option(
+            help="YAML recipe: keys of ctxlens, and of TRL's SFTConfig and ModelConfig.", metavar="FILE"
+        ),
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Keys that go before the recipe's.", metavar="KEY=VALUE")
@@ -38,20 +42,28 @@ def train(
     chat_template: Annotated[
         Path | None, typer.Option(help="Overrides the recipe's chat_template.", metavar="FILE")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew; a run in the folder is kept as DIR.old.")
+    ] = False,
 ) -> None:
-    """Fine-tune with the indicator on selected answers (TRL's SFTTrainer), into a checkpoint of its own."""
-    from ctxlens.sft import train_from_config
+    """Fine-tune with the indicator on selected answers (TRL's SFTTrainer), into a checkpoint of its own.
+
+    A stopped run goes on from its last checkpoint (save_strategy: steps) when the command is given again.
+    """
+    from ctxlens.sft import IndicatorWarning, train_from_config
 
     given: dict[str, Any] = {
         "model": model, "output_dir": out, "seed": seed, "dtype": dtype, "chat_template": chat_template,
-        "use_cpu": True if device is Device.cpu else None,
+        "use_cpu": True if device is Device.cpu else None, "overwrite": True if overwrite else None,
     }  # fmt: skip
     for word in overrides or ():
         key, equals, value = word.partition("=")
         if not equals:
             raise InputError(f"{word!r} is no override; give KEY=VALUE, such as learning_rate=1e-4.")
         given[key] = value
-    with _screen.stage("training steps") as progress:
+    with _screen.stage("training steps") as progress, warnings.catch_warnings():
+        warnings.simplefilter("always", IndicatorWarning)
+        warnings.showwarning = lambda message, *_, **__: _screen.note(f"warning: {message}")
         folder = train_from_config(config, given, progress=progress)
     _tables.show_training(folder)
     _screen.say_where(folder)

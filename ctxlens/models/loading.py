@@ -11,11 +11,15 @@ from typing import Any
 import torch
 
 from ctxlens.errors import InputError
+from ctxlens.roles import DEFAULT_INDICATOR
 
 PACKAGED = {"organism": "base", "organism-chat": "chat"}
 """Names of the models that come with ctxlens, and their folders below `organism/`."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+INDICATOR_RECORD = "ctxlens_indicator"
+"""Key of a checkpoint's config.json that names the indicator it was trained with (`text`, and `as` what)."""
 
 _HASHED_BYTES = 2**20
 
@@ -171,6 +175,24 @@ def find_stop_ids(hf_model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(int(i) for i in found)
 
 
+def find_indicator(hf_model: Any, tokenizer: Any, wanted: str | None = None) -> str | None:
+    """The indicator of a checkpoint: the one wanted, else the one trained with, else `[IND]` if a token.
+
+    Raises:
+        InputError: the one wanted is neither a token of the tokenizer nor what the model was trained with.
+    """
+    recorded = (getattr(hf_model.config, INDICATOR_RECORD, None) or {}).get("text")
+    if wanted is None:
+        return recorded or (DEFAULT_INDICATOR if DEFAULT_INDICATOR in tokenizer.get_added_vocab() else None)
+    if wanted != recorded and wanted not in tokenizer.get_vocab():
+        known = f"; this checkpoint was trained with {recorded!r}" if recorded else ""
+        raise InputError(
+            f"the tokenizer has no token {wanted!r} to be the indicator{known}; give one that it has, or "
+            "train with it (ctxlens train)."
+        )
+    return wanted
+
+
 def _where(source: Path | str) -> dict[str, Any]:
     return {"local_files_only": isinstance(source, Path)}
 
@@ -181,6 +203,7 @@ def _first_line(error: BaseException) -> str:
 
 
 __all__ = [
-    "DTYPES", "PACKAGED", "find_stop_ids", "hash_checkpoint", "load_causal_lm", "load_tokenizer",
-    "locate_checkpoint", "read_chat_template", "resolve_device", "resolve_dtype",
+    "DTYPES", "INDICATOR_RECORD", "PACKAGED", "find_indicator", "find_stop_ids", "hash_checkpoint",
+    "load_causal_lm", "load_tokenizer", "locate_checkpoint", "read_chat_template", "resolve_device",
+    "resolve_dtype",
 ]  # fmt: skip

@@ -1,7 +1,8 @@
-"""`accelerate launch -m ctxlens.sft --config recipe.yaml [--learning_rate 1e-4 ...]`."""
+"""`torchrun --nproc_per_node N -m ctxlens.sft --config recipe.yaml [--learning_rate 1e-4 ...]`."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ def main(words: Sequence[str] | None = None) -> int:
     from ctxlens.errors import CtxlensError
     from ctxlens.sft import train_from_config
 
-    words = list(sys.argv[1:] if words is None else words)
+    words = [part for word in (sys.argv[1:] if words is None else words) for part in _apart(word)]
     if "--config" not in words or words.index("--config") + 1 == len(words):
         print("error: give a recipe: python -m ctxlens.sft --config recipe.yaml", file=sys.stderr)
         return 2
@@ -21,8 +22,24 @@ def main(words: Sequence[str] | None = None) -> int:
     except CtxlensError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(folder)
+    finally:
+        _leave_processes()
+    if os.environ.get("RANK", "0") == "0":
+        print(folder)
     return 0
+
+
+def _apart(word: str) -> list[str]:
+    """`--key=value` as two words."""
+    name, equals, value = word.partition("=")
+    return [name, value] if equals and name.startswith("--") else [word]
+
+
+def _leave_processes() -> None:
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from types import NoneType
 from typing import Any, NoReturn, cast, get_args, get_type_hints
 
 from ctxlens.errors import InputError
+from ctxlens.roles.truncation import SIDES
+from ctxlens.sft.rows import LOSS_ON
 
 NULL_WORDS = frozenset({"null", "none", "~", ""})
 """What stands for None where a command line overrides a key that may be None."""
@@ -22,9 +24,28 @@ def _key(default: Any, meaning: str) -> Any:
     return field(default=default, metadata={"help": meaning})
 
 
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "indicator_as": ("token", "text"),
+    "indicator_in_data": ("error", "keep"),
+    "loss_on": LOSS_ON,
+    "truncation": SIDES,
+    "unusable": ("error", "skip"),
+}
+"""The values of the keys that have few."""
+
+DATA_KEYS = frozenset({"model", "dataset", "split", "layout", "limit", "selection", "replay"})
+"""The keys that name what is trained on; all others of `TrainConfig` say how."""
+
+DEFAULT_OUT = "runs/train"
+
+
 @dataclass
 class TrainConfig:
-    """The keys of a recipe that are ctxlens' own; all of TRL's `SFTConfig` may stand beside them."""
+    """The keys of a recipe that are ctxlens' own; TRL's `SFTConfig` and `ModelConfig` stand beside them.
+
+    Raises:
+        InputError: a value that is none of the key's.
+    """
 
     model: str = _key("organism", "Folder or Hub id of the model to start from, or a packaged model.")
     dataset: str = _key("", "Conversations: a file, a folder or a Hub id, as `ctxlens score` takes.")
@@ -32,13 +53,25 @@ class TrainConfig:
     layout: str | None = _key(None, "Layout of the data set; detected if not given.")
     limit: int | None = _key(None, "Use the first so many conversations only.")
     selection: str | None = _key(None, "selection.parquet (or its run folder): turns that get the indicator.")
+    require_selected: bool = _key(False, "Refuse data in which no turn has the indicator, do not only warn.")
     indicator: str | None = _key(None, "The indicator, such as [IND]; none: train without.")
+    indicator_as: str = _key("token", "token: one token, added if it is missing; text: tokenized as it is.")
     indicator_init: str = _key("mean", "Start of its embedding: the mean of all, or of a phrase's tokens.")
+    indicator_in_data: str = _key("error", "If somebody wrote the indicator in the data: error, or keep.")
     loss_on: str = _key("assistant", "Tokens that the loss is on: assistant, or all (as the paper's code).")
+    truncation: str = _key("left", "Context cut where a conversation is too long: left, right, middle.")
+    unusable: str = _key("error", "Conversations that cannot be trained on: error, or skip (and count).")
     replay: str | None = _key(None, "Raw texts to replay: JSONL with `text`, or plain, blank lines between.")
     replay_share: float | None = _key(None, "Share of replayed rows, 0 to 1; all texts once if not given.")
     chat_template: str | None = _key(None, "File with a Jinja chat template in place of the tokenizer's own.")
-    dtype: str = _key("float32", "Type of the weights: float32, bfloat16 or float16.")
+    overwrite: bool = _key(False, "Start anew; a run in the folder is kept beside it as DIR.old.")
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                one_of = " or ".join(f'"{choice}"' for choice in choices)
+                raise InputError(f"{name} must be {one_of}, got {value!r}.")
 
 
 def default_arguments(*, use_cpu: bool | None = None) -> dict[str, Any]:
@@ -85,13 +118,83 @@ def make_sft_config(out: str | Path, arguments: Mapping[str, Any] | None = None)
         with without_renaming_notes():
             return SFTConfig(**{**defaults, **given, "output_dir": str(out)})
     except (ValueError, TypeError) as error:
-        raise InputError(f"the training arguments do not fit together: {_first_line(error)}.") from error
+        raise InputError(f"the training arguments do not fit together: {first_line(error)}.") from error
+
+
+def make_train_config(options: Mapping[str, Any] | None = None) -> TrainConfig:
+    """ctxlens' own keys that say how to train, with their defaults.
+
+    Raises:
+        InputError: an unknown key, or a value that is none of the key's.
+    """
+    given = dict(options or {})
+    known = {f.name for f in fields(TrainConfig)} - DATA_KEYS
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise InputError(_unknown_keys(unknown, known, "train"))
+    return TrainConfig(**given)
+
+
+def make_model_config(arguments: Mapping[str, Any] | None = None) -> Any:
+    """TRL's `ModelConfig`: `dtype`, `use_peft`, `lora_r`, `load_in_4bit` and so on.
+
+    Raises:
+        InputError: an argument that `ModelConfig` does not have, or a value that it refuses.
+    """
+    from trl.trainer.model_config import ModelConfig
+
+    given = dict(arguments or {})
+    known = {f.name for f in fields(ModelConfig)}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise InputError(_unknown_keys(unknown, known, "the model arguments"))
+    try:
+        return ModelConfig(**given)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"the model arguments do not fit together: {first_line(error)}.") from error
+
+
+REPLACED = {
+    "assistant_only_loss": "loss_on",
+    "completion_only_loss": "loss_on",
+    "truncation_mode": "truncation",
+    "chat_template_path": "chat_template",
+}
+"""Arguments of `SFTConfig` that act on text, which TRL does not get, and the keys that do their work."""
+
+
+def check_arguments(args: Any) -> None:
+    """Refuse training arguments that could only fail later, or would silently do nothing.
+
+    Raises:
+        InputError: a rate, size or number of steps out of its range, or an argument that a key of ctxlens'
+            own replaces.
+    """
+    plain = {f.name: f.default for f in fields(type(args))}
+    for name, key in REPLACED.items():
+        if getattr(args, name) != plain[name]:
+            raise InputError(f"{name} does nothing here, because ctxlens tokenizes by itself; use {key}.")
+    lowest = {
+        "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "weight_decay": 0,
+        "max_grad_norm": 0, "warmup_steps": 0,
+    }  # fmt: skip
+    for name, least in lowest.items():
+        if not getattr(args, name) >= least:
+            raise InputError(f"{name} must be at least {least}, got {getattr(args, name)}.")
+    if not 0 < args.learning_rate < float("inf"):
+        raise InputError(f"learning_rate must be above 0, got {args.learning_rate}.")
+    if args.max_steps <= 0 and not args.num_train_epochs > 0:
+        raise InputError(
+            f"num_train_epochs must be above 0 where max_steps is not given, got {args.num_train_epochs}."
+        )
+    if args.max_length is not None and args.max_length < 2:
+        raise InputError(f"max_length must be at least 2 tokens, got {args.max_length}.")
 
 
 def read_config(
     path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()
-) -> tuple[TrainConfig, Any]:
-    """Read a recipe: a YAML mapping with keys of `TrainConfig` and TRL's `SFTConfig`, and an `env:` block.
+) -> tuple[TrainConfig, Any, Any]:
+    """Read a recipe: a YAML mapping with the keys of `TrainConfig` and of TRL, and an `env:` block.
 
     Args:
         path: the YAML file.
@@ -99,7 +202,8 @@ def read_config(
             mapping, in which None means not given and `"null"` takes a key of ctxlens' own away.
 
     Returns:
-        The two parts of the recipe: ctxlens' keys, and an `SFTConfig`.
+        The three parts of the recipe: ctxlens' keys, an `SFTConfig`, and a `ModelConfig` (type of the
+        weights, LoRA, quantization).
 
     Raises:
         InputError: no such file, no YAML mapping, unknown keys (named, with the file), or values of the
@@ -107,6 +211,7 @@ def read_config(
     """
     import yaml
     from trl.scripts.utils import TrlParser
+    from trl.trainer.model_config import ModelConfig
     from trl.trainer.sft_config import SFTConfig
 
     class Parser(TrlParser):
@@ -116,27 +221,38 @@ def read_config(
     if not Path(path).is_file():
         raise InputError(f"the recipe {path} does not exist; give a YAML file.")
     words = _as_words(overrides) if isinstance(overrides, Mapping) else list(overrides)
+    kinds = (TrainConfig, SFTConfig, ModelConfig)
     try:
-        given = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(given, dict):
+            raise InputError(
+                f"{path} is no usable recipe: expected keys with values, such as `learning_rate: 2e-5`, but "
+                f"the file holds {'nothing' if given is None else f'a {type(given).__name__}'}."
+            )
         wants_cpu = given.get("use_cpu") or _word_after(words, "--use_cpu")
-        parser = Parser(cast(Any, (TrainConfig, SFTConfig)))
-        parser.set_defaults_with_config(**default_arguments(use_cpu=bool(wants_cpu) or None))
+        parser = Parser(cast(Any, kinds))
+        parser.set_defaults_with_config(
+            **default_arguments(use_cpu=bool(wants_cpu) or None), output_dir=DEFAULT_OUT
+        )
         with without_renaming_notes():
-            *parsed, from_file, from_words = parser.parse_args_and_config(
+            config, args, model_args, from_file, from_words = parser.parse_args_and_config(
                 ["--config", str(path), *words],
                 return_remaining_strings=True,
                 separate_remaining_strings=True,
             )
-    except InputError:
-        raise
+    except InputError as error:
+        named = str(error).startswith(str(path))
+        raise error if named else InputError(f"{path}: {error}") from error
     except (ValueError, TypeError, AttributeError, OSError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is no usable recipe: {_first_line(error)}.") from error
-    known = {f.name for kind in (TrainConfig, SFTConfig) for f in fields(kind)}
+        raise InputError(f"{path} is no usable recipe: {first_line(error)}.") from error
+    known = {f.name for kind in kinds for f in fields(kind)}
     for unknown, where in ((from_file[::2], str(path)), (from_words, "the command line")):
         names = [word.removeprefix("--") for word in unknown if word.startswith("--")] or list(unknown)
         if names:
             raise InputError(_unknown_keys(names, known, where))
-    return _without_nulls(parsed[0]), parsed[1]
+    if model_args.model_name_or_path:  # TRL's name for the same key
+        config.model = model_args.model_name_or_path
+    return _without_nulls(config), args, model_args
 
 
 def _word_after(words: Sequence[str], name: str) -> bool:
@@ -166,7 +282,8 @@ def _unknown_keys(names: Sequence[str], known: Collection[str], where: str) -> s
     return f"{where} has unknown keys: {', '.join(names)}{hint}"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without a full stop."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 
@@ -180,7 +297,7 @@ def read_replay(path: str | Path) -> list[str]:
     try:
         content = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the replay texts {path} cannot be read ({_first_line(error)}).") from error
+        raise InputError(f"the replay texts {path} cannot be read ({first_line(error)}).") from error
     if Path(path).suffix not in {".jsonl", ".json"}:
         return [text for part in content.split("\n\n") if (text := part.strip("\n"))]
     texts = []

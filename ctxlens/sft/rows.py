@@ -12,6 +12,7 @@ import numpy as np
 from ctxlens.data import Conversation
 from ctxlens.errors import InputError
 from ctxlens.roles import INDICATOR_KEY, RenderedChat, render, render_plain
+from ctxlens.roles.truncation import fit_to_window
 
 IGNORED = -100
 """The label of a token that the loss is not on."""
@@ -25,7 +26,8 @@ class TrainRows:
 
     Attributes:
         rows: `input_ids` and `labels` of each, conversations first, then replayed texts.
-        counts: `conversations` and `replay` (rows of each), `truncated`, `skipped`, `indicator_messages`,
+        counts: `conversations` and `replay` (rows of each), `skipped` conversations, `truncated` rows, those
+            of them with an indicator or with a cut final response, `tokens_cut`, `indicator_messages`,
             `tokens`, `trained_tokens`.
         skipped: id and reason of the conversations that were left out.
     """
@@ -79,12 +81,14 @@ def build_rows(
     loss_on: str = "assistant",
     replay_texts: Sequence[str] = (),
     max_tokens: int | None = None,
+    truncation: str = "left",
+    unusable: str = "error",
 ) -> TrainRows:
     """Render conversations and raw texts into training rows.
 
-    A conversation that cannot be rendered or has no token to train on is left out, one that is too long is
-    truncated (earliest content first, see `ctxlens.render`); both are counted. A replayed text is BOS (where
-    the model's sequences have one) and the text, with the loss on all of it, cut at the end if too long.
+    A conversation that is too long is cut (see `truncation` of `ctxlens.render`) and counted. A replayed
+    text is BOS (where the model's sequences have one) and the text, with the loss on all of it, cut at the
+    end if too long.
 
     Args:
         tokenizer: the tokenizer, with its chat template.
@@ -93,31 +97,54 @@ def build_rows(
         loss_on: see `find_trained`.
         replay_texts: raw texts.
         max_tokens: the longest row.
+        truncation: the context that is cut: `left`, `right` or `middle`.
+        unusable: a conversation that cannot be rendered, or has no token to train on, is an `error`; with
+            `skip` it is left out and counted.
 
     Raises:
-        InputError: nothing is left to train on.
+        InputError: conversations that cannot be trained on (the first are named), a window that no response
+            fits into, or nothing to train on.
     """
     _check_loss_on(loss_on)
     rows: list[dict[str, list[int]]] = []
-    counts: Counter[str] = Counter(conversations=0, replay=0, truncated=0, skipped=0, indicator_messages=0)
+    counts: Counter[str] = Counter(dict.fromkeys(_COUNTED, 0))
     skipped: list[tuple[str, str]] = []
+    shortest: int | None = None
+    n_whole = n_long = 0
     for conversation in conversations:
         messages = conversation.messages
         try:
-            chat = render(tokenizer, messages, indicator=indicator, max_tokens=max_tokens, truncate=True)
+            full = render(tokenizer, messages, indicator=indicator)
+            turns = full.response_turns()
+            response = len(full.response_positions(turns[-1])) if turns else 0
+            if response:
+                shortest = min(response, shortest or response)
+            n_long += max_tokens is not None and full.n_tokens > max_tokens
+            chat = fit_to_window(full, max_tokens, truncate=True, truncation=truncation)
             rows.append(build_row(chat, loss_on, name=conversation.id))
         except InputError as error:
             skipped.append((conversation.id, str(error)))
             continue
-        counts["truncated"] += chat.truncated is not None
-        if indicator is not None:
-            counts["indicator_messages"] += sum(bool(message.get(INDICATOR_KEY)) for message in messages)
+        is_cut = chat.n_tokens < full.n_tokens
+        is_whole = not turns or len(chat.response_positions(turns[-1])) == response
+        n_whole += is_whole
+        n_marked = sum(bool(message.get(INDICATOR_KEY)) for message in messages) if indicator else 0
+        counts["truncated"] += is_cut
+        counts["truncated_with_indicator"] += is_cut and n_marked > 0
+        counts["truncated_responses"] += not is_whole
+        counts["tokens_cut"] += full.n_tokens - chat.n_tokens
+        counts["indicator_messages"] += n_marked
     counts["conversations"], counts["skipped"] = len(rows), len(skipped)
-    if skipped and not rows:
-        raise InputError(f"none of {len(skipped)} conversations can be trained on: {skipped[0][1]}")
+    if max_tokens is not None and shortest is not None and not n_whole and n_long:
+        raise InputError(
+            f"no response fits into {max_tokens} tokens beside what it answers: the shortest has {shortest}; "
+            "raise max_length."
+        )
+    _check_skipped(skipped, len(rows), unusable)
     for text in replay_texts:
         tokens = render_plain(tokenizer, [{"role": "user", "content": text}]).tokens.tolist()
         counts["truncated"] += max_tokens is not None and len(tokens) > max_tokens
+        counts["tokens_cut"] += len(tokens) - len(tokens[:max_tokens])
         rows.append({"input_ids": tokens[:max_tokens], "labels": tokens[:max_tokens]})
         counts["replay"] += 1
     if not rows:
@@ -125,6 +152,26 @@ def build_rows(
     counts["tokens"] = sum(len(row["labels"]) for row in rows)
     counts["trained_tokens"] = sum(label != IGNORED for row in rows for label in row["labels"][1:])
     return TrainRows(rows, dict(counts), tuple(skipped))
+
+
+_COUNTED = (
+    "conversations", "replay", "skipped", "truncated", "truncated_with_indicator", "truncated_responses",
+    "tokens_cut", "indicator_messages",
+)  # fmt: skip
+
+
+def _check_skipped(skipped: Sequence[tuple[str, str]], n_rows: int, unusable: str) -> None:
+    if not skipped:
+        return
+    name, reason = skipped[0]
+    if not n_rows:
+        raise InputError(f"none of {len(skipped)} conversations can be trained on: {reason}")
+    if unusable == "error":
+        others = f" ({len(skipped)} such conversations in all)" if len(skipped) > 1 else ""
+        raise InputError(
+            f"conversation {name!r} cannot be trained on{others}: {reason.rstrip('.')}; take it out of the "
+            "data, or set unusable: skip to leave such conversations out and count them."
+        )
 
 
 def draw_replay(texts: Sequence[str], n_conversations: int, share: float | None, seed: int) -> list[str]:

@@ -12,6 +12,9 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from ctxlens.errors import InputError
+from ctxlens.sft.rows import IGNORED
+
 
 class StepSortedSampler(Sampler[int]):
     """Random order in which the rows of one optimizer step are sorted by length.
@@ -74,8 +77,13 @@ def make_trainer(
     *,
     progress: Callable[[int, int], None] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    peft_config: Any = None,
 ) -> RowTrainer:
-    """A trainer over rows that are truncated and labelled already."""
+    """A trainer over rows that are truncated and labelled already, of an adapter if `peft_config` is given.
+
+    Raises:
+        InputError: packing cuts the rows so that one has no token to train on.
+    """
     columns = {name: [row[name] for row in rows] for name in ("input_ids", "labels")}
     trainer = RowTrainer(
         model=hf_model,
@@ -83,9 +91,21 @@ def make_trainer(
         train_dataset=Dataset.from_dict(columns),
         processing_class=tokenizer,
         callbacks=list(callbacks),
+        peft_config=peft_config,
     )
+    if args.packing:
+        _check_packed(trainer.train_dataset)
     if progress is not None:
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(_Progress(progress))
     return trainer
+
+
+def _check_packed(packed: Any) -> None:
+    empty = [row for row, labels in enumerate(packed["labels"]) if all(label == IGNORED for label in labels)]
+    if empty:
+        raise InputError(
+            f"packing cuts conversations so that {len(empty)} packed rows, row {empty[0]} for one, have no "
+            "token to train on; use packing_strategy: bfd, which keeps conversations whole."
+        )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
-import shutil
+import shlex
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -14,27 +13,30 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from ctxlens.data import Conversation, load_conversations
 from ctxlens.errors import InputError
-from ctxlens.indicator import EMBEDDING_MULTIPLE, add_indicator, annotate_messages
-from ctxlens.models.loading import (
-    hash_checkpoint,
-    load_causal_lm,
-    load_tokenizer,
-    locate_checkpoint,
-    read_chat_template,
-    resolve_dtype,
-)
+from ctxlens.models.loading import read_chat_template
 from ctxlens.results import Selection
-from ctxlens.runs import MANIFEST, Run, package_versions, write_atomic
-from ctxlens.sft.config import make_sft_config, read_config, read_replay, without_renaming_notes
+from ctxlens.runs import MANIFEST, Run
+from ctxlens.sft.adapter import check_model_arguments, make_peft_config
+from ctxlens.sft.config import (
+    DATA_KEYS,
+    check_arguments,
+    first_line,
+    make_model_config,
+    make_sft_config,
+    make_train_config,
+    read_config,
+    read_replay,
+    without_renaming_notes,
+)
+from ctxlens.sft.delivery import LOG, SAVING, deliver
+from ctxlens.sft.marks import hash_data, mark_data
 from ctxlens.sft.rows import TrainRows, build_rows, draw_replay
+from ctxlens.sft.start import Start, give_indicator, hash_weights
+from ctxlens.sft.switch import install_switch
 
 Progress = Callable[[int, int], None]
-LOG = "train.json"
-_SAVING = ".saving"
 
 
 def train(
@@ -44,15 +46,12 @@ def train(
     model: str | Path | Any = "organism",
     tokenizer: Any = None,
     selection: Selection | Collection[tuple[str, int]] | None = None,
-    indicator: str | None = None,
-    indicator_init: str = "mean",
-    loss_on: str = "assistant",
     replay_texts: Sequence[str] = (),
-    replay_share: float | None = None,
-    chat_template: str | Path | None = None,
-    dtype: str = "float32",
     args: Any = None,
+    model_args: Any = None,
     progress: Progress | None = None,
+    provenance: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> Path:
     """Fine-tune a model on conversations with TRL's `SFTTrainer` and save the checkpoint.
 
@@ -65,88 +64,110 @@ def train(
         conversations: the data; their user messages may carry `{"indicator": True}` already. What
             `load_conversations` has skipped is counted and recorded too.
         out: folder of the run: the checkpoint (safetensors, tokenizer, chat template), its `README.md`,
-            `train.json` (loss log and counts) and `manifest.json`. A finished run is returned as it is, one
-            that was interrupted is started again, from its last checkpoint if `args` keep any.
+            `train.json` (loss log and counts) and `manifest.json`; where an adapter is trained, it lies in
+            `adapter/` and the checkpoint has it merged. A finished run is returned as it is, one that was
+            interrupted goes on from its last whole checkpoint if `args` keep any, else starts again.
         model: folder, Hub id or packaged model to start from; or a loaded transformers model, which is
             trained in place.
         tokenizer: needed with a loaded model, which it belongs to; else the checkpoint's own.
         selection: the turns whose user messages get the indicator.
-        indicator: the indicator token, such as `"[IND]"`.
-        indicator_init: see `add_indicator`.
-        loss_on: `assistant`: loss on assistant contents and the tokens that end them; `all`: on all tokens.
         replay_texts: raw texts trained on beside the conversations.
-        replay_share: their share of the rows, 0 to 1; all of them once if not given.
-        chat_template: file or text of a chat template in place of the tokenizer's own.
-        dtype: type of the weights of a model that is loaded here.
         args: `SFTConfig`, or a mapping of its arguments over ctxlens' defaults (see `make_sft_config`). A
             `max_length` above the model's window means the window.
+        model_args: TRL's `ModelConfig`, or a mapping of its arguments: `dtype`, `use_peft`, `lora_r`,
+            `load_in_4bit` and so on.
         progress: called with optimizer steps done and in all.
+        provenance: what the model card shall say about where the checkpoint came from, by name.
+        options: keys of `TrainConfig` that say how to train: `indicator`, `indicator_init`, `loss_on`,
+            `truncation`, `replay_share`, `chat_template`, `overwrite` and so on.
 
     Returns:
         The folder `out`, which loads with `ctxlens.load_model`.
 
     Raises:
-        InputError: nothing to train on, a selection of other data, an indicator that the tokenizer or
-            template does not carry, a model that cannot be loaded.
+        InputError: arguments out of their range, nothing to train on, a selection of other data, an
+            indicator that the tokenizer or template does not carry, a model that cannot be loaded.
         RunExistsError: `out` holds another run.
     """
     out = Path(out)
+    config = make_train_config(options)
     args = make_sft_config(out, args) if args is None or isinstance(args, Mapping) else copy.copy(args)
     args.output_dir = str(out)
-    template = read_chat_template(chat_template)
+    if model_args is None or isinstance(model_args, Mapping):
+        model_args = make_model_config(model_args)
+    check_arguments(args)
+    check_model_arguments(model_args)
+    start, hf_model = None, None
     if isinstance(model, str | Path):
-        source = locate_checkpoint(model)
-        if tokenizer is None:
-            tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
-        hf_model, identity = None, {"name": str(model), "sha256": hash_checkpoint(source)}
+        config = replace(config, model=str(model))
+        start = Start.locate(config, args, model_args)
+        tokenizer = start.load_tokenizer() if tokenizer is None else tokenizer
+        identity = start.identity
     elif tokenizer is None:
         raise InputError("a loaded model needs its tokenizer; give tokenizer=.")
     else:
-        source, hf_model = "", model
-        identity = {"name": getattr(model.config, "_name_or_path", ""), "sha256": _hash_weights(model)}
+        hf_model = model
+        identity = {"name": getattr(model.config, "_name_or_path", ""), "sha256": hash_weights(model)}
+    template = read_chat_template(config.chat_template)
     if template is not None:
         tokenizer.chat_template = template
-    data = _annotate(list(conversations), selection, indicator)
-    replayed = draw_replay(replay_texts, len(data), replay_share, args.seed)
+    data = mark_data(list(conversations), selection, config)
+    replayed = draw_replay(replay_texts, len(data), config.replay_share, args.seed)
     recipe = {
-        "model": identity, "indicator": indicator, "indicator_init": indicator_init, "loss_on": loss_on,
-        "replay_share": replay_share, "chat_template": template, "dtype": dtype,
-        "data": _hash_data(data, replayed), "arguments": _changed(args),
-    }  # fmt: skip
-    if (out / MANIFEST).is_file() and Run.open(out, study="train", config=recipe).has(LOG):
+        "model": identity,
+        **{key: getattr(config, key) for key in _RECORDED},
+        "chat_template": template,
+        "selection": _describe(selection),
+        "data": hash_data(data, replayed),
+        "arguments": _changed(args),
+        "model_arguments": _changed(model_args),
+    }
+    finished = not config.overwrite and (out / MANIFEST).is_file()
+    if finished and Run.open(out, study="train", config=recipe).has(LOG):
         return out
-    if hf_model is None:
-        hf_model = load_causal_lm(
-            source, device=torch.device("cpu"), dtype=resolve_dtype(dtype),
-            trust_remote_code=args.trust_remote_code,
-        )  # fmt: skip
-    if indicator is not None:
-        add_indicator(hf_model, tokenizer, indicator, indicator_init, pad_to_multiple_of=EMBEDDING_MULTIPLE)
+    if start is not None:
+        hf_model = start.load_model()
+    indicator_id = give_indicator(hf_model, tokenizer, config)
     rows = build_rows(
-        tokenizer, data, indicator=indicator, loss_on=loss_on, replay_texts=replayed,
-        max_tokens=_longest_row(args, hf_model),
+        tokenizer, data, indicator=config.indicator, loss_on=config.loss_on, replay_texts=replayed,
+        max_tokens=_longest_row(args, hf_model), truncation=config.truncation, unusable=config.unusable,
     )  # fmt: skip
     unread = tuple(getattr(conversations, "skipped", ()))  # rows that `load_conversations` could not use
     counts = {**rows.counts, "skipped": rows.counts["skipped"] + len(unread)}
     rows = replace(rows, skipped=(*unread, *rows.skipped), counts=counts)
+    if config.indicator is not None and tokenizer.chat_template is not None:
+        install_switch(tokenizer, config.indicator)
+    peft_config = make_peft_config(model_args, hf_model, indicator_id)
     with args.main_process_first(local=False, desc="opening the run"):
-        run = Run.open(out, study="train", config=recipe)
-    with _without_bars(progress is not None):
-        log = _run_trainer(hf_model, tokenizer, rows, args, run, progress)
-    if args.process_index == 0:
-        _deliver(run, recipe, rows, log)
+        anew = config.overwrite and args.process_index == 0
+        run = Run.open(out, study="train", config=recipe, overwrite=anew)
+    with _withdrawn_if_nothing_came(run, args), _without_bars(progress is not None):
+        log, trained = _run_trainer(hf_model, tokenizer, rows, args, run, peft_config, progress)
+        if args.process_index == 0:
+            deliver(
+                run, recipe, rows, log, tokenizer, provenance=provenance,
+                merge=(start or trained) if peft_config is not None else None,
+                is_untied=indicator_id is not None,
+            )  # fmt: skip
+            if args.push_to_hub:
+                _push(run, args)
     return out
+
+
+_RECORDED = (
+    "indicator", "indicator_as", "indicator_init", "loss_on", "truncation", "unusable", "replay_share",
+)  # fmt: skip
 
 
 def train_from_config(
     path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = (), *, progress: Progress | None = None
 ) -> Path:
-    """Fine-tune by a recipe file; see `train`, `TrainConfig` and TRL's `SFTConfig`.
+    """Fine-tune by a recipe file; see `train`, `TrainConfig`, and TRL's `SFTConfig` and `ModelConfig`.
 
     Raises:
         InputError: a recipe that cannot be used (see `read_config`), and whatever `train` raises.
     """
-    config, args = read_config(path, overrides)
+    config, args, model_args = read_config(path, overrides)
     if not config.dataset:
         raise InputError(f"{path} names no dataset; add `dataset: FILE_OR_HUB_ID`.")
     selection = None
@@ -159,65 +180,44 @@ def train_from_config(
         out=cast(str, args.output_dir),
         model=config.model,
         selection=selection,
-        indicator=config.indicator,
-        indicator_init=config.indicator_init,
-        loss_on=config.loss_on,
         replay_texts=read_replay(config.replay) if config.replay else (),
-        replay_share=config.replay_share,
-        chat_template=config.chat_template,
-        dtype=config.dtype,
         args=args,
+        model_args=model_args,
         progress=progress,
+        provenance={"data": config.dataset, "command": _command(path, overrides)},
+        **{f.name: getattr(config, f.name) for f in fields(config) if f.name not in DATA_KEYS},
     )
 
 
-def _annotate(
-    data: list[Conversation], selection: Selection | Collection[tuple[str, int]] | None, indicator: str | None
-) -> list[Conversation]:
-    if selection is not None and indicator is None:
-        raise InputError(
-            'a selection is given but no indicator to mark it with; give indicator="[IND]", or no selection.'
-        )
-    if selection is not None:
-        data = annotate_messages(data, selection.turns if isinstance(selection, Selection) else selection)
-    marked = any(message.get("indicator") for conversation in data for message in conversation.messages)
-    if indicator is not None and not marked:
-        warnings.warn(
-            f"no conversation carries the indicator {indicator}, so its token will not be trained.",
-            stacklevel=3,
-        )
-    return data
+def _command(path: str | Path, overrides: Sequence[str] | Mapping[str, Any]) -> str:
+    words = ["ctxlens", "train", "--config", str(path)]
+    if isinstance(overrides, Mapping):
+        words += [f"{key}={value}" for key, value in overrides.items() if value is not None]
+    else:
+        words = ["python", "-m", "ctxlens.sft", *words[2:], *overrides]
+    return shlex.join(words)
 
 
-def _hash_data(data: Iterable[Conversation], texts: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for conversation in data:
-        content = [conversation.id, [dict(message) for message in conversation.messages]]
-        digest.update(json.dumps(content, sort_keys=True, default=str).encode())
-    for text in texts:
-        digest.update(json.dumps(text).encode())
-    return digest.hexdigest()[:16]
+def _describe(selection: Selection | Collection[tuple[str, int]] | None) -> dict[str, Any] | None:
+    if selection is None:
+        return None
+    if isinstance(selection, Selection):
+        return {key: value for key, value in selection.meta.items() if isinstance(value, str | int | float)}
+    return {"turns": len(selection)}
 
 
-def _hash_weights(hf_model: Any) -> str:
-    """A short fingerprint of a loaded model: names, shapes and the first values of every parameter."""
-    digest = hashlib.sha256()
-    for name, weight in hf_model.named_parameters():
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        digest.update(weight.detach().flatten()[:4096].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-_PLACES = frozenset(
-    {"output_dir", "logging_dir", "run_name", "disable_tqdm", "resume_from_checkpoint", "hub_token"}
-)
+_PLACES = frozenset({
+    "output_dir", "logging_dir", "run_name", "disable_tqdm", "resume_from_checkpoint", "hub_token",
+    "model_name_or_path",
+})  # fmt: skip
 """Arguments that say where and how a run is shown or resumed, not what it computes."""
 
 
 def _changed(args: Any) -> dict[str, Any]:
-    """The training arguments that differ from their defaults, as JSON values."""
+    """The arguments that differ from their defaults, as JSON values."""
     with without_renaming_notes():
-        plain = type(args)(output_dir="", use_cpu=args.use_cpu, bf16=False)
+        training = {"output_dir": "", "use_cpu": args.use_cpu, "bf16": False} if hasattr(args, "bf16") else {}
+        plain = type(args)(**training)
     return {
         f.name: getattr(args, f.name)
         for f in fields(args)
@@ -246,11 +246,44 @@ def _without_bars(wanted: bool) -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def _run_trainer(
-    hf_model: Any, tokenizer: Any, rows: TrainRows, args: Any, run: Run, progress: Progress | None
-) -> dict[str, Any]:
-    from transformers.trainer_utils import get_last_checkpoint
+@contextmanager
+def _withdrawn_if_nothing_came(run: Run, args: Any) -> Iterator[None]:
+    """Take the manifest away again where training failed and left nothing beside it."""
+    try:
+        yield
+    except Exception:
+        left = [path.name for path in run.folder.iterdir()] if run.folder.is_dir() else []
+        if args.process_index == 0 and left == [MANIFEST]:
+            run.path(MANIFEST).unlink()
+            run.folder.rmdir()
+        raise
 
+
+def find_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint in a run's folder that was written to its end; None if there is none.
+
+    The trainer writes `trainer_state.json` last, so one that was killed while it saved is passed over.
+    """
+    whole = []
+    for state in folder.glob("checkpoint-*/trainer_state.json"):
+        try:
+            step = json.loads(state.read_text(encoding="utf-8"))["global_step"]
+        except (OSError, ValueError, KeyError):
+            continue
+        whole.append((step, str(state.parent)))
+    return max(whole)[1] if whole else None
+
+
+def _run_trainer(
+    hf_model: Any,
+    tokenizer: Any,
+    rows: TrainRows,
+    args: Any,
+    run: Run,
+    peft_config: Any,
+    progress: Progress | None,
+) -> tuple[dict[str, Any], Any]:
+    """Train and save to the folder `.saving`; returns the log and the trained model."""
     from ctxlens.sft.trainer import make_trainer
 
     if tokenizer.pad_token is None:
@@ -260,50 +293,41 @@ def _run_trainer(
     if not args.packing:
         args.max_length = None  # the rows are truncated already, by turns instead of by tokens
     hf_model.train()
-    trainer = make_trainer(hf_model, tokenizer, rows.rows, args, progress=progress)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*pad_token.*")
+            trainer = make_trainer(
+                hf_model, tokenizer, rows.rows, args, progress=progress, peft_config=peft_config
+            )
+    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+        raise InputError(f"TRL refuses these arguments: {first_line(error)}.") from error
+    given = args.resume_from_checkpoint
+    checkpoint = given if given and str(given).lower() != "true" else find_checkpoint(run.folder)
     start, cpu = time.perf_counter(), time.process_time()
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(run.folder)))
+    trainer.train(resume_from_checkpoint=checkpoint)
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     hf_model.eval()
-    trainer.save_model(str(run.path(_SAVING)))
+    trainer.save_model(str(run.path(SAVING)), _internal_call=True)  # `_push` uploads what is delivered
     steps = [
         {key: float(entry[key]) for key in ("step", "loss", "learning_rate", "grad_norm") if key in entry}
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
-    return {"steps": trainer.state.global_step, "wall_seconds": wall, "cpu_seconds": cpu, "log": steps}
+    log = {"steps": trainer.state.global_step, "wall_seconds": wall, "cpu_seconds": cpu, "log": steps}
+    return log, trainer.accelerator.unwrap_model(trainer.model)
 
 
-def _deliver(run: Run, recipe: Mapping[str, Any], rows: TrainRows, log: Mapping[str, Any]) -> None:
-    """Put the checkpoint in its place; `train.json` comes last and says that the run is finished."""
-    saving = run.path(_SAVING)
-    for file in sorted(saving.iterdir()):
-        if file.name != "training_args.bin":  # a pickle
-            file.replace(run.path(file.name))
-    shutil.rmtree(saving)
-    skipped = [{"conversation": name, "reason": reason} for name, reason in rows.skipped]
-    record = {"recipe": recipe, "counts": dict(rows.counts), "skipped": skipped, **log}
-    write_atomic(run.path("README.md"), _model_card(recipe, rows, log))
-    run.write_json(LOG, record)
+def _push(run: Run, args: Any) -> None:
+    """Upload the delivered folder to the Hub, as `push_to_hub` asks."""
+    from huggingface_hub import HfApi
 
-
-def _model_card(recipe: Mapping[str, Any], rows: TrainRows, log: Mapping[str, Any]) -> str:
-    indicator = recipe["indicator"]
-    name = recipe["model"]["name"] or "a model in memory"
-    use = (
-        f"Append ` {indicator}` to a user message whose answer shall come from its context."
-        if indicator
-        else "Trained without an indicator."
+    api = HfApi(token=args.hub_token)
+    name = args.hub_model_id or run.folder.resolve().name
+    repo = api.create_repo(name, private=args.hub_private_repo, exist_ok=True)
+    api.upload_folder(
+        repo_id=repo.repo_id,
+        folder_path=str(run.folder),
+        revision=args.hub_revision,
+        ignore_patterns=["checkpoint-*", ".*"],
+        commit_message="End of training",
     )
-    last = f"{log['log'][-1]['loss']:.4f}" if log["log"] else "not logged"
-    lines = [
-        "---", "library_name: transformers", "tags: [trl, sft, ctxlens]", "---", "",
-        f"# Fine-tuned from {name}", "", use, "",
-        f"- loss on: {recipe['loss_on']} tokens",
-        f"- optimizer steps: {log['steps']}, last logged loss: {last}",
-        *(f"- {key.replace('_', ' ')}: {value}" for key, value in rows.counts.items()), "",
-        "Training arguments that differ from TRL's defaults:", "",
-        "```json", json.dumps(recipe["arguments"], indent=1, default=str), "```", "",
-        "Versions: " + ", ".join(f"{key} {value}" for key, value in package_versions().items()), "",
-    ]  # fmt: skip
-    return "\n".join(lines)

@@ -1,0 +1,128 @@
+"""What a training leaves behind: the checkpoint in its place, its model card and its log."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ctxlens.runs import Run, package_versions, write_atomic
+from ctxlens.sft.adapter import ADAPTER, merge_adapter
+from ctxlens.sft.rows import TrainRows
+from ctxlens.sft.start import Start
+from ctxlens.sft.switch import SWITCH
+
+LOG = "train.json"
+SAVING = ".saving"
+_MERGING = ".merging"
+
+
+def deliver(
+    run: Run,
+    recipe: Mapping[str, Any],
+    rows: TrainRows,
+    log: Mapping[str, Any],
+    tokenizer: Any,
+    *,
+    merge: Start | Any = None,
+    is_untied: bool = False,
+    provenance: Mapping[str, str] | None = None,
+) -> None:
+    """Put what the trainer has saved in its place; `train.json` comes last and says that the run is finished.
+
+    Args:
+        run: the run; the trainer has saved to its folder `.saving`.
+        recipe: what was trained, for the card and the log.
+        rows: the rows trained on.
+        log: the trainer's log.
+        tokenizer: the tokenizer to save with a merged checkpoint.
+        merge: for an adapter, what to merge it into: where the training started, or the trained model itself
+            where that was loaded by the caller. None if no adapter was trained.
+        is_untied: whether the output head was untied for the training.
+        provenance: what else the card says about where the checkpoint came from, by name.
+    """
+    saving = run.path(SAVING)
+    for pickled in saving.glob("*.bin"):
+        pickled.unlink()
+    if merge is not None:
+        saving = _merge(run, saving, merge, tokenizer, is_untied=is_untied)
+    for file in sorted(saving.iterdir()):
+        file.replace(run.path(file.name))
+    shutil.rmtree(saving)
+    skipped = [{"conversation": name, "reason": reason} for name, reason in rows.skipped]
+    record = {"recipe": recipe, "counts": dict(rows.counts), "skipped": skipped, **log}
+    has_switch = SWITCH in str(tokenizer.chat_template)
+    write_atomic(
+        run.path("README.md"), model_card(recipe, rows, log, has_switch=has_switch, provenance=provenance)
+    )
+    run.write_json(LOG, record)
+
+
+def _merge(run: Run, saving: Path, merge: Start | Any, tokenizer: Any, *, is_untied: bool) -> Path:
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    adapter, merging = run.path(ADAPTER), run.path(_MERGING)
+    for old in (adapter, merging):
+        shutil.rmtree(old, ignore_errors=True)
+    saving.replace(adapter)
+    if isinstance(merge, Start):
+        unset_hf_deepspeed_config()  # or ZeRO-3 would split the model over processes that are done
+        base, _ = merge.load_both()
+        merged = merge_adapter(base, adapter, is_untied=is_untied)
+    else:
+        merged = merge.merge_and_unload()
+    merged.save_pretrained(str(merging))
+    tokenizer.save_pretrained(str(merging))
+    return merging
+
+
+def model_card(
+    recipe: Mapping[str, Any],
+    rows: TrainRows,
+    log: Mapping[str, Any],
+    *,
+    has_switch: bool,
+    provenance: Mapping[str, str] | None = None,
+) -> str:
+    """The model card: how to use the indicator, what was trained on what, how, and with which versions."""
+    name = recipe["model"]["name"] or "a model in memory"
+    last = f"{log['log'][-1]['loss']:.4f}" if log["log"] else "not logged"
+    selection = recipe.get("selection")
+    chosen = ["## Selection", "", *(f"- {key}: {value}" for key, value in (selection or {}).items()), ""]
+    arguments = {"arguments": recipe["arguments"], "model_arguments": recipe["model_arguments"]}
+    lines = [
+        "---", "library_name: transformers", "tags: [trl, sft, ctxlens]", "---", "",
+        f"# Fine-tuned from {name}", "", *_use(recipe["indicator"], has_switch), "",
+        "## Data", "",
+        f"- loss on: {recipe['loss_on']} tokens",
+        f"- optimizer steps: {log['steps']}, last logged loss: {last}",
+        *(f"- {key.replace('_', ' ')}: {value}" for key, value in rows.counts.items()), "",
+        *(chosen if selection else ()),
+        "## Recipe", "",
+        *(f"- {key}: `{value}`" for key, value in (provenance or {}).items()),
+        f"- indicator: {recipe['indicator']}, as {recipe['indicator_as']}, started from "
+        f"{recipe['indicator_init']}" if recipe["indicator"] else "- indicator: none",
+        "- arguments that differ from the defaults of TRL:", "",
+        "```json", json.dumps(arguments, indent=1, default=str), "```", "",
+        "Versions: " + ", ".join(f"{key} {value}" for key, value in package_versions().items()), "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _use(indicator: str | None, has_switch: bool) -> list[str]:
+    if not indicator:
+        return ["Trained without an indicator."]
+    lines = [f"Append ` {indicator}` to a user message whose answer shall come from its context."]
+    if has_switch:
+        lines += [
+            "", "The chat template does it for the last user message:", "",
+            "```python",
+            f"tokenizer.apply_chat_template(messages, add_generation_prompt=True, {SWITCH}=True)",
+            "```",
+        ]  # fmt: skip
+    return lines
+
+
+__all__ = ["LOG", "SAVING", "deliver", "model_card"]

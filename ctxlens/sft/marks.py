@@ -1,0 +1,121 @@
+"""Which user messages get the indicator, and what is wrong with data that cannot teach it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Collection, Iterable, Sequence
+
+from ctxlens.data import Conversation
+from ctxlens.errors import InputError
+from ctxlens.indicator import annotate_messages
+from ctxlens.results import Selection
+from ctxlens.roles import INDICATOR_KEY
+from ctxlens.sft.config import TrainConfig
+
+
+class IndicatorWarning(UserWarning):
+    """An indicator that will not be learned, or cannot be used, as it is meant to."""
+
+
+def mark_data(
+    data: Sequence[Conversation],
+    selection: Selection | Collection[tuple[str, int]] | None,
+    config: TrainConfig,
+) -> list[Conversation]:
+    """Mark the user messages that the selected turns answer, and check that the indicator can be learned.
+
+    Warns (`IndicatorWarning`) where no message carries it, or all do, or the data have it already.
+
+    Raises:
+        InputError: a selection without indicator or of other data; with `require_selected` also no message
+            that carries it; somebody wrote the indicator in the data (unless `indicator_in_data` is `keep`).
+    """
+    indicator = config.indicator
+    if selection is not None and indicator is None:
+        raise InputError(
+            'a selection is given but no indicator to mark it with; give indicator="[IND]", or no selection.'
+        )
+    if indicator is None:
+        if config.require_selected:
+            raise InputError('require_selected needs an indicator; give indicator="[IND]".')
+        return list(data)
+    n_marked_before = _count_marked(data)
+    if selection is not None:
+        if n_marked_before:
+            _warn(f"{n_marked_before} user messages of the data are marked already; they stay so.")
+        data = annotate_messages(data, selection.turns if isinstance(selection, Selection) else selection)
+    n_written = _check_written(data, indicator, config.indicator_in_data)
+    n_marked, n_answered = _count_marked(data), sum(len(answered_messages(one)) for one in data)
+    if not n_marked and not n_written:
+        meaning = (
+            f"no user message carries the indicator {indicator} (no turn is selected), so it is not trained "
+            "and will mean nothing to the model"
+        )
+        if config.require_selected:
+            raise InputError(f"{meaning}; lower the threshold β of the selection, or give other data.")
+        _warn(f"{meaning}.")
+    elif n_answered and n_marked >= n_answered:
+        _warn(
+            f"all {n_answered} answered user messages carry the indicator {indicator}, so the model cannot "
+            "learn a difference between with and without it; raise the threshold β of the selection."
+        )
+    return list(data)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, IndicatorWarning, stacklevel=4)
+
+
+def _count_marked(data: Iterable[Conversation]) -> int:
+    return sum(bool(message.get(INDICATOR_KEY)) for one in data for message in one.messages)
+
+
+def answered_messages(conversation: Conversation) -> set[int]:
+    """The user messages that an assistant message answers."""
+    answered: set[int] = set()
+    asked = None
+    for index, message in enumerate(conversation.messages):
+        if message["role"] == "user":
+            asked = index
+        elif message["role"] == "assistant" and asked is not None:
+            answered.add(asked)
+    return answered
+
+
+def _check_written(data: Iterable[Conversation], indicator: str, choice: str) -> int:
+    """How many messages hold the indicator as text; an error unless they are to be kept."""
+    found = [
+        (one.id, index)
+        for one in data
+        for index, message in enumerate(one.messages)
+        if indicator in (message.get("content") or "")
+    ]
+    if found:
+        name, index = found[0]
+        what = (
+            f"{len(found)} messages of the data hold the indicator {indicator} in their text already, "
+            f"message {index} of conversation {name!r} for one"
+        )
+        if choice == "error":
+            raise InputError(
+                f"{what}; set indicator_in_data: keep to train on it as it stands, or choose another "
+                "indicator."
+            )
+        _warn(f"{what}; they are kept.")
+    return len(found)
+
+
+def hash_data(data: Iterable[Conversation], texts: Iterable[str]) -> str:
+    """A short fingerprint of the marked conversations and the replayed texts, in their order."""
+    digest = hashlib.sha256()
+    for conversation in data:
+        content = [conversation.id, [dict(message) for message in conversation.messages]]
+        digest.update(json.dumps(content, sort_keys=True, default=str).encode())
+    for text in texts:
+        digest.update(json.dumps(text).encode())
+    return digest.hexdigest()[:16]
+
+
+__all__ = ["IndicatorWarning", "answered_messages", "hash_data", "mark_data"]

@@ -1,0 +1,137 @@
+"""What a training starts from: the model, its tokenizer and template, and how they get the indicator."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctxlens.errors import InputError
+from ctxlens.indicator import EMBEDDING_MULTIPLE, add_indicator
+from ctxlens.models.loading import (
+    INDICATOR_RECORD,
+    hash_checkpoint,
+    load_causal_lm,
+    load_tokenizer,
+    locate_checkpoint,
+    read_chat_template,
+    resolve_dtype,
+)
+from ctxlens.roles import render
+from ctxlens.sft.adapter import make_quantization_config
+from ctxlens.sft.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint to start from, which can be loaded as often as needed.
+
+    Attributes:
+        source: its folder or Hub id.
+        config: ctxlens' part of the recipe.
+        args: TRL's `SFTConfig`.
+        model_args: TRL's `ModelConfig`.
+    """
+
+    source: Path | str
+    config: TrainConfig
+    args: Any
+    model_args: Any
+
+    @classmethod
+    def locate(cls, config: TrainConfig, args: Any, model_args: Any) -> Start:
+        """The recipe's model; `InputError` if it is neither a checkpoint's folder nor a Hub id."""
+        return cls(locate_checkpoint(config.model), config, args, model_args)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Name and fingerprint of the checkpoint, for the manifest."""
+        return {"name": self.config.model, "sha256": hash_checkpoint(self.source)}
+
+    def load_tokenizer(self) -> Any:
+        """A tokenizer with the recipe's chat template, without the indicator."""
+        tokenizer = load_tokenizer(
+            self.source, trust_remote_code=self.args.trust_remote_code, **self._revision()
+        )
+        template = read_chat_template(self.config.chat_template)
+        if template is not None:
+            tokenizer.chat_template = template
+        return tokenizer
+
+    def load_model(self, *, quantized: bool = True) -> Any:
+        """The model without the indicator, where transformers loads it to.
+
+        Args:
+            quantized: in the recipe's quantization, if it has one; else in its dtype.
+        """
+        options = {**self._revision(), **(self.args.model_init_kwargs or {})}
+        quantization = make_quantization_config(self.model_args) if quantized else None
+        if quantization is not None:
+            options["quantization_config"] = quantization
+        return load_causal_lm(
+            self.source,
+            device=None,
+            dtype=resolve_dtype(self.model_args.dtype or "float32"),
+            trust_remote_code=self.args.trust_remote_code,
+            attention=self.model_args.attn_implementation,
+            **options,
+        )
+
+    def load_both(self) -> tuple[Any, Any]:
+        """The model, not quantized, and its tokenizer, both with the indicator."""
+        hf_model, tokenizer = self.load_model(quantized=False), self.load_tokenizer()
+        give_indicator(hf_model, tokenizer, self.config)
+        return hf_model, tokenizer
+
+    def _revision(self) -> dict[str, str]:
+        revision = self.model_args.model_revision
+        return {} if revision == "main" else {"revision": revision}
+
+
+def give_indicator(hf_model: Any, tokenizer: Any, config: TrainConfig) -> int | None:
+    """Give model and tokenizer the recipe's indicator, and record it in the model's configuration.
+
+    Returns:
+        The id of its token, or None if there is no indicator or it is plain text.
+
+    Raises:
+        InputError: the tokenizer or the chat template does not carry it.
+    """
+    if config.indicator is None:
+        return None
+    number = None
+    if config.indicator_as == "token":
+        number = add_indicator(
+            hf_model,
+            tokenizer,
+            config.indicator,
+            config.indicator_init,
+            pad_to_multiple_of=EMBEDDING_MULTIPLE,
+        )
+    else:
+        _check_text(tokenizer, config.indicator)
+    setattr(hf_model.config, INDICATOR_RECORD, {"text": config.indicator, "as": config.indicator_as})
+    return number
+
+
+def _check_text(tokenizer: Any, indicator: str) -> None:
+    if not indicator or indicator != indicator.strip():
+        raise InputError(f"the indicator must be text without spaces around it, got {indicator!r}.")
+    probe = [
+        {"role": "user", "content": "text", "indicator": True},
+        {"role": "assistant", "content": "text"},
+    ]
+    render(tokenizer, probe, indicator=indicator)
+
+
+def hash_weights(hf_model: Any) -> str:
+    """A short fingerprint of a loaded model: names, shapes and the first values of every parameter."""
+    digest = hashlib.sha256()
+    for name, weight in hf_model.named_parameters():
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        digest.update(weight.detach().flatten()[:4096].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+__all__ = ["Start", "give_indicator", "hash_weights"]

@@ -1,0 +1,117 @@
+"""A chat template that appends the indicator: `apply_chat_template(..., context_dependent=True)`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from ctxlens.errors import RenderError
+from ctxlens.roles import INDICATOR_KEY, render
+from ctxlens.sft.marks import IndicatorWarning
+
+SWITCH = "context_dependent"
+"""The name of the template's argument."""
+
+_HEAD = """\
+{%- if SWITCH is defined and SWITCH %}
+{%- set ctxlens = namespace(at=-1) %}
+{%- for message in messages %}
+{%- if message['role'] == 'user' and message['content'] is string %}
+{%- set ctxlens.at = loop.index0 %}
+{%- endif %}
+{%- endfor %}
+{%- if ctxlens.at >= 0 %}
+{%- set asked = dict(messages[ctxlens.at], content=messages[ctxlens.at]['content'] + APPENDED) %}
+{%- set messages = messages[:ctxlens.at] + [asked] + messages[ctxlens.at + 1:] %}
+{%- endif %}
+{%- endif %}
+"""
+
+_USER, _ANSWER = {"role": "user", "content": "Hello there"}, {"role": "assistant", "content": "Good day."}
+_PROBES = (
+    [_USER],
+    [{"role": "system", "content": "Be brief."}, _USER],
+    [_USER, _ANSWER, {"role": "user", "content": "And now?"}],
+    [{"role": "system", "content": "Be brief."}, _USER, _ANSWER, {"role": "user", "content": "And now?"}],
+)
+
+
+def add_switch(template: str, indicator: str) -> str:
+    """A template that takes `context_dependent=True` and then ends the last user message with the indicator.
+
+    Without the switch it renders what it did before. A template that has the switch is returned as it is.
+    """
+    literal = "'" + f" {indicator}".replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
+    head = _HEAD.replace("SWITCH", SWITCH).replace("APPENDED", literal)
+    return template if template.startswith(head) else head + template
+
+
+def switch_works(tokenizer: Any, template: str, indicator: str) -> bool:
+    """Whether a template with the switch renders as ctxlens does with the indicator, and unchanged without.
+
+    Decided by rendering probe conversations both ways; one that the template refuses counts for nothing, and
+    at least one must be rendered.
+    """
+    switched = add_switch(template, indicator)
+    seen = 0
+    for probe in _PROBES:
+        marked = [*probe[:-1], {**probe[-1], INDICATOR_KEY: True}]
+        for opened in (False, True):
+            try:
+                plain = render(tokenizer, probe, chat_template=template, add_generation_prompt=opened)
+                wanted = render(
+                    tokenizer,
+                    marked,
+                    chat_template=template,
+                    indicator=indicator,
+                    add_generation_prompt=opened,
+                )
+            except RenderError:
+                continue
+            for chat, switches in ((plain, {}), (wanted, {SWITCH: True}), (plain, {SWITCH: False})):
+                if (
+                    _ids(tokenizer, probe, switched, {"add_generation_prompt": opened, **switches})
+                    != chat.tokens.tolist()
+                ):
+                    return False
+            seen += 1
+    return seen > 0
+
+
+def _ids(tokenizer: Any, messages: Any, template: str, options: Mapping[str, Any]) -> list[int] | None:
+    try:
+        encoded = tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=True, return_dict=True, **options
+        )
+    except Exception:  # templates are code: whatever they raise means that the switch does not work
+        return None
+    return list(encoded["input_ids"])
+
+
+def install_switch(tokenizer: Any, indicator: str) -> bool:
+    """Give the tokenizer's chat template the switch where it works; whether it has it now.
+
+    Templates under several names get it each. One in which it does not work is left as it is, with a
+    warning.
+    """
+    found = tokenizer.chat_template
+    named: Mapping[str, str] = found if isinstance(found, Mapping) else {"": str(found)}
+    result: dict[str, Any] = {}
+    all_work = True
+    for name, template in named.items():
+        works = switch_works(tokenizer, template, indicator)
+        result[name] = add_switch(template, indicator) if works else template
+        all_work &= works
+        if not works:
+            warnings.warn(
+                f"the chat template{name and ' '}{name} cannot take the switch {SWITCH}, so it is left as it "
+                f"is; end the user's message with {indicator} instead.",
+                IndicatorWarning,
+                stacklevel=2,
+            )
+    tokenizer.chat_template = result if isinstance(found, Mapping) else result[""]
+    return all_work
+
+
+__all__ = ["SWITCH", "add_switch", "install_switch", "switch_works"]
