@@ -31,6 +31,12 @@ _TILE_COPIES = 3
 _HOOK_COPIES = {"read": 3, "steer": 4, "generate": 4}
 """So are scores and pattern of a layer, and what a hook makes of them, in TransformerLens."""
 
+ROW_NAMES = (
+    "weights", "hidden states", "attention", "feed-forward", "logits", "mask", "cache", "kept", "run",
+    "total", "plain forward", "eager patterns", "lens cache",
+)  # fmt: skip
+"""The rows of a forecast's table, in their order."""
+
 _MOST_AT_ONCE = 4096
 _UNFUSED_ACTIVATIONS = ("gelu_new", "gelu_fast", "quick_gelu")
 _WIDTH_MULTIPLE = 8
@@ -105,32 +111,23 @@ class MemoryForecast:
 
     def table(self) -> tuple[tuple[str, int, str], ...]:
         """Rows of name, bytes and one sentence; what does not occur is left out."""
-        phases = {"attention": self.attention, "feed-forward": self.feed_forward, "logits": self.logits}
-        largest = max(phases, key=lambda name: phases[name])
-        paths = {path: self.paths.count(path) for path in dict.fromkeys(self.paths)}
-        by_path = ", ".join(f"{n} {path}" for path, n in paths.items())
-        said = {
-            "attention": f"one layer's queries, keys and values; layers: {by_path}",
-            "feed-forward": "one layer's intermediate activations",
-            "logits": "of the positions that are wanted",
-        }
-        rows = [
-            ("weights", self.weights, f"{self.dtype}, as loaded"),
-            ("hidden states", self.resident, "alive through a whole layer"),
-            *(
-                (name, size, said[name] + ("" if name == largest else " (not at the peak)"))
-                for name, size in phases.items()
-            ),
-            ("mask", self.mask, "sliding windows or left padding need one"),
-            ("cache", self.cache, f"keys and values of {self.length + self.new_tokens} tokens"),
-            ("kept", self.kept, "the shares that are the result"),
-            ("run", self.run, "peak beyond the weights"),
-            ("total", self.total, "peak with the weights"),
-            ("plain forward", self.plain, "for comparison: the model's own forward pass, beyond the weights"),
-            ("eager patterns", self.eager, "for comparison: output_attentions of all layers"),
-            ("lens cache", self.lens_cache, "for comparison: run_with_cache, patterns alone"),
-        ]
-        return tuple(row for row in rows if row[1])
+        paths = ", ".join(f"{self.paths.count(path)} {path}" for path in dict.fromkeys(self.paths))
+        rows = (
+            (self.weights, f"{self.dtype}, as loaded"),
+            (self.resident, "alive through a whole layer"),
+            (self.attention, f"largest of the layers ({paths})"),
+            (self.feed_forward, "one layer's"),
+            (self.logits, "of the positions that are wanted"),
+            (self.mask, "sliding windows or left padding need one"),
+            (self.cache, f"keys and values of {self.length + self.new_tokens} tokens"),
+            (self.kept, "the shares that are the result"),
+            (self.run, "peak beyond the weights; of attention, feed-forward, logits the largest counts"),
+            (self.total, "peak with the weights"),
+            (self.plain, "for comparison: the model's own forward pass, beyond the weights"),
+            (self.eager, "for comparison: output_attentions of all layers"),
+            (self.lens_cache, "for comparison: run_with_cache, patterns alone"),
+        )
+        return tuple((name, *row) for name, row in zip(ROW_NAMES, rows, strict=True) if row[0])
 
 
 @dataclass(frozen=True)
@@ -347,4 +344,11 @@ def _weigh(module: torch.nn.Module) -> int:
     return sum(storages.values())
 
 
-__all__ = ["MemoryForecast", "fit_batch_tokens", "forecast_memory", "free_memory", "layer_windows"]
+__all__ = [
+    "ROW_NAMES",
+    "MemoryForecast",
+    "fit_batch_tokens",
+    "forecast_memory",
+    "free_memory",
+    "layer_windows",
+]

@@ -127,8 +127,7 @@ class TestByHand:
     def test_table_says_what_counts(self):
         rows = {name: (size, said) for name, size, said in forecast_memory(self.model, length=50).table()}
         assert rows["total"][0] == rows["weights"][0] + rows["run"][0]
-        assert rows["attention"][1].endswith("layers: 3 fused")
-        assert rows["feed-forward"][1].endswith("(not at the peak)")
+        assert rows["attention"][1].endswith("(3 fused)")
         assert "cache" not in rows
 
     def test_peers_grow_with_the_square(self):

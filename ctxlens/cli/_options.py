@@ -51,8 +51,8 @@ class Side(enum.StrEnum):
 
 
 @dataclass(frozen=True)
-class ModelOptions:
-    """Which model, and how it is run."""
+class CheckpointOptions:
+    """Which model, where and in which numbers it is run."""
 
     model: Annotated[
         str,
@@ -60,12 +60,6 @@ class ModelOptions:
             "--model", "-m", help="Folder, Hub id, or [b]organism[/b] (built in).", metavar="PATH_OR_HUB_ID"
         ),
     ] = "organism"
-    backend: Annotated[
-        Backend,
-        typer.Option(
-            help="TransformerLens (lens), or transformers itself (native: less memory, long inputs)."
-        ),
-    ] = Backend.lens
     device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one.")] = Device.auto
     dtype: Annotated[Dtype, typer.Option(help="Shares are read to about 0.4 % in bfloat16.")] = Dtype.float32
     chat_template: Annotated[
@@ -76,13 +70,13 @@ class ModelOptions:
         bool, typer.Option("--trust-remote-code", help="Allow Python code that comes with the model to run.")
     ] = False
 
-    def load(self) -> Model:
-        """Load the model that the options name."""
+    def load_as(self, backend: str) -> Model:
+        """Load the model that the options name, as `lens` or `native`."""
         from ctxlens.models import load_model
 
         return load_model(
             self.model,
-            backend=self.backend.value,
+            backend=backend,
             device=self.device.value,
             dtype=self.dtype.value,
             chat_template=self.chat_template,
@@ -99,6 +93,22 @@ class ModelOptions:
         if template is not None:
             tokenizer.chat_template = template
         return tokenizer
+
+
+@dataclass(frozen=True)
+class ModelOptions(CheckpointOptions):
+    """Which model, and how it is run."""
+
+    backend: Annotated[
+        Backend,
+        typer.Option(
+            help="TransformerLens (lens), or transformers itself (native: less memory, long inputs)."
+        ),
+    ] = Backend.lens
+
+    def load(self) -> Model:
+        """Load the model that the options name."""
+        return self.load_as(self.backend.value)
 
 
 @dataclass(frozen=True)

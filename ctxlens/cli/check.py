@@ -1,0 +1,126 @@
+"""The verb that checks whether what ctxlens says of a model can be trusted: doctor."""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ctxlens.cli import _screen
+from ctxlens.cli._inputs import LimitOption, read_conversations
+from ctxlens.cli._options import CheckpointOptions, verb
+from ctxlens.errors import InputError
+
+if TYPE_CHECKING:
+    from ctxlens.doctor import Diagnosis
+
+_MARKS = {"pass": "✓", "fail": "✗", "skipped": "–"}
+
+
+@verb(
+    "ctxlens doctor",
+    "ctxlens doctor -m TinyLlama/TinyLlama-1.1B-Chat-v1.0 --dtype bfloat16 --length 2048",
+    "ctxlens doctor -m path/to/a/large/model --skip-lens --skip-eager --json doctor.json",
+)
+def doctor(
+    model: CheckpointOptions,
+    messages: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON or JSONL: conversations of your own, whose roles are checked too; the first is read.",
+            metavar="FILE",
+        ),
+    ] = None,
+    limit: LimitOption = None,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens of the memory forecast. [dim]default: the window, at most 8192[/dim]",
+            metavar="N",
+        ),
+    ] = None,
+    skip_lens: Annotated[
+        bool,
+        typer.Option("--skip-lens", help="No comparison with TransformerLens (the model's second loading)."),
+    ] = False,
+    skip_eager: Annotated[
+        bool, typer.Option("--skip-eager", help="No comparison with transformers' eager patterns.")
+    ] = False,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write everything that was found as JSON too.", metavar="FILE"),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the JSON file if it is there.")
+    ] = False,
+) -> None:
+    """Check a model: roles exact? three ways to the same shares? steering and memory? Exit code 1 if not.
+
+    Loads the model for transformers, lets it go, and loads it again for TransformerLens: one copy at a time.
+    """
+    if json_file is not None and json_file.exists() and not overwrite:
+        raise InputError(f"{json_file} exists; choose another file or give --overwrite.")
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise InputError(f"{json_file.parent} is no folder, so {json_file.name} cannot be written there.")
+    conversations = [] if messages is None else read_conversations(messages, limit)
+    if messages is None and limit is not None:
+        raise InputError("--limit goes with --messages, which is not given.")
+
+    from ctxlens.doctor import diagnose
+
+    tokenizer = model.load_tokenizer()
+    with _screen.stage("self-check") as progress:
+        diagnosis = diagnose(
+            tokenizer,
+            model.load_as,
+            conversations=conversations,
+            length=length,
+            with_lens=not skip_lens,
+            with_eager=not skip_eager,
+            progress=progress,
+        )
+    _show(diagnosis)
+    if json_file is not None:
+        json_file.write_text(json.dumps(diagnosis.as_dict(), indent=2, ensure_ascii=False), encoding="utf-8")
+        _screen.note(f"everything that was found, in {json_file}")
+    if not diagnosis.ok:
+        raise typer.Exit(1)
+
+
+def _show(diagnosis: Diagnosis) -> None:
+    """Findings, layers and memory as tables; the verdict last."""
+    rows = [[_MARKS[f.outcome], f.area, f.check, f.said] for f in diagnosis.findings]
+    _screen.show_table("self-check", ["", "", "", ""], rows, n_labels=4)
+    if diagnosis.layers:
+        alike = groupby(diagnosis.layers, key=lambda layer: (layer.path, layer.window))
+        rows = []
+        for (path, window), group in alike:
+            layers = [layer.layer for layer in group]
+            name = f"{layers[0]}" if len(layers) == 1 else f"{layers[0]}-{layers[-1]}"
+            rows.append([name, path, "all" if window is None else f"{window} tokens"])
+        _screen.show_table("layers", ["layer", "path", "sees"], rows, n_labels=3)
+    if diagnosis.forecasts:
+        _show_memory(diagnosis)
+    failed = sum(finding.outcome == "fail" for finding in diagnosis.findings)
+    skipped = sum(finding.outcome == "skipped" for finding in diagnosis.findings)
+    verdict = "nothing failed" if diagnosis.ok else f"{failed} of {len(diagnosis.findings)} checks failed"
+    _screen.say(verdict + (f"; {skipped} could not be made or were not asked for" if skipped else ""))
+
+
+def _show_memory(diagnosis: Diagnosis) -> None:
+    """The forecasts side by side, in MB."""
+    from ctxlens.forecast import ROW_NAMES
+
+    tables = [{name: (size, said) for name, size, said in f.table()} for f in diagnosis.forecasts]
+    names = [name for name in ROW_NAMES if any(name in table for table in tables)]
+    rows = []
+    for name in names:
+        sizes = [f"{table[name][0] / 1e6:,.1f}" if name in table else "" for table in tables]
+        rows.append([name, next(table[name][1] for table in tables if name in table), *sizes])
+    first = diagnosis.forecasts[0]
+    title = f"memory forecast in MB, one conversation of {first.length} tokens, {first.dtype}"
+    _screen.show_table(title, ["", "", *(f.what for f in diagnosis.forecasts)], rows, n_labels=2)
