@@ -41,7 +41,7 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[Path], objec
         content: the bytes or text (UTF-8), or a function that writes the file at the path it is given.
 
     Raises:
-        InputError: the place cannot be written to.
+        InputError: the place cannot be written to, or the disk is full.
     """
     path = Path(path)
     if path.is_dir():
@@ -64,6 +64,12 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[Path], objec
             os.fsync(written.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"Cannot write {path}: {os.strerror(error.errno) if error.errno else error}; free some space or "
+            "choose another folder. What was written before is kept."
+        ) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

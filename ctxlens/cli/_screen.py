@@ -83,15 +83,15 @@ def stage(title: str) -> Iterator[Callable[[int, int], None]]:
 def stages(titles: Mapping[str, str]) -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar for each stage as it begins; yields what to call with (stage, done, total).
 
-    Where stderr is no terminal, nothing is drawn.
+    A total of 0 is one that is not known. Where stderr is no terminal, nothing is drawn.
     """
     with _progress() as bars:
         tasks: dict[str, Any] = {}
 
         def progress(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(titles[stage], total=total)
-            bars.update(tasks[stage], completed=done, total=total)
+                tasks[stage] = bars.add_task(titles[stage], total=total or None)
+            bars.update(tasks[stage], completed=done, total=total or None)
 
         yield progress
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ctxlens.cli._screen import note, show_table
 
 if TYPE_CHECKING:
-    from ctxlens.results import NeedleGrid, RoleAllocation, Scores, Selection
+    from ctxlens.results import NeedleGrid, RoleAllocation, Selection
 
 _ALLOCATED = ("user", "assistant", "template")
 
@@ -94,33 +94,31 @@ def _p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def show_scores(scores: Scores, unread: Sequence[Mapping[str, str]], dropped: Counter[str]) -> None:
-    """Distribution of the scores by layer, and what was truncated, skipped or dropped."""
+def show_scores(path: Path, meta: Mapping[str, Any], skipped: Sequence[Mapping[str, str]]) -> None:
+    """Distribution of the scores in a file by layer, and what was truncated, skipped or dropped."""
     import numpy as np
 
-    from ctxlens.selection import select_turns
+    from ctxlens.results.scores import read_values
+    from ctxlens.stats import valley_threshold
 
+    values = read_values(path, "mean_of_best")
     rows = []
-    for layer in sorted(scores.frame["layer"].unique().tolist()):
-        values = scores.layer(layer).to_numpy()
-        spread = [f"{value:.2f}" for value in np.quantile(values, (0.1, 0.5, 0.9))]
-        found = select_turns(scores, layer=layer).meta
-        share = found["selected"] / found["turns"]
-        rows.append(
-            [str(layer), *spread, f"{found['threshold']:.2f}", f"{share:.0%}", f"{(values > 0.6).mean():.0%}"]
-        )
-    meta = scores.meta
-    turns = len(scores.frame.drop_duplicates(["conversation", "turn"]))
+    for layer, score in zip(meta["layers"], values.T, strict=True):
+        spread = [f"{value:.2f}" for value in np.quantile(score, (0.1, 0.5, 0.9))]
+        valley = valley_threshold(score)
+        above = [f"{(score > beta).mean():.0%}" for beta in (valley, 0.6)]
+        rows.append([str(layer), *spread, f"{valley:.2f}", *above])
     done = meta["conversations"] - len(meta["skipped"])
     show_table(
-        f"scores (mean_of_best) of {turns} answers in {done} conversations",
+        f"scores (mean_of_best) of {len(values)} answers in {done} conversations",
         ["layer", "10 %", "median", "90 %", "β (valley)", "above β", "above 0.6"],
         rows,
     )
+    note(f"layout {meta['data']['layout']}")
     note(f"{meta['truncated']} conversations truncated to {meta['max_tokens']} tokens")
-    for reason, count in Counter(entry["reason"] for entry in [*unread, *meta["skipped"]]).most_common(8):
+    for reason, count in Counter(entry["reason"] for entry in skipped).most_common(8):
         note(f"{count} skipped: {reason}")
-    for reason, count in dropped.most_common():
+    for reason, count in meta["data"]["turns_dropped"].items():
         note(f"{count} turns dropped: {reason}")
 
 

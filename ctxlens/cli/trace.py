@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,54 +11,130 @@ import typer
 
 from ctxlens.cli import _screen, _tables
 from ctxlens.cli._inputs import parse_numbers, parse_threshold
-from ctxlens.cli._options import ModelOptions, RunOptions, verb
+from ctxlens.cli._options import Backend, ModelOptions, RunOptions, verb
 from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
     from ctxlens.data import ConversationSet
     from ctxlens.results import Scores
+    from ctxlens.runs import Run
 
 LayoutOption = Annotated[
     str | None, typer.Option(help="messages, sharegpt, alpaca or prompt-completion; found out by default.")
 ]
 
 
+@dataclass(frozen=True)
+class ScoringOptions(ModelOptions):
+    """Which model, and how it is run; on the backend that needs no L×L pattern unless told otherwise."""
+
+    backend: Annotated[
+        Backend,
+        typer.Option(help="transformers itself (native: fast, little memory), or TransformerLens (lens)."),
+    ] = Backend.native
+
+
 @verb(
     "ctxlens score --dataset data.jsonl",
     "ctxlens score -m seed-model --dataset HuggingFaceH4/ultrachat_200k --split train_sft --limit 5000",
-    "ctxlens select --scores runs/scores --threshold valley",
+    "accelerate launch --multi_gpu --num_processes 8 -m ctxlens score -m seed-model --dataset data.jsonl",
+    "ctxlens score -m seed-model --dataset data.jsonl --part 0/16 --out shared/scores",
+    "ctxlens score --merge shared/scores",
 )
 def score(
-    dataset: Annotated[
-        str, typer.Option(help="File, folder or Hub id of conversations.", metavar="PATH_OR_HUB_ID")
-    ],
-    model: ModelOptions,
+    model: ScoringOptions,
     store: RunOptions,
+    dataset: Annotated[
+        str | None, typer.Option(help="File, folder or Hub id of conversations.", metavar="PATH_OR_HUB_ID")
+    ] = None,
     layers: Annotated[
-        str | None, typer.Option(help="Layers to score, such as 10,15; all by default.")
+        str | None,
+        typer.Option(help="Layers to score, such as 10,15, or all; by default all up to depth 15 of 22."),
     ] = None,
     layout: LayoutOption = None,
     split: Annotated[str, typer.Option(help="Split of a folder or Hub data set.")] = "train",
     limit: Annotated[int | None, typer.Option(min=1, help="Take only the first N rows.", metavar="N")] = None,
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help="Read a Hub data set or table while scoring it.")
+    ] = False,
+    drop_refusals: Annotated[
+        bool, typer.Option("--drop-refusals", help="Leave out conversations in which an answer is a refusal.")
+    ] = False,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Truncate to fewer tokens than the model's window.", metavar="N")
+    ] = None,
+    batch_tokens: Annotated[
+        int, typer.Option(min=1, help="Padded tokens in one forward pass.", metavar="N")
+    ] = 8192,
+    precision: Annotated[str, typer.Option(help="Number format of stored scores: float32, float16.")] = (
+        "float32"
+    ),
+    part: Annotated[
+        str | None,
+        typer.Option(help="Score only this part, such as 0/16, as one of several jobs.", metavar="K/N"),
+    ] = None,
+    merge: Annotated[
+        Path | None,
+        typer.Option(help="Put together what all parts have scored into this folder.", metavar="DIR"),
+    ] = None,
 ) -> None:
     """Score how much every answer of a data set attends to what the user wrote (with a seed SFT model)."""
-    from ctxlens.data import load_conversations
-    from ctxlens.dependency import check_layers, score_conversations
+    from ctxlens.data import open_conversations
+    from ctxlens.processes import Processes
+    from ctxlens.runs import Run
+    from ctxlens.scoring import Settings, merge_shards, score_to_run
 
-    wanted = parse_numbers(layers, int, "--layers") if layers else None
-    data = load_conversations(dataset, split=split, layout=layout, limit=limit)
+    if merge is not None:
+        run = Run.read(merge)
+        _show_scores(run, merge_shards(run))
+        return
+    if dataset is None:
+        raise InputError("give the data set to score as --dataset, or the folder of scored parts as --merge.")
+    wanted = layers if layers in (None, "all") else parse_numbers(layers, int, "--layers")
+    piece = _parse_part(part)
+    processes = Processes.join(cpu=model.device.value == "cpu")
+    read = {"split": split, "limit": limit, "drop_refusals": drop_refusals}
+    data = open_conversations(dataset, layout=layout, streaming=streaming, **read)
     lm = model.load()
-    check_layers(lm, wanted)
+    settings = Settings.of(
+        lm, layers=wanted, max_tokens=max_tokens, batch_tokens=batch_tokens, precision=precision
+    )
     config = {
-        "model": lm.identity, "dataset": dataset, "split": split, "layout": data.layout, "limit": limit,
-        "layers": wanted,
+        "model": lm.identity, "dataset": dataset, **read, "layout": data.layout,
+        "layers": list(settings.layers), "max_tokens": settings.max_tokens, "precision": precision,
     }  # fmt: skip
-    run = store.open("score", config)
+    if processes.is_first:
+        store.open("score", config)
+    processes.wait()
+    run = replace(store, overwrite=False).open("score", config)
     with _screen.stage("scores") as progress:
-        scores = score_conversations(lm, data, layers=wanted, out=run, progress=progress)
-    unread = [{"conversation": name, "reason": reason} for name, reason in data.skipped]
-    run.write_json("skipped.json", [*unread, *scores.meta["skipped"]])
-    _tables.show_scores(scores, unread, data.dropped)
+        meta = score_to_run(
+            lm, data, settings, run,
+            progress=progress if processes.is_first else None,
+            processes=processes, part=piece, notice=_screen.note,
+        )  # fmt: skip
+    if not processes.is_first:
+        return
+    if meta is None:
+        _screen.note(f"part {part} is done; when all are: ctxlens score --merge {run.folder}")
+        return
+    _show_scores(run, meta)
+
+
+def _parse_part(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 0, 1
+    try:
+        number, jobs = map(int, text.split("/"))
+    except ValueError:
+        raise InputError(
+            f"--part got {text!r}; expected number and count of the parts, such as 0/16."
+        ) from None
+    return number, jobs
+
+
+def _show_scores(run: Run, meta: Mapping[str, Any]) -> None:
+    _tables.show_scores(run.path("scores.parquet"), meta, run.read_json("skipped.json"))
     _screen.say_where(run.folder)
 
 
@@ -173,7 +251,7 @@ def _deciding_layer(table: Scores, layer: int | None, reduction: str) -> int | N
     scored = sorted(table.frame["layer"].unique().tolist())
     if not scored:
         return None
-    middle = choose_layer(max(scored) + 1, rule="middle")
+    middle = choose_layer(table.meta.get("n_layers", max(scored) + 1), rule="middle")
     return min(scored, key=lambda one: abs(one - middle))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+from jaxtyping import Float
 
 from ctxlens.errors import InputError
 from ctxlens.results.files import META_KEY, check_record, make_record, read_file
@@ -143,7 +144,7 @@ class Scores(_Table):
         return found or [int(layer) for layer in self.meta.get("layers", [0])]
 
     def save(self, path: str | Path) -> None:
-        """Write the scores as Parquet, a row a turn, in the precision that `meta["precision"]` names, if any."""
+        """Write the scores as Parquet, a row a turn, in the precision of `meta["precision"]`, if any."""
         turns = self.by_turn(self.meta.get("precision"))
         write_turns(path, [turns], self.meta, self._layers())
 
@@ -228,6 +229,23 @@ def read_turns(path: str | Path) -> Iterator[pa.Table]:
             yield read_file(path, lambda _, group=group: file.read_row_group(group))
 
 
+def read_values(path: str | Path, column: str) -> Float[np.ndarray, "turn layer"]:
+    """One column of a file of scores for all turns and layers, without the rest of the file.
+
+    Raises:
+        InputError: the file is missing or damaged, or has no such column.
+    """
+    import pyarrow.parquet as pq
+
+    _, layers = read_head(path)
+    read = {"columns": [column], "page_checksum_verification": True}
+    table = read_file(path, lambda place: pq.read_table(place, **read))
+    if column not in table.column_names:
+        raise InputError(f"{path} has no column {column!r}.")
+    values = table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return values.astype(np.float32).reshape(len(table), len(layers))
+
+
 def read_head(path: str | Path) -> tuple[Mapping[str, Any], list[int]]:
     """The `meta` and the layers of a file of scores, without the scores.
 
@@ -268,5 +286,5 @@ def _empty() -> pd.DataFrame:
 
 __all__ = [
     "LAYER_COLUMNS", "SCHEMA_VERSION", "SHARE_COLUMNS", "TURN_COLUMNS", "Precision", "Scores", "make_turns",
-    "read_head", "read_turns", "write_turns",
+    "read_head", "read_turns", "read_values", "write_turns",
 ]  # fmt: skip
