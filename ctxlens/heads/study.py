@@ -128,9 +128,10 @@ class HeadStudy:
     def _cumulative(self, tell: Tell) -> None:
         ranked_on, judged = self.answers.split()
         maps: dict[str, HeadMap] = {**self._retrieval(tell), "gradient": self._gradient(tell)}
-        for kind in self.ablations:
-            if self.run.has(f"map-{kind}.safetensors") and self.heads is None:
-                maps[kind] = self._map(kind, tell)
+        measured = [kind for kind in self.ablations if self.run.has(f"map-{kind}.safetensors")]
+        if measured and self.heads is None:  # one of them: they rank much alike
+            kind = "blind" if "blind" in measured else measured[0]
+            maps[kind] = self._map(kind, tell)
         # Heads are ranked on other texts than those on which the rankings are judged.
         ranked_contexts = {
             int(context)

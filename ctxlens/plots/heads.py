@@ -159,9 +159,9 @@ def gradient_scatter(estimate: HeadMap, truth: HeadMap) -> go.Figure:
             )
         )  # fmt: skip
     style(figure, height=400)
-    figure.update_xaxes(title_text=plain(NAMES.get(estimate.kind, estimate.kind)), zeroline=True,
+    figure.update_xaxes(title_text="gradient, nats per token per nat", zeroline=True,
                         zerolinecolor=INK.built)  # fmt: skip
-    figure.update_yaxes(title_text=f"measured: {plain(NAMES.get(truth.kind, truth.kind))}", zeroline=True,
+    figure.update_yaxes(title_text="measured, nats per token", zeroline=True,
                         zerolinecolor=INK.built)  # fmt: skip
     figure.update_layout(legend={"y": -0.22, "yanchor": "top"}, margin={"t": 12, "b": 24})
     return figure

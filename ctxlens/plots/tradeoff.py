@@ -88,7 +88,7 @@ def trade_off(grid: NeedleGrid, ability: Ability) -> go.Figure:
                     y=[round(p.recall.estimate, 4) for p in own],
                     error_x=_bars(costs, shade.built),
                     error_y=_bars([p.recall for p in own], shade.built),
-                    text=[f"{p.alpha:g}" for p in own],
+                    text=[f"α {p.alpha:g}" if p is own[-1] else "" for p in own],
                     textposition="top center",
                     textfont={"size": 11},
                     mode="lines+markers+text",
@@ -97,8 +97,11 @@ def trade_off(grid: NeedleGrid, ability: Ability) -> go.Figure:
                     name=label,
                     legendgroup=heads,
                     showlegend=column == 1,
-                    customdata=[[p.recall.format(), c.format()] for p, c in zip(own, costs, strict=True)],
-                    hovertemplate=f"{label}, α %{{text}}<br>needle recall <b>%{{customdata[0]}}</b>"
+                    customdata=[
+                        [p.recall.format(), c.format(), f"{p.alpha:g}"]
+                        for p, c in zip(own, costs, strict=True)
+                    ],
+                    hovertemplate=f"{label}, α %{{customdata[2]}}<br>needle recall <b>%{{customdata[0]}}</b>"
                     f"<br>{title.split(' (')[0]} <b>%{{customdata[1]}}</b><extra></extra>",
                 ),
                 row=1,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ctxlens.plots.drift import drift_by_layer, drift_map, drift_slider
 from ctxlens.plots.heads import NAMES, gradient_scatter, head_curves, head_map
 from ctxlens.plots.tradeoff import trade_off
@@ -9,59 +11,64 @@ from ctxlens.report.blocks import Block, Cell, Figure, Figures, Table, figure_js
 from ctxlens.report.collect import RunContents
 from ctxlens.results import Ability, Drift, HeadCurves, HeadMap, correlate_maps
 
-_ORDER = ("user share", "copying", "gradient", "steer", "blind", "zero", "mean")
 _TRUTHS = ("steer", "blind", "zero", "mean")
 _EXPLAINED = {
-    "user share": "How much of its attention each head gives to the user's tokens where the answer begins, "
+    "user share": "how much of its attention each head gives to the user's tokens where the answer begins, "
     "without template; the paper's retrieval head is the best of each layer.",
-    "copying": "How often the token that the head attends to most is the very needle token being said "
+    "copying": "how often the token that the head attends to most is the very needle token being said "
     "(the retrieval score of Wu et al. 2024), 0 to 1.",
-    "gradient": "How fast the needle's log-probability grows as the head alone is steered to the user, from "
+    "gradient": "how fast the needle's log-probability grows as the head alone is steered to the user, from "
     "one backward pass a cell: above zero, more attention to the user would help.",
-    "steer": "What steering this head alone does to the needle.",
-    "blind": "What hiding the user's tokens from this head alone does to the needle: below zero, the needle "
+    "steer": "what steering this head alone does to the needle.",
+    "blind": "what hiding the user's tokens from this head alone does to the needle: below zero, the needle "
     "passes through what this head reads.",
-    "zero": "What silencing this head alone does to the needle.",
-    "mean": "What replacing this head's output by its mean does to the needle.",
+    "zero": "what silencing this head alone does to the needle.",
+    "mean": "what replacing this head's output by its mean does to the needle.",
 }
+
+
+_GROUPS = (
+    ("Who reads and copies the needle", ("user share", "copying")),
+    ("What more attention to the user does", ("gradient", "steer")),
+    ("What the needle passes through", ("blind", "zero", "mean")),
+)
 
 
 def heads_blocks(run: RunContents) -> list[Block]:
     """Head maps, how far the gradient agrees with true effects, curves, and the trade-off of steering."""
     blocks: list[Block] = []
-    maps = sorted(run.all(HeadMap).values(), key=lambda one: _place(one.kind))
-    for found in maps:
-        blocks.append(_map(found))
-    by_kind = {one.kind: one for one in maps}
-    if "gradient" in by_kind and by_kind.keys() & set(_TRUTHS):
-        blocks += _agreement(by_kind)
+    maps = {one.kind: one for one in run.all(HeadMap).values()}
+    for title, kinds in _GROUPS:
+        if found := [maps[kind] for kind in kinds if kind in maps]:
+            blocks.append(_maps(title, found))
+    if "gradient" in maps:
+        blocks += _agreement(maps)
     for curves in run.all(HeadCurves).values():
         blocks += _curves(curves)
     blocks += _trade_off(run)
     return blocks
 
 
-def _place(kind: str) -> int:
-    return _ORDER.index(kind) if kind in _ORDER else len(_ORDER)
+def _maps(title: str, maps: Sequence[HeadMap]) -> Figures:
+    figures, told = [], []
+    for found in maps:
+        lost = found.kind in ("zero", "mean", "blind")
+        top = ", ".join(f"{layer}.{head}" for layer, head in found.ranking(ascending=lost)[:3])
+        name = _sentence_case(NAMES.get(found.kind, found.kind))
+        if found.kind == "steer" and "alpha" in found.meta:
+            name += f", α {found.meta['alpha']:g}"
+        label = f"Heatmap by layer and head: {name}; first heads {top}."
+        figures.append(Figure(figure_json(head_map(found)), label, title=name))
+        told.append(f"{name}: {_EXPLAINED.get(found.kind, '')} First heads (layer.head): {top}.")
+    cells, texts = len(maps[0].effects), len(set(maps[0].contexts.tolist()))
+    told.append(f"Means over {cells} needle cells of {texts} texts.")
+    if any(found.kind not in ("copying", "user share") for found in maps):
+        told.append("In parentheses: the 95 % interval over texts holds zero.")
+    return Figures(figures, " ".join(told), title=title)
 
 
-def _map(found: HeadMap) -> Figures:
-    n_contexts = len(set(found.contexts.tolist()))
-    worst = found.kind in ("zero", "mean", "blind")
-    top = ", ".join(f"{layer}.{head}" for layer, head in found.ranking(ascending=worst)[:3])
-    text = (
-        f"{_EXPLAINED.get(found.kind, '')} Mean over {len(found.effects)} needle cells of {n_contexts} texts"
-        f" ({found.meta.get('condition', '')}). "
-    )
-    if found.kind not in ("copying", "user share"):
-        text += "In parentheses: the 95 % interval over texts holds zero. "
-    text += f"First three heads (layer.head): {top}."
-    name = NAMES.get(found.kind, found.kind)
-    label = f"Heatmap by layer and head: {name}; first heads {top}."
-    title = name[0].upper() + name[1:]
-    if found.kind == "steer" and "alpha" in found.meta:
-        title += f", α {found.meta['alpha']:g}"
-    return Figures([Figure(figure_json(head_map(found)), label)], text, title=title)
+def _sentence_case(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _agreement(maps: dict[str, HeadMap]) -> list[Block]:
@@ -91,7 +98,9 @@ def _agreement(maps: dict[str, HeadMap]) -> list[Block]:
         "is near zero however much the needle depends on the head.",
         title="Gradient against true effects",
     )
-    return [table, Figures(figures, "Every point is a head; bars are 95 % intervals over texts.")]
+    pairs = [figures[i : i + 2] for i in range(0, len(figures), 2)]
+    caption = "Every point is a head; bars are 95 % intervals over texts."
+    return [table, *(Figures(pair, caption) for pair in pairs)]
 
 
 def _curves(curves: HeadCurves) -> list[Block]:
@@ -135,8 +144,8 @@ def _trade_off(run: RunContents) -> list[Block]:
                 blocks.append(
                     Figures(
                         [Figure(figure_json(trade_off(grid, ability)), "Needle recall against its cost.")],
-                        "Each point is one strength of steering (its α beside it); at α 1 nothing is "
-                        "steered. Up: more of the needle. Left panel: questions without any document, "
+                        "Each point is one strength of steering (the strongest one's α beside it), "
+                        "beginning with none. Up: more of the needle. Left panel: questions without any document, "
                         "answered; right panel: how surprising the model finds their right answers. Bars are "
                         "95 % intervals.",
                         title="What steering gains, and what it costs",
@@ -183,13 +192,13 @@ def _drift(drift: Drift) -> list[Block]:
         )
     ]
     return [
+        Figures(lines[:2], "", title=f"{first} against {second}"),
         Figures(
-            lines,
+            lines[2:],
             "How much attention each layer gives a role, mean over heads and for the head that reads the "
             "user most without template. Dotted: the share if every token got the same attention, from token "
             "counts alone. Raw shares mislead: a template adds tokens, and most heads rest on the first "
             "token; so the same is shown renormalised, and with that token left out.",
-            title=f"{first} against {second}",
         ),
         Figures(
             maps,
