@@ -314,10 +314,8 @@ class Model:
             turns = [
                 [chats[i].response_positions(turn) for turn in chats[i].response_turns()] for i in indices
             ]
-            queries = pad_queries([np.concatenate(of_chat) for of_chat in turns], self.device)
-            numbers = pad_queries(
-                [np.repeat(np.arange(1, len(of_chat) + 1), [*map(len, of_chat)]) for of_chat in turns]
-            )
+            queries = pad_queries([np.concatenate(of_chat).tolist() for of_chat in turns], self.device)
+            numbers = pad_queries([[k + 1 for k, at in enumerate(of_chat) for _ in at] for of_chat in turns])
             made = partial(reduce, turn_of=numbers.to(self.device) - 1, n_turns=max(map(len, turns)))
             tokens = self._batch([chats[i] for i in indices], "right")
             values = self.backend.read_shares(tokens, wanted, queries, self._steerings, made)
