@@ -34,9 +34,9 @@ def alternate(subject: Subject, length: int, dead: Collection[str], done: int) -
     where one pass takes seconds, at 512 tokens.
     """
     preset = subject.preset
-    alive = [name for name in WAYS if name not in dead]
-    held = {name for name in alive if WAYS[name].tensors}
     total, explicit = preset.rounds(length), preset.explicit_rounds(length)
+    held = {name for name, way in WAYS.items() if way.tensors}
+    alive = [name for name in WAYS if name not in dead and (name not in held or done < explicit)]
     if done >= total:
         return
     runs = {name: WAYS[name].make(subject, length) for name in alive}
