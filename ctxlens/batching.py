@@ -246,8 +246,9 @@ class Backend(Protocol):
         ...
 
 
-KeyValues = list[tuple[Float[Tensor, "batch kv_head pos d_head"], Float[Tensor, "batch kv_head pos d_head"]]]
-"""What a decoder remembers of the tokens it has read: keys and values, one pair a layer."""
+KeyValues = list[tuple[Float[Tensor, "_ kv_head _ d_head"], Float[Tensor, "_ kv_head _ d_head"]]]
+"""What a decoder remembers of the tokens it has read: keys and values `[batch, kv_head, pos, d_head]`,
+a pair a layer."""
 
 
 class PrefixDecoder(Protocol):

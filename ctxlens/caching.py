@@ -23,31 +23,32 @@ class RoomyLayer(DynamicLayer):
         super().__init__()
         self.lazy_initialization(keys, values)
         self._room = (keys, values)
-        self.keys, self.values = keys, values
+        self._show(keys.shape[-2])
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Add the keys and values of new tokens."""
-        before = self.keys.shape[-2]
-        after = before + key_states.shape[-2]
-        if self._room[0].shape[-2] < after:
-            more = key_states.shape[-2] + _ROOM
-            self._room = (_grow(self.keys, more), _grow(self.values, more))
-        for room, new in zip(self._room, (key_states, value_states), strict=True):
-            room[..., before:after, :] = new
-        self.keys, self.values = (room[..., :after, :] for room in self._room)
-        return self.keys, self.values
+        before, new = self.get_seq_length(), key_states.shape[-2]
+        if self._room[0].shape[-2] < before + new:
+            keys, values = (
+                torch.nn.functional.pad(room[..., :before, :], (0, 0, 0, new + _ROOM)) for room in self._room
+            )
+            self._room = (keys, values)
+        for room, states in zip(self._room, (key_states, value_states), strict=True):
+            room[..., before : before + new, :] = states
+        return self._show(before + new)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some rows."""
-        used = self.keys.shape[-2]
+        used = self.get_seq_length()
         self._room = (self._room[0][indices], self._room[1][indices])
-        self.keys, self.values = (room[..., :used, :] for room in self._room)
+        self._show(used)
 
-
-def _grow(tensor: Tensor, more: int) -> Tensor:
-    return torch.nn.functional.pad(tensor, (0, 0, 0, more))
+    def _show(self, used: int) -> tuple[Tensor, Tensor]:
+        keys, values = (room[..., :used, :] for room in self._room)
+        self.keys, self.values = keys, values
+        return keys, values
 
 
 def make_cache(past: KeyValues) -> Cache:

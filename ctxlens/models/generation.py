@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 import torch
 
 from ctxlens.batching import Backend, TokenBatch
+from ctxlens.models.sharing import choose
 from ctxlens.steering import Steering
 
 
@@ -29,13 +30,16 @@ def continue_greedily(
 
     Returns:
         The new tokens of every row.
+
+    Raises:
+        ModelFailureError: the model's logits are no numbers.
     """
     written: list[list[int]] = [[] for _ in max_new_tokens]
     running = [limit > 0 for limit in max_new_tokens]
     tokens = batch.tokens
     with backend.decoder(batch, steerings) as decode:
         while any(running):
-            chosen = decode(tokens).argmax(-1).tolist()
+            chosen = choose(decode(tokens))
             for row, token in enumerate(chosen):
                 if not running[row]:
                     continue

@@ -14,7 +14,15 @@ import torch
 from jaxtyping import Float
 
 from ctxlens.allocation import Queries, find_queries, make_allocation
-from ctxlens.batching import Backend, Readout, TokenBatch, TurnReduce, pad_queries, plan_batches
+from ctxlens.batching import (
+    Backend,
+    PrefixBackend,
+    Readout,
+    TokenBatch,
+    TurnReduce,
+    pad_queries,
+    plan_batches,
+)
 from ctxlens.errors import InputError
 from ctxlens.models.generation import continue_greedily
 from ctxlens.models.loading import (
@@ -27,6 +35,7 @@ from ctxlens.models.loading import (
     resolve_device,
     resolve_dtype,
 )
+from ctxlens.models.sharing import CannotShare, Sharing
 from ctxlens.results import RoleAllocation
 from ctxlens.roles import DEFAULT_INDICATOR, RenderedChat, Role, render, render_plain
 from ctxlens.steering import DEFAULT_ROLES, Heads, Steering, SteeringMode, as_heads, parse_roles
@@ -141,6 +150,7 @@ class Model:
         }
         self._stop_ids = frozenset(stop_ids)
         self._steerings: list[Steering] = []
+        self._shares = True
 
     @classmethod
     def from_hf(
@@ -417,6 +427,8 @@ class Model:
     ) -> str | list[str]:
         """Continue conversations greedily, up to a stop token, the limit or the end of the window.
 
+        What several have in common at their beginning is read once, where the model's cache allows it.
+
         Args:
             chats: one conversation, or several, which are batched.
             max_new_tokens: the longest continuation, in tokens.
@@ -428,26 +440,48 @@ class Model:
 
         Raises:
             InputError: a conversation that fills the window.
+            ModelFailureError: the model's logits are no numbers.
         """
         several = [chats] if isinstance(chats, RenderedChat) else list(chats)
         self._check_chats(several, room=1)
-        texts = [""] * len(several)
+        limits = [min(max_new_tokens, self.n_ctx - len(chat.tokens)) for chat in several]
+        new = self._continue(several, limits, batch_tokens, progress)
+        texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in new]
+        return texts[0] if isinstance(chats, RenderedChat) else texts
+
+    def _continue(
+        self,
+        chats: Sequence[RenderedChat],
+        limits: Sequence[int],
+        batch_tokens: int,
+        progress: Progress | None,
+    ) -> list[list[int]]:
+        """The new tokens of every conversation, where the backend can with common beginnings read once."""
+        if self._shares and isinstance(self.backend, PrefixBackend):
+            sharing = Sharing(self.backend, self._steerings, self._pad_id(), self.device, batch_tokens)
+            try:
+                return sharing.continue_greedily(
+                    chats, max_new_tokens=limits, stop_ids=self._stop_ids, progress=progress
+                )
+            except CannotShare:
+                self._shares = False
+        written: list[list[int]] = [[] for _ in chats]
+        sizes = [len(chat.tokens) + limit for chat, limit in zip(chats, limits, strict=True)]
         done = 0
-        for indices in plan_batches([len(c.tokens) + max_new_tokens for c in several], batch_tokens):
-            limits = [min(max_new_tokens, self.n_ctx - len(several[i].tokens)) for i in indices]
+        for indices in plan_batches(sizes, batch_tokens):
             new = continue_greedily(
                 self.backend,
-                self._batch([several[i] for i in indices], "left"),
+                self._batch([chats[i] for i in indices], "left"),
                 self._steerings,
-                max_new_tokens=limits,
+                max_new_tokens=[limits[i] for i in indices],
                 stop_ids=self._stop_ids,
             )
             for i, tokens in zip(indices, new, strict=True):
-                texts[i] = self.tokenizer.decode(tokens, skip_special_tokens=True)
+                written[i] = tokens
             done += len(indices)
             if progress:
-                progress(done, len(several))
-        return texts[0] if isinstance(chats, RenderedChat) else texts
+                progress(done, len(chats))
+        return written
 
     def _read_shares(
         self,
@@ -467,9 +501,11 @@ class Model:
                 yield i, shares[row, :, :, : len(positions[i])].numpy()
 
     def _batch(self, chats: Sequence[RenderedChat], side: Literal["left", "right"]) -> TokenBatch:
+        return TokenBatch.from_chats(chats, pad_id=self._pad_id(), side=side, device=self.device)
+
+    def _pad_id(self) -> int:
         candidates = (self.tokenizer.pad_token_id, *sorted(self._stop_ids), 0)
-        pad_id = next(i for i in candidates if i is not None and 0 <= i < self.backend.shape.d_vocab)
-        return TokenBatch.from_chats(chats, pad_id=pad_id, side=side, device=self.device)
+        return next(i for i in candidates if i is not None and 0 <= i < self.backend.shape.d_vocab)
 
     def _layers(self, layers: Sequence[int] | None) -> tuple[int, ...]:
         wanted = tuple(range(self.n_layers)) if layers is None else tuple(int(layer) for layer in layers)

@@ -24,6 +24,10 @@ _THIN_OUT = 0.75
 """Finished rows are dropped when no more than this share of the rows is left."""
 
 
+RowKeyValues = list[tuple[Float[Tensor, "kv_head _ d_head"], Float[Tensor, "kv_head _ d_head"]]]
+"""What is remembered of one prompt, one pair a layer."""
+
+
 class CannotShare(Exception):
     """The model remembers other things than keys and values."""
 
@@ -45,7 +49,7 @@ class Sharing:
     pad_id: int
     device: torch.device
     batch_tokens: int
-    _kept: dict[int, KeyValues] = field(default_factory=dict)
+    _kept: dict[int, RowKeyValues] = field(default_factory=dict)
 
     def continue_greedily(
         self,
@@ -116,7 +120,7 @@ class Sharing:
             raise CannotShare
         return _ReadBatch([b.index for b in branches], batch, logits[:, -1], remembered)
 
-    def _recall(self, branch: Branch) -> KeyValues:
+    def _recall(self, branch: Branch) -> RowKeyValues:
         if branch.parent is None:
             return []
         return [
@@ -154,7 +158,7 @@ class _ReadBatch:
     logits: Float[Tensor, "batch vocab"]
     past: KeyValues
 
-    def take(self, row: int, tokens: int | None = None) -> KeyValues:
+    def take(self, row: int, tokens: int | None = None) -> RowKeyValues:
         """What is remembered of one prompt, or of its first tokens, without padding."""
         at = self.batch.attention_mask[row].nonzero()[:tokens, 0]
         return [(k[row].index_select(-2, at), v[row].index_select(-2, at)) for k, v in self.past]
@@ -210,18 +214,20 @@ def _place(
     )
 
 
-def _stack(rows: Sequence[KeyValues], columns: int) -> KeyValues:
-    """Keys and values of several prompts `[kv_head, pos, d_head]`, padded on the left and stacked."""
-    pattern = next(row for row in rows if row)
-    stacked = [
-        tuple(one.new_zeros(len(rows), *one.shape[:-2], columns, one.shape[-1]) for one in layer)
-        for layer in pattern
-    ]
-    for at, row in enumerate(rows):
-        for layer, known in zip(stacked, row, strict=False):
-            for target, source in zip(layer, known, strict=True):
-                target[at, ..., columns - source.shape[-2] :, :] = source
-    return [(keys, values) for keys, values in stacked]
+def _stack(rows: Sequence[RowKeyValues], columns: int) -> KeyValues:
+    """Keys and values of several prompts, padded on the left and stacked; a row may hold nothing."""
+
+    def join(layer: int, which: int) -> Tensor:
+        known = [row[layer][which] if row else None for row in rows]
+        pattern = next(one for one in known if one is not None)
+        whole = pattern.new_zeros(len(rows), pattern.shape[0], columns, pattern.shape[-1])
+        for at, one in enumerate(known):
+            if one is not None:
+                whole[at, :, columns - one.shape[-2] :] = one
+        return whole
+
+    layers = range(max(len(row) for row in rows))
+    return [(join(layer, 0), join(layer, 1)) for layer in layers]
 
 
 __all__ = ["CannotShare", "Sharing", "choose"]

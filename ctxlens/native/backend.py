@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ctxlens.batching import Decoder, KeyValues, ModelShape, Readout, TokenBatch
+from ctxlens.batching import Decoder, KeyValues, ModelShape, Readout, Reduce, TokenBatch
 from ctxlens.caching import ResumedDecoder, make_cache, read_cache
 from ctxlens.errors import UnsupportedModelError
 from ctxlens.native.attention import Path, attend
@@ -133,7 +133,8 @@ class NativeBackend:
         known = 0 if past is None else past[0][0].shape[-2]
         with attend(self.hf_model, batch, steerings=steerings) if _any(steerings) else nullcontext():
             output = self._run(batch.tokens[:, known:], batch.attention_mask, cache, n_logits)
-        return output.logits, read_cache(output.past_key_values)
+        # Without positions of its own a model goes by columns, which padding in between would shift.
+        return output.logits, read_cache(output.past_key_values) if self._takes_positions else None
 
     @contextmanager
     def resume(
