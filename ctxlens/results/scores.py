@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -113,7 +113,7 @@ class Scores(_Table):
         columns["layer"] = np.tile(wanted, len(turns))
         return cls(pd.DataFrame({name: columns[name] for name in order}), meta)
 
-    def by_turn(self, precision: Precision | None = None) -> pa.Table:
+    def by_turn(self, precision: Precision | str | None = None) -> pa.Table:
         """The table as it is stored, a row a turn; with a precision, in the types that belong to it.
 
         Raises:
@@ -163,7 +163,7 @@ class Scores(_Table):
 
 
 def make_turns(
-    turns: Mapping[str, Any], by_layer: Mapping[str, np.ndarray], precision: Precision | None = None
+    turns: Mapping[str, Any], by_layer: Mapping[str, np.ndarray], precision: Precision | str | None = None
 ) -> pa.Table:
     """A table with a row a turn.
 
@@ -264,11 +264,17 @@ def read_head(path: str | Path) -> tuple[Mapping[str, Any], list[int]]:
     return record["meta"], record["layers"]
 
 
-def _type(name: str | None, precision: Precision | None) -> pa.DataType | None:
+def check_precision(precision: str) -> None:
+    """Refuse a number format that scores are not stored in, with `InputError`."""
+    if precision not in get_args(Precision):
+        raise InputError(f"scores are stored as {' or '.join(get_args(Precision))}, not {precision!r}.")
+
+
+def _type(name: str | None, precision: Precision | str | None) -> pa.DataType | None:
     import pyarrow as pa
 
-    if precision not in (None, "float32", "float16"):
-        raise InputError(f"scores are stored as float32 or float16, not {precision!r}.")
+    if precision is not None:
+        check_precision(precision)
     if name is None or precision is None:
         return None
     kinds = {
@@ -285,6 +291,6 @@ def _empty() -> pd.DataFrame:
 
 
 __all__ = [
-    "LAYER_COLUMNS", "SCHEMA_VERSION", "SHARE_COLUMNS", "TURN_COLUMNS", "Precision", "Scores", "make_turns",
-    "read_head", "read_turns", "read_values", "write_turns",
+    "LAYER_COLUMNS", "SCHEMA_VERSION", "SHARE_COLUMNS", "TURN_COLUMNS", "Precision", "Scores",
+    "check_precision", "make_turns", "read_head", "read_turns", "read_values", "write_turns",
 ]  # fmt: skip

@@ -44,7 +44,7 @@ class ScoreBatch:
         layers: Sequence[int] | str | None = None,
         max_tokens: int | None = None,
         batch_tokens: int = 8192,
-        precision: Precision = "float32",
+        precision: Precision | str = "float32",
         drop_refusals: bool = False,
         **load_options: Any,
     ) -> None:

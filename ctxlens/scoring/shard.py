@@ -13,7 +13,7 @@ from ctxlens.batching import TurnReduce, plan_batches
 from ctxlens.data import Conversation, fingerprint_conversations
 from ctxlens.dependency import VALUES, reduce_turns, uniform_share
 from ctxlens.errors import InputError
-from ctxlens.results.scores import LAYER_COLUMNS, TURN_COLUMNS, Precision, make_turns
+from ctxlens.results.scores import LAYER_COLUMNS, TURN_COLUMNS, Precision, check_precision, make_turns
 from ctxlens.roles import RenderedChat, Role
 from ctxlens.selection import choose_layer
 
@@ -65,7 +65,7 @@ class Settings:
     layers: tuple[int, ...]
     max_tokens: int
     batch_tokens: int = 8192
-    precision: Precision = "float32"
+    precision: Precision | str = "float32"
     kinds: Mapping[Turn, str] | None = None
 
     @classmethod
@@ -78,6 +78,7 @@ class Settings:
         **options: Any,
     ) -> Settings:
         """Settings for a model; see `check_layers` for `layers`, and `max_tokens` is at most its window."""
+        check_precision(options.get("precision", "float32"))
         if max_tokens is not None and max_tokens < 1:
             raise InputError(f"max_tokens is {max_tokens}; expected a number of tokens of at least 1.")
         return cls(check_layers(model, layers), min(max_tokens or model.n_ctx, model.n_ctx), **options)

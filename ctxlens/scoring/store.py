@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,6 +166,12 @@ def _merge_metas(
     metas: Sequence[Mapping[str, Any]], data: Mapping[str, Any], config: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     skipped = [{"conversation": name, "reason": reason} for meta in metas for name, reason in meta["skipped"]]
+    if len(skipped) == data["conversations"]:
+        reason, count = Counter(entry["reason"] for entry in skipped).most_common(1)[0]
+        raise InputError(
+            f"none of {data['conversations']} conversations can be scored; the most frequent reason, "
+            f"{count} times: {reason}"
+        )
     versions: dict[str, set[str]] = {}
     for meta in metas:
         for name, version in meta["versions"].items():

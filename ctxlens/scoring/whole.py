@@ -36,7 +36,7 @@ def score_conversations(
     progress: Progress | None = None,
     max_tokens: int | None = None,
     batch_tokens: int = 8192,
-    precision: Precision = "float32",
+    precision: Precision | str = "float32",
     kinds: Mapping[Turn, str] | None = None,
 ) -> Scores:
     """Score every assistant turn of a data set at several layers.
