@@ -148,8 +148,9 @@ def compute_attention_pattern(
     mask, causal = _combine_masks(attn_mask, is_causal, query.shape[2], key.shape[2], query.device)
     if causal:
         mask = _causal_mask(query.shape[2], key.shape[2], query.device)
-    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-    scores = query.to(wide) @ key.to(wide).transpose(-1, -2) * factor
+    grouped = query.to(wide).reshape(query.shape[0], key.shape[1], -1, query.shape[3])
+    scores = grouped @ key.to(wide).transpose(-1, -2) * factor
+    scores = scores.reshape(*query.shape[:3], key.shape[2])
     if position_bias is not None:
         scores = scores + position_bias.to(wide)
     if softcap is not None:

@@ -7,7 +7,7 @@ with or without cache, is steered, and the asked layers' role shares are kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from ctxlens.allocation import compute_role_shares
 from ctxlens.augment import FEW_QUERIES, augmented_attention, compute_attention_pattern, compute_score_bias
 from ctxlens.batching import Reduce, RunningKeys, TokenBatch, take_queries
 from ctxlens.errors import InputError
@@ -69,7 +70,7 @@ class Attending:
     paths: dict[int, Path] = field(default_factory=dict)
     _selects: dict[int, tuple[Tensor, tuple[float, ...]]] = field(default_factory=dict)
     _biases: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
-    _masks: dict[tuple[object, ...], tuple[int, Tensor, Tensor]] = field(default_factory=dict)
+    _masks: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def select(self, layer: int, query: Tensor) -> tuple[Tensor, tuple[float, ...]]:
         """The head weights of a layer `[1, head, 1, steering]`, made once, and the same as numbers."""
@@ -85,23 +86,28 @@ class Attending:
         Where there is no mask it is a slice of what was made for many steps.
         """
         select, alike = self.select(layer, query)
-        which = (alike, query.shape[0], n_keys, query.dtype, query.device)
-        made = self._masks.get(which)
-        if mask is not None and made is not None and made[0] == self.keys.seen and made[1] is mask:
-            return made[2]
+        which = (alike, query.shape[0], query.dtype, query.device)
+        made = self._masks.get((*which, n_keys))
+        if mask is not None and made is not None and made[0] is mask:
+            return made[1]
         biases = self.keys.whole(n_keys, query.shape[0], query.device)[1]
         assert biases is not None
-        ready = self._biases.get((*which[:2], *which[3:]))
+        ready = self._biases.get(which)
         if ready is None or ready[0] is not biases:
             by_head = select[:, :1] if bool((select == select[:, :1]).all()) else select
             total = (biases[:, None, None] * by_head[..., None, :]).sum(-1)
-            ready = self._biases[(*which[:2], *which[3:])] = biases, total.to(query.dtype)
+            ready = self._biases[which] = biases, total.to(query.dtype)
         bias = ready[1][..., self.keys.window(n_keys)]
         if mask is None:
             return bias
         total = _add_to_mask(bias, mask)
-        self._masks[which] = self.keys.seen, mask, total
+        self._masks[(*which, n_keys)] = mask, total
         return total
+
+    def start_step(self, seen: int) -> None:
+        """Note how many columns have gone into the model with the forward pass that begins."""
+        self.keys.seen = seen
+        self._masks.clear()
 
 
 _ATTENDING: dict[int, Attending] = {}
@@ -173,7 +179,7 @@ def _count_positions(attending: Attending) -> Any:
         if tokens is None:
             tokens = args[0] if args else kwargs["inputs_embeds"]
         past = kwargs.get("past_key_values")
-        attending.keys.seen = tokens.shape[1] + (0 if past is None else int(past.get_seq_length()))
+        attending.start_step(tokens.shape[1] + (0 if past is None else int(past.get_seq_length())))
 
     return count
 
@@ -290,8 +296,7 @@ class _Call:
         """Add the steering of a layer, as columns or (for few queries) as an additive mask."""
         keys = attending.keys
         bias = keys.bias(self.key.shape[2], self.query.shape[0], self.query.device)
-        run = tiled_attention if self.terms or as_mask else augmented_attention
-        read_shares = partial(self._spread, run, bias)
+        read_shares = partial(self._spread, bias, explicitly=as_mask)
         select = weigh_targets(keys.steerings, bias, attending.select(layer, self.query)[0], read_shares)
         if as_mask:
             added = compute_score_bias(self.query, bias, select).to(self.query.dtype)
@@ -299,10 +304,15 @@ class _Call:
         else:
             self.bias, self.select = bias, select
 
-    def _spread(self, run: Callable[..., Any], bias: Tensor, kinds: Tensor, weights: Tensor) -> Tensor:
+    def _spread(self, bias: Tensor, kinds: Tensor, weights: Tensor, *, explicitly: bool) -> Tensor:
         """How attention spreads over two kinds of keys under some weights of the biases."""
-        rest = {"role_ids": kinds, "n_roles": 2, "key_bias": bias, "head_select": weights}
-        return run(self.query, self.key, self.value[..., :0], **rest, **self._masking())[1]
+        biased = {"key_bias": bias, "head_select": weights, **self._masking()}
+        if explicitly:
+            return compute_role_shares(compute_attention_pattern(self.query, self.key, **biased), kinds, 2)
+        run = tiled_attention if self.terms else augmented_attention
+        shares = run(self.query, self.key, self.value[..., :0], role_ids=kinds, n_roles=2, **biased)[1]
+        assert shares is not None
+        return shares
 
     def _masking(self) -> dict[str, Any]:
         return {"attn_mask": self.mask, "is_causal": self.causal, "scale": self.scale, **self.terms}
