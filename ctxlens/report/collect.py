@@ -23,7 +23,7 @@ from ctxlens.results import (
 )
 from ctxlens.runs import MANIFEST, Run
 
-EXTRAS = ("timings", "steer", "train", "layer")
+EXTRAS = ("timings", "steer", "train", "layer", "card")
 """JSON files that studies write beside their results, read as they are."""
 
 _CHECKPOINTS = ("model", "adapter_model")

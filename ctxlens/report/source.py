@@ -6,8 +6,24 @@ import math
 
 import numpy as np
 
-from ctxlens.plots.scores import KINDS, read_from, score_histogram, selection_histogram, selection_quality
+from ctxlens.plots.score_layers import (
+    BETAS,
+    TOP_SHARE,
+    layer_disagreement,
+    score_density,
+    threshold_shares,
+)
+from ctxlens.plots.scores import (
+    KINDS,
+    length_histogram,
+    read_from,
+    rows_of,
+    score_histogram,
+    selection_histogram,
+    selection_quality,
+)
 from ctxlens.report.blocks import Block, Cell, Figure, Figures, Table, figure_json, interval_cell, number
+from ctxlens.report.card import card_blocks
 from ctxlens.report.collect import RunContents
 from ctxlens.results import Scores, Selection
 from ctxlens.stats import Interval, auroc
@@ -26,11 +42,16 @@ def source_blocks(run: RunContents) -> list[Block]:
         blocks.append(_histogram(name, scores, selection))
         if selection is not None:
             blocks.append(_selected(scores, selection))
+        if scores is not None:
+            blocks += _choices(scores, selection)
         if scores is not None and "kind" in scores.frame and scores.frame["layer"].nunique() > 1:
             blocks.append(_layers(scores, read_from(scores, selection)[1]))
     probe = run.extras.get("layer")
     if isinstance(probe, list) and probe and all(isinstance(one, dict) for one in probe):
         blocks.append(_probe(probe))
+    card = run.extras.get("card")
+    if isinstance(card, dict):
+        blocks += card_blocks(card)
     return blocks
 
 
@@ -38,8 +59,11 @@ def _histogram(name: str, scores: Scores | None, selection: Selection | None) ->
     caption = "How much of its attention each assistant turn pays to the user's tokens (0 to 1). "
     if scores is not None:
         layer, reduction = read_from(scores, selection)
-        caption += f"Read in layer {layer}: {_REDUCTIONS[reduction]}. "
-        figure, turns = score_histogram(scores, selection), int((scores.frame["layer"] == layer).sum())
+        if layer is None:
+            caption = "How much likelier each answer is, in nats per token, for what the user wrote. "
+        else:
+            caption += f"Read in layer {layer}: {_REDUCTIONS[reduction]}. "
+        figure, turns = score_histogram(scores, selection), len(rows_of(scores, layer, reduction))
     elif selection is not None:
         figure, turns = selection_histogram(selection), len(selection)
     else:
@@ -47,7 +71,9 @@ def _histogram(name: str, scores: Scores | None, selection: Selection | None) ->
     label = f"Histogram of context-dependency scores of {turns} assistant turns"
     if selection is not None:
         label += f", {int(selection.frame['selected'].sum())} selected"
-        caption += "Turns to the right of the dashed line are chosen as context-dependent"
+        dashed = selection.meta.get("threshold") is not None
+        caption += "Turns to the right of the dashed line are chosen" if dashed else "Turns are chosen"
+        caption += " as context-dependent"
         caption += f": {selection.meta['rule']}. " if "rule" in selection.meta else ". "
     if "kind" in (scores or selection).frame:  # pyright: ignore[reportOptionalMemberAccess]
         caption += "The better the score tells the kinds of turn apart, the further apart their bars stand."
@@ -81,7 +107,7 @@ def _probe(probe: list[dict]) -> Table:
 def _selected(scores: Scores | None, selection: Selection) -> Table:
     n, chosen = len(selection), int(selection.frame["selected"].sum())
     rows = [[Cell("chosen turns"), Cell(f"{chosen} of {n}", f"{chosen / max(n, 1):.1%}")]]
-    if "threshold" in selection.meta:
+    if selection.meta.get("threshold") is not None:
         rows.append([Cell("threshold β"), Cell(number(float(selection.meta["threshold"])))])
     quality = selection_quality(scores, selection)
     if quality is not None:
@@ -94,6 +120,60 @@ def _selected(scores: Scores | None, selection: Selection) -> Table:
             [Cell("base rate", "of all turns are truly context-dependent"), Cell(_percent(base))],
         ]
     return Table(["selection", "figure"], rows, "")
+
+
+def _choices(scores: Scores, selection: Selection | None) -> list[Block]:
+    """What other layers and thresholds would choose, and how long the contexts are."""
+    layer, reduction = read_from(scores, selection)
+    reduction = reduction if layer is not None else "mean_of_best"
+    n_turns = len(scores.frame.drop_duplicates(["conversation", "turn"]))
+    n_layers = scores.frame["layer"].nunique()
+    blocks: list[Block] = []
+    if n_layers > 1:
+        figures = [
+            Figure(
+                figure_json(score_density(scores, reduction=reduction)),
+                f"Distribution of the scores of {n_turns} turns in each of {n_layers} layers.",
+                "Scores by layer",
+            )
+        ]
+        caption = "Left: the distribution of the scores in each layer. "
+        if round(TOP_SHARE * n_turns):
+            figures.append(
+                Figure(
+                    figure_json(layer_disagreement(scores, reduction=reduction)),
+                    f"Share of the top {TOP_SHARE:.0%} of turns on which two layers differ, for each pair.",
+                    "Layers that disagree",
+                )
+            )
+            caption += (
+                f"Right: each layer chooses the {TOP_SHARE:.0%} of turns that it scores highest; a cell is "
+                "the share of these that the other layer does not choose. Draws at random would differ by "
+                f"{1 - TOP_SHARE:.0%}."
+            )
+        blocks.append(Figures(figures, caption, title="The choice of the layer"))
+    rows = [
+        [Cell(str(one)), *(Cell(f"{share:.1%}") for share in shares)]
+        for one, shares in threshold_shares(scores, reduction=reduction)
+    ]
+    caption = f"Share of the turns whose score is above β ({_REDUCTIONS[reduction]})."
+    head = ["layer", *(f"β = {beta:g}" for beta in BETAS)]
+    blocks.append(Table(head, rows, caption, title="What fixed thresholds would choose"))
+    lengths = [
+        Figure(
+            figure_json(length_histogram(scores, selection, column=column)),
+            f"Distribution of {column.replace('_', ' ')} over the turns.",
+        )
+        for column in ("context_tokens", "response_tokens")
+    ]
+    caption = "How long contexts and responses are, on a logarithmic axis. "
+    if selection is not None:
+        caption += (
+            "Where chosen turns stand further to the right, the score may follow mere length: each group's "
+            "bars sum to 1."
+        )
+    blocks.append(Figures(lengths, caption, title="Lengths"))
+    return blocks
 
 
 def _layers(scores: Scores, reduction: str) -> Table:
