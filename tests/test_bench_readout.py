@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PARTS = ("--parts", "accuracy", "time", "decode", "profile")
 
 
-def example() -> dict[str, object]:
+def example() -> dict[str, Any]:
     """Two rounds at 100 tokens: ours takes 1.1 and 1.3 times plain; the peer died."""
     names = {"plain": "floor", "ours": "ours", "peer": "peer"}
     return {
@@ -55,7 +56,8 @@ def test_the_table_says_what_died_and_what_was_the_goal():
 
 
 def test_the_figure_is_drawn_from_the_record_alone():
-    times = {trace.name: trace for trace in draw(example()).data if trace.xaxis == "x"}
+    traces: Any = draw(example()).data
+    times = {trace.name: trace for trace in traces if trace.xaxis == "x"}
     assert list(times["ours"].y) == pytest.approx([1.2])
     assert list(times["ours"].error_y.array) == pytest.approx([0.1])
     assert not times["peer"].y
