@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -62,9 +62,8 @@ class NeedleModel(Protocol):
     def render_plain(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> RenderedChat: ...
     def generate(self, chats: Any, *, max_new_tokens: int = ..., batch_tokens: int = ...) -> Any: ...
     def logprobs(self, chats: Any, *, batch_tokens: int = ...) -> Any: ...
-    def steer(
-        self, alpha: float | None, *, roles: Any = ..., heads: Any = ..., mode: Any = ..., **more: Any
-    ) -> contextlib.AbstractContextManager[Any]: ...
+    @property
+    def steer(self) -> Callable[..., contextlib.AbstractContextManager[Any]]: ...
 
 
 @dataclass(frozen=True)
