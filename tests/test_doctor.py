@@ -287,6 +287,7 @@ class TestCommandLine:
             (["--messages", "missing.json"], "no file missing.json"),
             (["--limit", "2"], "--limit goes with --messages"),
             (["--json", "no/such/folder/x.json"], "is no folder"),
+            (["--json", ".", "--overwrite"], "which is a folder"),
             (["--length", "0"], "--length"),
         ],
     )

@@ -62,6 +62,8 @@ def doctor(
 
     Loads the model for transformers, lets it go, and loads it again for TransformerLens: one copy at a time.
     """
+    if json_file is not None and json_file.is_dir():
+        raise InputError(f"--json got {json_file}, which is a folder; name a file.")
     if json_file is not None and json_file.exists() and not overwrite:
         raise InputError(f"{json_file} exists; choose another file or give --overwrite.")
     if json_file is not None and not json_file.absolute().parent.is_dir():

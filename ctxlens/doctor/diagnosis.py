@@ -204,11 +204,15 @@ class _Checkup:
         )
         need, free = max(forecast.run for forecast in self.forecasts), free_memory(model.device)
         said = (
-            f"One conversation of {length} tokens needs up to {need / 1e9:.2f} GB beyond the weights; "
-            f"{free / 1e9:.2f} GB are free on {model.device.type}."
+            f"One conversation of {length} tokens needs up to {_in_words(need)} beyond the weights; "
+            f"{_in_words(free)} are free on {model.device.type}."
         )
         outcome = "pass" if need <= free else "fail" if self.length else "skipped"
         return Finding("memory", "fits", outcome, said)
+
+
+def _in_words(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 __all__ = ["DEFAULT_LENGTH", "LONGEST_PROBE", "diagnose"]
