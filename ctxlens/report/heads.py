@@ -145,9 +145,9 @@ def _trade_off(run: RunContents) -> list[Block]:
                     Figures(
                         [Figure(figure_json(trade_off(grid, ability)), "Needle recall against its cost.")],
                         "Each point is one strength of steering (the strongest one's α beside it), "
-                        "beginning with none. Up: more of the needle. Left panel: questions without any document, "
-                        "answered; right panel: how surprising the model finds their right answers. Bars are "
-                        "95 % intervals.",
+                        "beginning with none. Up: more of the needle. Left panel: questions without any "
+                        "document, answered; right panel: how surprising the model finds their right "
+                        "answers. Bars are 95 % intervals.",
                         title="What steering gains, and what it costs",
                     )
                 )

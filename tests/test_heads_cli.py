@@ -1,0 +1,134 @@
+"""`ctxlens heads` and `ctxlens drift`: files, tables, pages, and one sentence for bad input."""
+
+import json
+
+import pytest
+from test_cli import call
+
+from ctxlens.plots import drift_map, drift_slider, gradient_scatter, head_curves, head_map, trade_off
+from ctxlens.report import write_report
+from ctxlens.results import Ability, Drift, HeadCurves, HeadMap, NeedleGrid
+
+SMALL = (
+    "heads", "-m", "organism-chat", "--backend", "native", "--lengths", "60,90", "--depths", "20,80",
+    "--cases", "1", "--max-new-tokens", "8", "--alphas", "0.03", "--draws", "1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder in which every experiment has been run, in two goes."""
+    out = tmp_path_factory.mktemp("runs") / "heads"
+    call(*SMALL, "--out", out, "--kind", "retrieval,gradient")
+    result = call(*SMALL, "--out", out)
+    (out.parent / "said.txt").write_text(result.output)
+    return out
+
+
+def test_every_experiment_leaves_its_file(run):
+    names = {path.name for path in run.iterdir()}
+    assert names >= {
+        "map-user-share.safetensors", "map-copying.safetensors", "map-gradient.safetensors",
+        "map-steer.safetensors", "map-zero.safetensors", "map-mean.safetensors", "map-blind.safetensors",
+        "curves-steer.parquet", "curves-blind.parquet", "steering.parquet", "steering-ability.parquet",
+    }  # fmt: skip
+    assert "parts" not in names
+    curves = HeadCurves.load(run / "curves-blind.parquet")
+    assert set(curves.frame["ranking"]) == {"user share", "copying", "gradient", "blind", "random"}
+    assert curves.sizes == [1, 2, 4, 8, 16]
+    # Judged on the texts that no head was ranked on.
+    assert curves.frame["cell"].nunique() == 2
+    said = (run.parent / "said.txt").read_text()
+    for words in ("copying: share of the needle's tokens", "gradient against doing it", "nats per token"):
+        assert words in said
+
+
+def test_a_second_run_changes_nothing(run):
+    before = {path.name: path.stat().st_mtime_ns for path in run.glob("*.*")}
+    call(*SMALL, "--out", run)
+    assert {path.name: path.stat().st_mtime_ns for path in run.glob("*.*")} == before
+
+
+def test_figures_hold_the_results_numbers(run):
+    found = HeadMap.load(run / "map-blind.safetensors")
+    (heat,) = head_map(found).data
+    assert heat.z[1][2] == pytest.approx(found.values[1, 2], abs=1e-5)
+    assert heat.text[1][2].strip("()") == f"{found.values[1, 2]:+.2f}"
+    low, high = found.interval()
+    assert heat.customdata[1][2] == pytest.approx((low[1, 2], high[1, 2]), abs=1e-5)
+    assert heat.text[1][2].startswith("(") == (low[1, 2] <= 0 <= high[1, 2])
+
+    gradient = HeadMap.load(run / "map-gradient.safetensors")
+    layer_one = gradient_scatter(gradient, found).data[1]
+    assert layer_one.x[2] == pytest.approx(gradient.values[1, 2], abs=1e-5)
+    assert layer_one.y[2] == pytest.approx(found.values[1, 2], abs=1e-5)
+
+    curves = HeadCurves.load(run / "curves-steer.parquet")
+    line = next(
+        one for one in head_curves(curves).data if one.name == "ranked by copying score" and one.marker.size
+    )
+    assert line.y[2] == pytest.approx(dict(curves.points("copying"))[4].estimate, abs=1e-4)
+
+    grid = NeedleGrid.load(run / "steering.parquet")
+    ability = Ability.load(run / "steering-ability.parquet")
+    picture = trade_off(grid, ability)
+    line = next(one for one in picture.data if one.name == "all heads")
+    assert line.y[1] == pytest.approx(grid.recall(heads="all", alpha=0.03).mean(), abs=1e-4)
+    assert line.x[1] == pytest.approx(ability.where(heads="all", alpha=0.03).frame["recall"].mean(), abs=1e-4)
+
+
+def test_drift_is_read_drawn_and_reported(run, tmp_path):
+    out = tmp_path / "drift"
+    result = call("drift", "-m", "organism-chat", "--backend", "native", "--limit", "4", "--out", out)
+    assert "second minus first" in result.output
+    found = Drift.load(out / "drift.safetensors")
+    assert found.sides == ("organism-chat, plain", "organism-chat, template")
+    (heat,) = drift_map(found).data
+    assert heat.z[1][3] == pytest.approx(found.difference("user").values[1, 3], abs=1e-4)
+    slider = drift_slider(found)
+    roles = list(slider.data[0].y)
+    steps = slider.layout.sliders[0].steps
+    assert len(steps) == 4
+    shown = steps[2].args[0]["z"][1][roles.index("user")][1]
+    assert shown == pytest.approx(found.share("user")[1, 2, 1].mean(), abs=1e-4)
+    page = write_report([run, out], tmp_path / "report.html").read_text()
+    for words in (
+        "Attention drift",
+        "Who reads and copies the needle",
+        "What steering gains",
+        "Role by head",
+    ):
+        assert words in page
+
+
+def test_two_models_are_held_against_one_another(tmp_path):
+    question = [{"role": "user", "content": "What is it?"}]
+    (tmp_path / "chats.json").write_text(json.dumps([question, question]))
+    out = tmp_path / "drift"
+    result = call(
+        "drift", "-m", "organism", "--against", "organism-chat", "--backend", "native", "--messages",
+        tmp_path / "chats.json", "--out", out,
+    )  # fmt: skip
+    assert "first: organism, template; second: organism-chat, template" in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("heads", "--kind", "magic"), "unknown kind magic; choose of retrieval, gradient"),
+        (("heads", "--alpha", "1.5"), "alpha must be in (0, 1], got 1.5"),
+        (("heads", "--heads", "one"), "heads 'one' cannot be read"),
+        ((*SMALL, "--heads", "7.0"), "head 7.0 does not exist"),
+        ((*SMALL, "--measure", "luck"), "unknown measure 'luck'"),
+        ((*SMALL, "--indicator"), "has no indicator token"),
+        ((*SMALL, "--condition", "bare"), "bare; choose of"),
+        (("drift", "--conditions", "plain"), "expected two, separated by a comma"),
+        (("drift", "--conditions", "plain,bare"), "unknown condition 'bare'"),
+        (("drift", "--conditions", "template,indicator"), "has no indicator token"),
+    ],
+)
+def test_bad_input_is_one_sentence(words, sentence, tmp_path):
+    result = call(*words, "--out", tmp_path / "run", code=2)
+    assert sentence in result.output
+    assert result.output.count("error:") == 1
+    assert not (tmp_path / "run").exists()
