@@ -15,7 +15,10 @@ from ctxlens.results import NeedleGrid, RoleAllocation, Scores, Selection, Token
 
 ROOT = Path(__file__).parents[1]
 GROUP = typer.main.get_command(app)
-VERBS = ["allocate", "roles", "needle", "steer", "generate", "score", "select", "train", "report", "demo"]
+VERBS = [
+    "allocate", "roles", "drift", "needle", "heads", "steer", "generate", "score", "select", "train", "report",
+    "demo",
+]  # fmt: skip
 CHAT = [
     {"role": "user", "content": "The best thing to do in Oakford is to paint wooden boats.\nWhat is it?"},
     {"role": "assistant", "content": "It is to paint wooden boats."},
