@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +15,8 @@ from ctxlens.cli._options import Backend, ModelOptions, RunOptions, verb
 from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
-    from ctxlens.data import ConversationSet
+    from ctxlens.data import Conversation, ConversationSet
+    from ctxlens.models import Model
     from ctxlens.results import Scores
     from ctxlens.runs import Run
 
@@ -69,6 +70,13 @@ def score(
     precision: Annotated[str, typer.Option(help="Number format of stored scores: float32, float16.")] = (
         "float32"
     ),
+    lp_gap: Annotated[
+        bool,
+        typer.Option(
+            "--lp-gap",
+            help="Add how much likelier each answer is for what the user wrote; two full passes more.",
+        ),
+    ] = False,
     part: Annotated[
         str | None,
         typer.Option(help="Score only this part, such as 0/16, as one of several jobs.", metavar="K/N"),
@@ -90,6 +98,8 @@ def score(
         return
     if dataset is None:
         raise InputError("give the data set to score as --dataset, or the folder of scored parts as --merge.")
+    if lp_gap and part is not None:
+        raise InputError("--lp-gap is added to merged scores: merge the parts, then give it without --part.")
     wanted = layers if layers in (None, "all") else parse_numbers(layers, int, "--layers")
     piece = _parse_part(part)
     processes = Processes.join(cpu=model.device.value == "cpu")
@@ -118,7 +128,23 @@ def score(
     if meta is None:
         _screen.note(f"part {part} is done; when all are: ctxlens score --merge {run.folder}")
         return
+    if lp_gap:
+        _add_lp_gap(run, lm, data, batch_tokens)
     _show_scores(run, meta)
+
+
+def _add_lp_gap(run: Run, lm: Model, data: Iterable[Conversation], batch_tokens: int) -> None:
+    """Add the gap to a run's scores, once."""
+    from ctxlens.lp_gap import add_lp_gap
+    from ctxlens.results import Scores
+    from ctxlens.selection import LP_GAP
+
+    scores = Scores.load(run.path("scores.parquet"))
+    if LP_GAP in scores.frame:
+        return
+    with _screen.stage("lp_gap") as progress:
+        scores = add_lp_gap(lm, data, scores, batch_tokens=batch_tokens, progress=progress)
+    run.save("scores.parquet", scores)
 
 
 def _parse_part(text: str | None) -> tuple[int, int]:
