@@ -29,17 +29,22 @@ class NativeBackend:
 
     name = "native"
 
-    def __init__(self, model: PreTrainedModel, *, readout: Readout | str = "model") -> None:
+    def __init__(self, model: Any, *, readout: Readout | str = "model") -> None:
         """Take a decoder over.
 
         Args:
-            model: the decoder.
+            model: a transformers decoder; compile it, if at all, in place (`model.compile()`).
             readout: whether role shares are computed in the model's own dtype, or in `float32` from its
                 16-bit queries and keys, which costs a second pass over the scores of the layers read.
 
         Raises:
             UnsupportedModelError: its attention cannot be read and steered exactly.
         """
+        if not isinstance(model, PreTrainedModel):
+            raise UnsupportedModelError(
+                f"a {type(model).__name__} is no transformers model; if it comes from torch.compile(model), "
+                "compile in place instead: model.compile()."
+            )
         self.hf_model = model.eval()
         self.readout = readout
         self.shape = shape_of(model)
@@ -50,9 +55,10 @@ class NativeBackend:
 
     @property
     def device(self) -> torch.device:
-        """Where the first layer lives."""
+        """Where the first layer runs; offloaded weights live elsewhere until then."""
         embedding: Any = self.hf_model.get_input_embeddings()
-        return embedding.weight.device
+        runs_on = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+        return embedding.weight.device if runs_on is None else torch.device(runs_on)
 
     @property
     def dtype(self) -> torch.dtype:
