@@ -217,8 +217,7 @@ def build_cells(model: NeedleModel, config: NeedleConfig, haystack: Haystack) ->
     if max(lengths) > longest:
         raise InputError(
             f"contexts of {max(lengths)} tokens do not fit: the window of {model.n_ctx} tokens holds "
-            f"contexts of at most {longest}, with question, prefix, template and "
-            f"{_new_tokens(config, max(sizes.values()))} new tokens."
+            f"contexts of at most {longest}, with question, prefix, template and {_describe_answer(config)}."
         )
     if len(set(lengths)) < len(lengths):
         raise InputError(
@@ -264,11 +263,9 @@ def _longest_context(model: NeedleModel, config: NeedleConfig, sizes: Mapping[Ne
     # Render with the longest question and prefix; facts of one kind differ by a token or two.
     longest = max(sizes, key=lambda n: sizes[n] + count_tokens(model.tokenizer, f"{n.question} {n.prefix}"))
     probe = Cell(0, longest, Context(longest.sentence, sizes[longest], (0, 0), 0.0), 0, 0.0, 0)
-    new = _new_tokens(config, max(sizes.values()))
-    room = model.n_ctx - new - _SPARE_TOKENS
     try:
-        prompts = [render_cell(model, probe, config, condition).n_tokens for condition in config.conditions]
-        left = room - max(prompts)
+        needed = max(_count_needed(model, config, probe, condition) for condition in config.conditions)
+        left = model.n_ctx - _SPARE_TOKENS - needed
     except RenderError:
         raise
     except InputError:  # longer than the window by itself
@@ -276,15 +273,24 @@ def _longest_context(model: NeedleModel, config: NeedleConfig, sizes: Mapping[Ne
     if left < 0:
         raise InputError(
             f"the window of {model.n_ctx} tokens is too small for needle {longest.name!r}, its question and "
-            f"{new} new tokens; lower max_new_tokens or take a model with a larger window."
+            f"{_describe_answer(config)}; lower max_new_tokens or take a model with a larger window."
         )
     return sizes[longest] + left
 
 
-def _new_tokens(config: NeedleConfig, needle_tokens: int) -> int:
-    """How many tokens must fit behind a prompt: the response, or the needle whose probability is asked."""
-    said = needle_tokens if "logprob" in config.score else 0
-    return max(config.max_new_tokens if config.generates else 0, said)
+def _count_needed(model: NeedleModel, config: NeedleConfig, cell: Cell, condition: str) -> int:
+    """The tokens of a prompt with what must fit behind it."""
+    needed = 0
+    if config.generates:
+        needed = render_cell(model, cell, config, condition).n_tokens + config.max_new_tokens
+    if "logprob" in config.score:
+        said = render_cell(model, cell, config, condition, answer=cell.needle.sentence)
+        needed = max(needed, said.n_tokens)
+    return needed
+
+
+def _describe_answer(config: NeedleConfig) -> str:
+    return f"{config.max_new_tokens} new tokens" if config.generates else "its answer"
 
 
 def _spread_lengths(lengths: tuple[int, ...] | int, longest: int, needle_tokens: int) -> tuple[int, ...]:

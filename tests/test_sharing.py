@@ -1,0 +1,133 @@
+"""Prompts that begin alike: the tree of what they have in common, and the same texts as one by one."""
+
+import contextlib
+import random
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import make_tiny, make_tokenizer
+
+import ctxlens.models.sharing as sharing
+from ctxlens.cells import NeedleConfig, build_cells, render_cell
+from ctxlens.errors import ModelFailureError
+from ctxlens.haystack import load_haystack
+from ctxlens.models import Model, load_model
+from ctxlens.prefixes import count_read, plan_branches
+from ctxlens.roles import RenderedChat
+
+
+def conversation(tokens, roles=None):
+    size = len(tokens)
+    roles = [1] * size if roles is None else roles
+    return RenderedChat(
+        "", np.asarray(tokens, dtype=np.int64), np.asarray(roles, dtype=np.int8),
+        np.zeros(size, dtype=np.int32), np.zeros((size, 2), dtype=np.int32), (), False, {},
+    )  # fmt: skip
+
+
+def test_depths_of_one_length_hang_on_one_of_them():
+    # Straw 1 to 9 with a needle 0 at 2, 5 and 9: one is read whole, the others from where they part from it.
+    straw = list(range(1, 10))
+    chats = [conversation([*straw[:at], 0, *straw[at:]]) for at in (5, 9, 2)]
+    branches = {branch.index: branch for branch in plan_branches(chats, least=2)}
+    assert [(branches[i].parent, branches[i].shared, branches[i].round) for i in range(3)] == [
+        (None, 0, 0), (0, 5, 1), (0, 2, 1),
+    ]  # fmt: skip
+    assert count_read(chats, list(branches.values())) == 10 + 5 + 8
+    alone = plan_branches(chats, least=6)
+    assert all(branch.parent is None and branch.round == 0 for branch in alone)
+
+
+def test_tokens_of_another_role_are_not_shared():
+    chats = [conversation([1, 2, 3, 4]), conversation([1, 2, 3, 5], [1, 1, 2, 1])]
+    assert {branch.shared for branch in plan_branches(chats, least=1)} == {0, 2}
+
+
+def test_every_node_of_the_tree_is_read_once():
+    rng = random.Random(0)
+    for _ in range(200):
+        texts = [[rng.randint(0, 1) for _ in range(rng.randint(1, 9))] for _ in range(rng.randint(1, 12))]
+        branches = plan_branches([conversation(text) for text in texts], least=1)
+        rounds = {branch.index: branch.round for branch in branches}
+        assert sorted(rounds) == list(range(len(texts)))
+        assert max(rounds.values()) <= np.log2(len(texts))
+        for branch in branches:
+            text = texts[branch.index]
+            assert branch.shared < len(text)
+            if branch.parent is not None:
+                assert rounds[branch.parent] < branch.round
+                assert texts[branch.parent][: branch.shared] == text[: branch.shared]
+        nodes = {tuple(text[:end]) for text in texts for end in range(1, len(text) + 1)}
+        order = sorted(texts)
+        swallowed = sum(b[: len(a)] == a for a, b in pairwise(order))
+        read = count_read([conversation(text) for text in texts], branches)
+        assert len(nodes) <= read <= len(nodes) + swallowed  # whose last token is read for its logits
+
+
+@pytest.fixture(scope="module")
+def organism():
+    return load_model("organism-chat", backend="native", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def prompts(organism):
+    config = NeedleConfig(
+        lengths=(50, 90),
+        depths=3,
+        needles=("known",),
+        conditions=("plain+prefix", "template+prefix", "template"),
+    )
+    cells = build_cells(organism, config, load_haystack("organism"))
+    return [
+        render_cell(organism, cell, config, condition) for cell in cells for condition in config.conditions
+    ]
+
+
+@pytest.mark.parametrize("steering", [{}, {"alpha": 0.2}, {"alpha": 0.1, "mode": "prompt-only"}])
+def test_texts_are_those_of_one_prompt_at_a_time(organism, prompts, steering):
+    with organism.steer(**steering) if steering else contextlib.nullcontext():
+        organism._shares = False
+        alone = [organism.generate(chat, max_new_tokens=7) for chat in prompts]
+        organism._shares = True
+        for batch_tokens in (300, 100_000):
+            assert organism.generate(prompts, max_new_tokens=7, batch_tokens=batch_tokens) == alone
+    assert organism._shares
+    assert len(set(alone)) > 4
+
+
+def test_each_token_of_the_tree_goes_through_the_model_once(organism, prompts, monkeypatch):
+    read = []
+    prefill = type(organism.backend).prefill
+
+    def counted(self, batch, past, steerings, n_logits=1):
+        known = 0 if past is None else past[0][0].shape[-2]
+        read.append(int(batch.attention_mask[:, known:].sum()))
+        return prefill(self, batch, past, steerings, n_logits)
+
+    monkeypatch.setattr(type(organism.backend), "prefill", counted)
+    organism.generate(prompts, max_new_tokens=1)
+    planned = count_read(prompts, plan_branches(prompts))
+    assert sum(read) == planned < 0.75 * sum(map(len, prompts))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3", "mistral"])
+def test_other_caches_are_left_alone(family):
+    model = Model.from_hf(make_tiny(family), make_tokenizer(), backend="native")
+    rng = random.Random(1)
+    words = [f"w{rng.randint(5, 63)}" for _ in range(30)]
+    chats = [
+        model.render_plain([{"role": "user", "content": " ".join([*words[:at], "w7", *words[at:]])}])
+        for at in (20, 25, 30)
+    ]
+    together = model.generate(chats, max_new_tokens=6)
+    assert model._shares == (family == "gpt2")
+    model._shares = False
+    assert together == [model.generate(chat, max_new_tokens=6) for chat in chats]
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    assert sharing.choose(torch.tensor([[0.0, 2.0, 1.0]])) == [1]
+    with pytest.raises(ModelFailureError, match="not numbers"):
+        sharing.choose(torch.tensor([[0.0, 2.0], [float("nan"), 1.0]]))
