@@ -226,6 +226,11 @@ def test_score_select_and_train(dataset, tmp_path):
     assert "1 conversations truncated" in result.stderr
     assert "1 skipped: no user turn with an answer" in result.stderr
 
+    call("score", "--dataset", dataset, "--out", scores, "--backend", "native", "--lp-gap")
+    added = Scores.load(scores / "scores.parquet").frame
+    assert added[list(table.frame)].equals(table.frame)
+    assert added["lp_gap"].notna().all()
+
     words = ("select", "--scores", scores, "--dataset", dataset, "--out", chosen, "--layer", 1)
     result = call(*words, "--top-share", 0.5)
     selection = Selection.load(chosen / "selection.parquet")
