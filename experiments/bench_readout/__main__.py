@@ -75,7 +75,7 @@ def _measure(options: argparse.Namespace) -> None:
             for name, needed in found["forecast_bytes"].items():
                 if needed > limit:
                     found["dead"].setdefault(
-                        name, f"would need {needed / 1e9:.1f} GB for patterns, limit {limit / 1e9:.1f}"
+                        name, f"needs at least {needed / 1e9:.1f} GB for patterns, limit {limit / 1e9:.1f}"
                     )
             record.save()
         if "memory" in options.parts and preset.device == "cpu":

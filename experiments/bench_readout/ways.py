@@ -34,8 +34,8 @@ class Way:
         kind: `floor`, `ours` or `peer`.
         make: from subject and length to a function that runs it once and gives the shares
             `[layer, head, query, role]` where it reads any.
-        tensors: how many tensors of size head x length x length are alive at once (for all layers, for one),
-            None where no such tensor exists.
+        tensors: how many tensors of size head x length x length are alive at once at least (in every layer,
+            in one layer more), None where no such tensor exists.
     """
 
     label: str
@@ -44,7 +44,7 @@ class Way:
     tensors: tuple[int, int] | None = None
 
     def forecast_bytes(self, preset: Preset, length: int) -> int:
-        """What the patterns alone take at a length; 0 for ways without."""
+        """What the patterns take at least at a length; 0 for ways without."""
         if self.tensors is None:
             return 0
         every_layer, one_layer = self.tensors
@@ -176,10 +176,10 @@ WAYS = {
     "read_response": Way("ctxlens, response rows", "ours", read_native(response_rows)),
     "read_answer": Way("ctxlens, one row", "ours", read_native(lambda length: 1)),
     "read_half": Way("ctxlens, up to half depth", "ours", read_half),
-    "read_eager": Way("eager output_attentions", "peer", read_eager, (1, 2)),
-    "read_lens": Way("TransformerLens run_with_cache", "peer", read_lens, (1, 2)),
+    "read_eager": Way("eager output_attentions", "peer", read_eager, (1, 1)),
+    "read_lens": Way("TransformerLens run_with_cache", "peer", read_lens, (1, 1)),
     "steer": Way("ctxlens, steered", "ours", steer_native),
-    "steer_mask": Way("PASTA's way: edited mask", "peer", steer_mask, (0, 4)),
+    "steer_mask": Way("PASTA's way: edited mask", "peer", steer_mask, (0, 3)),
 }
 
 
