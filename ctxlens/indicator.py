@@ -7,8 +7,10 @@ plain training data, see `ctxlens.marking`.
 
 from __future__ import annotations
 
+import importlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +19,11 @@ from ctxlens.errors import InputError, RenderError
 from ctxlens.roles import DEFAULT_INDICATOR, INDICATOR_KEY, Role, render
 
 EMBEDDING_MULTIPLE = 64
+_PLACES = (
+    "{}", "text{}", "text {}", "text. {}", "text?{}", "text,{}", "text\n{}", "text\n\n{}", "text\t{}", "({})",
+    "1{}", "é{}", "文{}", "{}\ntext", "{} text", "{}text", "{}.",
+)  # fmt: skip
+"""Where a user may put the indicator."""
 
 
 def add_indicator(
@@ -64,18 +71,33 @@ def add_indicator(
         special = AddedToken(token, special=True, normalized=False, lstrip=False, rstrip=False)
         tokenizer.add_special_tokens({"extra_special_tokens": [special]}, replace_extra_special_tokens=False)
     number = check_indicator(tokenizer, token)
-    n_rows = hf_model.get_input_embeddings().weight.shape[0]
+    with _whole_weights(hf_model):
+        n_rows = hf_model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > n_rows:
         hf_model.resize_token_embeddings(
             len(tokenizer), pad_to_multiple_of=pad_to_multiple_of, mean_resizing=False
         )
-    with torch.no_grad():
-        for weight in _vocabulary_weights(hf_model):
+    with torch.no_grad(), _whole_weights(hf_model) as weights:
+        for weight in weights:
             fresh = list(range(n_rows, weight.shape[0]))
             fresh += [number] if is_new and number < n_rows else []
             known = [row for row in sources if row < n_rows]
             weight[fresh] = weight[known].mean(dim=0)
     return number
+
+
+@contextmanager
+def _whole_weights(hf_model: Any) -> Iterator[list[Any]]:
+    """The parameters with one row a token, put together where ZeRO-3 has split them over processes."""
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    weights = _vocabulary_weights(hf_model)
+    if not is_deepspeed_zero3_enabled():
+        yield weights
+        return
+    zero = importlib.import_module("deepspeed").zero
+    with zero.GatheredParameters(weights, modifier_rank=0):
+        yield weights
 
 
 def _vocabulary_weights(hf_model: Any) -> list[Any]:
@@ -102,7 +124,7 @@ def check_indicator(tokenizer: Any, token: str = DEFAULT_INDICATOR) -> int:
         raise InputError(
             f"the tokenizer has no token {token!r}; add it with ctxlens.add_indicator, or train with it."
         )
-    for place in ("{}", "text{}", "text {}", "text. {}", "text\n{}", "{}\ntext", "{} text"):
+    for place in _PLACES:
         text = place.replace("{}", token)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if ids.count(number) != 1:

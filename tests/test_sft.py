@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 from conftest import build_toy_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from sft_cases import ARGUMENTS, make_data, talk, tiny, trained_text, write_recipe
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ctxlens.data import Conversation
 from ctxlens.errors import InputError, RunExistsError
@@ -23,27 +24,6 @@ from ctxlens.sft.__main__ import main
 from ctxlens.sft.rows import draw_replay
 from ctxlens.sft.trainer import StepSortedSampler
 
-ARGUMENTS = {
-    "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 6, "learning_rate": 5e-3,
-    "logging_steps": 2, "use_cpu": True,
-}  # fmt: skip
-
-
-def talk(name, *contents):
-    roles = ("user", "assistant")
-    messages = tuple({"role": roles[k % 2], "content": text} for k, text in enumerate(contents))
-    return Conversation(id=name, messages=messages, source="test", labels={})
-
-
-def tiny(tokenizer, *, tied=False):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=96, tie_word_embeddings=tied,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    return LlamaForCausalLM(config)
-
 
 @pytest.fixture
 def tokenizer():
@@ -52,11 +32,12 @@ def tokenizer():
 
 @pytest.fixture
 def data():
-    return [talk(f"c{k}", "Hello " * (1 + k % 5), "I am fine.") for k in range(12)]
+    return make_data()
 
 
-def trained_text(tokenizer, row):
-    return tokenizer.decode([token for token in row["labels"] if token != -100])
+@pytest.fixture
+def recipe(tmp_path):
+    return write_recipe(tmp_path)
 
 
 def test_loss_is_on_the_answers_and_the_tokens_that_end_them(toy_tokenizer):
@@ -208,21 +189,6 @@ def test_indicator_that_no_row_carries_is_told(tokenizer, data, tmp_path):
         train(
             data, out=tmp_path / "r", model=tiny(tokenizer), tokenizer=tokenizer, indicator="[IND]", args=args
         )
-
-
-@pytest.fixture
-def recipe(tokenizer, data, tmp_path):
-    tiny(tokenizer).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    lines = [json.dumps({"id": c.id, "messages": c.messages}) for c in data]
-    (tmp_path / "data.jsonl").write_text("\n".join(lines))
-    path = tmp_path / "recipe.yaml"
-    path.write_text(
-        f"model: {tmp_path / 'model'}\ndataset: {tmp_path / 'data.jsonl'}\noutput_dir: {tmp_path / 'out'}\n"
-        "indicator: '[IND]'\nlearning_rate: 2e-5\nmax_steps: 1\nper_device_train_batch_size: 2\n"
-        "use_cpu: true\n"
-    )
-    return path
 
 
 def test_recipe_takes_keys_of_both_sides_and_overrides(recipe):

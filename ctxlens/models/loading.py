@@ -44,6 +44,11 @@ def locate_checkpoint(name_or_path: str | Path) -> Path | str:
             f"model {name!r} is neither a folder here nor a Hub id of the form owner/name; "
             f"packaged models are {' and '.join(PACKAGED)}."
         )
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise InputError(
+            f"{folder} holds an adapter only; load the folder above it if ctxlens trained it, else merge it "
+            "into its base with PEFT (merge_and_unload) and save that."
+        )
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no config.json, so it is no transformers checkpoint.")
     if not any(folder.glob("*.safetensors")):

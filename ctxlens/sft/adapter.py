@@ -90,10 +90,16 @@ def untie_head(hf_model: Any) -> bool:
     are saved.
     """
     from torch import nn
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
     head, embedding = hf_model.get_output_embeddings(), hf_model.get_input_embeddings()
     if head is None or head.weight is not embedding.weight:
         return False
+    if is_deepspeed_zero3_enabled():
+        raise InputError(
+            "an adapter that trains the indicator needs an output head of its own, which cannot be made "
+            "under DeepSpeed ZeRO-3; use DDP or FSDP for this model."
+        )
     head.weight = nn.Parameter(embedding.weight.detach().clone(), embedding.weight.requires_grad)
     for config in (hf_model.config, hf_model.config.get_text_config()):
         config.tie_word_embeddings = False

@@ -137,8 +137,8 @@ def build_rows(
     counts["conversations"], counts["skipped"] = len(rows), len(skipped)
     if max_tokens is not None and shortest is not None and not n_whole and n_long:
         raise InputError(
-            f"no response fits into {max_tokens} tokens beside what it answers: the shortest has {shortest}; "
-            "raise max_length."
+            f"a window of {max_tokens} tokens has room for no response beside the template and what it "
+            f"answers (the shortest has {shortest} tokens); raise max_length."
         )
     _check_skipped(skipped, len(rows), unusable)
     for text in replay_texts:

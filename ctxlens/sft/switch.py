@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +29,10 @@ _HEAD = """\
 {%- endif %}
 """
 
+_OLD_HEAD = re.compile(
+    "^" + re.escape(_HEAD.replace("SWITCH", SWITCH)).replace("APPENDED", r"'(?:[^'\\]|\\.)*'")
+)
+
 _USER, _ANSWER = {"role": "user", "content": "Hello there"}, {"role": "assistant", "content": "Good day."}
 _PROBES = (
     [_USER],
@@ -40,11 +45,12 @@ _PROBES = (
 def add_switch(template: str, indicator: str) -> str:
     """A template that takes `context_dependent=True` and then ends the last user message with the indicator.
 
-    Without the switch it renders what it did before. A template that has the switch is returned as it is.
+    Without the switch it renders what it did before. A switch that it has already is replaced.
     """
+    template = _OLD_HEAD.sub("", template, count=1)
     literal = "'" + f" {indicator}".replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
     head = _HEAD.replace("SWITCH", SWITCH).replace("APPENDED", literal)
-    return template if template.startswith(head) else head + template
+    return head + template
 
 
 def switch_works(tokenizer: Any, template: str, indicator: str) -> bool:
