@@ -97,8 +97,6 @@ class TestRoles:
     ("family", "paths"),
     [
         ("llama", ["fused"] * 3),
-        ("mistral", ["fused"] * 3),
-        ("gemma2", ["tiled"] * 3),
         ("gpt-oss", ["tiled"] * 3),
     ],
 )

@@ -19,7 +19,7 @@ from ctxlens.lens import LensBackend, bridge_from_hf
 from ctxlens.native import NativeBackend
 from ctxlens.steering import Steering
 
-LENGTH = 512
+LENGTH = 320
 WIDE = {
     "hidden_size": 128,
     "intermediate_size": 352,
@@ -37,6 +37,7 @@ SHAPES = {
     "mixtral": WIDE,
     "gpt-oss": {**WIDE, "head_dim": 16, "sliding_window": 128},
 }
+SLOW = {"gpt-oss", "gpt2"}
 
 
 def wrap(hf_model, backend="native"):
@@ -151,7 +152,9 @@ def test_windows_by_layer():
     assert layer_windows(make_tiny("gemma2").config) == (8, None, 8)
 
 
-@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=[pytest.mark.slow] if f in SLOW else []) for f in SHAPES]
+)
 def test_peaks_are_met_within_a_quarter(family):
     model = wrap(make_tiny(family, **SHAPES[family]))
     for arguments, run in runs_of(model.backend):
