@@ -16,8 +16,8 @@ _EXPORTS = {
     "errors": ("CtxlensError", "InputError", "RenderError", "RunExistsError", "UnsupportedModelError"),
     "data": ("load_conversations", "read_messages_file"),
     "results": (
-        "Ability", "NeedleGrid", "RoleAllocation", "Scores", "Selection", "TokenView", "Verdict", "Verdicts",
-        "load_result",
+        "Ability", "Drift", "HeadCurves", "HeadMap", "NeedleGrid", "RoleAllocation", "Scores", "Selection",
+        "TokenView", "Verdict", "Verdicts", "load_result",
     ),
     "augment": ("augmented_attention",),
     "steering": ("Steering", "emphasise"),
@@ -29,7 +29,21 @@ _EXPORTS = {
     "sft": ("TrainConfig", "train"),
     "demo": ("run_demo",),
 }  # fmt: skip
-_MODULES = frozenset({*_EXPORTS, "allocation", "heads", "lens", "native", "plots", "report", "runs", "stats"})
+_MODULES = frozenset(
+    {
+        *_EXPORTS,
+        "ablation",
+        "allocation",
+        "drift",
+        "heads",
+        "lens",
+        "native",
+        "plots",
+        "report",
+        "runs",
+        "stats",
+    }
+)
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 
 if TYPE_CHECKING:
@@ -51,6 +65,9 @@ if TYPE_CHECKING:
     from ctxlens.needle import NeedleConfig as NeedleConfig
     from ctxlens.needle import run_needle as run_needle
     from ctxlens.results import Ability as Ability
+    from ctxlens.results import Drift as Drift
+    from ctxlens.results import HeadCurves as HeadCurves
+    from ctxlens.results import HeadMap as HeadMap
     from ctxlens.results import NeedleGrid as NeedleGrid
     from ctxlens.results import RoleAllocation as RoleAllocation
     from ctxlens.results import Scores as Scores
