@@ -193,9 +193,14 @@ def _example(row: pd.Series, texts: Mapping[str, Conversation]) -> dict[str, Any
 
 def shorten(text: str) -> str:
     """A text on one line, its middle left out where it is long, control characters made visible."""
-    line = " ".join(text.split())
+    line = _one_line(text)
     if len(line) > _HEAD + _TAIL + 3:
         line = f"{line[:_HEAD].rstrip()} … {line[-_TAIL:].lstrip()}"
+    return line
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
     return "".join(one if one.isprintable() else f"\\x{ord(one):02x}" for one in line)
 
 
@@ -281,8 +286,8 @@ def _example_line(example: Mapping[str, Any]) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it is: no markup, no HTML, on one line."""
-    return _MARKUP.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False).replace("&gt;", ">"))
+    """Text that Markdown shows as it is: no markup, no HTML, on one line, control characters visible."""
+    return _MARKUP.sub(r"\\\1", html.escape(_one_line(text), quote=False).replace("&gt;", ">"))
 
 
 __all__ = ["SOURCE_COLUMNS", "card_facts", "card_markdown", "escape_markdown", "make_card", "shorten"]
