@@ -149,9 +149,9 @@ def test_a_compiled_model_gives_the_same_numbers(llama):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
 
-def test_a_wrapper_around_a_compiled_model_is_refused():
-    with pytest.raises(UnsupportedModelError, match=r"OptimizedModule is no .* model.compile\(\)"):
-        Model.from_hf(torch.compile(make_tiny("llama")), make_tokenizer())
+def test_what_is_no_transformers_model_is_refused():  # such as the wrapper that torch.compile returns
+    with pytest.raises(UnsupportedModelError, match=r"a Linear is no transformers model.* model.compile\(\)"):
+        Model.from_hf(torch.nn.Linear(2, 2), make_tokenizer())
 
 
 @pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="needs accelerate")
