@@ -40,7 +40,7 @@ class FakeModel:
         time.sleep(self.pause)
         self.batches.append([chat.n_tokens for chat in chats])
         if self.on_batch is not None:
-            self.on_batch(len(self.batches))
+            self.on_batch(chats)
         return [
             {turn: self._reduced(chat, turn, layers, reduce) for turn in chat.response_turns()}
             for chat in chats

@@ -1,0 +1,215 @@
+"""What does scoring a data set cost beside the forward pass alone, and beside the paper's own way?
+
+Question: tokens per second of scoring over those of a plain SDPA forward that stops at the same layer on the
+          same batches; time a conversation over that of the paper's released algorithm (one conversation
+          padded to 2,047 tokens, eager attention, all layers, all patterns kept), with the same scores; peak
+          memory over the data set's length; and two processes over one.
+Run:      python -m experiments.bench_scoring DATA TOKENIZER --out results.json     (smaller: --smoke)
+Goals:    at least 0.9 times plain; at least 15 times the paper's; the same scores to 1e-4; flat memory; two
+          processes at least 1.6 times one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+WAYS = ("plain", "read", "whole")
+PARTS = ("speed", "paper", "memory", "processes")
+
+
+def seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """Wall time of one call, to the end of what it started on a GPU, and its processor time.
+
+    The latter is what a machine that others use too tells reliably, as long as one thread works.
+    """
+    import torch
+
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
+    began = time.perf_counter(), time.process_time()
+    work()
+    wait()
+    return time.perf_counter() - began[0], time.process_time() - began[1]
+
+
+def measure_speed(
+    hf_model: Any, model: Any, data: Sequence[Any], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Reading alone against plain, batch by batch in turn; and the whole of scoring, text to file."""
+    import torch
+
+    from ctxlens.batching import TokenBatch
+    from ctxlens.dependency import reduce_turns
+    from ctxlens.runs import Run
+    from ctxlens.scoring import Settings, score_conversations, score_to_run
+    from experiments.bench_scoring.subject import make_batches, make_twin, render_all
+
+    settings = Settings.of(model, max_tokens=options.window, batch_tokens=options.batch_tokens)
+    chats = render_all(model, data, options.window)
+    batches = make_batches(chats, options.batch_tokens)
+    plain = make_twin(hf_model, layers=max(settings.layers) + 1)
+    tokens = [
+        TokenBatch.from_chats(batch, pad_id=0, side="right", device=model.device).tokens for batch in batches
+    ]
+
+    def forward(at: int) -> None:
+        with torch.no_grad():
+            plain.base_model(input_ids=tokens[at], use_cache=False)
+
+    def read(at: int) -> None:
+        model.reduce_responses(
+            batches[at], reduce_turns, layers=settings.layers, batch_tokens=options.batch_tokens
+        )
+
+    def whole() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            score_to_run(model, data, settings, Run.open(Path(folder) / "run", study="score", config={}))
+
+    forward(0)
+    read(0)
+    score_conversations(model, data[:1], max_tokens=32)
+    rounds = []
+    for number in range(options.rounds):
+        taken = dict.fromkeys((f"{way}_{kind}" for way in WAYS for kind in ("s", "cpu_s")), 0.0)
+
+        def add(name: str, measured: tuple[float, float], taken: dict[str, float] = taken) -> None:
+            taken[f"{name}_s"] += measured[0]
+            taken[f"{name}_cpu_s"] += measured[1]
+
+        for at in range(len(batches)):
+            ways = [("plain", forward), ("read", read)]
+            for name, way in ways[:: -1 if (number + at) % 2 else 1]:
+                add(name, seconds(lambda way=way, at=at: way(at)))
+        add("whole", seconds(whole))
+        rounds.append({name: round(value, 3) for name, value in taken.items()})
+        print(rounds[-1], file=sys.stderr, flush=True)
+    n_tokens = sum(chat.n_tokens for chat in chats)
+    best = {name: median(taken[name] for taken in rounds) for name in rounds[0]}
+    return {
+        "conversations": len(chats),
+        "tokens": n_tokens,
+        "padded_tokens": sum(batch.numel() for batch in tokens),
+        "batches": len(batches),
+        "layers_read": len(settings.layers),
+        "rounds": rounds,
+        "plain_tokens_per_s": round(n_tokens / best["plain_s"], 1),
+        "read_tokens_per_s": round(n_tokens / best["read_s"], 1),
+        "whole_tokens_per_s": round(n_tokens / best["whole_s"], 1),
+        "read_over_plain": round(median(r["plain_s"] / r["read_s"] for r in rounds), 3),
+        "whole_over_plain": round(median(r["plain_s"] / r["whole_s"] for r in rounds), 3),
+        "read_over_plain_cpu": round(median(r["plain_cpu_s"] / r["read_cpu_s"] for r in rounds), 3),
+        "whole_over_plain_cpu": round(median(r["plain_cpu_s"] / r["whole_cpu_s"] for r in rounds), 3),
+        "whole_s_per_conversation": round(best["whole_s"] / len(chats), 4),
+        "whole_cpu_s_per_conversation": round(best["whole_cpu_s"] / len(chats), 4),
+    }
+
+
+def measure_paper(
+    hf_model: Any, model: Any, data: Sequence[Any], options: argparse.Namespace
+) -> dict[str, Any]:
+    """The paper's way on some conversations, and the largest difference of its scores from ours."""
+    from ctxlens.scoring import score_conversations
+    from experiments.bench_scoring.paper import score_as_the_paper
+    from experiments.bench_scoring.subject import make_twin, render_all
+
+    some = [data[k * len(data) // options.paper_conversations] for k in range(options.paper_conversations)]
+    eager = make_twin(hf_model, attention="eager")
+    scores = score_conversations(model, some, max_tokens=options.window, batch_tokens=options.batch_tokens)
+    frame = scores.frame.set_index(["conversation", "turn", "layer"])["mean_of_best"]
+    taken, largest, compared = [], 0.0, 0
+    for conversation, chat in zip(some, render_all(model, some, options.window), strict=True):
+        found: dict[int, Any] = {}
+        taken.append(
+            seconds(lambda chat=chat, to=found: to.update(score_as_the_paper(eager, chat, options.window, 0)))
+        )
+        for turn, by_layer in found.items():
+            for layer in scores.meta["layers"]:
+                theirs = float(by_layer[layer])
+                largest = max(largest, abs(theirs - float(frame[conversation.id, turn, layer])))
+                compared += 1
+        print(f"paper's way: {taken[-1]}", file=sys.stderr, flush=True)
+    assert largest < 1e-4, f"the scores differ by {largest:.1e}"
+    return {
+        "conversations": len(some),
+        "s_per_conversation": round(median(wall for wall, _ in taken), 3),
+        "cpu_s_per_conversation": round(median(cpu for _, cpu in taken), 3),
+        "scores_compared": compared,
+        "largest_difference": largest,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("data", type=Path, help="any file that ctxlens.data reads, such as lima.json")
+    parser.add_argument("tokenizer", type=Path, help="a folder")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--conversations", type=int, default=96, help="for speed; spread over the data")
+    parser.add_argument("--paper-conversations", type=int, default=5)
+    parser.add_argument("--process-conversations", type=int, default=1024)
+    parser.add_argument("--memory", type=int, nargs="+", default=[250, 1000], help="numbers of conversations")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--window", type=int, default=2047, help="tokens; the paper's padding too")
+    parser.add_argument("--batch-tokens", type=int, default=8192)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--layers", type=int, default=22, help="of the model")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--smoke", action="store_true", help="a small model and a few conversations")
+    options = parser.parse_args(argv)
+    if options.smoke:
+        options.conversations, options.paper_conversations, options.process_conversations = 6, 2, 4
+        options.memory, options.rounds, options.window, options.layers = [4, 8], 1, 192, 3
+    import torch
+
+    from ctxlens.models import Model
+    from ctxlens.runs import package_versions, write_atomic
+    from experiments.bench_scoring import scaling
+    from experiments.bench_scoring.subject import Shape, build_model, choose_conversations, read_tokenizer
+
+    torch.set_num_threads(options.threads)
+    tokenizer = read_tokenizer(options.tokenizer)
+    shape = Shape(n_layers=options.layers)
+    hf_model = build_model(shape, tokenizer, options.window, device=options.device, dtype=options.dtype)
+    model = Model.from_hf(hf_model, tokenizer, name="random", backend="native")
+    data = choose_conversations(options.data, options.conversations)
+    results = json.loads(options.out.read_text()) if options.out.is_file() else {}
+    results["setting"] = {
+        "command": " ".join(["python -m experiments.bench_scoring", *(argv or sys.argv[1:])]),
+        "shape": vars(shape), "d_vocab": len(tokenizer), "window": options.window,
+        "batch_tokens": options.batch_tokens, "threads": options.threads, "device": options.device,
+        "dtype": options.dtype, "machine": platform.machine(), "cores": os.cpu_count(),
+        "versions": package_versions(),
+    }  # fmt: skip
+    if "speed" in options.parts:
+        results["speed"] = measure_speed(hf_model, model, data, options)
+    if "paper" in options.parts:
+        results["paper"] = measure_paper(hf_model, model, data, options)
+    if "speed" in results and "paper" in results:
+        for kind in ("s", "cpu_s"):
+            ours = results["speed"][f"whole_{kind}_per_conversation"]
+            theirs = results["paper"][f"{kind}_per_conversation"]
+            results[f"times_faster_than_paper{kind[:-1].replace('cpu_', '_cpu')}"] = round(theirs / ours, 1)
+    if "memory" in options.parts:
+        every = choose_conversations(options.data, None)
+        results["peak_mib"] = scaling.measure_memory(every, options.tokenizer, options.memory)
+    if "processes" in options.parts:
+        some = choose_conversations(options.data, options.process_conversations)
+        results["processes"] = scaling.measure_processes(some, hf_model, tokenizer, 1)
+    write_atomic(options.out, json.dumps(results, indent=2) + "\n")
+    print(json.dumps({name: value for name, value in results.items() if name != "setting"}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
