@@ -26,6 +26,7 @@ from ctxlens.batching import (
 from ctxlens.errors import InputError
 from ctxlens.models.generation import continue_greedily
 from ctxlens.models.loading import (
+    find_indicator,
     find_stop_ids,
     hash_checkpoint,
     load_causal_lm,
@@ -66,14 +67,15 @@ def load_model(
         dtype: `float32`, `bfloat16` or `float16`; 16-bit attention shares are good to about 0.4 %.
         chat_template: a file with a Jinja chat template (or its text), in place of the tokenizer's own.
         trust_remote_code: run code that comes with the checkpoint.
-        indicator: the indicator token; by default `[IND]` if the tokenizer has it as a token.
+        indicator: the indicator token; by default the one that the checkpoint was trained with, else `[IND]`
+            if the tokenizer has it as a token.
         readout: `float32` computes the role shares of a 16-bit model in float32, from its own queries and
             keys, in a second pass over the scores of the layers read (`native` only; `lens` reads
             the pattern that the model made).
 
     Raises:
         InputError: no such checkpoint, or one that lacks its config, safetensors weights or tokenizer; a
-            device that is not there; an unknown backend or dtype; an unreadable template.
+            device that is not there; an unknown backend, dtype or indicator; an unreadable template.
         UnsupportedModelError: attention that the backend cannot read exactly.
     """
     _check_backend(backend, readout)
@@ -100,7 +102,7 @@ def load_model(
         tokenizer,
         name=str(name_or_path),
         stop_ids=find_stop_ids(hf_model, tokenizer),
-        indicator=indicator,
+        indicator=find_indicator(hf_model, tokenizer, indicator),
         identity=identity,
     )
 
@@ -173,7 +175,8 @@ class Model:
         _check_backend(backend, readout)
         made = _make_backend(hf_model, tokenizer, backend, readout, copied=True)
         stop_ids = find_stop_ids(hf_model, tokenizer)
-        return cls(made, tokenizer, name=name, stop_ids=stop_ids, indicator=indicator)
+        found = find_indicator(hf_model, tokenizer, indicator)
+        return cls(made, tokenizer, name=name, stop_ids=stop_ids, indicator=found)
 
     @classmethod
     def from_lens(
