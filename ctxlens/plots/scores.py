@@ -24,8 +24,8 @@ KINDS = {
 """What the kinds of labelled turns are called in figures."""
 
 LENGTHS = {
-    "context_tokens": "context: user tokens that the turn can see",
-    "response_tokens": "response: tokens of the turn",
+    "context_tokens": "user tokens before the response",
+    "response_tokens": "response tokens",
 }
 """What lengths are called in figures."""
 

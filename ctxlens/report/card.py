@@ -41,7 +41,7 @@ def _groups(name: str, groups: Sequence[Mapping[str, Any]]) -> Table:
     return Table(
         [name, "turns", "selected", "share", "mean score", "if uniform"],
         rows,
-        "If uniform: the mean score if attention were spread evenly over all tokens before.",
+        "If uniform: the mean user share if attention were spread evenly over all tokens before.",
         title=f"Selected by {name}",
     )
 

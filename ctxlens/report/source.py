@@ -137,7 +137,7 @@ def _choices(scores: Scores, selection: Selection | None) -> list[Block]:
                 "Scores by layer",
             )
         ]
-        caption = "Left: the distribution of the scores in each layer. "
+        caption = "By layer: the distribution of the scores. "
         if round(TOP_SHARE * n_turns):
             figures.append(
                 Figure(
@@ -147,9 +147,9 @@ def _choices(scores: Scores, selection: Selection | None) -> list[Block]:
                 )
             )
             caption += (
-                f"Right: each layer chooses the {TOP_SHARE:.0%} of turns that it scores highest; a cell is "
-                "the share of these that the other layer does not choose. Draws at random would differ by "
-                f"{1 - TOP_SHARE:.0%}."
+                f"Disagreement: each layer chooses the {TOP_SHARE:.0%} of turns that it scores highest; a "
+                "cell is the share of these that the other layer does not choose. Draws at random would "
+                f"differ by {1 - TOP_SHARE:.0%}."
             )
         blocks.append(Figures(figures, caption, title="The choice of the layer"))
     rows = [
