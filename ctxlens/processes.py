@@ -30,9 +30,11 @@ class Processes:
         """
         if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
             return cls()
+        import torch
         from accelerate import PartialState
 
-        state = PartialState(cpu=cpu, timeout=_LONGEST_WAIT)
+        # Without a GPU accelerate would take every process for the only one unless told that it is the CPU.
+        state = PartialState(cpu=cpu or not torch.cuda.is_available(), timeout=_LONGEST_WAIT)
         return cls(state.process_index, state.num_processes)
 
     @property
