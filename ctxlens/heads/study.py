@@ -45,7 +45,8 @@ class HeadStudy:
         ablations: which ways of switching heads off are mapped.
         actions: what the cumulative curves do to heads: of `ctxlens.heads.ACTIONS`.
         heads: the heads of the maps, all by default.
-        n_draws: random orders of the curves, and random head sets of the sweep.
+        n_draws: random head sets of the sweep; 0: no random controls at all.
+        curve_draws: random orders of the curves; they cost little.
         questions: questions that need no context, for the side effects of the sweep; none: not measured.
         seed: seed of the draws.
 
@@ -61,7 +62,8 @@ class HeadStudy:
     ablations: Sequence[str] = ABLATIONS
     actions: Sequence[str] = ("steer", "blind")
     heads: Sequence[Head] | None = None
-    n_draws: int = 5
+    n_draws: int = 3
+    curve_draws: int = 10
     questions: Sequence[AnsweredQuestion] = field(default=(), repr=False)
     seed: int = 0
 
@@ -143,7 +145,8 @@ class HeadStudy:
 
             def compute(action: str = action) -> HeadCurves:
                 return cumulative_curves(
-                    self.model, judged, rankings, action, alpha=self.alpha, n_draws=self.n_draws,
+                    self.model, judged, rankings, action, alpha=self.alpha,
+                    n_draws=self.curve_draws if self.n_draws else 0,
                     seed=self.seed, out=self.run, progress=tell(f"first k heads, {action}"),
                 )  # fmt: skip
 

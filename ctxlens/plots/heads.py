@@ -127,8 +127,8 @@ def head_curves(curves: HeadCurves) -> go.Figure:
     figure.update_xaxes(type="log", tickvals=sizes, ticktext=[str(k) for k in sizes],
                         title_text="number of heads", range=[np.log10(min(sizes)) - 0.05,
                                                              np.log10(max(sizes)) + 0.05])  # fmt: skip
-    figure.update_yaxes(title_text=plain(curves.meta.get("quantity", "effect")), zeroline=True,
-                        zerolinecolor=INK.built)  # fmt: skip
+    unit = "recall" if curves.meta.get("measure") == "recall" else "nats per token"
+    figure.update_yaxes(title_text=f"change, {unit}", zeroline=True, zerolinecolor=INK.built)
     figure.update_layout(legend={"y": -0.22, "yanchor": "top"}, margin={"t": 12, "b": 24})
     return figure
 
