@@ -129,8 +129,8 @@ def _curves(curves: HeadCurves) -> list[Block]:
         Table(
             ["ranked by", *(f"{k} heads" for k in sizes)],
             rows,
-            "Minus the mean of as many random heads, paired by cell, with 95 % intervals over texts; the drawn "
-            "sets are taken as they are.",
+            "Minus the mean of as many random heads, paired by cell, with 95 % intervals over texts; the "
+            "drawn sets are taken as they are.",
         )
     )
     return blocks
