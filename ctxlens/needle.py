@@ -220,9 +220,8 @@ def run_settings(
             answers.update(zip(part, found, strict=True))
         extra = parts.read(number, len(plan)) if measure else {}
         rows += [{**_row(*jobs[i], setting, answers[i], config), **extra} for i in range(len(jobs))]
-    grid = NeedleGrid.from_rows(
-        rows, {**(meta or {}), "identity": dict(model.identity), "fingerprint": fingerprint}
-    )
+    same = {"cells": _hash(made_of["cells"]), "fingerprint": fingerprint}  # grids of the same cells pair up
+    grid = NeedleGrid.from_rows(rows, {**(meta or {}), "identity": dict(model.identity), **same})
     if out is not None:
         save_cells(cells, out.path(f"{stem}-cells.jsonl.gz"))
         out.save(name, grid)

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Literal
+
 from ctxlens.plots.compare import compare_models, cure_models
-from ctxlens.plots.needle import NeedlePanel, needle_panel, needle_panels, split_by_memory
+from ctxlens.plots.needle import (
+    COLUMNS,
+    NeedlePanel,
+    needle_difference,
+    needle_panel,
+    needle_panels,
+    score_range,
+    split_by_memory,
+)
 from ctxlens.plots.steering import LINES, steering_curves, steering_points
 from ctxlens.report.blocks import (
     Block,
@@ -19,9 +32,16 @@ from ctxlens.report.blocks import (
 )
 from ctxlens.report.collect import RunContents
 from ctxlens.results import Ability, NeedleGrid
-from ctxlens.stats import bootstrap_mean
+from ctxlens.stats import Interval, bootstrap_mean
 
 _LONGEST_QUESTION = 280
+_MOST_DIFFERENCES = 6
+_SCORES = ("recall", "contains", "needle_logprob")
+_HOW_TO_READ_LOGPROB = (
+    "Each square is one context length (left to right) and one depth of the needle in it (top to bottom); "
+    "the darker it is (on a dark page: the brighter), the likelier the model finds the needle's words after "
+    "their beginning, in nats per token (0: certain). Nothing is generated for this."
+)
 _HOW_TO_READ = (
     "Each square is one context length (left to right) and one depth of the needle in it (top to bottom); "
     "the darker it is (on a dark page: the brighter), the more of the needle's keywords the model repeats "
@@ -30,23 +50,169 @@ _HOW_TO_READ = (
 
 
 def loss_blocks(run: RunContents) -> list[Block]:
-    """Needle heatmaps of the models before the cure, with and without template."""
+    """Needle heatmaps of the models before the cure, in pairs with their difference, and comparisons."""
     blocks: list[Block] = []
     for name, grid in run.grids(steered=False).items():
         models = cure_models(grid)
         shown = _without(grid, models[1]) if models else grid
         contested, free = split_by_memory(shown)
-        panels = needle_panels(contested)
+        title = str(grid.meta.get("title", "Needle in a haystack" if name == "needle" else name))
+        for column in contested.scores:
+            if column != "contains":
+                blocks += _heatmaps(contested, free, column, title)
+        if "recall" in contested.scores:
+            blocks.append(_means(needle_panels(contested), contested, free))
+        blocks += [_differences(contested, column) for column in contested.scores]
+        blocks += [_profile(contested, axis) for axis in ("length", "depth")]
+        blocks += [Note(sentence) for sentence in _what_went_wrong(shown)]
+    return blocks
+
+
+def compare_blocks(runs: Sequence[RunContents]) -> list[Block]:
+    """Needle grids of several runs side by side, paired where their cells are the same texts."""
+    grids = [(run.name, grid) for run in runs for grid in run.grids(steered=False).values()]
+    by_cells: dict[str, list[tuple[str, NeedleGrid]]] = {}
+    for name, grid in grids:
+        by_cells.setdefault(str(grid.meta.get("cells", f"of {name}")), []).append((name, grid))
+    blocks: list[Block] = []
+    if len(grids) > 1:
+        rows = []
+        for name, grid in grids:
+            for panel in needle_panels(grid):
+                values = panel.rows
+                scores = (grid.mean(grid.recall(c, **values)) if c in grid.frame else None for c in _SCORES)
+                cells = [Cell("–") if one is None else interval_cell(one) for one in scores]
+                rows.append([Cell(panel.title, name), *cells])
         blocks.append(
-            Figures(
-                [_figure(panel) for panel in panels],
-                _HOW_TO_READ + _which_cells(contested, free) + _loss_sentence(contested),
-                title=str(grid.meta.get("title", "Needle in a haystack" if name == "needle" else name)),
-                scale="recall",
+            Table(
+                ["run", *(COLUMNS[column] for column in _SCORES)],
+                rows,
+                "Every model and condition of every run. Mean over its own cells with its 95 % interval.",
+                title="Runs side by side",
             )
         )
-        blocks.append(_means(panels, contested, free))
+    for group in by_cells.values():
+        if len(group) > 1:
+            merged = NeedleGrid.concat(
+                [
+                    NeedleGrid(one.frame.assign(model=name + ": " + one.frame["model"].astype(str)), one.meta)
+                    for name, one in group
+                ]
+            )
+            blocks += [_differences(merged, column, "Runs compared") for column in merged.scores]
+    if len(by_cells) > 1:
+        blocks.append(
+            Note(
+                "Runs whose cells are other texts (other lengths, seed, tokenizer or window) are not paired."
+            )
+        )
     return blocks
+
+
+def _heatmaps(contested: NeedleGrid, free: NeedleGrid | None, column: str, title: str) -> list[Block]:
+    panels = needle_panels(contested, column)
+    limits = score_range(panels, column)
+    how = _HOW_TO_READ + _loss_sentence(contested) if column == "recall" else _HOW_TO_READ_LOGPROB
+    low, high = (number(limit) for limit in limits)
+    figures = [_figure(panel, column, limits) for panel in panels]
+    blocks: list[Block] = [
+        Figures(
+            figures,
+            how + " " + _which_cells(contested, free) + f"The scale goes from {low} to {high}.",
+            title=title if column == "recall" else f"{title}: {COLUMNS[column]}",
+            scale="recall" if column == "recall" else "",
+        )
+    ]
+    pairs = [
+        (first, second)
+        for first, second in combinations(panels, 2)
+        if sum(first.key[name] != second.key[name] for name in first.key) == 1
+    ]
+    changes = [
+        Figure(
+            figure_json(needle_difference(contested, first, second, column)),
+            f"Heatmap of the difference in {COLUMNS[column]}, {second.title} minus {first.title}.",
+            title=f"{second.title} minus {first.title}",
+        )
+        for first, second in pairs[:_MOST_DIFFERENCES]
+    ]
+    if changes:
+        caption = (
+            "Paired by cell. Blue: the first named is higher; brown: lower; pale: no difference. The number "
+            "stands in each square, or shows on hover."
+        )
+        blocks.append(Figures(changes, caption, title=f"Differences in {COLUMNS[column]}"))
+    return blocks
+
+
+def _differences(grid: NeedleGrid, column: str, title: str = "Differences, paired by cell") -> Table:
+    """Every pair of variants that differ in one thing."""
+    rows = []
+    for first, second in combinations(needle_panels(grid, column), 2):
+        if sum(first.key[name] != second.key[name] for name in first.key) != 1:
+            continue
+        pair = grid.compare(first.rows, second.rows, column=column)
+        if not pair.pairs:
+            continue
+        p = "<\u00a00.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}"
+        rows.append(
+            [
+                Cell(f"{second.title}, minus {first.title}"),
+                interval_cell(pair.difference, signed=True),
+                Cell(p),
+                Cell(pair.reading),
+                Cell(str(pair.pairs), f"in {pair.difference.n} contexts"),
+            ]
+        )
+    return Table(
+        ["difference", COLUMNS[column], "p", "reading", "cells"],
+        rows,
+        "Both variants answer the same cells. 95 % bootstrap interval over contexts (cells of one length and "
+        "case share their text and are drawn together); p of a two-sided sign-flip test over contexts. "
+        "“No difference shown”: the interval holds zero, or p is above 0.05.",
+        title=f"{title}: {COLUMNS[column]}",
+    )
+
+
+def _profile(grid: NeedleGrid, axis: Literal["length", "depth"]) -> Table:
+    """Each variant at each length or depth."""
+    column = grid.scores[0]
+    panels = needle_panels(grid, column)
+    tables = [grid.by(axis, column, **panel.rows) for panel in panels]
+    places = sorted({float(value) for table in tables for value in table.iloc[:, 0]})
+    rows = []
+    for panel, table in zip(panels, tables, strict=True):
+        found = {
+            float(row[1]): Interval(float(row[2]), float(row[3]), float(row[4]), int(row[5]))
+            for row in table.itertuples()
+        }
+        cells = [_interval_or_mean(found[at]) if at in found else Cell("–") for at in places]
+        rows.append([Cell(panel.title), *cells])
+    unit = "tokens" if axis == "length" else "%"
+    return Table(
+        ["variant", *(f"{at:g} {unit}" for at in places)],
+        rows,
+        f"{COLUMNS[column].capitalize()} at each {axis}, mean over the cells there. 95 % interval over "
+        "contexts, where there are several.",
+        title=f"By {'context length' if axis == 'length' else 'depth'}",
+    )
+
+
+def _interval_or_mean(interval: Interval) -> Cell:
+    return Cell(number(interval.estimate)) if math.isnan(interval.low) else interval_cell(interval)
+
+
+def _what_went_wrong(grid: NeedleGrid) -> list[str]:
+    found = []
+    if len(failed := grid.failed):
+        reason = failed["error"].mode().iloc[0]
+        found.append(
+            f"{len(failed)} of {len(grid)} answers failed and are left out of every mean; most often: "
+            f"{reason}"
+        )
+    if len(silent := grid.silent):
+        found.append(f"{len(silent)} of {len(grid)} answers are without a word; they count as recall 0.")
+    return found
 
 
 def cause_blocks(run: RunContents) -> list[Block]:
@@ -109,11 +275,11 @@ def cure_blocks(run: RunContents) -> list[Block]:
     return blocks
 
 
-def _figure(panel: NeedlePanel) -> Figure:
+def _figure(panel: NeedlePanel, column: str = "recall", limits: tuple[float, float] = (0.0, 1.0)) -> Figure:
     mean = number(float((panel.mean * panel.count)[panel.count > 0].sum() / max(panel.count.sum(), 1)))
     return Figure(
-        figure_json(needle_panel(panel)),
-        f"Heatmap of recall by context length and depth, {panel.title}. Mean {mean}.",
+        figure_json(needle_panel(panel, column=column, limits=limits)),
+        f"Heatmap of {COLUMNS[column]} by context length and depth, {panel.title}. Mean {mean}.",
         title=panel.title,
     )
 
@@ -251,4 +417,4 @@ def _without(grid: NeedleGrid, model: str) -> NeedleGrid:
     return NeedleGrid(grid.frame[grid.frame["model"] != model].reset_index(drop=True), grid.meta)
 
 
-__all__ = ["cause_blocks", "cure_blocks", "loss_blocks"]
+__all__ = ["cause_blocks", "compare_blocks", "cure_blocks", "loss_blocks"]

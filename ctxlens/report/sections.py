@@ -10,7 +10,7 @@ from ctxlens.report.blocks import Block, Note, Part, Section
 from ctxlens.report.collect import RunContents
 from ctxlens.report.heads import drift_blocks, heads_blocks
 from ctxlens.report.making import making_blocks, training_blocks
-from ctxlens.report.needles import cause_blocks, cure_blocks, loss_blocks
+from ctxlens.report.needles import cause_blocks, compare_blocks, cure_blocks, loss_blocks
 from ctxlens.report.source import source_blocks
 
 
@@ -72,6 +72,8 @@ def build_sections(runs: Sequence[RunContents]) -> tuple[list[Section], list[str
                 blocks = [Note(f"Not in this run: {topic.missing}.")]
             if blocks or verdict:
                 parts.append(Part(run.name, blocks, verdict))
+        if topic.claim == "loss" and (blocks := compare_blocks(runs)):
+            parts.append(Part("all runs", blocks))
         if not any(part.verdict or not isinstance(part.blocks[0], Note) for part in parts):
             missing.append(topic.missing)
         if parts:
