@@ -97,9 +97,9 @@ def make_card(
 def _turns(scores: Scores, selection: Selection) -> pd.DataFrame:
     rows = score_rows(scores, selection.meta.get("layer"), selection.meta["reduction"])
     rows["conversation"] = rows["conversation"].astype(str)
-    marks = selection.frame.set_index(["conversation", "turn"])["selected"]
-    index = list(zip(rows["conversation"], rows["turn"], strict=True))
-    rows["selected"] = marks.loc[index].to_numpy(dtype=bool)
+    place = ["conversation", "turn"]
+    rows = rows.merge(selection.frame[[*place, "selected"]], on=place, validate="one_to_one")
+    rows["selected"] = rows["selected"].astype(bool)
     bins = selection.meta.get("bins")
     if bins:
         edges = [one["to"] for one in bins]

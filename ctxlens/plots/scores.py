@@ -126,9 +126,10 @@ def length_histogram(
     lengths = np.maximum(turns[column].to_numpy(dtype=float), 1)
     groups = {"turns": np.ones(len(turns), dtype=bool)}
     if selection is not None:
-        marks = selection.frame.set_index(["conversation", "turn"])["selected"].astype(bool)
-        chosen = marks.reindex(list(zip(turns["conversation"], turns["turn"], strict=True)), fill_value=False)
-        groups = {"chosen": chosen.to_numpy(), "not chosen": ~chosen.to_numpy()}
+        place = ["conversation", "turn"]
+        merged = turns[place].merge(selection.frame[[*place, "selected"]], on=place, how="left")
+        chosen = (merged["selected"] == True).to_numpy()  # noqa: E712  (missing: not chosen)
+        groups = {"chosen": chosen, "not chosen": ~chosen}
     low, high = math.floor(math.log2(lengths.min())), math.ceil(math.log2(lengths.max() + 1))
     edges = np.linspace(low, max(high, low + 1), bins + 1)
     figure = go.Figure()
