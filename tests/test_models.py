@@ -271,3 +271,12 @@ def test_real_weights_on_both_backends(name, request):
     mean = native.logprobs(chats)[0].mean()
     assert math.isfinite(mean)
     assert mean < 0
+
+
+def test_what_does_not_fit_the_memory_is_refused_before_it_is_tried(model, monkeypatch):
+    whole = model.read_roles(CHATS)
+    monkeypatch.setattr("ctxlens.models.model.free_memory", lambda device: 1000)
+    with pytest.raises(InputError, match="one conversation of 20 tokens needs about"):
+        model.read_roles(CHATS)
+    for one, other in zip(whole, model.read_roles(CHATS, batch_tokens=20), strict=True):
+        np.testing.assert_allclose(one.shares, other.shares, atol=1e-6)

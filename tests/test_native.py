@@ -172,6 +172,14 @@ class TestSelection:
             assert torch.equal(model(tokens).logits, plain)
         assert self.state(model) == ("eager", 0)
 
+    def test_the_innermost_block_alone_steers_where_modules_call_torch_themselves(self):
+        model = make_tiny("falcon")
+        tokens = right(CHATS[:1]).tokens
+        with torch.no_grad(), attend(model, right(CHATS[:1]), steerings=[Steering(0.1)]):
+            once = model(tokens).logits
+            with attend(model, right(CHATS[:1]), steerings=[Steering(0.1)]):
+                torch.testing.assert_close(model(tokens).logits, once, atol=1e-6, rtol=0)
+
     def test_two_models_do_not_mix(self):
         one, two = make_tiny("llama"), make_tiny("llama", seed=1)
         tokens = right(CHATS[:1]).tokens

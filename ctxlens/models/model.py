@@ -24,6 +24,7 @@ from ctxlens.batching import (
     plan_batches,
 )
 from ctxlens.errors import InputError
+from ctxlens.forecast import fit_batch_tokens, free_memory
 from ctxlens.models.generation import continue_greedily
 from ctxlens.models.loading import (
     find_indicator,
@@ -43,6 +44,8 @@ from ctxlens.steering import DEFAULT_ROLES, Heads, Steering, SteeringMode, as_he
 
 Progress = Callable[[int, int], None]
 BackendName = Literal["lens", "native"]
+BatchTokens = int | Literal["auto"]
+_BATCH_TOKENS = 8192
 
 
 def load_model(
@@ -214,7 +217,7 @@ class Model:
         layers: Sequence[int] | None = None,
         queries: Queries = "first_answer",
         turn: int | None = None,
-        batch_tokens: int = 8192,
+        batch_tokens: BatchTokens = "auto",
         progress: Progress | None = None,
     ) -> RoleAllocation: ...
 
@@ -226,7 +229,7 @@ class Model:
         layers: Sequence[int] | None = None,
         queries: Queries = "first_answer",
         turn: int | None = None,
-        batch_tokens: int = 8192,
+        batch_tokens: BatchTokens = "auto",
         progress: Progress | None = None,
     ) -> list[RoleAllocation]: ...
 
@@ -237,7 +240,7 @@ class Model:
         layers: Sequence[int] | None = None,
         queries: Queries = "first_answer",
         turn: int | None = None,
-        batch_tokens: int = 8192,
+        batch_tokens: BatchTokens = "auto",
         progress: Progress | None = None,
     ) -> RoleAllocation | list[RoleAllocation]:
         """How the attention of every layer and head spreads over the roles (paper section 2.2).
@@ -248,11 +251,13 @@ class Model:
             queries: `first_answer` (the position that produces the first answer token), `response_mean`
                 (mean over the response's own positions), `all`, or positions.
             turn: the assistant message that is meant, the last by default.
-            batch_tokens: padded tokens in one forward pass.
+            batch_tokens: padded tokens in one forward pass; `auto`: 8,192, or fewer where the memory
+                forecast says that they do not fit.
             progress: called with the numbers of conversations done and in all.
 
         Raises:
-            InputError: layers or positions that do not exist, a conversation longer than the window.
+            InputError: layers or positions that do not exist, a conversation longer than the window, or
+                one that does not fit the free memory.
         """
         single = isinstance(chats, RenderedChat)
         several = [chats] if single else list(chats)
@@ -491,11 +496,16 @@ class Model:
         chats: Sequence[RenderedChat],
         layers: tuple[int, ...],
         positions: Sequence[Sequence[int]],
-        batch_tokens: int,
+        batch_tokens: BatchTokens,
     ) -> Iterator[tuple[int, Float[np.ndarray, "layer head query role"]]]:
         self._check_chats(chats)
         asked = [i for i, row in enumerate(positions) if len(row)]
-        for batch in plan_batches([len(chats[i].tokens) for i in asked], batch_tokens):
+        lengths = [len(chats[i].tokens) for i in asked]
+        budget = _BATCH_TOKENS if isinstance(batch_tokens, str) else batch_tokens
+        if asked and batch_tokens == "auto":
+            rows = max(len(positions[i]) for i in asked)
+            budget = min(budget, fit_batch_tokens(self, free_memory(self.device), max(lengths), queries=rows))
+        for batch in plan_batches(lengths, budget):
             indices = [asked[i] for i in batch]
             queries = pad_queries([positions[i] for i in indices], self.device)
             tokens = self._batch([chats[i] for i in indices], "right")

@@ -38,6 +38,10 @@ _TERMS = {"softcap": "softcap", "s_aux": "sinks", "position_bias": "position_bia
 """What transformers calls the terms that one fused call cannot express, and what `tiled_attention` does."""
 
 
+_ROWS_APART = 32
+"""Shares of at most one query in so many are computed apart from the output: cheaper or about even, as measured."""
+
+
 class _StopForward(Exception):
     """Raised out of the forward pass after the highest layer that is wanted."""
 
@@ -233,9 +237,7 @@ def _attention(
         output = call()
     else:
         role_ids = attending.keys.roles(key.shape[2], query.shape[0], query.device)
-        output, shares = call.read(role_ids, exact=attending.exact)
-        if attending.queries is not None:
-            shares = take_queries(shares, attending.queries.to(shares.device))
+        output, shares = call.read(role_ids, attending.queries, exact=attending.exact)
         shares = shares.float()
         attending.collected[layer] = shares.cpu() if attending.reduce is None else attending.reduce(shares)
     if reads and attending.stop and layer == max(attending.layers):
@@ -261,8 +263,20 @@ class _Call:
         """The output."""
         return self._run(self.query, self.key, self.value)[0]
 
-    def read(self, role_ids: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:
-        """The output, and the shares `[batch, head, query, role]` of all roles."""
+    def read(self, role_ids: Tensor, queries: Tensor | None, *, exact: bool) -> tuple[Tensor, Tensor]:
+        """The output, and the shares `[batch, head, query, role]` of all roles for some queries or all."""
+        if queries is not None and queries.shape[1] * _ROWS_APART <= self.key.shape[2] and not self.terms:
+            output, shares = self(), self._read_apart(role_ids, queries.to(self.query.device))
+        else:
+            output, shares = self._read_all(role_ids, exact=exact)
+            if queries is not None:
+                shares = take_queries(shares, queries.to(shares.device))
+        if "sinks" not in self.terms:
+            shares = torch.nn.functional.pad(shares, (0, 1))
+        return output, shares
+
+    def _read_all(self, role_ids: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:
+        """Output and shares of every query, in one call unless 16-bit shares are wanted in float32."""
         if exact and not self.terms and self.query.dtype != torch.float32:
             output = self()
             wide = [x.float() for x in (self.query, self.key, self.value[..., :0])]
@@ -272,24 +286,36 @@ class _Call:
                 self.query, self.key, self.value, role_ids=role_ids, n_roles=N_ROLES - 1
             )
         assert shares is not None
-        if "sinks" not in self.terms:
-            shares = torch.nn.functional.pad(shares, (0, 1))
         return output, shares
+
+    def _read_apart(self, role_ids: Tensor, queries: Tensor) -> Tensor:
+        """The shares of few queries, apart from the output, in float32 or wider."""
+        query, given = self._rows(queries)
+        wanted = {"role_ids": role_ids, "n_roles": N_ROLES - 1, "key_bias": self.bias, "scale": self.scale}
+        _, shares = tiled_attention(query, self.key, self.value[..., :0], **wanted, **given, tile=64)
+        assert shares is not None
+        return shares
+
+    def _rows(self, queries: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Some queries, and what of mask, head weights and terms belongs to them."""
+        mask = self.mask
+        if mask is None and self.causal:
+            position = torch.arange(self.key.shape[2], device=queries.device)
+            last = queries + self.key.shape[2] - self.query.shape[2]
+            mask = (position <= last[..., None])[:, None]
+        elif mask is not None and mask.shape[2] > 1:
+            mask = take_queries(mask.expand(len(self.query), -1, -1, -1), queries)
+        given = {"head_select": self.select, **self.terms}
+        for name, x in given.items():
+            if name != "sinks" and isinstance(x, Tensor) and x.ndim == 4 and x.shape[2] > 1:
+                given[name] = take_queries(x.expand(len(self.query), -1, -1, -1), queries)
+        return take_queries(self.query, queries), {"attn_mask": mask, **given}
 
     def pattern(self, queries: Tensor | None) -> Tensor:
         """The pattern of some queries (all by default), masked as the kernel masks it."""
-        mask = self.mask
-        if mask is None:
-            mask = torch.ones(1, 1, self.query.shape[2], self.key.shape[2], device=self.key.device).bool()
-            mask = mask.tril(self.key.shape[2] - self.query.shape[2])
-        given = {"attn_mask": mask, "head_select": self.select, **self.terms}
-        query = self.query
-        if queries is not None:
-            queries = queries.to(query.device)
-            query = take_queries(query, queries)
-            for name, x in given.items():
-                if name != "sinks" and isinstance(x, Tensor) and x.shape[2] > 1:
-                    given[name] = take_queries(x.expand(len(query), -1, -1, -1), queries)
+        if queries is None:
+            queries = torch.arange(self.query.shape[2]).expand(len(self.query), -1)
+        query, given = self._rows(queries.to(self.query.device))
         return compute_attention_pattern(query, self.key, key_bias=self.bias, scale=self.scale, **given)
 
     def steer(self, attending: Attending, layer: int, *, as_mask: bool) -> None:

@@ -20,7 +20,12 @@ def calls_directly(model: PreTrainedModel) -> bool:
 
 
 class _Catch(TorchFunctionMode):
-    """Hands the fused calls of attention modules to another function, with the module that calls."""
+    """Hands the fused calls of attention modules to another function, with the module that calls.
+
+    Of nested blocks the innermost answers; what its function calls itself is nobody's to catch.
+    """
+
+    answering = False
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
@@ -30,9 +35,13 @@ class _Catch(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is not F.scaled_dot_product_attention or not self.inside:
+        if func is not F.scaled_dot_product_attention or not self.inside or _Catch.answering:
             return func(*args, **(kwargs or {}))
-        return self._attend(*args, **(kwargs or {}))
+        _Catch.answering = True
+        try:
+            return self._attend(*args, **(kwargs or {}))
+        finally:
+            _Catch.answering = False
 
     def _attend(
         self,
