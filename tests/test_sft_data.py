@@ -4,12 +4,14 @@ import json
 import warnings
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import build_toy_tokenizer
 from sft_cases import ARGUMENTS, make_data, talk, tiny, trained_text, write_recipe
 
 from ctxlens.errors import InputError, RunExistsError
 from ctxlens.models import load_model
+from ctxlens.results import Selection
 from ctxlens.roles import Role, render
 from ctxlens.sft import IndicatorWarning, build_rows, read_config, train, train_from_config
 from ctxlens.sft.__main__ import main
@@ -43,6 +45,19 @@ def test_a_threshold_that_selects_everything_is_told():
         warnings.simplefilter("error")
         marked = mark(DATA, everything - {("c3", 1)})
     assert sum(bool(one.messages[0].get("indicator")) for one in marked) == 11
+
+
+def test_a_selection_of_other_data_is_refused():
+    from ctxlens.data import fingerprint_conversations
+
+    frame = pd.DataFrame({"conversation": ["c1"], "turn": [1], "score": [0.9], "selected": [True]})
+    own = Selection(frame, {"fingerprint": fingerprint_conversations(DATA)})
+    assert sum(bool(one.messages[0].get("indicator")) for one in mark(DATA, own)) == 1
+    with pytest.raises(InputError, match="not those that the selection was made from"):
+        mark(DATA[:5], own)
+    frame["conversation"] = "elsewhere"
+    with pytest.raises(InputError, match="selection belongs to other data"):
+        mark(DATA, Selection(frame, {}))
 
 
 def test_only_answered_messages_count():

@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Collection, Iterable, Sequence
 
-from ctxlens.data import Conversation
+from ctxlens.data import Conversation, fingerprint_conversations
 from ctxlens.errors import InputError
 from ctxlens.indicator import annotate_messages
 from ctxlens.results import Selection
@@ -45,6 +45,7 @@ def mark_data(
     if selection is not None:
         if n_marked_before:
             _warn(f"{n_marked_before} user messages of the data are marked already; they stay so.")
+        _check_fingerprint(data, selection)
         data = annotate_messages(data, selection.turns if isinstance(selection, Selection) else selection)
     n_written = _check_written(data, indicator, config.indicator_in_data)
     n_marked, n_answered = _count_marked(data), sum(len(answered_messages(one)) for one in data)
@@ -62,6 +63,17 @@ def mark_data(
             "learn a difference between with and without it; raise the threshold β of the selection."
         )
     return list(data)
+
+
+def _check_fingerprint(
+    data: Sequence[Conversation], selection: Selection | Collection[tuple[str, int]]
+) -> None:
+    known = selection.meta.get("fingerprint") if isinstance(selection, Selection) else None
+    if known is not None and known != fingerprint_conversations(data):
+        raise InputError(
+            "the conversations are not those that the selection was made from: others were added, left out "
+            "or changed; give the data that were scored (same split, layout and limit), or select again."
+        )
 
 
 def _warn(text: str) -> None:
