@@ -197,8 +197,8 @@ def test_needle_reports_recall_by_condition(tmp_path):
     assert len(grid) == 8
     mean = grid.recall(condition="template+prefix").mean()
     assert f"{mean:.2f} [" in result.stdout
-    assert "minus plain+prefix" in result.stdout
-    assert "too few to tell" in result.stdout
+    assert "paired by cell, from plain+prefix" in result.stderr
+    assert "difference" in result.stdout
 
 
 def test_needle_scores_probability_in_a_text_that_starts_over(tmp_path):

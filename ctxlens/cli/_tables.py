@@ -69,29 +69,28 @@ def show_needles(grid: NeedleGrid) -> None:
         for name in names:
             mean = grid.mean(grid.recall(column, condition=name))
             row = [name, mean.format()]
-            if len(names) > 1:
-                row += ["", "", ""]
             if name != names[0]:
                 pair = grid.compare({"condition": names[0]}, {"condition": name}, column=column)
-                row[2:] = [pair.difference.format(), _p_value(pair.p_value), pair.reading]
+                row += [pair.difference.format(), pair.reading]
+                if pair.reading in ("higher", "lower"):
+                    row[-1] += ", p < 0.001" if pair.p_value < 0.001 else f", p = {pair.p_value:.3f}"
+            elif len(names) > 1:
+                row += ["", ""]
             rows.append(row)
-        head = ["condition", "mean", f"minus {names[0]}", "p", "reading"]
-        found = grid.mean(grid.recall(column, condition=names[0]))
+        contexts = grid.mean(grid.recall(column, condition=names[0])).n
         show_table(
             f"{_SCORES[column]}: {grid.frame['cell'].nunique()} cells, 95 % intervals over "
-            f"{found.n} contexts",
-            head if len(names) > 1 else head[:2],
+            f"{contexts} contexts",
+            ["condition", "mean", "difference", "reading"][: len(rows[0])],
             rows,
         )
+    if len(names) > 1:
+        note(f"difference: paired by cell, from {names[0]}; p of a sign-flip test over contexts")
     if len(failed := grid.failed):
         reason, count = Counter(failed["error"]).most_common(1)[0]
         note(f"{len(failed)} of {len(grid)} answers failed and are left out ({count} times: {reason})")
     if len(silent := grid.silent):
         note(f"{len(silent)} of {len(grid)} answers are without a word; they count as recall 0")
-
-
-def _p_value(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def show_scores(path: Path, meta: Mapping[str, Any], skipped: Sequence[Mapping[str, str]]) -> None:
