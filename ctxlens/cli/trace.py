@@ -65,8 +65,11 @@ def score(
         int | None, typer.Option(min=1, help="Truncate to fewer tokens than the model's window.", metavar="N")
     ] = None,
     batch_tokens: Annotated[
-        int, typer.Option(min=1, help="Padded tokens in one forward pass.", metavar="N")
-    ] = 8192,
+        int | None,
+        typer.Option(
+            min=1, help="Padded tokens in one forward pass; 1024 on a CPU, else 8192 by default.", metavar="N"
+        ),
+    ] = None,
     precision: Annotated[str, typer.Option(help="Number format of stored scores: float32, float16.")] = (
         "float32"
     ),
@@ -129,7 +132,7 @@ def score(
         _screen.note(f"part {part} is done; when all are: ctxlens score --merge {run.folder}")
         return
     if lp_gap:
-        _add_lp_gap(run, lm, data, batch_tokens)
+        _add_lp_gap(run, lm, data, settings.batch_tokens)
     _show_scores(run, meta)
 
 

@@ -43,7 +43,7 @@ class ScoreBatch:
         id_column: str = "id",
         layers: Sequence[int] | str | None = None,
         max_tokens: int | None = None,
-        batch_tokens: int = 8192,
+        batch_tokens: int | None = None,
         precision: Precision | str = "float32",
         drop_refusals: bool = False,
         **load_options: Any,

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Turn = tuple[str, int]
 """A conversation's id and the index of an assistant message in it."""
 
+BATCH_TOKENS = {"cpu": 1024, "other": 8192}
+"""Padded tokens a forward pass, by kind of device."""
+
 _SOURCES = {name: VALUES.index("share_user" if name == "mean_heads" else name) for name in LAYER_COLUMNS}
 
 
@@ -64,7 +67,7 @@ class Settings:
 
     layers: tuple[int, ...]
     max_tokens: int
-    batch_tokens: int = 8192
+    batch_tokens: int
     precision: Precision | str = "float32"
     kinds: Mapping[Turn, str] | None = None
 
@@ -75,13 +78,30 @@ class Settings:
         *,
         layers: Sequence[int] | str | None = None,
         max_tokens: int | None = None,
+        batch_tokens: int | None = None,
         **options: Any,
     ) -> Settings:
-        """Settings for a model; see `check_layers` for `layers`, and `max_tokens` is at most its window."""
+        """Settings for a model.
+
+        Args:
+            model: the model.
+            layers: see `check_layers`.
+            max_tokens: at most the model's window, which is the default.
+            batch_tokens: by default few on a CPU, whose caches then hold them, and more elsewhere
+                (`BATCH_TOKENS`).
+            options: the other attributes.
+
+        Raises:
+            InputError: one of them is out of range.
+        """
         check_precision(options.get("precision", "float32"))
         if max_tokens is not None and max_tokens < 1:
             raise InputError(f"max_tokens is {max_tokens}; expected a number of tokens of at least 1.")
-        return cls(check_layers(model, layers), min(max_tokens or model.n_ctx, model.n_ctx), **options)
+        window = min(max_tokens or model.n_ctx, model.n_ctx)
+        if batch_tokens is None:
+            device = str(getattr(model, "device", "other")).partition(":")[0]
+            batch_tokens = BATCH_TOKENS.get(device, BATCH_TOKENS["other"])
+        return cls(check_layers(model, layers), window, batch_tokens, **options)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def measure_speed(
 
     settings = Settings.of(model, max_tokens=options.window, batch_tokens=options.batch_tokens)
     chats = render_all(model, data, options.window)
-    batches = make_batches(chats, options.batch_tokens)
+    batches = make_batches(chats, settings.batch_tokens)
     plain = make_twin(hf_model, layers=max(settings.layers) + 1)
     tokens = [
         TokenBatch.from_chats(batch, pad_id=0, side="right", device=model.device).tokens for batch in batches
@@ -68,7 +68,7 @@ def measure_speed(
 
     def read(at: int) -> None:
         model.reduce_responses(
-            batches[at], reduce_turns, layers=settings.layers, batch_tokens=options.batch_tokens
+            batches[at], reduce_turns, layers=settings.layers, batch_tokens=settings.batch_tokens
         )
 
     def whole() -> None:
@@ -99,6 +99,7 @@ def measure_speed(
         "conversations": len(chats),
         "tokens": n_tokens,
         "padded_tokens": sum(batch.numel() for batch in tokens),
+        "batch_tokens": settings.batch_tokens,
         "batches": len(batches),
         "layers_read": len(settings.layers),
         "rounds": rounds,
@@ -154,13 +155,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("data", type=Path, help="any file that ctxlens.data reads, such as lima.json")
     parser.add_argument("tokenizer", type=Path, help="a folder")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--conversations", type=int, default=96, help="for speed; spread over the data")
+    parser.add_argument("--conversations", type=int, default=48, help="for speed; spread over the data")
     parser.add_argument("--paper-conversations", type=int, default=5)
     parser.add_argument("--process-conversations", type=int, default=1024)
     parser.add_argument("--memory", type=int, nargs="+", default=[250, 1000], help="numbers of conversations")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--window", type=int, default=2047, help="tokens; the paper's padding too")
-    parser.add_argument("--batch-tokens", type=int, default=8192)
+    parser.add_argument("--batch-tokens", type=int, help="by default what scoring takes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
@@ -188,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results["setting"] = {
         "command": " ".join(["python -m experiments.bench_scoring", *(argv or sys.argv[1:])]),
         "shape": vars(shape), "d_vocab": len(tokenizer), "window": options.window,
-        "batch_tokens": options.batch_tokens, "threads": options.threads, "device": options.device,
+        "threads": options.threads, "device": options.device,
         "dtype": options.dtype, "machine": platform.machine(), "cores": os.cpu_count(),
         "versions": package_versions(),
     }  # fmt: skip

@@ -18,8 +18,8 @@ from ctxlens.runs import Run
 from ctxlens.scoring import Settings, score_to_run
 from experiments.bench_scoring.subject import Shape, build_model, read_tokenizer
 
-MEMORY_WINDOW = 256
-"""Tokens that conversations are cut to where only memory is measured, so that all lengths are alike."""
+WINDOW = 256
+"""Tokens that conversations are cut to here, where it is their number that matters."""
 
 
 def peak_mib(path: Path, tokenizer_folder: Path, count: int) -> float:
@@ -37,7 +37,7 @@ def print_peak(path: Path, tokenizer_folder: Path, count: int) -> None:
     tokenizer = read_tokenizer(tokenizer_folder)
     shape = Shape(n_layers=2)
     model = Model.from_hf(build_model(shape, tokenizer, 2048), tokenizer, name="small")
-    settings = Settings.of(model, max_tokens=MEMORY_WINDOW)
+    settings = Settings.of(model, max_tokens=WINDOW)
     with tempfile.TemporaryDirectory() as folder:
         run = Run.open(Path(folder) / "run", study="score", config={})
         score_to_run(model, open_conversations(path, limit=count), settings, run)
@@ -108,6 +108,7 @@ def _seconds(processes: int, checkpoint: Path, data: Path, out: Path) -> float:
         "--out",
         out,
     ]
+    words += ["--max-tokens", WINDOW]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     began = time.perf_counter()
     done = subprocess.run([*launcher, *map(str, words)], env=environment, capture_output=True, text=True)
