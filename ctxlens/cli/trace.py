@@ -151,6 +151,8 @@ def _add_lp_gap(run: Run, lm: Model, data: Iterable[Conversation], batch_tokens:
 
 
 def _parse_part(text: str | None) -> tuple[int, int]:
+    from ctxlens.scoring import check_part
+
     if text is None:
         return 0, 1
     try:
@@ -159,6 +161,7 @@ def _parse_part(text: str | None) -> tuple[int, int]:
         raise InputError(
             f"--part got {text!r}; expected number and count of the parts, such as 0/16."
         ) from None
+    check_part((number, jobs))
     return number, jobs
 
 

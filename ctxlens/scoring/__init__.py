@@ -9,9 +9,9 @@ reduction are chosen afterwards, by `ctxlens.select_turns`.
 from ctxlens.scoring.batches import ScoreBatch
 from ctxlens.scoring.shard import Scorer, Settings, Turn, check_layers
 from ctxlens.scoring.store import merge_shards
-from ctxlens.scoring.whole import SHARD_CONVERSATIONS, score_conversations, score_to_run
+from ctxlens.scoring.whole import SHARD_CONVERSATIONS, check_part, score_conversations, score_to_run
 
 __all__ = [
-    "SHARD_CONVERSATIONS", "ScoreBatch", "Scorer", "Settings", "Turn", "check_layers", "merge_shards",
-    "score_conversations", "score_to_run",
+    "SHARD_CONVERSATIONS", "ScoreBatch", "Scorer", "Settings", "Turn", "check_layers", "check_part",
+    "merge_shards", "score_conversations", "score_to_run",
 ]  # fmt: skip

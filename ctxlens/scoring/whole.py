@@ -117,9 +117,8 @@ def score_to_run(
     Raises:
         InputError, RunExistsError: as `score_conversations`.
     """
+    check_part(part)
     number, jobs = part
-    if not 0 <= number < jobs:
-        raise InputError(f"the part must be from 0/{jobs} to {jobs - 1}/{jobs}, got {number}/{jobs}.")
     share = (number * processes.count + processes.rank, jobs * processes.count)
     head = _head(model, settings)
     work = _Work(model, conversations, settings, progress, share)
@@ -141,6 +140,15 @@ def score_to_run(
         found = merge_shards(out)
     processes.wait()
     return merge_shards(out) if found is None else found
+
+
+def check_part(part: tuple[int, int]) -> None:
+    """Refuse a job's number that does not fit the number of jobs, with `InputError`."""
+    number, jobs = part
+    if jobs < 1:
+        raise InputError(f"the number of parts must be at least 1, got {jobs}.")
+    if not 0 <= number < jobs:
+        raise InputError(f"the part must be from 0/{jobs} to {jobs - 1}/{jobs}, got {number}/{jobs}.")
 
 
 class _Work:
@@ -272,4 +280,4 @@ def _head(model: Scorer, settings: Settings) -> dict[str, Any]:
     return {**head, "batch_tokens": settings.batch_tokens, "plan": digest.hexdigest()}
 
 
-__all__ = ["SHARD_CONVERSATIONS", "Progress", "score_conversations", "score_to_run"]
+__all__ = ["SHARD_CONVERSATIONS", "Progress", "check_part", "score_conversations", "score_to_run"]
