@@ -16,6 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from ctxlens.cells import NeedleConfig, build_cells, render_cell
 from ctxlens.haystack import load_haystack
 from ctxlens.models import Model
 from ctxlens.prefixes import count_read, plan_branches
+from ctxlens.recall import draw_needle
 from ctxlens.roles import RenderedChat
 from ctxlens.runs import package_versions, write_atomic
 
@@ -51,13 +53,18 @@ def generate_unshared(model: Model, chats: list[RenderedChat], new: int, batch_t
         model._shares = True
 
 
-def measure(backend: str, condition: str, n: int, new: int, batch_tokens: int) -> dict:
-    """Wall and CPU seconds of every way, once each."""
+def measure(backend: str, condition: str, n: int, new: int, batch_tokens: int, one_text: bool) -> dict:
+    """Wall and CPU seconds of every way, once each.
+
+    With one text, one needle is hidden in the beginning of one text, as with essays; else every cell has a
+    needle of its own and every length a text of its own.
+    """
     model = load_model("organism", backend=backend, device="cpu")
-    config = NeedleConfig(
-        lengths=n, depths=n, needles=("known",), conditions=(condition,), max_new_tokens=new
-    )
-    cells = build_cells(model, config, load_haystack("organism"))
+    world = load_haystack("organism")
+    needle = draw_needle("unknown", "bench") if one_text else "known"
+    haystack = load_haystack(islice(world.sentences(0, 0), 100)) if one_text else world
+    config = NeedleConfig(lengths=n, depths=n, needles=(needle,), conditions=(condition,), max_new_tokens=new)
+    cells = build_cells(model, config, haystack)
     chats = [render_cell(model, cell, config, condition) for cell in cells]
     ways: dict[str, Callable[[], list[str]]] = {
         "transformers": lambda: generate_with_transformers(model, chats, new),
@@ -79,8 +86,8 @@ def measure(backend: str, condition: str, n: int, new: int, batch_tokens: int) -
         assert texts[name] == texts[next(iter(ways))], f"{name} gives other texts"
     said = [len(model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts["shared"]]
     return {
-        "backend": backend, "condition": condition, "cells": len(chats), "max_new_tokens": new,
-        "batch_tokens": batch_tokens, "prompt_tokens": sum(map(len, chats)),
+        "backend": backend, "one_text": one_text, "condition": condition, "cells": len(chats),
+        "max_new_tokens": new, "batch_tokens": batch_tokens, "prompt_tokens": sum(map(len, chats)),
         "tokens_read_when_shared": count_read(chats, plan_branches(chats)),
         "mean_new_tokens": round(sum(said) / len(said), 1), "seconds": seconds,
         "times_faster": {
@@ -99,14 +106,14 @@ def main() -> None:
     torch.set_num_threads(1)
     n, short, long = (3, 4, 8) if options.smoke else (20, 20, 100)
     cases = [
-        ("template+prefix", short),
-        ("plain+prefix", short),
-        ("template+prefix", long),
-        ("plain+prefix", long),
+        (condition, new, one_text)
+        for one_text in (True, False)
+        for new in (short, long)
+        for condition in ("template+prefix", "plain+prefix")
     ]
     runs = []
-    for condition, new in cases[:2] if options.smoke else cases:
-        runs.append(measure("native", condition, n, new, options.batch_tokens))
+    for condition, new, one_text in cases[:: 5 if options.smoke else 1]:
+        runs.append(measure("native", condition, n, new, options.batch_tokens, one_text))
         print(json.dumps(runs[-1]), flush=True)
     if not options.smoke:
         record = {"seed": 0, "threads": 1, "versions": package_versions(), "runs": runs}
