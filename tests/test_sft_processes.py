@@ -54,7 +54,10 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("adapter", [{}, {"use_peft": True, "lora_target_modules": "all-linear"}])
+LORA = pytest.param({"use_peft": True, "lora_target_modules": "all-linear"}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("adapter", [{}, LORA])
 def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path, adapter):
     """Stopped within an epoch after step 7, so from checkpoint 6: the same losses and weights to the bit."""
     unbroken = train_from_config(long_recipe(tmp_path / "a"), adapter)
