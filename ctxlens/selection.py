@@ -84,6 +84,7 @@ def select_turns(
     meta |= {
         "layer": layer, "reduction": reduction,
         "turns": len(score), "selected": int(selected.sum()), "model": scores.meta.get("model"),
+        "fingerprint": scores.meta.get("fingerprint"),
     }  # fmt: skip
     return Selection(rows[names].assign(selected=selected), meta)
 
