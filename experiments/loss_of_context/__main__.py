@@ -80,7 +80,12 @@ def ask(args: argparse.Namespace, seed: int) -> NeedleGrid:
         settings = [Setting(name)]
         if model.indicator is not None and name == "indicator":
             settings.append(Setting(name, indicator=True))
-        grids.append(run_settings(model, cells, config, settings, out=run, name=f"needle-{name}.parquet"))
+        grids.append(
+            run_settings(
+                model, cells, config, settings, meta={"config": config.as_dict()}, out=run,
+                name=f"needle-{name}.parquet",
+            )
+        )  # fmt: skip
         print(f"seed {seed}, {name}: {len(grids[-1])} answers", flush=True)
     return NeedleGrid.concat(grids)
 
