@@ -1,7 +1,7 @@
 """Does a real model on real text use a needle, and does the template or steering change how much?
 
 Question: by how many nats per token does a needle in an essay make its own sentence likelier, with and
-          without chat template, and under steering? The control is the same essay without the needle, so that what
+          without chat template, and under steering? The control is the same essay without the needle: what
           the template alone does to the sentence's probability does not count.
 Run:      python -m experiments.natural_text --model stories260K/hf --template chatml.jinja --essays essays/
 Expected: written beforehand: the needle helps a little (a model of 260 thousand parameters, trained on
