@@ -33,7 +33,10 @@ def peak_mib(path: Path, tokenizer_folder: Path, count: int) -> float:
 
 
 def print_peak(path: Path, tokenizer_folder: Path, count: int) -> None:
-    """Score with a small model and print this process's peak memory in MiB."""
+    """Score with a small model and print this process's peak memory in MiB.
+
+    On Linux it is read from the process's own status: `ru_maxrss` is inherited from the parent.
+    """
     tokenizer = read_tokenizer(tokenizer_folder)
     shape = Shape(n_layers=2)
     model = Model.from_hf(build_model(shape, tokenizer, 2048), tokenizer, name="small")
@@ -41,7 +44,11 @@ def print_peak(path: Path, tokenizer_folder: Path, count: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Run.open(Path(folder) / "run", study="score", config={})
         score_to_run(model, open_conversations(path, limit=count), settings, run)
-    print(round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status")
+    if status.is_file():
+        peak = next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line)
+    print(round(peak / 1024, 1))
 
 
 def measure_memory(
