@@ -9,7 +9,8 @@ from ctxlens.roles import render, render_plain
 CHANNELS = (
     "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<a>' }}"
     "{% if m.thinking %}{{ '#think#' + m.thinking + '#end#' }}{% endif %}{{ '#final#' + m.content }}"
-    "{% for call in m.tool_calls or [] %}{{ '<call>' + call.function.name + '</call>' }}{% endfor %}{{ eos_token }}"
+    "{% for call in m.tool_calls or [] %}{{ '<call>' + call.function.name + '</call>' }}{% endfor %}"
+    "{{ eos_token }}"
     "{% else %}{{ '<u>' + m.content + eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<a>' }}{% endif %}"
 )

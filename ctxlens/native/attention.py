@@ -39,7 +39,7 @@ _TERMS = {"softcap": "softcap", "s_aux": "sinks", "position_bias": "position_bia
 
 
 _ROWS_APART = 32
-"""Shares of at most one query in so many are computed apart from the output: cheaper or about even, as measured."""
+"""Shares of at most one query in so many are computed apart from the output (measured: cheaper or even)."""
 
 
 class _StopForward(Exception):
