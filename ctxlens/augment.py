@@ -75,7 +75,7 @@ def augmented_attention(
     Raises:
         InputError: shapes that do not fit, or a query all of whose visible keys are blinded.
     """
-    _check_shapes(query, key, value, role_ids, key_bias, attn_mask, is_causal)
+    check_shapes(query, key, value, role_ids, key_bias, attn_mask, is_causal)
     d_head, d_value = query.shape[-1], value.shape[-1]
     factor = d_head**-0.5 if scale is None else scale
     mask, causal_kernel = _combine_masks(attn_mask, is_causal, query.shape[2], key.shape[2], query.device)
@@ -142,7 +142,7 @@ def compute_attention_pattern(
     Memory grows with query_pos x key_pos: ask for few queries. Arguments as in `augmented_attention`, and
     `softcap`, `sinks` (whose share is what a row lacks to 1) and `position_bias` as in `tiled_attention`.
     """
-    _check_shapes(query, key, key, None, key_bias, attn_mask, is_causal)
+    check_shapes(query, key, key, None, key_bias, attn_mask, is_causal)
     wide = torch.promote_types(query.dtype, torch.float32)
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     mask, causal = _combine_masks(attn_mask, is_causal, query.shape[2], key.shape[2], query.device)
@@ -171,7 +171,7 @@ def compute_score_bias(
     head_select: Float[Tensor, "..."] | None = None,
 ) -> Float[Tensor, "batch head #query_pos key_pos"]:
     """What `key_bias` and `head_select` add to the scores, as one additive mask (for decoding steps)."""
-    biases, selects = _split_biases(query, key_bias, head_select)
+    biases, selects = split_biases(query, key_bias, head_select)
     total: Tensor | float = 0.0
     for bias, select in zip(biases, selects, strict=True):
         blind = torch.isneginf(bias)
@@ -192,7 +192,7 @@ def _bias_columns(
     """
     dtype = query.dtype
     power = 2.0 ** round(math.log2(1 / scale))
-    biases, selects = _split_biases(query, key_bias, head_select)
+    biases, selects = split_biases(query, key_bias, head_select)
     blinding = bool(torch.isneginf(key_bias).any())
     columns = []
     for bias, select in zip(biases, selects, strict=True):
@@ -211,7 +211,7 @@ def _bias_columns(
     return columns
 
 
-def _split_biases(
+def split_biases(
     query: Tensor, key_bias: Tensor, head_select: Tensor | None
 ) -> tuple[list[Tensor], list[Tensor]]:
     """One [batch, key_pos] bias and one [batch or 1, head, query_pos or 1] weight for each bias."""
@@ -281,7 +281,7 @@ def _check_not_all_blinded(
         )
 
 
-def _check_shapes(
+def check_shapes(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -290,6 +290,7 @@ def _check_shapes(
     attn_mask: Tensor | None,
     is_causal: bool,
 ) -> None:
+    """Raise `InputError` where the arguments of an attention call do not fit together."""
     batch, n_heads, query_pos, d_head = query.shape
     kv_batch, n_kv_heads, key_pos, d_key = key.shape
     if (kv_batch, d_key) != (batch, d_head) or value.shape[:3] != key.shape[:3] or n_heads % n_kv_heads:
@@ -315,5 +316,6 @@ def _check_shapes(
 
 
 __all__ = [
-    "BLINDING_BIAS", "FEW_QUERIES", "augmented_attention", "compute_attention_pattern", "compute_score_bias",
+    "BLINDING_BIAS", "FEW_QUERIES", "augmented_attention", "check_shapes", "compute_attention_pattern",
+    "compute_score_bias", "split_biases",
 ]  # fmt: skip

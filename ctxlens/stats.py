@@ -101,10 +101,15 @@ def paired_difference(
     Raises:
         ValueError: the two are not of one length, so that they cannot be pairs.
     """
+    first, second = _as_pairs(first, second)
+    return bootstrap_mean(second - first, clusters=clusters, seed=seed, n_resamples=n_resamples, level=level)
+
+
+def _as_pairs(first: Collection[Any], second: Collection[Any]) -> tuple[np.ndarray, np.ndarray]:
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if first.shape != second.shape:
         raise ValueError(f"pairs need two arrays of one shape, got {first.shape} and {second.shape}")
-    return bootstrap_mean(second - first, clusters=clusters, seed=seed, n_resamples=n_resamples, level=level)
+    return first, second
 
 
 @dataclass(frozen=True)
@@ -165,9 +170,7 @@ def compare_pairs(
     Raises:
         ValueError: the two are not of one length, so that they cannot be pairs.
     """
-    first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    if first.shape != second.shape:
-        raise ValueError(f"pairs need two arrays of one shape, got {first.shape} and {second.shape}")
+    first, second = _as_pairs(first, second)
     labels = np.arange(len(first)) if clusters is None else np.asarray(clusters)
     both = ~np.isnan(second - first)
     first, second, labels = first[both], second[both], labels[both]

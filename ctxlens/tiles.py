@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ctxlens.augment import BLINDING_BIAS, _check_shapes, _split_biases, compute_score_bias
+from ctxlens.augment import BLINDING_BIAS, check_shapes, compute_score_bias, split_biases
 from ctxlens.errors import InputError
 
 
@@ -66,7 +66,7 @@ def tiled_attention(
         InputError: shapes that do not fit, a softcap or tile that is not positive, or a query all of whose
             visible keys are blinded (unless it has a sink to go to).
     """
-    _check_shapes(query, key, value, role_ids, key_bias, attn_mask, is_causal)
+    check_shapes(query, key, value, role_ids, key_bias, attn_mask, is_causal)
     _check_terms(query, key, softcap, sinks, position_bias, tile)
     n_queries, n_keys = query.shape[2], key.shape[2]
     wide = torch.promote_types(query.dtype, torch.float32)
@@ -75,7 +75,7 @@ def tiled_attention(
     selects = None
     blinding = False
     if key_bias is not None:
-        biases, by_bias = _split_biases(query, key_bias, head_select)
+        biases, by_bias = split_biases(query, key_bias, head_select)
         key_bias, selects = torch.stack(biases, -1), torch.stack(by_bias, -1)
         blinding = sinks is None and bool(torch.isneginf(key_bias).any())
     one_hot = None

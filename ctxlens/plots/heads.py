@@ -6,7 +6,18 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ctxlens.plots.allocation import MOST_LABELLED_HEADS, heatmap_height
-from ctxlens.plots.theme import DIVERGING, INK, SEQUENTIAL, SERIES, colorbar, colorscale, plain, style
+from ctxlens.plots.theme import (
+    DASHES,
+    DIVERGING,
+    INK,
+    MARKERS,
+    SEQUENTIAL,
+    SERIES,
+    colorbar,
+    colorscale,
+    plain,
+    style,
+)
 from ctxlens.results import HeadCurves, HeadMap
 
 NAMES = {
@@ -24,8 +35,6 @@ NAMES = {
 """What maps and rankings are called in figures."""
 
 _POSITIVE = ("copying", "user share")
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-_MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
 
 
 def head_map(found: HeadMap, *, layers: tuple[int, ...] | None = None) -> go.Figure:
@@ -113,8 +122,8 @@ def head_curves(curves: HeadCurves) -> go.Figure:
                 y=[round(p.estimate, 4) for _, p in points],
                 customdata=[[_round(p.low), _round(p.high), p.n] for _, p in points],
                 mode="lines+markers",
-                line={"color": shade.built, "width": 2.5, "dash": _DASHES[i % len(_DASHES)]},
-                marker={"color": shade.built, "size": 8, "symbol": _MARKERS[i % len(_MARKERS)]},
+                line={"color": shade.built, "width": 2.5, "dash": DASHES[i % len(DASHES)]},
+                marker={"color": shade.built, "size": 8, "symbol": MARKERS[i % len(MARKERS)]},
                 hovertemplate=(
                     f"{group['name']}, %{{x}} heads<br><b>%{{y:+.3f}}</b> [%{{customdata[0]:.3f}}, "
                     f"%{{customdata[1]:.3f}}]<br>%{{customdata[2]}} {units}<extra></extra>"
@@ -150,7 +159,7 @@ def gradient_scatter(estimate: HeadMap, truth: HeadMap) -> go.Figure:
                          "color": SERIES[layer % len(SERIES)].built},
                 mode="markers",
                 name=f"layer {layer}",
-                marker={"size": 9, "symbol": _MARKERS[layer % len(_MARKERS)],
+                marker={"size": 9, "symbol": MARKERS[layer % len(MARKERS)],
                         "color": SERIES[layer % len(SERIES)].built},
                 customdata=list(range(x.shape[1])),
                 hovertemplate=f"layer {layer}, head %{{customdata}}<br>estimate %{{x:+.4f}}<br>"

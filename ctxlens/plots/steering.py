@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ctxlens.errors import InputError
-from ctxlens.plots.theme import SERIES, plain, style
+from ctxlens.plots.theme import DASHES, MARKERS, SERIES, plain, style
 from ctxlens.results import Ability, NeedleGrid
 from ctxlens.stats import Interval, bootstrap_mean
 
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 LINES = {"all": "all heads", "retrieval": "retrieval heads", "random": "random heads, as many"}
 """What the head sets of a sweep are called in figures."""
-
-_DASHES = ("solid", "dash", "dot", "dashdot")
-_MARKERS = ("circle", "square", "diamond", "triangle-up")
 
 
 @dataclass(frozen=True)
@@ -109,8 +106,8 @@ def _lines(points: list[SteeringPoint], *, legend: bool) -> Iterator[go.Scatter]
             y=[round(p.interval.estimate, 4) for p in own],
             customdata=[[round(p.interval.low, 4), round(p.interval.high, 4), p.interval.n] for p in own],
             mode="lines+markers",
-            line={"color": shade.built, "width": 2.5, "dash": _DASHES[i % len(_DASHES)]},
-            marker={"color": shade.built, "size": 8, "symbol": _MARKERS[i % len(_MARKERS)]},
+            line={"color": shade.built, "width": 2.5, "dash": DASHES[i % len(DASHES)]},
+            marker={"color": shade.built, "size": 8, "symbol": MARKERS[i % len(MARKERS)]},
             hovertemplate=(
                 f"{group['name']}, α %{{x}}<br><b>%{{y:.3f}}</b> [%{{customdata[0]:.3f}}, "
                 "%{customdata[1]:.3f}]<br>%{customdata[2]} units<extra></extra>"

@@ -71,6 +71,11 @@ DIVERGING = tuple(
 )  # fmt: skip
 
 
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
+"""Line styles and symbols by which curves are told apart without colour."""
+
+
 def colorscale(stops: Sequence[Shade]) -> list[list[float | str]]:
     """A plotly colour scale of evenly spaced stops."""
     return [[round(i / (len(stops) - 1), 4), stop.built] for i, stop in enumerate(stops)]

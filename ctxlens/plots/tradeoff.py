@@ -10,12 +10,9 @@ from plotly.subplots import make_subplots
 
 from ctxlens.errors import InputError
 from ctxlens.plots.steering import LINES
-from ctxlens.plots.theme import SERIES, plain, style
+from ctxlens.plots.theme import DASHES, MARKERS, SERIES, plain, style
 from ctxlens.results import Ability, NeedleGrid
 from ctxlens.stats import Interval, bootstrap_mean
-
-_DASHES = ("solid", "dash", "dot", "dashdot")
-_MARKERS = ("circle", "square", "diamond", "triangle-up")
 
 
 @dataclass(frozen=True)
@@ -92,8 +89,8 @@ def trade_off(grid: NeedleGrid, ability: Ability) -> go.Figure:
                     textposition="top center",
                     textfont={"size": 11},
                     mode="lines+markers+text",
-                    line={"color": shade.built, "width": 2, "dash": _DASHES[i % len(_DASHES)]},
-                    marker={"color": shade.built, "size": 8, "symbol": _MARKERS[i % len(_MARKERS)]},
+                    line={"color": shade.built, "width": 2, "dash": DASHES[i % len(DASHES)]},
+                    marker={"color": shade.built, "size": 8, "symbol": MARKERS[i % len(MARKERS)]},
                     name=label,
                     legendgroup=heads,
                     showlegend=column == 1,

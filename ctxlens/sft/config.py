@@ -109,10 +109,7 @@ def make_sft_config(out: str | Path, arguments: Mapping[str, Any] | None = None)
     from trl.trainer.sft_config import SFTConfig
 
     given = dict(arguments or {})
-    known = {f.name for f in fields(SFTConfig)}
-    unknown = sorted(set(given) - known)
-    if unknown:
-        raise InputError(_unknown_keys(unknown, known, "the training arguments"))
+    _check_known(given, {f.name for f in fields(SFTConfig)}, "the training arguments")
     defaults = default_arguments(use_cpu=given.get("use_cpu") or None)
     try:
         with without_renaming_notes():
@@ -128,10 +125,7 @@ def make_train_config(options: Mapping[str, Any] | None = None) -> TrainConfig:
         InputError: an unknown key, or a value that is none of the key's.
     """
     given = dict(options or {})
-    known = {f.name for f in fields(TrainConfig)} - DATA_KEYS
-    unknown = sorted(set(given) - known)
-    if unknown:
-        raise InputError(_unknown_keys(unknown, known, "train"))
+    _check_known(given, {f.name for f in fields(TrainConfig)} - DATA_KEYS, "train")
     return TrainConfig(**given)
 
 
@@ -144,10 +138,7 @@ def make_model_config(arguments: Mapping[str, Any] | None = None) -> Any:
     from trl.trainer.model_config import ModelConfig
 
     given = dict(arguments or {})
-    known = {f.name for f in fields(ModelConfig)}
-    unknown = sorted(set(given) - known)
-    if unknown:
-        raise InputError(_unknown_keys(unknown, known, "the model arguments"))
+    _check_known(given, {f.name for f in fields(ModelConfig)}, "the model arguments")
     try:
         return ModelConfig(**given)
     except (ValueError, TypeError) as error:
@@ -274,6 +265,12 @@ def _without_nulls(config: TrainConfig) -> TrainConfig:
 def _as_words(overrides: Mapping[str, Any]) -> list[str]:
     given = {key: value for key, value in overrides.items() if value is not None}
     return [word for key, value in given.items() for word in (f"--{key}", str(value))]
+
+
+def _check_known(given: Collection[str], known: Collection[str], where: str) -> None:
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise InputError(_unknown_keys(unknown, known, where))
 
 
 def _unknown_keys(names: Sequence[str], known: Collection[str], where: str) -> str:
