@@ -16,7 +16,12 @@ from experiments.organism.measure import SeedStudy
 
 
 def run_experiment(
-    doc: str, folder: Path, study: Callable[[argparse.Namespace], Mapping[str, Any]], **defaults: Any
+    doc: str,
+    folder: Path,
+    study: Callable[[argparse.Namespace], Mapping[str, Any]],
+    *,
+    seeds: Sequence[int] = recipe.SEEDS,
+    **defaults: Any,
 ) -> None:
     """The command line of an experiment: `--out`, `--seeds`, `--smoke`; writes its `results.json`.
 
@@ -24,6 +29,7 @@ def run_experiment(
         doc: the module's docstring: the question, the command, the cost.
         folder: the experiment's folder, where `results.json` goes unless it is a smoke run.
         study: gets the arguments and gives what was found.
+        seeds: the seeds by default.
         **defaults: further arguments of the command line with their defaults.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,7 +39,7 @@ def run_experiment(
     parser.add_argument(
         "--checkpoints", type=Path, default=Path("runs/organism"), help="fine-tuned models; made if not there"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(recipe.SEEDS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--smoke", action="store_true", help="a few steps and cells, to see that it runs")
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
@@ -50,9 +56,16 @@ def run_experiment(
     print(f"figures in {target}")
 
 
-def seed_study(args: argparse.Namespace, seed: int) -> SeedStudy:
-    """The models of one fine-tuning seed, as the command line asks for them."""
-    return SeedStudy(args.checkpoints, seed, steps=4 if args.smoke else recipe.STEPS)
+def seed_study(args: argparse.Namespace, seed: int, *, part: float = 1.0) -> SeedStudy:
+    """The models of one fine-tuning seed, as the command line asks for them.
+
+    Args:
+        args: the command line.
+        seed: the seed.
+        part: part of the recipe's steps and conversations, for experiments with many models.
+    """
+    steps, rows = round(part * recipe.STEPS), round(part * recipe.CONVERSATIONS)
+    return SeedStudy(args.checkpoints, seed, steps=4 if args.smoke else steps, n_conversations=rows)
 
 
 def over_seeds(intervals: Sequence[Interval]) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from ctxlens.roles import Role, render
 from ctxlens.sft import IndicatorWarning, build_rows, read_config, train, train_from_config
 from ctxlens.sft.__main__ import main
 from ctxlens.sft.config import make_sft_config, make_train_config
-from ctxlens.sft.marks import answered_messages, mark_data
+from ctxlens.sft.marks import mark_data
 from ctxlens.sft.trainer import make_trainer
+from ctxlens.sft.variants import answered_messages
 
 DATA = make_data()
 
@@ -61,8 +62,8 @@ def test_a_selection_of_other_data_is_refused():
 
 
 def test_only_answered_messages_count():
-    assert answered_messages(talk("a", "Hello", "fine", "Hello")) == {0}
-    assert answered_messages(talk("a", "Hello", "fine", "Hello", "fine")) == {0, 2}
+    assert answered_messages(talk("a", "Hello", "fine", "Hello")) == {0: 1}
+    assert answered_messages(talk("a", "Hello", "fine", "Hello", "fine")) == {0: 1, 2: 3}
 
 
 def test_indicator_in_the_data_is_an_error_or_kept():

@@ -12,7 +12,7 @@ What counts as what:
   them is ``template``. The role ``developer`` counts as ``system``.
 * ``template``: everything else that the template writes: markers, separators, end-of-turn tokens, dates,
   default system prompts, tool schemas, the generation prompt.
-* ``indicator``: what ctxlens itself appended to a message that carries ``{"indicator": True}``.
+* ``indicator``: what ctxlens itself appended to a message that carries ``{"indicator": True}`` (or a text).
 * ``pad`` and ``sink`` occur only in batches and in attention.
 
 A token that holds characters of several owners follows the rule of `ctxlens.roles.spans.label_tokens`: white

@@ -46,8 +46,9 @@ def render(
         continue_final_message: Leave the final assistant message open, as a response prefix.
         tools: Tool schemas, passed on to the template.
         indicator: The indicator, such as ``"[IND]"``. It is appended, after one space, to the user
-            messages that carry ``{"indicator": True}``; those tokens get the role ``indicator``. The same
-            characters written by anybody else stay theirs.
+            messages that carry ``{"indicator": True}``; a message that carries a text there, such as
+            ``{"indicator": "[MEM]"}``, gets that text instead. Those tokens get the role ``indicator``; the
+            same characters written by anybody else stay theirs. With None no mark is shown.
         system: A system message put first where the conversation has none; turns then count from it.
         max_tokens: The window. A longer conversation is refused, or cut if `truncate`.
         truncate: Cut a conversation that is too long: the context, never the template's tokens; a final
@@ -99,7 +100,6 @@ def render(
         spans,
         [Place(start, end, fields[number].turn) for start, end, number in places],
         marked,
-        indicator,
         template=template,
         open_ended=add_generation_prompt or continue_final_message,
     )
@@ -181,7 +181,6 @@ def render_plain(
         spans,
         places,
         marked,
-        indicator,
         template=None,
         open_ended=add_generation_prompt or continue_final_message,
     )
@@ -214,12 +213,13 @@ def _with_indicator(
     marked: dict[int, str] = {}
     for turn, message in enumerate(messages):
         plain = {key: value for key, value in message.items() if key != INDICATOR_KEY}
-        if message.get(INDICATOR_KEY) and message["role"] != "user":
+        mark = message.get(INDICATOR_KEY)
+        if mark and message["role"] != "user":
             raise InputError(
                 f"Message {turn} ({message['role']}) carries the indicator; only user messages may."
             )
-        if message.get(INDICATOR_KEY) and indicator:
-            marked[turn] = f" {indicator}"
+        if mark and indicator:
+            marked[turn] = f" {mark if isinstance(mark, str) else indicator}"
             plain["content"] += marked[turn]
         spoken.append(plain)
     return spoken, marked
@@ -233,7 +233,6 @@ def _label(
     spans: np.ndarray,
     places: Sequence[Place],
     marked: Mapping[int, str],
-    indicator: str | None,
     *,
     template: str | None,
     open_ended: bool,
@@ -252,9 +251,9 @@ def _label(
             if begin < stop:
                 bounds += [begin, stop]
                 owners += [owner, -1]
-    if indicated != set(marked):
+    for turn in marked.keys() - indicated:
         raise RenderError(
-            f"The chat template changes the indicator {indicator!r} that ends the user's message."
+            f"The chat template changes the indicator {marked[turn].strip()!r} that ends the user's message."
         )
     owner = label_tokens(text, spans, np.asarray(bounds), np.asarray(owners))
     role_of = [MESSAGE_ROLES[message["role"]] for message in messages] + [Role.INDICATOR] * n_turns

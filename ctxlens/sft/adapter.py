@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def make_quantization_config(model_args: Any) -> Any:
     return get_quantization_config(model_args)
 
 
-def make_peft_config(model_args: Any, hf_model: Any, indicator_id: int | None) -> Any:
+def make_peft_config(model_args: Any, hf_model: Any, indicator_ids: Sequence[int]) -> Any:
     """The LoRA configuration of a recipe, which also trains the indicator's embedding; None without adapter.
 
     PEFT trains single rows of an embedding (`trainable_token_indices`) and saves them with the adapter. It
@@ -62,7 +63,7 @@ def make_peft_config(model_args: Any, hf_model: Any, indicator_id: int | None) -
     Args:
         model_args: TRL's `ModelConfig`.
         hf_model: the model, which already has the indicator.
-        indicator_id: the indicator's id, or None if there is none to train.
+        indicator_ids: the ids of the indicators; empty if there is none to train.
 
     Raises:
         InputError: PEFT refuses the configuration.
@@ -73,13 +74,13 @@ def make_peft_config(model_args: Any, hf_model: Any, indicator_id: int | None) -
         config: Any = get_peft_config(model_args)
     except (ValueError, TypeError) as error:
         raise InputError(f"PEFT refuses the adapter: {str(error).splitlines()[0].rstrip('.')}.") from error
-    if config is not None and indicator_id is not None:
+    if config is not None and indicator_ids:
         untie_head(hf_model)
         embedding = hf_model.get_input_embeddings()
         name = next(name for name, module in hf_model.named_modules() if module is embedding)
         name = name.rpartition(".")[2]
         if name not in (config.modules_to_save or ()):
-            config.trainable_token_indices = {name: [indicator_id]}
+            config.trainable_token_indices = {name: list(indicator_ids)}
     return config
 
 

@@ -27,6 +27,7 @@ def _key(default: Any, meaning: str) -> Any:
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "indicator_as": ("token", "text"),
     "indicator_in_data": ("error", "keep"),
+    "selection_control": ("none", "random"),
     "loss_on": LOSS_ON,
     "truncation": SIDES,
     "unusable": ("error", "skip"),
@@ -58,6 +59,10 @@ class TrainConfig:
     indicator_as: str = _key("token", "token: one token, added if it is missing; text: tokenized as it is.")
     indicator_init: str = _key("mean", "Start of its embedding: the mean of all, or of a phrase's tokens.")
     indicator_in_data: str = _key("error", "If somebody wrote the indicator in the data: error, or keep.")
+    indicator_dropout: float = _key(0.0, "Share of the selected messages shown without it, 0 to below 1.")
+    negative_indicator: str | None = _key(None, "A second token, for the answered messages not selected.")
+    selection_control: str = _key("none", "random: as many turns drawn at random in place of the selected.")
+    upsample_selected: int = _key(1, "How often conversations with a selected turn are there; 1: once.")
     loss_on: str = _key("assistant", "Tokens that the loss is on: assistant, or all (as the paper's code).")
     truncation: str = _key("left", "Context cut where a conversation is too long: left, right, middle.")
     unusable: str = _key("error", "Conversations that cannot be trained on: error, or skip (and count).")
@@ -72,6 +77,15 @@ class TrainConfig:
             if value not in choices:
                 one_of = " or ".join(f'"{choice}"' for choice in choices)
                 raise InputError(f"{name} must be {one_of}, got {value!r}.")
+        if not 0 <= self.indicator_dropout < 1:
+            raise InputError(f"indicator_dropout must be 0 to below 1, got {self.indicator_dropout}.")
+        if self.upsample_selected < 1:
+            raise InputError(f"upsample_selected must be at least 1, got {self.upsample_selected}.")
+        if self.negative_indicator is not None and self.negative_indicator == self.indicator:
+            raise InputError(f"negative_indicator must differ from the indicator, got {self.indicator!r}.")
+        for name in ("indicator_dropout", "negative_indicator"):
+            if getattr(self, name) and self.indicator is None:
+                raise InputError(f'{name} needs an indicator beside it; give indicator="[IND]".')
 
 
 def default_arguments(*, use_cpu: bool | None = None) -> dict[str, Any]:

@@ -17,6 +17,10 @@ from ctxlens.sft.switch import SWITCH
 LOG = "train.json"
 SAVING = ".saving"
 _MERGING = ".merging"
+VARIANTS = {
+    "indicator_dropout": 0.0, "negative_indicator": None, "selection_control": "none", "upsample_selected": 1,
+}  # fmt: skip
+"""What a recipe can do differently with its selection, and what it does by default."""
 
 
 def deliver(
@@ -104,6 +108,8 @@ def model_card(
         *(f"- {key}: `{value}`" for key, value in (provenance or {}).items()),
         f"- indicator: {recipe['indicator']}, as {recipe['indicator_as']}, started from "
         f"{recipe['indicator_init']}" if recipe["indicator"] else "- indicator: none",
+        *(f"- {name.replace('_', ' ')}: {recipe[name]}" for name, plain in VARIANTS.items()
+          if recipe[name] != plain),
         "- arguments that differ from the defaults of TRL:", "",
         "```json", json.dumps(arguments, indent=1, default=str), "```", "",
         "Versions: " + ", ".join(f"{key} {value}" for key, value in package_versions().items()), "",

@@ -13,6 +13,7 @@ from ctxlens.indicator import annotate_messages
 from ctxlens.results import Selection
 from ctxlens.roles import INDICATOR_KEY
 from ctxlens.sft.config import TrainConfig
+from ctxlens.sft.variants import answered_messages, draw_control, drop_marks, mark_rest, repeat_selected
 
 
 class IndicatorWarning(UserWarning):
@@ -23,30 +24,45 @@ def mark_data(
     data: Sequence[Conversation],
     selection: Selection | Collection[tuple[str, int]] | None,
     config: TrainConfig,
+    *,
+    seed: int = 0,
 ) -> list[Conversation]:
     """Mark the user messages that the selected turns answer, and check that the indicator can be learned.
+
+    What else the recipe does with the selection happens here too (`ctxlens.sft.variants`): a random one in
+    its place, some marks left out, a token for the rest, the selected conversations more than once.
 
     Warns (`IndicatorWarning`) where no message carries it, or all do, or the data have it already.
 
     Raises:
-        InputError: a selection without indicator or of other data; with `require_selected` also no message
-            that carries it; somebody wrote the indicator in the data (unless `indicator_in_data` is `keep`).
+        InputError: a selection with nothing to use it for, or of other data; none for what needs one; with
+            `require_selected` also no message that carries it; somebody wrote the indicator in the data
+            (unless `indicator_in_data` is `keep`).
     """
     indicator = config.indicator
-    if selection is not None and indicator is None:
+    if selection is not None and indicator is None and config.upsample_selected == 1:
         raise InputError(
             'a selection is given but no indicator to mark it with; give indicator="[IND]", or no selection.'
         )
+    if selection is None and (config.upsample_selected > 1 or config.selection_control != "none"):
+        raise InputError(
+            "upsample_selected and selection_control need a selection; give one (ctxlens select)."
+        )
+    turns: Collection[tuple[str, int]] = ()
+    if selection is not None:
+        _check_fingerprint(data, selection)
+        turns = selection.turns if isinstance(selection, Selection) else selection
+        if config.selection_control == "random":
+            turns = draw_control(data, len(turns), seed)
     if indicator is None:
         if config.require_selected:
             raise InputError('require_selected needs an indicator; give indicator="[IND]".')
-        return list(data)
+        return repeat_selected(data, turns, config.upsample_selected)
     n_marked_before = _count_marked(data)
     if selection is not None:
         if n_marked_before:
             _warn(f"{n_marked_before} user messages of the data are marked already; they stay so.")
-        _check_fingerprint(data, selection)
-        data = annotate_messages(data, selection.turns if isinstance(selection, Selection) else selection)
+        data = annotate_messages(data, turns)
     n_written = _check_written(data, indicator, config.indicator_in_data)
     n_marked, n_answered = _count_marked(data), sum(len(answered_messages(one)) for one in data)
     if not n_marked and not n_written:
@@ -62,7 +78,11 @@ def mark_data(
             f"all {n_answered} answered user messages carry the indicator {indicator}, so the model cannot "
             "learn a difference between with and without it; raise the threshold β of the selection."
         )
-    return list(data)
+    if config.negative_indicator is not None:
+        _check_written(data, config.negative_indicator, config.indicator_in_data)
+        data = mark_rest(data, config.negative_indicator)
+    data = drop_marks(data, config.indicator_dropout, seed)
+    return repeat_selected(data, turns, config.upsample_selected)
 
 
 def _check_fingerprint(
@@ -81,19 +101,7 @@ def _warn(text: str) -> None:
 
 
 def _count_marked(data: Iterable[Conversation]) -> int:
-    return sum(bool(message.get(INDICATOR_KEY)) for one in data for message in one.messages)
-
-
-def answered_messages(conversation: Conversation) -> set[int]:
-    """The user messages that an assistant message answers."""
-    answered: set[int] = set()
-    asked = None
-    for index, message in enumerate(conversation.messages):
-        if message["role"] == "user":
-            asked = index
-        elif message["role"] == "assistant" and asked is not None:
-            answered.add(asked)
-    return answered
+    return sum(message.get(INDICATOR_KEY) is True for one in data for message in one.messages)
 
 
 def _check_written(data: Iterable[Conversation], indicator: str, choice: str) -> int:
@@ -130,4 +138,4 @@ def hash_data(data: Iterable[Conversation], texts: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-__all__ = ["IndicatorWarning", "answered_messages", "hash_data", "mark_data"]
+__all__ = ["IndicatorWarning", "hash_data", "mark_data"]

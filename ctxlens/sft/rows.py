@@ -27,8 +27,8 @@ class TrainRows:
     Attributes:
         rows: `input_ids` and `labels` of each, conversations first, then replayed texts.
         counts: `conversations` and `replay` (rows of each), `skipped` conversations, `truncated` rows, those
-            of them with an indicator or with a cut final response, `tokens_cut`, `indicator_messages`,
-            `tokens`, `trained_tokens`.
+            of them with an indicator or with a cut final response, `tokens_cut`, `indicator_messages` and
+            `negative_messages` (user messages with either token), `tokens`, `trained_tokens`.
         skipped: id and reason of the conversations that were left out.
     """
 
@@ -128,12 +128,14 @@ def build_rows(
         is_cut = chat.n_tokens < full.n_tokens
         is_whole = not turns or len(chat.response_positions(turns[-1])) == response
         n_whole += is_whole
-        n_marked = sum(bool(message.get(INDICATOR_KEY)) for message in messages) if indicator else 0
+        marks = [mark for message in messages if indicator and (mark := message.get(INDICATOR_KEY))]
+        n_marked = sum(mark is True for mark in marks)
         counts["truncated"] += is_cut
         counts["truncated_with_indicator"] += is_cut and n_marked > 0
         counts["truncated_responses"] += not is_whole
         counts["tokens_cut"] += full.n_tokens - chat.n_tokens
         counts["indicator_messages"] += n_marked
+        counts["negative_messages"] += len(marks) - n_marked
     counts["conversations"], counts["skipped"] = len(rows), len(skipped)
     if max_tokens is not None and shortest is not None and not n_whole and n_long:
         raise InputError(
@@ -156,7 +158,7 @@ def build_rows(
 
 _COUNTED = (
     "conversations", "replay", "skipped", "truncated", "truncated_with_indicator", "truncated_responses",
-    "tokens_cut", "indicator_messages",
+    "tokens_cut", "indicator_messages", "negative_messages",
 )  # fmt: skip
 
 

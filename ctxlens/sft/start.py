@@ -89,30 +89,36 @@ class Start:
         return {} if revision == "main" else {"revision": revision}
 
 
-def give_indicator(hf_model: Any, tokenizer: Any, config: TrainConfig) -> int | None:
-    """Give model and tokenizer the recipe's indicator, and record it in the model's configuration.
+def give_indicator(hf_model: Any, tokenizer: Any, config: TrainConfig) -> tuple[int, ...]:
+    """Give model and tokenizer the recipe's indicators, and record them in the model's configuration.
 
     Returns:
-        The id of its token, or None if there is no indicator or it is plain text.
+        The ids of their tokens; empty if there is no indicator or it is plain text.
 
     Raises:
         InputError: the tokenizer or the chat template does not carry it.
     """
     if config.indicator is None:
-        return None
-    number = None
-    if config.indicator_as == "token":
-        number = add_indicator(
-            hf_model,
-            tokenizer,
-            config.indicator,
-            config.indicator_init,
-            pad_to_multiple_of=EMBEDDING_MULTIPLE,
-        )
-    else:
-        _check_text(tokenizer, config.indicator)
-    setattr(hf_model.config, INDICATOR_RECORD, {"text": config.indicator, "as": config.indicator_as})
-    return number
+        return ()
+    numbers = []
+    record = {"text": config.indicator, "as": config.indicator_as}
+    if config.negative_indicator is not None:
+        record["negative"] = config.negative_indicator
+    for text in (config.indicator, config.negative_indicator):
+        if text is not None and config.indicator_as == "token":
+            numbers.append(
+                add_indicator(
+                    hf_model,
+                    tokenizer,
+                    text,
+                    config.indicator_init,
+                    pad_to_multiple_of=EMBEDDING_MULTIPLE,
+                )
+            )
+        elif text is not None:
+            _check_text(tokenizer, text)
+    setattr(hf_model.config, INDICATOR_RECORD, record)
+    return tuple(numbers)
 
 
 def _check_text(tokenizer: Any, indicator: str) -> None:

@@ -111,7 +111,7 @@ def train(
     template = read_chat_template(config.chat_template)
     if template is not None:
         tokenizer.chat_template = template
-    data = mark_data(list(conversations), selection, config)
+    data = mark_data(list(conversations), selection, config, seed=args.seed)
     replayed = draw_replay(replay_texts, len(data), config.replay_share, args.seed)
     recipe = {
         "model": identity,
@@ -127,7 +127,7 @@ def train(
         return out
     if start is not None:
         hf_model = start.load_model()
-    indicator_id = give_indicator(hf_model, tokenizer, config)
+    indicator_ids = give_indicator(hf_model, tokenizer, config)
     rows = build_rows(
         tokenizer, data, indicator=config.indicator, loss_on=config.loss_on, replay_texts=replayed,
         max_tokens=_longest_row(args, hf_model), truncation=config.truncation, unusable=config.unusable,
@@ -137,7 +137,7 @@ def train(
     rows = replace(rows, skipped=(*unread, *rows.skipped), counts=counts)
     if config.indicator is not None and tokenizer.chat_template is not None:
         install_switch(tokenizer, config.indicator)
-    peft_config = make_peft_config(model_args, hf_model, indicator_id)
+    peft_config = make_peft_config(model_args, hf_model, indicator_ids)
     with args.main_process_first(local=False, desc="opening the run"):
         anew = config.overwrite and args.process_index == 0
         run = Run.open(out, study="train", config=recipe, overwrite=anew)
@@ -147,7 +147,7 @@ def train(
             deliver(
                 run, recipe, rows, log, tokenizer, provenance=provenance,
                 merge=(start or trained) if peft_config is not None else None,
-                is_untied=indicator_id is not None,
+                is_untied=bool(indicator_ids),
             )  # fmt: skip
             if args.push_to_hub:
                 _push(run, args)
@@ -155,7 +155,8 @@ def train(
 
 
 _RECORDED = (
-    "indicator", "indicator_as", "indicator_init", "loss_on", "truncation", "unusable", "replay_share",
+    "indicator", "indicator_as", "indicator_init", "indicator_dropout", "negative_indicator",
+    "selection_control", "upsample_selected", "loss_on", "truncation", "unusable", "replay_share",
 )  # fmt: skip
 
 

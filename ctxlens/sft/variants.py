@@ -1,0 +1,89 @@
+"""Other ways to train on selected turns: controls, dropout, a token for the rest, more of the selected.
+
+Each takes conversations and gives conversations; `ctxlens.sft.marks` applies those that a recipe asks for.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ctxlens.data import Conversation
+from ctxlens.errors import InputError
+from ctxlens.roles import INDICATOR_KEY
+
+
+def answered_messages(conversation: Conversation) -> dict[int, int]:
+    """The user messages that an assistant message answers, each with the index of its last answer."""
+    answered: dict[int, int] = {}
+    asked = None
+    for index, message in enumerate(conversation.messages):
+        if message["role"] == "user":
+            asked = index
+        elif message["role"] == "assistant" and asked is not None:
+            answered[asked] = index
+    return answered
+
+
+def draw_control(data: Sequence[Conversation], count: int, seed: int) -> set[tuple[str, int]]:
+    """So many answered turns, drawn at random from all: what a selection must be better than.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    turns = [(one.id, turn) for one in data for turn in answered_messages(one).values()]
+    if count > len(turns):
+        raise InputError(f"{count} turns are selected, but the data have {len(turns)} that answer a user.")
+    drawn = np.random.default_rng([seed, 1]).choice(len(turns), size=count, replace=False)
+    return {turns[int(k)] for k in drawn}
+
+
+def repeat_selected(
+    data: Sequence[Conversation], turns: Collection[tuple[str, int]], times: int
+) -> list[Conversation]:
+    """The data with every conversation that holds a selected turn there so many times, one after another."""
+    chosen = {name for name, _ in turns}
+    return [one for one in data for _ in range(times if one.id in chosen else 1)]
+
+
+def drop_marks(data: Sequence[Conversation], share: float, seed: int) -> list[Conversation]:
+    """Take the mark from a share of the marked messages, drawn at random (as near to it as they divide)."""
+    places = [
+        (number, index)
+        for number, one in enumerate(data)
+        for index, message in enumerate(one.messages)
+        if message.get(INDICATOR_KEY) is True
+    ]
+    drawn = np.random.default_rng([seed, 2]).permutation(len(places))[: round(share * len(places))]
+    dropped: dict[int, dict[int, str | None]] = defaultdict(dict)
+    for number, index in (places[int(k)] for k in drawn):
+        dropped[number][index] = None
+    return [_marked(one, dropped.get(number, {})) for number, one in enumerate(data)]
+
+
+def mark_rest(data: Sequence[Conversation], text: str) -> list[Conversation]:
+    """Mark the answered messages that carry no mark with a text of their own."""
+    return [
+        _marked(one, {at: text for at in answered_messages(one) if not one.messages[at].get(INDICATOR_KEY)})
+        for one in data
+    ]
+
+
+def _marked(conversation: Conversation, marks: Mapping[int, str | None]) -> Conversation:
+    """The conversation with other marks on some messages; None takes the mark away."""
+    if not marks:
+        return conversation
+    messages = [
+        {key: value for key, value in message.items() if key != INDICATOR_KEY or index not in marks}
+        for index, message in enumerate(conversation.messages)
+    ]
+    for index, mark in marks.items():
+        if mark is not None:
+            messages[index][INDICATOR_KEY] = mark
+    return replace(conversation, messages=tuple(messages))
+
+
+__all__ = ["answered_messages", "draw_control", "drop_marks", "mark_rest", "repeat_selected"]

@@ -1,0 +1,244 @@
+"""Which way of training on selected turns brings the context back, and what does each cost?
+
+Question: recall under the template and closed-book ability of the organism, fine-tuned in every way that a
+          recipe offers (indicator on turns selected by several thresholds, on random turns, on the true ones;
+          dropout; a token for the rest; upsampling without a token; replay), asked with and without the
+          indicator, against plain fine-tuning of the same seed on the same cells.
+Run:      python -m experiments.mitigation
+Expected: true labels restore most, a good selection nearly as much, random turns nothing; asked without the
+          indicator all are worse than vanilla, least so with dropout. Written beforehand.
+Cost:     about 20 minutes a seed on one core, because the models are trained for half the steps of the
+          organism's recipe on half its data. `--seeds 0 2` and `--seeds 1 3` may run side by side; a run that
+          was stopped goes on, and the last call, with all seeds, puts the figures together.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ctxlens.ability import run_closed_book
+from ctxlens.cells import NeedleConfig, build_cells
+from ctxlens.haystack import load_haystack
+from ctxlens.models import load_model
+from ctxlens.needle import Setting, run_settings
+from ctxlens.organism import load_world, recipe
+from ctxlens.results import Ability, NeedleGrid, Scores
+from ctxlens.roles import DEFAULT_INDICATOR
+from ctxlens.runs import Run
+from ctxlens.scoring import score_conversations
+from ctxlens.selection import select_turns, selection_quality
+from ctxlens.stats import bootstrap_mean, compare_pairs
+from experiments.common import markdown, over_seeds, run_experiment, seed_study
+from experiments.organism.measure import CASES, LENGTHS, QUESTIONS, SeedStudy
+
+PART = 0.5
+DEPTHS = (0.0, 50.0, 100.0)
+NEGATIVE = "[MEM]"
+NEEDLES = ("known", "unknown")
+TEMPLATE, PLAIN = "template+prefix", "plain+prefix"
+VANILLA = "vanilla | without"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to fine-tune.
+
+    Attributes:
+        select: arguments of `select_turns`; `"truth"` for the true labels; None without a selection.
+        keys: keys of the recipe.
+    """
+
+    select: Mapping[str, Any] | str | None = None
+    keys: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """With what the trained model is asked."""
+        marked = ("with",) if self.keys.get("indicator") else ()
+        return ("without", *marked, *(("negative",) if self.keys.get("negative_indicator") else ()))
+
+
+def _marked(select: Mapping[str, Any] | str, **keys: Any) -> Variant:
+    return Variant(select, {"indicator": DEFAULT_INDICATOR, **keys})
+
+
+VALLEY = {"beta": "valley"}
+VARIANTS: dict[str, Variant] = {
+    "vanilla": Variant(),
+    "selected": _marked(VALLEY),
+    "true labels": _marked("truth"),
+    "random turns": _marked(VALLEY, selection_control="random"),
+    "dropout 0.3": _marked(VALLEY, indicator_dropout=0.3),
+    "negative indicator": _marked(VALLEY, negative_indicator=NEGATIVE),
+    "upsampled, no indicator": Variant(VALLEY, {"upsample_selected": 3}),
+    "no replay": Variant(None, {"replay_share": 0.0}),
+    "replay 0.5": Variant(None, {"replay_share": 0.5}),
+    "threshold 0.5": _marked({"beta": 0.5}),
+    "threshold 0.6": _marked({"beta": 0.6}),
+    "threshold 0.7": _marked({"beta": 0.7}),
+    "threshold 0.8": _marked({"beta": 0.8}),
+    "top 10 %": _marked({"top_share": 0.1}),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one seed shows.
+
+    Attributes:
+        grid: the answers of all variants; `model` names the variant and with what it was asked.
+        ability: their closed-book answers, named in the same way.
+        selections: size and quality of each variant's selection.
+    """
+
+    grid: NeedleGrid
+    ability: Ability
+    selections: Mapping[str, Mapping[str, float]]
+
+
+def ask(study: SeedStudy, run: Run, name: str, smoke: bool) -> tuple[list[NeedleGrid], list[Ability]]:
+    """Needles and closed-book questions of one variant, trained already."""
+    grids, tables = [], []
+    for asked in VARIANTS[name].asked:
+        model = load_model(
+            study.folder / f"{file_name(name)}-{study.seed}",
+            backend="native",
+            indicator=NEGATIVE if asked == "negative" else None,
+        )
+        config = NeedleConfig(
+            lengths=(64,) if smoke else LENGTHS, depths=(0.0, 100.0) if smoke else DEPTHS, needles=NEEDLES,
+            conditions=(TEMPLATE, PLAIN) if asked == "without" else (TEMPLATE,),
+            cases_per_cell=CASES, max_new_tokens=recipe.ANSWER_TOKENS, seed=study.seed,
+        )  # fmt: skip
+        cells = build_cells(model, config, load_haystack("organism", seed=study.seed))
+        marked, label = asked != "without", f"{name} | {asked}"
+        file = f"{file_name(name)}-{asked}.parquet"
+        settings = [Setting(label, indicator=marked)]
+        grids.append(run_settings(model, cells, config, settings, out=run, name=f"needle-{file}"))
+        if not run.has(f"ability-{file}"):
+            facts = load_world().closed_book(10 if smoke else QUESTIONS, seed=study.seed)
+            table = run_closed_book(
+                model, facts, indicator=marked, label=label, max_new_tokens=recipe.ANSWER_TOKENS
+            )
+            run.save(f"ability-{file}", table)
+        tables.append(Ability.load(run.path(f"ability-{file}")))
+    return grids, tables
+
+
+def run_seed(args: argparse.Namespace, seed: int) -> Outcome:
+    """Fine-tune and ask every variant of one seed; what is there already is used again."""
+    study = seed_study(args, seed, part=0.02 if args.smoke else PART)
+    run = Run.open(
+        args.out / f"seed-{seed}",
+        study="mitigation",
+        config={"seed": seed, "part": PART, "smoke": args.smoke},
+    )
+    truth = {turn for turn, kind in study.kinds().items() if kind == "document"}
+    vanilla = study.fine_tune("vanilla")
+    layer = study.needle_layer(vanilla)
+    scores = score_conversations(vanilla, study.conversations, kinds=study.kinds(), out=run)
+    grids: list[NeedleGrid] = []
+    tables: list[Ability] = []
+    selections = {}
+    for name, variant in VARIANTS.items():
+        selection, selections[name] = choose(variant, scores, layer, truth)
+        study.fine_tune(file_name(name), selection=selection, **variant.keys)
+        answered = ask(study, run, name, args.smoke)
+        grids += answered[0]
+        tables += answered[1]
+        print(f"seed {seed}: {name}", flush=True)
+    return Outcome(NeedleGrid.concat(grids), Ability.concat(tables), selections)
+
+
+def choose(
+    variant: Variant, scores: Scores, layer: int, truth: set[tuple[str, int]]
+) -> tuple[Any, dict[str, float]]:
+    """The selection of a variant, and how good it is."""
+    if variant.select is None:
+        return None, {}
+    if isinstance(variant.select, str):
+        return truth, {"selected": len(truth), "precision": 1.0, "recall": 1.0}
+    selection = select_turns(scores, layer=layer, **variant.select)
+    quality = selection_quality(selection, truth)
+    return selection, {
+        "selected": quality.selected, "share": quality.selected / quality.turns,
+        "threshold": selection.meta["threshold"], "precision": quality.precision, "recall": quality.recall,
+    }  # fmt: skip
+
+
+def file_name(name: str) -> str:
+    """A variant's name as part of a file's."""
+    return name.replace(" %", "").replace(",", "").replace(" ", "-")
+
+
+def study(args: argparse.Namespace) -> dict[str, Any]:
+    """All variants over all seeds: means, and paired differences from vanilla."""
+    outcomes = [run_seed(args, seed) for seed in args.seeds]
+    rows = {
+        f"{name} | {asked}": summarise(outcomes, f"{name} | {asked}")
+        for name, variant in VARIANTS.items()
+        for asked in variant.asked
+    }
+    selections = {
+        name: {key: [one.selections[name][key] for one in outcomes] for key in found}
+        for name, found in outcomes[0].selections.items()
+        if found
+    }
+    print(table(rows))
+    return {"rows": rows, "selections": selections}
+
+
+def summarise(outcomes: list[Outcome], label: str) -> dict[str, Any]:
+    """One row: recall by needle, closed book, and the differences from vanilla asked without."""
+
+    def recall(needle: str, condition: str, column: str = "recall") -> dict[str, Any]:
+        chosen = {"model": label, "needle": needle, "condition": condition}
+        return over_seeds([one.grid.mean(one.grid.recall(column, **chosen)) for one in outcomes])
+
+    row: dict[str, Any] = {needle: recall(needle, TEMPLATE) for needle in NEEDLES}
+    row["known from memory"] = recall("known", TEMPLATE, "memory_recall")
+    if label.endswith("without"):
+        row["known, no template"] = recall("known", PLAIN)
+    row["closed book"] = over_seeds(
+        [bootstrap_mean(one.ability.where(model=label).frame["recall"]) for one in outcomes]
+    )
+    if label == VANILLA:
+        return row
+    for needle in NEEDLES:
+        first, second = (
+            {"model": model, "needle": needle, "condition": TEMPLATE} for model in (VANILLA, label)
+        )
+        found = [one.grid.compare(first, second) for one in outcomes]
+        row[f"{needle} minus vanilla"] = over_seeds([pair.difference for pair in found]) | {
+            "readings": [pair.reading for pair in found]
+        }
+    pairs = [
+        compare_pairs(*(one.ability.where(model=model).frame["recall"] for model in (VANILLA, label)))
+        for one in outcomes
+    ]
+    row["closed book minus vanilla"] = over_seeds([pair.difference for pair in pairs])
+    return row
+
+
+def table(rows: Mapping[str, Any]) -> str:
+    """The rows in Markdown."""
+    columns = ("known", "known minus vanilla", "unknown", "known, no template", "closed book")
+    lines = [
+        [*name.split(" | "), *(_cell(row.get(column)) for column in columns)] for name, row in rows.items()
+    ]
+    return markdown(("trained", "asked", *columns), lines)
+
+
+def _cell(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return ""
+    return f"{figure['mean']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
+
+
+if __name__ == "__main__":
+    assert __doc__
+    run_experiment(__doc__, Path(__file__).parent, study, seeds=(0, 1, 2, 3, 4))
