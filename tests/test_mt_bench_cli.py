@@ -46,7 +46,7 @@ def test_answers_of_two_conditions_are_judged_and_compared(folder, monkeypatch):
     assert "rated by j" in said.stdout
     assert "organism-chat+alpha0.3" in said.stdout
     assert "7.00" in said.stdout
-    assert "minus organism-chat" in said.stderr
+    assert "organism-chat+alpha0.3 minus organism-chat: 0.00" in said.stderr
     files = sorted(str(p.relative_to("out")) for p in Path("out").rglob("*") if p.is_file())
     assert files == [
         "manifest.json", "model_answer/organism-chat+alpha0.3.jsonl", "model_answer/organism-chat.jsonl",
@@ -82,7 +82,8 @@ def test_answers_of_others_are_judged_without_a_model(folder):
     assert "2 of 4 answers have no rating (most often: no rating in double brackets)" in said.stderr
     assert "run the same command again" in said.stderr
     line = next(line for line in said.stdout.splitlines() if line.startswith("gpt"))
-    assert line.split()[:4] == ["gpt", "2", "1", "0"]
+    assert line.split()[:3] == ["gpt", "9.00", "nan"]
+    assert line.split()[-3:] == ["1/2", "1", "0"]
 
 
 @pytest.mark.parametrize(

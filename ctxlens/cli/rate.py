@@ -206,21 +206,20 @@ def _show(run: Run, questions: list[MTQuestion], ratings: Ratings | None) -> Non
     """One table: a model a row, its answers counted, and its ratings if there are any."""
     from ctxlens.mt_bench import count_answers, read_all_answers
 
-    columns = ["model", "answers", "empty", "cut"]
-    turns = sorted(ratings.frame["turn"].unique()) if ratings is not None else []
-    if ratings is not None:
-        columns += [*(f"turn {turn}" for turn in turns), "all turns", "unrated"]
     ids = {question.question_id for question in questions}
+    turns = sorted(ratings.frame["turn"].unique()) if ratings is not None else []
     rows = []
     for model, answers in read_all_answers(run.folder).items():
         counts = count_answers([row for key, row in answers.items() if key in ids])
-        row = [model, *(str(counts[key]) for key in ("turns", "empty", "truncated"))]
+        row = [model, str(counts["turns"])]
         if ratings is not None:
-            means = [ratings.mean(model=model, turn=turn) for turn in turns] + [ratings.mean(model=model)]
-            row += [mean.format() for mean in means] + [str(len(ratings.where(model=model).unrated))]
-        rows.append(row)
+            of_model = ratings.where(model=model)
+            row = [model, *(f"{of_model.mean(turn=turn).estimate:.2f}" for turn in turns)]
+            row += [of_model.mean().format(), f"{len(of_model) - len(of_model.unrated)}/{len(of_model)}"]
+        rows.append([*row, str(counts["empty"]), str(counts["truncated"])])
+    told = ["answers"] if ratings is None else [*(f"turn {turn}" for turn in turns), "all turns", "rated"]
     title = f"{len(questions)} questions" + (f", rated by {ratings.meta['judge']}" if ratings else "")
-    _screen.show_table(title, columns, rows)
+    _screen.show_table(title, ["model", *told, "empty", "cut"], rows)
     if ratings is not None:
         _note_ratings(ratings)
     _screen.note(f"results in {run.folder}")

@@ -165,7 +165,7 @@ def read_answers(path: Path) -> dict[QuestionId, dict[str, Any]]:
 
 def read_all_answers(folder: Path) -> dict[str, dict[QuestionId, dict[str, Any]]]:
     """The answers of every model in a folder of FastChat's layout, by model (the name of its file)."""
-    paths = sorted((folder / "model_answer").glob("*.jsonl"))
+    paths = sorted((folder / "model_answer").glob("*.jsonl"), key=lambda path: path.stem)
     return {path.stem: read_answers(path) for path in paths}
 
 
