@@ -384,6 +384,23 @@ def test_killed_it_goes_on_without_asking_again(questions, tmp_path):
     assert ratings.mean().estimate == 7
 
 
+def test_broken_off_it_waits_for_nobody(questions, tmp_path):
+    """A judge that hangs must not keep the command from ending, nor lose what was judged."""
+    path = tmp_path / "j.jsonl"
+
+    def stop(done, _):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with serve(lambda _, number: Say("[[7]]", after=0 if number < 2 else 8)) as stub:
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            judge_answers(quick(stub), questions, answers_of("m"), path=path, threads=2, progress=stop)
+        assert time.monotonic() - start < 5
+        assert len(stub.requests) <= 4
+    assert len(read_lines(path)) == 2
+
+
 def test_judgments_of_something_else_are_refused(questions, tmp_path):
     path = write_jsonl(tmp_path / "j.jsonl", [{"question_id": 1}])
     with serve(lambda *_: Say("[[7]]")) as stub:

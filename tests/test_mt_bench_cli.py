@@ -113,6 +113,11 @@ def test_wrong_arguments_give_one_sentence_and_write_nothing(folder, words, frag
     assert not Path("out").exists()
 
 
+def test_several_processes_are_refused(folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "runs in one process" in call(*QUICK, code=2).stderr
+
+
 def test_a_folder_of_other_questions_is_refused(folder):
     call("--limit", "1", *QUICK)
     assert "other settings" in call(*QUICK, code=2).stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,6 +82,8 @@ def mt_bench(
     """
     from ctxlens.mt_bench import check_label, fingerprint_questions, load_questions, load_references
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("mt-bench runs in one process; start it without accelerate launch or torchrun.")
     check_steering(alpha, heads)
     if label is not None:
         check_label(label)

@@ -137,6 +137,11 @@ class Session:
         """Let nobody wait or try any longer."""
         self._stopped.set()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing more shall be asked."""
+        return self._stopped.is_set()
+
     def ask(self, system: str, user: str) -> Reply:
         """The judge's reply, or why there is none; nothing is raised for what happens on the way."""
         body = json.dumps(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any
 
 from ctxlens.errors import InputError, ModelFailureError
@@ -133,31 +134,48 @@ def _read_judgments(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
 def _ask_all(
     endpoint: Endpoint, tasks: Sequence[_Task], threads: int
 ) -> Generator[tuple[_Task, dict[str, Any]], None, None]:
+    """A row a task, in the order in which the judge answers."""
     failed, succeeded = 0, 0
-    with endpoint.open() as session, ThreadPoolExecutor(max(1, threads)) as pool:
-        asked: dict[Future[Reply], _Task] = {pool.submit(_ask, session, task): task for task in tasks}
-        try:
-            for future in as_completed(asked):
-                reply = future.result()
-                if reply.fatal:
-                    raise ModelFailureError(
-                        f"the judge {endpoint.model} at {endpoint.url} cannot be asked: {reply.error}"
-                    )
-                row = _as_row(endpoint, asked[future], reply)
-                failed, succeeded = failed + _is_failure(reply), succeeded + (not _is_failure(reply))
-                yield asked[future], row
-                if failed >= _GIVE_UP and not succeeded:
-                    raise ModelFailureError(
-                        f"the judge {endpoint.model} at {endpoint.url} has answered none of {failed} "
-                        f"questions ({reply.error}); run the same command again to go on."
-                    )
-        finally:
-            session.stop()
-            pool.shutdown(wait=False, cancel_futures=True)
+    with endpoint.open() as session:
+        for task, reply in _ask_in_threads(session, tasks, threads):
+            if reply.fatal:
+                raise ModelFailureError(
+                    f"the judge {endpoint.model} at {endpoint.url} cannot be asked: {reply.error}"
+                )
+            yield task, _as_row(endpoint, task, reply)
+            failed, succeeded = failed + _is_failure(reply), succeeded + (not _is_failure(reply))
+            if failed >= _GIVE_UP and not succeeded:
+                raise ModelFailureError(
+                    f"the judge {endpoint.model} at {endpoint.url} has answered none of {failed} "
+                    f"questions ({reply.error}); run the same command again to go on."
+                )
 
 
-def _ask(session: Session, task: _Task) -> Reply:
-    return session.ask(task.prompt.system, task.prompt.user)
+def _ask_in_threads(session: Session, tasks: Sequence[_Task], threads: int) -> Iterator[tuple[_Task, Reply]]:
+    """Replies as they come, from threads that nobody has to wait for when the work is broken off."""
+    todo: SimpleQueue[_Task] = SimpleQueue()
+    replies: SimpleQueue[tuple[_Task, Reply | Exception]] = SimpleQueue()
+    for task in tasks:
+        todo.put(task)
+
+    def work() -> None:
+        while not session.stopped:
+            try:
+                task = todo.get_nowait()
+            except Empty:
+                return
+            try:
+                replies.put((task, session.ask(task.prompt.system, task.prompt.user)))
+            except Exception as error:  # is raised where the replies are read
+                replies.put((task, error))
+
+    for _ in range(min(threads, len(tasks))):
+        Thread(target=work, daemon=True).start()
+    for _ in tasks:
+        task, reply = replies.get()
+        if isinstance(reply, Exception):
+            raise reply
+        yield task, reply
 
 
 def _as_row(endpoint: Endpoint, task: _Task, reply: Reply) -> dict[str, Any]:

@@ -115,7 +115,9 @@ def _load_all() -> None:
 @contextlib.contextmanager
 def _without_download() -> Iterator[None]:
     """Offline, keep lm-eval from fetching nltk's data at import, which none but its first process does."""
-    if not os.environ.get("HF_HUB_OFFLINE"):
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if not HF_HUB_OFFLINE:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
         return
