@@ -436,6 +436,8 @@ def test_ratings_by_hand(tmp_path):
     found = ratings.compare("a", "b")
     assert (found.pairs, found.difference.estimate, found.difference.n) == (7, 2.0, 4)
     assert found.reading == "too few to tell"
+    (pair,) = ratings.differences()
+    assert (pair["first"], pair["second"], pair["estimate"], pair["pairs"]) == ("a", "b", 2.0, 7)
     summary = {(row["model"], row["category"], row["turn"]): row for row in ratings.summary()}
     assert summary["a", "writing", 1]["unrated"] == 1
     assert summary["a", "writing", 1]["estimate"] == 3

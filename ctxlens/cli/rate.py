@@ -187,22 +187,11 @@ def _grade(
         )
     name = path.stem.removesuffix("_single")
     run.save(f"ratings-{name}.parquet", ratings)
-    run.write_json(f"summary-{name}.json", {"judge": judge.model, **_summarise(ratings)})
+    run.write_json(
+        f"summary-{name}.json",
+        {"judge": judge.model, "means": ratings.summary(), "differences": ratings.differences()},
+    )
     return ratings
-
-
-def _summarise(ratings: Ratings) -> dict[str, Any]:
-    first, *others = ratings.models
-    compared = []
-    for other in others:
-        found = ratings.compare(first, other)
-        compared.append(
-            {
-                "first": first, "second": other, **found.difference.as_dict(), "p_value": found.p_value,
-                "pairs": found.pairs, "reading": found.reading,
-            }
-        )  # fmt: skip
-    return {"means": ratings.summary(), "differences": compared}
 
 
 def _show(run: Run, questions: list[MTQuestion], ratings: Ratings | None) -> None:

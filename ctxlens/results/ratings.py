@@ -45,6 +45,20 @@ class Ratings(_Table):
         wide = wide.reindex(columns=[first, second])
         return compare_pairs(wide[first], wide[second], clusters=wide.index.get_level_values("question_id"))
 
+    def differences(self) -> list[dict[str, Any]]:
+        """Every other model against the first, as `compare` has it."""
+        first, *others = self.models
+        found = []
+        for other in others:
+            pair = self.compare(first, other)
+            found.append(
+                {
+                    "first": first, "second": other, **pair.difference.as_dict(), "p_value": pair.p_value,
+                    "pairs": pair.pairs, "reading": pair.reading,
+                }
+            )  # fmt: skip
+        return found
+
     def summary(self) -> list[dict[str, Any]]:
         """Means by model, turn and category (`all`: over all of them), with interval and counts."""
         found = []
