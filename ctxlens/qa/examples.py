@@ -191,11 +191,13 @@ def _drop_original(rows: Sequence[Any]) -> Iterator[QAExample]:
 
 def _drop_rows(rows: Sequence[Any]) -> Iterator[QAExample]:
     for number, row in enumerate(rows):
-        validated = row.get("validated_answers") or {"number": []}
-        found = [
-            {key: validated[key][i] for key in ("number", "date", "spans")}
-            for i in range(len(validated["number"]))
-        ]
+        found = row.get("validated_answers") or []
+        if isinstance(found, Mapping):  # how the datasets library stores a list of mappings
+            columns = (found[key] for key in ("number", "date", "spans"))
+            found = [
+                dict(zip(("number", "date", "spans"), values, strict=True))
+                for values in zip(*columns, strict=True)
+            ]
         yield from _drop_example(
             row.get("query_id", number), row["passage"], row["question"], [row["answer"], *found]
         )

@@ -152,8 +152,8 @@ def find_file(name: str, source: str) -> Path | str:
     named = [path for path in (folder / name, *folder.glob(f"*/{name}")) if _is_data_set(path)]
     if not named:
         raise InputError(
-            f"folder {source} holds no file for {name}; expected {' or '.join(FILE_NAMES[name])}, or a "
-            f"folder {name} as saved by the datasets library."
+            f"folder {source} holds no file for {name}; expected {' or '.join(FILE_NAMES[name])}, "
+            f"or a folder {name} as saved by the datasets library."
         )
     return named[0]
 
