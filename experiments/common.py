@@ -56,16 +56,16 @@ def run_experiment(
     print(f"figures in {target}")
 
 
-def seed_study(args: argparse.Namespace, seed: int, *, part: float = 1.0) -> SeedStudy:
+def seed_study(args: argparse.Namespace, seed: int, *, batch_rows: int = recipe.BATCH_ROWS) -> SeedStudy:
     """The models of one fine-tuning seed, as the command line asks for them.
 
     Args:
         args: the command line.
         seed: the seed.
-        part: part of the recipe's steps and conversations, for experiments with many models.
+        batch_rows: rows of one step, fewer for experiments with many models.
     """
-    steps, rows = round(part * recipe.STEPS), round(part * recipe.CONVERSATIONS)
-    return SeedStudy(args.checkpoints, seed, steps=4 if args.smoke else steps, n_conversations=rows)
+    steps = 4 if args.smoke else recipe.STEPS
+    return SeedStudy(args.checkpoints, seed, steps=steps, batch_rows=batch_rows)
 
 
 def over_seeds(intervals: Sequence[Interval]) -> dict[str, Any]:

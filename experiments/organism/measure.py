@@ -47,8 +47,8 @@ class SeedStudy:
         seed: Seed of the data, the replayed texts, the order of the rows and the needle texts.
         base: The base model, a folder or packaged name.
         log: Called with one line at a time.
-        steps: Optimizer steps; less than the recipe's to try things out, or to compare many variants.
-        n_conversations: Conversations of the data; with the replayed texts they fill `steps` batches.
+        steps: Optimizer steps; less than the recipe's only to try things out.
+        batch_rows: Rows of one step; fewer than the recipe's to compare many variants.
     """
 
     folder: Path
@@ -56,12 +56,13 @@ class SeedStudy:
     base: str = "organism"
     log: Callable[[str], None] = print
     steps: int = recipe.STEPS
-    n_conversations: int = recipe.CONVERSATIONS
+    batch_rows: int = recipe.BATCH_ROWS
 
     @property
     def conversations(self) -> list[Conversation]:
         """The fine-tuning data with the true kind of every answer."""
-        made = load_world().conversations(self.n_conversations, seed=self.seed, **recipe.SHARES)
+        n_conversations = round(recipe.CONVERSATIONS * self.batch_rows / recipe.BATCH_ROWS)
+        made = load_world().conversations(n_conversations, seed=self.seed, **recipe.SHARES)
         return [
             Conversation(id=c.id, messages=tuple(c.messages), source="organism", labels={"kinds": c.kinds})
             for c in made
@@ -69,17 +70,18 @@ class SeedStudy:
 
     def fine_tune(self, name: str, **options: Any) -> Model:
         """Fine-tune the base by the recipe, or load the checkpoint if it is there."""
-        n_raw = round(self.n_conversations * recipe.REPLAY_SHARE / (1 - recipe.REPLAY_SHARE))
+        conversations = self.conversations
+        n_raw = round(len(conversations) * recipe.REPLAY_SHARE / (1 - recipe.REPLAY_SHARE))
         out = self.folder / f"{name}-{self.seed}"
         train(
-            self.conversations,
+            conversations,
             out=out,
             model=self.base,
             replay_texts=load_world().raw_documents(n_raw, seed=self.seed, **recipe.REPLAY),
             args={
                 **recipe.SFT_ARGUMENTS,
                 "max_steps": self.steps,
-                "warmup_steps": self.steps // 10,
+                "per_device_train_batch_size": self.batch_rows // 2,
                 "seed": self.seed,
                 "use_cpu": True,
             },
