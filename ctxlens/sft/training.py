@@ -326,7 +326,9 @@ def _run_trainer(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
-        raise InputError("the tokenizer has neither a pad nor an end token; give it one (pad_token in tokenizer_config.json).")
+        raise InputError(
+            "the tokenizer has neither a pad nor an end token; give it one (pad_token in tokenizer_config.json)."
+        )
     if not args.packing:
         args.max_length = None  # the rows are truncated already, by turns instead of by tokens
     hf_model.train()
