@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ from ctxlens.models import Model
 from ctxlens.plots.still import drift_still
 from ctxlens.report import write_report
 from ctxlens.results import Ability, Drift, NeedleGrid
-from ctxlens.runs import Run, package_versions, write_atomic
+from ctxlens.runs import Run, package_versions, without_nan, write_atomic
 
 STUDY = "evaluation"
 RESULT = "evaluation.json"
@@ -102,7 +101,7 @@ def _deliver(folder: Path, run: Run, plan: EvaluationPlan, base_name: str, secon
         "seconds": round(seconds, 2),
         "versions": package_versions(),
     }
-    run.write_json(RESULT, _without_nan(record))
+    run.write_json(RESULT, without_nan(record))
 
 
 def _summarise(drift: Drift) -> dict[str, Any]:
@@ -112,12 +111,6 @@ def _summarise(drift: Drift) -> dict[str, Any]:
         for heads in ("mean", "retrieval")
     }
     return {"sides": list(drift.sides), "layers": list(drift.layers), "user_share_change": changes}
-
-
-def _without_nan(value: Any) -> Any:
-    """The same with null in place of NaN, which is no JSON."""
-    text = json.dumps(value, default=str)
-    return json.loads(text, parse_constant=lambda _: None)
 
 
 __all__ = ["CARD", "RESULT", "STUDY", "evaluate_checkpoint"]

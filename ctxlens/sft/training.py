@@ -327,7 +327,8 @@ def _run_trainer(
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
         raise InputError(
-            "the tokenizer has neither a pad nor an end token; give it one (pad_token in tokenizer_config.json)."
+            "the tokenizer has neither a pad nor an end token; give it one (pad_token in its "
+            "tokenizer_config.json)."
         )
     if not args.packing:
         args.max_length = None  # the rows are truncated already, by turns instead of by tokens

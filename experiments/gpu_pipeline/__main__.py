@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ctxlens.runs import Run, package_versions
+from ctxlens.runs import Run, package_versions, without_nan
 from experiments.gpu_pipeline.presets import PRESETS, Preset
 
 Figures = dict[str, Any]
@@ -65,7 +65,7 @@ class Pipeline:
         done: Figures = self.run.read_json("stages.json") if self.run.has("stages.json") else {}
         for name in STAGES:
             if name not in done:
-                done[name] = self._timed(getattr(self, name))
+                done[name] = without_nan(self._timed(getattr(self, name)))
                 self.run.write_json("stages.json", done)
                 print(f"{name}: {done[name]['seconds']:.1f} s", flush=True)
         return {"config": self.run.manifest["config"], "machine": self._machine(), "stages": done}
