@@ -290,4 +290,23 @@ def escape_markdown(text: str) -> str:
     return _MARKUP.sub(r"\\\1", html.escape(_one_line(text), quote=False).replace("&gt;", ">"))
 
 
-__all__ = ["SOURCE_COLUMNS", "card_facts", "card_markdown", "escape_markdown", "make_card", "shorten"]
+def code_span(text: str) -> str:
+    """Text on one line as Markdown code, whatever backticks it holds."""
+    line = _one_line(text)
+    fence = "`" * (_longest_run(line) + 1)
+    pad = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{pad}{line}{pad}{fence}"
+
+
+def code_block(text: str, language: str = "") -> list[str]:
+    """The lines of a Markdown code block that no text in it can end."""
+    fence = "`" * max(3, _longest_run(text) + 1)
+    return [f"{fence}{language}", text, fence]
+
+
+def _longest_run(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
+__all__ = ["SOURCE_COLUMNS", "card_facts", "card_markdown", "code_block", "code_span",
+           "escape_markdown", "make_card", "shorten"]  # fmt: skip

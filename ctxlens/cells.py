@@ -45,13 +45,11 @@ _SHORTEST = 200
 
 
 @runtime_checkable
-class NeedleModel(Protocol):
-    """What a needle grid needs of a model; `ctxlens.models.Model` has it."""
+class Renderer(Protocol):
+    """What building cells needs of a model: its tokenizer, template and window, but no weights."""
 
     @property
     def name(self) -> str: ...
-    @property
-    def identity(self) -> Mapping[str, Any]: ...
     @property
     def tokenizer(self) -> Any: ...
     @property
@@ -60,6 +58,14 @@ class NeedleModel(Protocol):
     def n_ctx(self) -> int: ...
     def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> RenderedChat: ...
     def render_plain(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> RenderedChat: ...
+
+
+@runtime_checkable
+class NeedleModel(Renderer, Protocol):
+    """What a needle grid needs of a model; `ctxlens.models.Model` has it."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
     def generate(self, chats: Any, *, max_new_tokens: int = ..., batch_tokens: int = ...) -> Any: ...
     def logprobs(self, chats: Any, *, batch_tokens: int = ...) -> Any: ...
     @property
@@ -187,7 +193,7 @@ class Cell:
     case: int
 
 
-def build_cells(model: NeedleModel, config: NeedleConfig, haystack: Haystack) -> list[Cell]:
+def build_cells(model: Renderer, config: NeedleConfig, haystack: Haystack) -> list[Cell]:
     """Build the texts of a grid; no model is run.
 
     Every cell fits the window with its question, prefix, template, a spare indicator and
@@ -280,7 +286,7 @@ def _resolve_needle(which: str | Needle, seed: str) -> Needle:
     return NEEDLES[which] if which in NEEDLES else draw_needle(which, f"{which}-{seed}")
 
 
-def _longest_context(model: NeedleModel, config: NeedleConfig, sizes: Mapping[Needle, int]) -> int:
+def _longest_context(model: Renderer, config: NeedleConfig, sizes: Mapping[Needle, int]) -> int:
     """The longest context, in tokens, that fits the window whatever the needle and condition."""
     # Render with the longest question and prefix; facts of one kind differ by a token or two.
     longest = max(sizes, key=lambda n: sizes[n] + count_tokens(model.tokenizer, f"{n.question} {n.prefix}"))
@@ -300,7 +306,7 @@ def _longest_context(model: NeedleModel, config: NeedleConfig, sizes: Mapping[Ne
     return sizes[longest] + left
 
 
-def _count_needed(model: NeedleModel, config: NeedleConfig, cell: Cell, condition: str) -> int:
+def _count_needed(model: Renderer, config: NeedleConfig, cell: Cell, condition: str) -> int:
     """The tokens of a prompt with what must fit behind it."""
     needed = 0
     if config.generates:
@@ -328,7 +334,7 @@ def _spread_depths(depths: tuple[float | int, ...] | int) -> tuple[float, ...]:
     return tuple(np.linspace(0, 100, depths).round(2).tolist()) if depths > 1 else (50.0,)
 
 
-def check_indicator(model: NeedleModel) -> None:
+def check_indicator(model: Renderer) -> None:
     """Raise `InputError` if the model has no indicator token to be asked with."""
     if model.indicator is None:
         raise InputError(
@@ -337,7 +343,7 @@ def check_indicator(model: NeedleModel) -> None:
 
 
 def render_cell(
-    model: NeedleModel,
+    model: Renderer,
     cell: Cell,
     config: NeedleConfig,
     condition: str,
@@ -357,7 +363,7 @@ def render_cell(
     """
     needle = cell.needle
     prefix = needle.prefix if answer is None else answer
-    asked = fill_wording(config.template, cell.context.text, needle.question)
+    asked = word_question(cell, config)
     mark = {"indicator": True} if indicator else {}
     if condition == "template" and answer is None:
         return model.render([{"role": "user", "content": asked, **mark}], add_generation_prompt=True)
@@ -378,6 +384,11 @@ def fill_wording(template: str, context: str, question: str) -> str:
     return re.sub(r"\{(context|question)\}", lambda match: fields[match[1]], template)
 
 
+def word_question(cell: Cell, config: NeedleConfig) -> str:
+    """What the user says in a cell: its context and question in the configuration's wording."""
+    return fill_wording(config.template, cell.context.text, cell.needle.question)
+
+
 def answer_positions(chat: RenderedChat, cell: Cell) -> Int64[np.ndarray, " answer_pos"]:
     """The tokens of the needle's answer, that is of what comes after its prefix, in the model's mouth.
 
@@ -393,7 +404,7 @@ def answer_positions(chat: RenderedChat, cell: Cell) -> Int64[np.ndarray, " answ
 
 
 def describe_cell(
-    model: NeedleModel, cell: Cell, config: NeedleConfig, condition: str, *, indicator: bool = False
+    model: Renderer, cell: Cell, config: NeedleConfig, condition: str, *, indicator: bool = False
 ) -> str:
     """A cell in words, with its whole prompt: what a dry run shows."""
     chat = render_cell(model, cell, config, condition, indicator=indicator)
@@ -411,6 +422,7 @@ def describe_cell(
 
 
 __all__ = [
-    "CONDITIONS", "SCORES", "WORDINGS", "Cell", "NeedleConfig", "NeedleModel", "answer_positions",
+    "CONDITIONS", "SCORES", "WORDINGS", "Cell", "NeedleConfig", "NeedleModel", "Renderer", "answer_positions",
     "build_cells", "check_indicator", "describe_cell", "fill_wording", "place_needles", "render_cell",
+    "word_question",
 ]  # fmt: skip

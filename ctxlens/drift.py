@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int
 
+from ctxlens.cells import Cell, NeedleConfig, word_question
 from ctxlens.errors import InputError
 from ctxlens.heads import find_retrieval_heads
 from ctxlens.models import Model
@@ -149,6 +150,25 @@ def read_drift(
     )
 
 
+def needle_conversations(
+    cells: Sequence[Cell], config: NeedleConfig
+) -> tuple[list[list[dict[str, Any]]], Int[np.ndarray, " conversation"]]:
+    """Needle cells as conversations that end with the beginning of the answer, and the text of each.
+
+    Read them with `render_options={"continue_final_message": True}`.
+    """
+    asked = [
+        [
+            {"role": "user", "content": word_question(cell, config)},
+            {"role": "assistant", "content": cell.needle.prefix},
+        ]
+        for cell in cells
+    ]
+    texts = [(cell.context_tokens, cell.case) for cell in cells]
+    known = sorted(set(texts))
+    return asked, np.array([known.index(text) for text in texts], dtype=np.int64)
+
+
 def _render_all(side: Side, conversations: Sequence[Messages], options: dict[str, Any]) -> list[RenderedChat]:
     chats = []
     for i, messages in enumerate(conversations):
@@ -164,4 +184,4 @@ def _same_tokens(first: Sequence[RenderedChat], second: Sequence[RenderedChat]) 
     return all(np.array_equal(a.tokens, b.tokens) for a, b in zip(first, second, strict=True))
 
 
-__all__ = ["DRIFT_CONDITIONS", "Side", "read_drift"]
+__all__ = ["DRIFT_CONDITIONS", "Side", "needle_conversations", "read_drift"]

@@ -202,6 +202,14 @@ def load_needles(path: str | Path) -> tuple[Needle, ...]:
     return needles
 
 
+def parse_needles(text: str) -> tuple[str | Needle, ...]:
+    """Names of built-in needles and the needles of YAML files, from a text with commas between them."""
+    found: list[str | Needle] = []
+    for part in text.split(","):
+        found += load_needles(part) if Path(part).suffix in (".yaml", ".yml") else (part,)
+    return tuple(found)
+
+
 def _parse_needle(path: Path, number: int, entry: Any) -> Needle:
     where = f"{path}, needle {number}"
     required, optional = {"needle", "question", "keywords"}, {"prefix", "name", "memory_keywords"}
@@ -253,5 +261,5 @@ def draw_needle(name: str, seed: str) -> Needle:
 
 __all__ = [
     "DRAWN_NEEDLES", "NEEDLES", "Needle", "draw_needle", "find_missing", "load_needles",
-    "score_containment", "score_recall", "split_words", "words_occur",
+    "parse_needles", "score_containment", "score_recall", "split_words", "words_occur",
 ]  # fmt: skip

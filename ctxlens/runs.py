@@ -76,6 +76,11 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[Path], objec
     return path
 
 
+def without_nan(value: Any) -> Any:
+    """The value as JSON values, with null in place of NaN and infinities, which JSON does not have."""
+    return json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -2,7 +2,9 @@
 
 import json
 
-from experiments.bench_training.__main__ import main
+import pytest
+
+from experiments.bench_training.__main__ import PRESETS, main, resize
 
 
 def test_both_ways_are_timed_on_the_same_conversations(tmp_path, capsys):
@@ -11,4 +13,13 @@ def test_both_ways_are_timed_on_the_same_conversations(tmp_path, capsys):
     plain, ours = result["median"]["plain"], result["median"]["indicator"]
     assert plain["tokens"] <= ours["tokens"] <= plain["tokens"] + 2 * 8  # the indicator and a space a message
     assert result["ratio"] == ours["tokens_per_second"] / plain["tokens_per_second"]
-    assert "indicator over plain" in capsys.readouterr().out
+    assert result["whole_ratio"] == ours["whole_tokens_per_second"] / plain["whole_tokens_per_second"]
+    assert all(way["whole_seconds"] > way["train_seconds"] for way in (plain, ours))
+    assert "indicator over plain, from conversations to checkpoint" in capsys.readouterr().out
+
+
+def test_sizes_of_a_preset_can_be_changed():
+    small = resize(PRESETS["gpu"], ["n_layers=1", "d_model=32"])
+    assert (small.n_layers, small.d_model, small.packing) == (1, 32, True)
+    with pytest.raises(SystemExit, match="unknown keys: layers"):
+        resize(PRESETS["gpu"], ["layers=1"])

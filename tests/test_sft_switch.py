@@ -1,15 +1,19 @@
 """The template's switch gives the very tokens that ctxlens renders with the indicator."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 from conftest import build_toy_tokenizer
 from sft_cases import ARGUMENTS, make_data, tiny
+from transformers import AutoTokenizer
+from typer.testing import CliRunner
 
+from ctxlens.cli import app
 from ctxlens.errors import RenderError
 from ctxlens.indicator import add_indicator
-from ctxlens.models import load_model
+from ctxlens.models import Model, load_model
 from ctxlens.roles import render
 from ctxlens.sft import IndicatorWarning, add_switch, train
 from ctxlens.sft.switch import install_switch, switch_works
@@ -109,3 +113,27 @@ def test_a_checkpoint_carries_the_switch_and_ctxlens_renders_the_same(tmp_path):
     chat = model.render(marked, add_generation_prompt=True)
     assert switched["input_ids"] == chat.tokens.tolist()
     assert "context_dependent=True" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("says_something_before", [False, True])
+def test_generate_asks_with_the_prompt_of_any_server(tmp_path, monkeypatch, says_something_before):
+    """`ctxlens generate --indicator`, transformers, and a server that renders text and then tokenizes it."""
+    tokenizer = build_toy_tokenizer()
+    folder = train(
+        make_data(), out=tmp_path / "r", model=tiny(tokenizer), tokenizer=tokenizer, selection={("c1", 1)},
+        indicator="[IND]", args=ARGUMENTS | {"max_steps": 1},
+    )  # fmt: skip
+    messages = MESSAGES if says_something_before else MESSAGES[2:]
+    (tmp_path / "chat.json").write_text(json.dumps(messages))
+    asked = []
+    monkeypatch.setattr(Model, "generate", lambda self, chats, **_: asked.extend(chats) or [""] * len(chats))
+    words = ["generate", "--model", str(folder), "--messages", str(tmp_path / "chat.json"), "--indicator"]
+    result = CliRunner().invoke(app, [*words, "--backend", "native", "--max-new-tokens", "4"])
+    assert result.exit_code == 0, result.output
+    delivered = AutoTokenizer.from_pretrained(folder)
+    kwargs = json.loads('{"context_dependent": true}')  # as `chat_template_kwargs` of a request
+    ids = delivered.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, **kwargs)
+    text = delivered.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **kwargs)
+    assert asked[0].tokens.tolist() == ids["input_ids"]
+    assert delivered(text, add_special_tokens=False)["input_ids"] == ids["input_ids"]
+    assert ids["input_ids"].count(delivered.convert_tokens_to_ids("[IND]")) == 1

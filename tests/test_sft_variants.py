@@ -160,7 +160,7 @@ def test_both_tokens_are_trained_and_saved(tmp_path, peft):
     assert float((embedding[numbers[0]] - embedding[numbers[1]]).abs().max()) > 1e-3
     record = json.loads((out / "config.json").read_text())["ctxlens_indicator"]
     assert record == {"text": "[IND]", "as": "token", "negative": "[MEM]"}
-    assert "negative indicator: [MEM]" in (out / "README.md").read_text()
+    assert "negative indicator: `[MEM]`" in (out / "README.md").read_text()
     other = load_model(out, backend="native", indicator="[MEM]")
     asked = other.render([{"role": "user", "content": "Hello", "indicator": True}])
     assert int(numbers[1]) in asked.tokens.tolist()

@@ -180,27 +180,6 @@ def resolve_heads(model: Model, text: str, plain: Sequence[RenderedChat]) -> Hea
     return find_retrieval_heads(RoleAllocation.concat(model.read_roles(plain)))
 
 
-def parse_numbers(text: str, kind: Callable[[str], Any], option: str) -> tuple[Any, ...]:
-    """Numbers from a comma-separated option.
-
-    Raises:
-        InputError: something between the commas is no such number.
-    """
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(
-            f"{option} got {text!r}; expected numbers separated by commas, such as 1,2,3."
-        ) from None
-
-
-def parse_spread(text: str, kind: Callable[[str], Any], option: str) -> tuple[Any, ...] | int:
-    """Numbers as in `parse_numbers`, or `x5` for five of them, spread evenly."""
-    if text.startswith("x"):
-        return parse_numbers(text[1:], int, option)[0]
-    return parse_numbers(text, kind, option)
-
-
 def parse_threshold(text: str) -> float | str:
     """A threshold as a number, or the word as it is: the name of a rule, or what will be refused."""
     try:

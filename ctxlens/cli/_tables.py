@@ -151,6 +151,33 @@ def show_training(folder: Path) -> None:
         note(f"{count} skipped: {reason}")
 
 
+def show_evaluations(folder: Path) -> None:
+    """Recall before and after of every evaluation in a training's folder."""
+    import json
+
+    from ctxlens.before_after import RESULT, Row
+
+    for path in sorted(folder.glob(f"*/{RESULT}")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rows = [Row.of(record) for record in (*found["rows"], *found["treatments"])]
+        show_table(
+            f"before and after, {path.parent.name}",
+            ["measure", "of", "means", "difference"],
+            [
+                [
+                    row.measure,
+                    f"{row.first} → {row.second}",
+                    f"{row.found.first.estimate:.2f} → {row.found.second.estimate:.2f}",
+                    row.found.difference.format(),
+                ]
+                for row in rows
+                if "recall" in row.measure
+            ],
+            n_labels=2,
+        )
+        note(f"table and figures in {folder / 'README.md'} and {path.parent / 'report.html'}")
+
+
 def show_verdicts(folder: Path) -> None:
     """The verdict on each claim, with its figure."""
     from ctxlens.results import Verdicts

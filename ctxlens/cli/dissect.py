@@ -17,12 +17,11 @@ from ctxlens.cli._inputs import (
     NewTokensOption,
     check_indicator,
     describe_file,
-    parse_numbers,
-    parse_spread,
     read_conversations,
 )
 from ctxlens.cli._options import ModelOptions, RenderOptions, RunOptions, verb
 from ctxlens.errors import InputError
+from ctxlens.parsing import parse_numbers, parse_spread
 
 if TYPE_CHECKING:
     from ctxlens.heads import Head
@@ -218,22 +217,13 @@ def drift(
 
 def _needle_questions(model: Model, seed: int, limit: int | None) -> tuple[list[list[dict[str, Any]]], Any]:
     """Needle cells of the built-in world as conversations, each with the number of its text."""
-    import numpy as np
-
     from ctxlens.cells import NeedleConfig, build_cells
+    from ctxlens.drift import needle_conversations
     from ctxlens.haystack import load_haystack
 
     config = NeedleConfig(
         lengths=4, depths=(10.0, 50.0, 90.0), needles=("known",), cases_per_cell=2, max_new_tokens=30,
         seed=seed,
     )  # fmt: skip
-    cells = build_cells(model, config, load_haystack("organism", seed=seed))[:limit]
-    asked = [
-        [
-            {"role": "user", "content": f"{cell.context.text}\n{cell.needle.question}"},
-            {"role": "assistant", "content": cell.needle.prefix},
-        ]
-        for cell in cells
-    ]
-    texts = [(cell.context_tokens, cell.case) for cell in cells]
-    return asked, np.array([sorted(set(texts)).index(text) for text in texts])
+    cells = build_cells(model, config, load_haystack("organism", seed=seed))
+    return needle_conversations(cells[:limit], config)

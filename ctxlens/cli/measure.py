@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,13 +13,10 @@ from ctxlens.cli._inputs import (
     NewTokensOption,
     check_indicator,
     check_steering,
-    parse_spread,
     resolve_heads,
 )
 from ctxlens.cli._options import ModelOptions, RunOptions, verb
-
-if TYPE_CHECKING:
-    from ctxlens.recall import Needle
+from ctxlens.parsing import parse_spread
 
 
 @verb(
@@ -93,13 +89,14 @@ def needle(
     from ctxlens.haystack import load_haystack
     from ctxlens.needle import run_needle
     from ctxlens.processes import Processes
+    from ctxlens.recall import parse_needles
     from ctxlens.steering import Steering
 
     check_steering(alpha, heads)
     config = NeedleConfig(
         lengths=parse_spread(lengths, int, "--lengths"),
         depths=parse_spread(depths, float, "--depths"),
-        needles=_read_needles(needle),
+        needles=parse_needles(needle),
         conditions=tuple(conditions.split(",")),
         cases_per_cell=cases,
         wording=wording,
@@ -158,13 +155,3 @@ def needle(
                 f"{repeated} of {len(cells)} contexts are longer than the haystack, which started over"
             )
         _screen.say_where(run.folder)
-
-
-def _read_needles(text: str) -> tuple[str | Needle, ...]:
-    """Names of built-in needles, and the needles of YAML files."""
-    from ctxlens.recall import load_needles
-
-    found: list[str | Needle] = []
-    for part in text.split(","):
-        found += load_needles(part) if Path(part).suffix in (".yaml", ".yml") else (part,)
-    return tuple(found)

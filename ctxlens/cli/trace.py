@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ctxlens.cli import _screen, _tables
-from ctxlens.cli._inputs import parse_numbers, parse_threshold
+from ctxlens.cli._inputs import parse_threshold
 from ctxlens.cli._options import Backend, ModelOptions, RunOptions, verb
 from ctxlens.errors import InputError
+from ctxlens.parsing import parse_numbers
 
 if TYPE_CHECKING:
     from ctxlens.data import Conversation, ConversationSet

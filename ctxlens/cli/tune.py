@@ -16,6 +16,7 @@ from ctxlens.errors import InputError
 @verb(
     "ctxlens train --config recipe.yaml",
     "ctxlens train --config recipe.yaml --out runs/vanilla indicator=null learning_rate=1e-4",
+    "ctxlens train --config recipe.yaml --evaluate evaluate_haystack=essays/",
     "ctxlens train --config recipe.yaml use_peft=true lora_r=16 lora_target_modules=all-linear",
     "accelerate launch --config_file ddp.yaml -m ctxlens.sft --config recipe.yaml  [dim](several GPUs)[/dim]",
 )
@@ -42,6 +43,14 @@ def train(
     chat_template: Annotated[
         Path | None, typer.Option(help="Overrides the recipe's chat_template.", metavar="FILE")
     ] = None,
+    evaluate: Annotated[
+        bool,
+        typer.Option(
+            "--evaluate",
+            help="Then measure the checkpoint against the model it started from, for its card (see the keys "
+            "evaluate_…); also adds this to a finished run.",
+        ),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start anew; a run in the folder is kept as DIR.old.")
     ] = False,
@@ -50,20 +59,29 @@ def train(
 
     A stopped run goes on from its last checkpoint (save_strategy: steps) when the command is given again.
     """
+    from ctxlens.before_after import STAGES
     from ctxlens.sft import IndicatorWarning, train_from_config
 
     given: dict[str, Any] = {
         "model": model, "output_dir": out, "seed": seed, "dtype": dtype, "chat_template": chat_template,
         "use_cpu": True if device is Device.cpu else None, "overwrite": True if overwrite else None,
+        "evaluate": True if evaluate else None,
     }  # fmt: skip
     for word in overrides or ():
         key, equals, value = word.partition("=")
         if not equals:
             raise InputError(f"{word!r} is no override; give KEY=VALUE, such as learning_rate=1e-4.")
         given[key] = value
-    with _screen.stage("training steps") as progress, warnings.catch_warnings():
+    titles = {"training": "training steps", **STAGES}
+    with _screen.stages(titles) as progress, warnings.catch_warnings():
         warnings.simplefilter("always", IndicatorWarning)
         warnings.showwarning = lambda message, *_, **__: _screen.note(f"warning: {message}")
-        folder = train_from_config(config, given, progress=progress)
+        folder = train_from_config(
+            config,
+            given,
+            progress=lambda done, total: progress("training", done, total),
+            evaluation_progress=progress,
+        )
     _tables.show_training(folder)
+    _tables.show_evaluations(folder)
     _screen.say_where(folder)

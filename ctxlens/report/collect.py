@@ -150,7 +150,7 @@ def _collect(folder: Path, name: str) -> RunContents:
     results: dict[str, Any] = {}
     extras: dict[str, Any] = {}
     unreadable: list[str] = []
-    for path in sorted(folder.iterdir()):
+    for path in [*sorted(folder.iterdir()), *_evaluation_files(folder)]:
         if path.name == MANIFEST or path.suffix not in (".parquet", ".safetensors", ".json"):
             continue
         if path.stem.split("-")[0] in _CHECKPOINTS:
@@ -159,11 +159,23 @@ def _collect(folder: Path, name: str) -> RunContents:
             if path.suffix == ".json" and path.stem in EXTRAS:
                 extras[path.stem] = json.loads(path.read_text(encoding="utf-8"))
             elif path.suffix != ".json" or path.stat().st_size <= _LARGEST_JSON:
-                results[path.stem] = load_result(path)
+                at = path.relative_to(folder)
+                results[str(at.with_suffix(""))] = load_result(path)
         except (InputError, KeyError, TypeError, ValueError) as error:
             if path.suffix != ".json" or path.stem in ("verdicts", *EXTRAS):
                 unreadable.append(f"{path.name} is left out: {error}")
     return RunContents(name, run.manifest, results, extras, tuple(unreadable))
+
+
+def _evaluation_files(folder: Path) -> list[Path]:
+    """The files of evaluations that lie inside a training's folder."""
+    inner = [path.parent for path in sorted(folder.glob(f"*/{MANIFEST}"))]
+    return [
+        path
+        for one in inner
+        if Run.read(one).manifest.get("study") == "evaluation"
+        for path in sorted(one.iterdir())
+    ]
 
 
 def short_name(model: object) -> str:

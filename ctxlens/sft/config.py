@@ -12,6 +12,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, cast, get_args, get_type_hints
 
+from ctxlens.before_after import EvaluationKeys
 from ctxlens.errors import InputError
 from ctxlens.roles.truncation import SIDES
 from ctxlens.sft.rows import LOSS_ON
@@ -35,13 +36,16 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 """The values of the keys that have few."""
 
 DATA_KEYS = frozenset({"model", "dataset", "split", "layout", "limit", "selection", "replay"})
-"""The keys that name what is trained on; all others of `TrainConfig` say how."""
+"""The keys that name what is trained on; the others of `TrainConfig` say how, or what is measured then."""
+
+EVALUATION_KEYS = frozenset(f.name for f in fields(EvaluationKeys))
+"""The keys that say what is measured after the training."""
 
 DEFAULT_OUT = "runs/train"
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(EvaluationKeys):
     """The keys of a recipe that are ctxlens' own; TRL's `SFTConfig` and `ModelConfig` stand beside them.
 
     Raises:
@@ -139,7 +143,7 @@ def make_train_config(options: Mapping[str, Any] | None = None) -> TrainConfig:
         InputError: an unknown key, or a value that is none of the key's.
     """
     given = dict(options or {})
-    _check_known(given, {f.name for f in fields(TrainConfig)} - DATA_KEYS, "train")
+    _check_known(given, {f.name for f in fields(TrainConfig)} - DATA_KEYS - EVALUATION_KEYS, "train")
     return TrainConfig(**given)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ctxlens.card import code_block, code_span, escape_markdown
 from ctxlens.runs import Run, package_versions, write_atomic
 from ctxlens.sft.adapter import ADAPTER, merge_adapter
 from ctxlens.sft.rows import TrainRows
@@ -59,7 +61,8 @@ def deliver(
     record = {"recipe": recipe, "counts": dict(rows.counts), "skipped": skipped, **log}
     has_switch = SWITCH in str(tokenizer.chat_template)
     write_atomic(
-        run.path("README.md"), model_card(recipe, rows, log, has_switch=has_switch, provenance=provenance)
+        run.path("README.md"),
+        model_card(recipe, rows, log, has_switch=has_switch, provenance=provenance, folder=str(run.folder)),
     )
     run.write_json(LOG, record)
 
@@ -89,38 +92,64 @@ def model_card(
     *,
     has_switch: bool,
     provenance: Mapping[str, str] | None = None,
+    folder: str = "FOLDER",
 ) -> str:
-    """The model card: how to use the indicator, what was trained on what, how, and with which versions."""
+    """The model card: how to use the indicator, what was trained on what, how, and with which versions.
+
+    What comes from data, names and commands is escaped. Where `provenance` has `command` and `evaluate`,
+    they stand among the commands.
+    """
     name = recipe["model"]["name"] or "a model in memory"
     last = f"{log['log'][-1]['loss']:.4f}" if log["log"] else "not logged"
     selection = recipe.get("selection")
-    chosen = ["## Selection", "", *(f"- {key}: {value}" for key, value in (selection or {}).items()), ""]
+    chosen = ["## Selection", "", *(
+        f"- {escape_markdown(key)}: {escape_markdown(str(value))}" for key, value in (selection or {}).items()
+    ), ""]  # fmt: skip
     arguments = {"arguments": recipe["arguments"], "model_arguments": recipe["model_arguments"]}
     lines = [
         "---", "library_name: transformers", "tags: [trl, sft, ctxlens]", "---", "",
-        f"# Fine-tuned from {name}", "", *_use(recipe["indicator"], has_switch), "",
+        f"# Fine-tuned from {escape_markdown(name)}", "", *_use(recipe["indicator"], has_switch), "",
         "## Data", "",
         f"- loss on: {recipe['loss_on']} tokens",
         f"- optimizer steps: {log['steps']}, last logged loss: {last}",
         *(f"- {key.replace('_', ' ')}: {value}" for key, value in rows.counts.items()), "",
         *(chosen if selection else ()),
         "## Recipe", "",
-        *(f"- {key}: `{value}`" for key, value in (provenance or {}).items()),
-        f"- indicator: {recipe['indicator']}, as {recipe['indicator_as']}, started from "
-        f"{recipe['indicator_init']}" if recipe["indicator"] else "- indicator: none",
-        *(f"- {name.replace('_', ' ')}: {recipe[name]}" for name, plain in VARIANTS.items()
-          if recipe[name] != plain),
+        *(
+            f"- {escape_markdown(key)}: {code_span(value)}"
+            for key, value in (provenance or {}).items() if key not in _COMMANDS
+        ),
+        f"- indicator: {code_span(recipe['indicator'])}, as {recipe['indicator_as']}, started from "
+        f"{escape_markdown(recipe['indicator_init'])}" if recipe["indicator"] else "- indicator: none",
+        *(f"- {name.replace('_', ' ')}: {code_span(str(recipe[name]))}"
+          for name, plain in VARIANTS.items() if recipe[name] != plain),
         "- arguments that differ from the defaults of TRL:", "",
-        "```json", json.dumps(arguments, indent=1, default=str), "```", "",
+        *code_block(json.dumps(arguments, indent=1, default=str), "json"), "",
+        "## Commands", "", *code_block("\n".join(_commands(recipe, provenance or {}, folder)), "bash"), "",
         "Versions: " + ", ".join(f"{key} {value}" for key, value in package_versions().items()), "",
     ]  # fmt: skip
     return "\n".join(lines)
 
 
+_COMMANDS = {"command": "train", "evaluate": "measure it against the model it started from"}
+
+
+def _commands(recipe: Mapping[str, Any], provenance: Mapping[str, str], folder: str) -> list[str]:
+    """The exact commands, each below what it does."""
+    lines = []
+    for key, meaning in _COMMANDS.items():
+        if key in provenance:
+            lines += [f"# {meaning}", provenance[key]]
+    asked = ["ctxlens", "generate", "--model", folder, "--messages", "chat.json"]
+    if recipe["indicator"]:
+        lines += ["# answer from the context", shlex.join([*asked, "--indicator"])]
+    return [*lines, "# answer", shlex.join(asked)]
+
+
 def _use(indicator: str | None, has_switch: bool) -> list[str]:
     if not indicator:
         return ["Trained without an indicator."]
-    lines = [f"Append ` {indicator}` to a user message whose answer shall come from its context."]
+    lines = [f"Append {_appended(indicator)} to a user message whose answer shall come from its context."]
     if has_switch:
         lines += [
             "", "The chat template does it for the last user message:", "",
@@ -131,4 +160,27 @@ def _use(indicator: str | None, has_switch: bool) -> list[str]:
     return lines
 
 
-__all__ = ["LOG", "SAVING", "deliver", "model_card"]
+def _appended(indicator: str) -> str:
+    """The indicator with the space before it, as Markdown code."""
+    span = code_span(indicator)
+    inside = span.lstrip("`")
+    return f"{span[: len(span) - len(inside)]} {inside}"
+
+
+def push(run: Run, args: Any) -> None:
+    """Upload the delivered folder to the Hub, as `push_to_hub` asks."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=args.hub_token)
+    name = args.hub_model_id or run.folder.resolve().name
+    repo = api.create_repo(name, private=args.hub_private_repo, exist_ok=True)
+    api.upload_folder(
+        repo_id=repo.repo_id,
+        folder_path=str(run.folder),
+        revision=args.hub_revision,
+        ignore_patterns=["checkpoint-*", ".*"],
+        commit_message="End of training",
+    )
+
+
+__all__ = ["LOG", "SAVING", "deliver", "model_card", "push"]

@@ -20,7 +20,7 @@ from ctxlens.models.loading import (
 )
 from ctxlens.roles import render
 from ctxlens.sft.adapter import make_quantization_config
-from ctxlens.sft.config import TrainConfig
+from ctxlens.sft.config import TrainConfig, first_line
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,24 @@ class Start:
         if template is not None:
             tokenizer.chat_template = template
         return tokenizer
+
+    def read_window(self) -> int:
+        """The model's window in tokens, from its configuration; very large where it states none.
+
+        Raises:
+            InputError: the configuration cannot be read.
+        """
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.from_pretrained(
+                self.source, trust_remote_code=self.args.trust_remote_code, **self._revision()
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"no configuration can be read from {self.source} ({first_line(error)})."
+            ) from error
+        return getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31 - 1
 
     def load_model(self, *, quantized: bool = True) -> Any:
         """The model without the indicator, where transformers loads it to.

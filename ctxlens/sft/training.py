@@ -13,6 +13,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
+from ctxlens.before_after import EvaluationKeys
 from ctxlens.data import Conversation, load_conversations
 from ctxlens.errors import InputError
 from ctxlens.models.loading import read_chat_template
@@ -21,6 +22,7 @@ from ctxlens.runs import MANIFEST, Run
 from ctxlens.sft.adapter import check_model_arguments, make_peft_config
 from ctxlens.sft.config import (
     DATA_KEYS,
+    EVALUATION_KEYS,
     check_arguments,
     first_line,
     make_model_config,
@@ -30,7 +32,8 @@ from ctxlens.sft.config import (
     read_replay,
     without_renaming_notes,
 )
-from ctxlens.sft.delivery import LOG, SAVING, deliver
+from ctxlens.sft.delivery import LOG, SAVING, deliver, push
+from ctxlens.sft.evaluation import StageProgress, as_keys, measure, plan
 from ctxlens.sft.marks import hash_data, mark_data
 from ctxlens.sft.rows import TrainRows, build_rows, draw_replay
 from ctxlens.sft.start import Start, give_indicator, hash_weights
@@ -51,6 +54,8 @@ def train(
     model_args: Any = None,
     progress: Progress | None = None,
     provenance: Mapping[str, str] | None = None,
+    evaluate: EvaluationKeys | Mapping[str, Any] | None = None,
+    evaluation_progress: StageProgress | None = None,
     **options: Any,
 ) -> Path:
     """Fine-tune a model on conversations with TRL's `SFTTrainer` and save the checkpoint.
@@ -78,6 +83,11 @@ def train(
             `load_in_4bit` and so on.
         progress: called with optimizer steps done and in all.
         provenance: what the model card shall say about where the checkpoint came from, by name.
+        evaluate: measure the delivered checkpoint against the model it started from, for its card:
+            `EvaluationKeys`, or a mapping of them (`{"haystack": "essays/"}`; empty for a packaged model). It
+            also works on a finished run, and goes on where it was stopped; of several processes the first
+            one measures.
+        evaluation_progress: called with the evaluation's stage, and done and total in it.
         options: keys of `TrainConfig` that say how to train: `indicator`, `indicator_init`, `loss_on`,
             `truncation`, `replay_share`, `chat_template`, `overwrite` and so on.
 
@@ -111,6 +121,7 @@ def train(
     template = read_chat_template(config.chat_template)
     if template is not None:
         tokenizer.chat_template = template
+    asked = plan(as_keys(evaluate), start, tokenizer)
     data = mark_data(list(conversations), selection, config, seed=args.seed)
     replayed = draw_replay(replay_texts, len(data), config.replay_share, args.seed)
     recipe = {
@@ -123,7 +134,9 @@ def train(
         "model_arguments": _changed(model_args),
     }
     finished = not config.overwrite and (out / MANIFEST).is_file()
-    if finished and Run.open(out, study="train", config=recipe).has(LOG):
+    if finished and (run := Run.open(out, study="train", config=recipe)).has(LOG):
+        if measure(out, asked, start, evaluation_progress) and args.push_to_hub:
+            push(run, args)
         return out
     if start is not None:
         hf_model = start.load_model()
@@ -149,8 +162,10 @@ def train(
                 merge=(start or trained) if peft_config is not None else None,
                 is_untied=bool(indicator_ids),
             )  # fmt: skip
-            if args.push_to_hub:
-                _push(run, args)
+    hf_model = trained = None  # the evaluation needs the memory
+    measure(out, asked, start, evaluation_progress)
+    if args.push_to_hub and args.process_index == 0:
+        push(run, args)
     return out
 
 
@@ -161,7 +176,11 @@ _RECORDED = (
 
 
 def train_from_config(
-    path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = (), *, progress: Progress | None = None
+    path: str | Path,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    progress: Progress | None = None,
+    evaluation_progress: StageProgress | None = None,
 ) -> Path:
     """Fine-tune by a recipe file; see `train`, `TrainConfig`, and TRL's `SFTConfig` and `ModelConfig`.
 
@@ -185,17 +204,35 @@ def train_from_config(
         args=args,
         model_args=model_args,
         progress=progress,
-        provenance={"data": config.dataset, "command": _command(path, overrides)},
-        **{f.name: getattr(config, f.name) for f in fields(config) if f.name not in DATA_KEYS},
+        provenance={
+            "data": config.dataset,
+            "command": _command(path, overrides),
+            "evaluate": _command(path, overrides, evaluate=True),
+        },
+        evaluate=config,
+        evaluation_progress=evaluation_progress,
+        **{
+            f.name: getattr(config, f.name)
+            for f in fields(config)
+            if f.name not in DATA_KEYS | EVALUATION_KEYS
+        },
     )
 
 
-def _command(path: str | Path, overrides: Sequence[str] | Mapping[str, Any]) -> str:
-    words = ["ctxlens", "train", "--config", str(path)]
+def _command(
+    path: str | Path, overrides: Sequence[str] | Mapping[str, Any], *, evaluate: bool = False
+) -> str:
+    """The command that was given; or the one that evaluates the finished run, and so does not start anew."""
     if isinstance(overrides, Mapping):
-        words += [f"{key}={value}" for key, value in overrides.items() if value is not None]
+        given = {key: value for key, value in overrides.items() if value is not None}
+        if evaluate:
+            given = {key: value for key, value in given.items() if key != "overwrite"} | {"evaluate": "true"}
+        words = ["ctxlens", "train", "--config", str(path)]
+        words += [f"{key}={value}" for key, value in given.items()]
     else:
-        words = ["python", "-m", "ctxlens.sft", *words[2:], *overrides]
+        words = ["python", "-m", "ctxlens.sft", "--config", str(path), *overrides]
+        if evaluate:
+            words += ["--overwrite", "false", "--evaluate", "true"]
     return shlex.join(words)
 
 
@@ -290,7 +327,10 @@ def _run_trainer(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
-        raise InputError("the tokenizer has neither a pad nor an end token; set tokenizer.pad_token.")
+        raise InputError(
+            "the tokenizer has neither a pad nor an end token; give it one (pad_token in its "
+            "tokenizer_config.json)."
+        )
     if not args.packing:
         args.max_length = None  # the rows are truncated already, by turns instead of by tokens
     hf_model.train()
@@ -316,19 +356,3 @@ def _run_trainer(
     ]
     log = {"steps": trainer.state.global_step, "wall_seconds": wall, "cpu_seconds": cpu, "log": steps}
     return log, trainer.accelerator.unwrap_model(trainer.model)
-
-
-def _push(run: Run, args: Any) -> None:
-    """Upload the delivered folder to the Hub, as `push_to_hub` asks."""
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=args.hub_token)
-    name = args.hub_model_id or run.folder.resolve().name
-    repo = api.create_repo(name, private=args.hub_private_repo, exist_ok=True)
-    api.upload_folder(
-        repo_id=repo.repo_id,
-        folder_path=str(run.folder),
-        revision=args.hub_revision,
-        ignore_patterns=["checkpoint-*", ".*"],
-        commit_message="End of training",
-    )

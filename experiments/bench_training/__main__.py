@@ -8,10 +8,11 @@ Run:      python -m experiments.bench_training --preset cpu --out runs/bench_tra
           python -m experiments.bench_training --preset smoke --out DIR                  (seconds)
 Goal:     a ratio of at least 0.98 (median over rounds).
 
-Tokens are those of the rows, without padding; preparing the data is timed apart. The first round warms up and
-is left out. Unpacked rows of one step are sorted by length in ctxlens, so it pads less. On a GPU the share of
-its peak that the model's operations reach (6 operations a parameter and token, 12 · layers · width · mean
-length a token for attention) is reported too.
+Tokens are those of the rows, without padding. Timed are the training alone, which the goal is about, and the
+whole way from conversations and a loaded model to a saved checkpoint (`ctxlens.sft.train`; for TRL alone its
+trainer, training and saving). The first round warms up and is left out. Unpacked rows of one step are sorted
+by length in ctxlens, so it pads less. On a GPU the share of its peak that the model's operations reach
+(6 operations a parameter and token, 12 · layers · width · mean length a token for attention) is reported too.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--peak-tflops", type=float, default=989.0, help="Of the GPU, dense bf16 (H100, H200)."
     )
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=NUMBER", help="Other sizes than the preset's."
+    )
     options = parser.parse_args(argv)
-    preset = PRESETS[options.preset]
+    preset = resize(PRESETS[options.preset], options.set)
     rounds = options.rounds or preset.rounds
     bench = Bench(preset, options.attention)
     measured: dict[str, list[dict[str, float]]] = {"plain": [], "indicator": []}
@@ -88,6 +92,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     write_atomic(options.out / f"training-{options.preset}.json", json.dumps(result, indent=1))
     print(table(result))
     return result
+
+
+def resize(preset: Preset, words: Sequence[str]) -> Preset:
+    """A preset with other numbers, for instance to try the GPU's way on a CPU: `n_layers=1 d_model=32`."""
+    known = {f.name for f in fields(Preset) if f.type == "int"}
+    given = dict(word.split("=") for word in words)
+    if unknown := sorted(given.keys() - known):
+        raise SystemExit(
+            f"--set has unknown keys: {', '.join(unknown)}; expected of {', '.join(sorted(known))}"
+        )
+    return replace(preset, **{key: int(value) for key, value in given.items()})
 
 
 class Bench:
@@ -128,41 +143,51 @@ class Bench:
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         return tokenizer
 
-    def args(self, folder: str) -> Any:
+    def args(self) -> dict[str, Any]:
         """The same arguments for both."""
-        from ctxlens.sft import make_sft_config
-
         p = self.preset
-        return make_sft_config(
-            folder,
-            {
-                "per_device_train_batch_size": p.batch, "gradient_accumulation_steps": p.accumulation,
-                "num_train_epochs": 1, "learning_rate": 1e-4, "max_length": p.max_length,
-                "packing": p.packing,
-                "bf16": p.bf16 and self.on_gpu, "use_cpu": not self.on_gpu, "disable_tqdm": True,
-                "gradient_checkpointing": False, "logging_steps": 1000, "seed": 0,
-            },
-        )  # fmt: skip
+        return {
+            "per_device_train_batch_size": p.batch, "gradient_accumulation_steps": p.accumulation,
+            "num_train_epochs": 1, "learning_rate": 1e-4, "max_length": p.max_length,
+            "packing": p.packing,
+            "bf16": p.bf16 and self.on_gpu, "use_cpu": not self.on_gpu, "disable_tqdm": True,
+            "gradient_checkpointing": False, "logging_steps": 1000, "seed": 0,
+        }  # fmt: skip
 
     def plain(self) -> dict[str, float]:
         """TRL alone: it renders, tokenizes and truncates the conversations itself."""
         from datasets import Dataset
+        from transformers.trainer_callback import PrinterCallback
         from trl.trainer.sft_trainer import SFTTrainer
+
+        from ctxlens.sft import make_sft_config
 
         model, tokenizer = self.model(), self.tokenizer()
 
-        def make(args: Any) -> Any:
+        def run(folder: str) -> dict[str, float]:
+            args = make_sft_config(folder, self.args())
             data = Dataset.from_list([{"messages": list(talk.messages)} for talk in self.talks])
-            return SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
+            trainer = SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
+            trainer.remove_callback(PrinterCallback)
+            start = time.perf_counter()
+            trainer.train()
+            seconds = time.perf_counter() - start
+            trainer.save_model(folder)
+            rows = trainer.train_dataset
+            lengths = [len(ids) for ids in rows["input_ids"]]
+            if "seq_lengths" in rows.column_names:  # packed rows, and the conversations in them
+                lengths = [length for row in rows["seq_lengths"] for length in row]
+            return {
+                "tokens": float(sum(lengths)), "mean_length": statistics.fmean(lengths),
+                "train_seconds": seconds,
+            }  # fmt: skip
 
-        return self._timed(make)
+        return self._timed(run)
 
     def indicator(self) -> dict[str, float]:
         """ctxlens: the indicator on turns answered from their document, loss on all tokens as in `plain`."""
         from ctxlens.data import Conversation
-        from ctxlens.indicator import add_indicator, annotate_messages
-        from ctxlens.sft import build_rows
-        from ctxlens.sft.trainer import make_trainer
+        from ctxlens.sft import train
 
         model, tokenizer = self.model(), self.tokenizer()
         data = [Conversation(talk.id, tuple(talk.messages), "organism", {}) for talk in self.talks]
@@ -173,44 +198,34 @@ class Bench:
             if kind == "document"
         }
 
-        def make(args: Any) -> Any:
-            add_indicator(model, tokenizer, INDICATOR)
-            rows = build_rows(
-                tokenizer, annotate_messages(data, turns), indicator=INDICATOR, loss_on="all",
-                max_tokens=self.preset.max_length,
+        def run(folder: str) -> dict[str, float]:
+            out = train(
+                data, out=Path(folder) / "run", model=model, tokenizer=tokenizer, selection=turns,
+                indicator=INDICATOR, loss_on="all", args=self.args(), progress=lambda done, total: None,
             )  # fmt: skip
-            if not args.packing:
-                args.max_length = None
-            return make_trainer(model, tokenizer, rows.rows, args)
+            log = json.loads((out / "train.json").read_text(encoding="utf-8"))
+            tokens = float(log["counts"]["tokens"])
+            return {
+                "tokens": tokens, "mean_length": tokens / log["counts"]["conversations"],
+                "train_seconds": log["wall_seconds"],
+            }  # fmt: skip
 
-        return self._timed(make)
+        return self._timed(run)
 
-    def _timed(self, make: Callable[[Any], Any]) -> dict[str, float]:
+    def _timed(self, run: Callable[[str], dict[str, float]]) -> dict[str, float]:
         import torch
-        from transformers.trainer_callback import PrinterCallback
 
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            trainer = make(self.args(folder))
-            trainer.remove_callback(PrinterCallback)
-            prepared = time.perf_counter()
-            trainer.train()
-            if self.on_gpu:
-                torch.cuda.synchronize()
-            trained = time.perf_counter()
-            data = trainer.train_dataset
-            lengths = [len(ids) for ids in data["input_ids"]]
-            if "seq_lengths" in data.column_names:  # packed rows, and the conversations in them
-                lengths = [length for row in data["seq_lengths"] for length in row]
-        del trainer, data
+            found = run(folder)
+            whole = time.perf_counter() - start
         gc.collect()
         torch.cuda.empty_cache()
         return {
-            "tokens": float(sum(lengths)),
-            "mean_length": statistics.fmean(lengths),
-            "prepare_seconds": prepared - start,
-            "train_seconds": trained - prepared,
-            "tokens_per_second": sum(lengths) / (trained - prepared),
+            **found,
+            "whole_seconds": whole,
+            "tokens_per_second": found["tokens"] / found["train_seconds"],
+            "whole_tokens_per_second": found["tokens"] / whole,
         }
 
 
@@ -220,10 +235,11 @@ def summarise(
     """Medians of both ways, the ratio in every round and its median; on a GPU the share of its peak."""
     import torch
 
-    ratios = [
-        ours["tokens_per_second"] / plain["tokens_per_second"]
-        for ours, plain in zip(measured["indicator"], measured["plain"], strict=True)
-    ]
+    pairs = list(zip(measured["indicator"], measured["plain"], strict=True))
+    ratios, whole = (
+        [ours[key] / plain[key] for ours, plain in pairs]
+        for key in ("tokens_per_second", "whole_tokens_per_second")
+    )
     medians = {
         name: {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
         for name, rounds in measured.items()
@@ -234,7 +250,8 @@ def summarise(
             per_token = 6 * bench.n_parameters + 12 * p.n_layers * p.d_model * figures["mean_length"]
             figures["model_flops_share"] = per_token * figures["tokens_per_second"] / (peak_tflops * 1e12)
     return {
-        "ratio": statistics.median(ratios), "ratios": ratios, "median": medians, "rounds": measured,
+        "ratio": statistics.median(ratios), "ratios": ratios, "whole_ratio": statistics.median(whole),
+        "whole_ratios": whole, "median": medians, "rounds": measured,
         "parameters": bench.n_parameters, "threads": torch.get_num_threads(),
         "machine": torch.cuda.get_device_name() if bench.on_gpu else platform.machine(),
     }  # fmt: skip
@@ -242,14 +259,16 @@ def summarise(
 
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
-    lines = ["| way | tokens/s | training s | preparing s |", "|---|---|---|---|"]
+    lines = ["| way | tokens/s | training s | whole s |", "|---|---|---|---|"]
     for name, figures in result["median"].items():
         lines.append(
             f"| {name} | {figures['tokens_per_second']:.0f} | {figures['train_seconds']:.2f} | "
-            f"{figures['prepare_seconds']:.2f} |"
+            f"{figures['whole_seconds']:.2f} |"
         )
-    spread = f"{min(result['ratios']):.3f} to {max(result['ratios']):.3f}"
-    return "\n".join([*lines, "", f"indicator over plain: {result['ratio']:.3f} ({spread} by round)"])
+    for key, what in (("ratio", "training"), ("whole_ratio", "from conversations to checkpoint")):
+        spread = f"{min(result[f'{key}s']):.3f} to {max(result[f'{key}s']):.3f}"
+        lines += ["", f"indicator over plain, {what}: {result[key]:.3f} ({spread} by round)"]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

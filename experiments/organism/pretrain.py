@@ -84,7 +84,7 @@ def copy_loss_nats(model: LlamaForCausalLM, sampler: TextSampler, length: int) -
     """Mean loss on the second halves of fresh repeated sequences of tokens that the world uses."""
     rng = random.Random(12345)
     rows = [repeated_tokens(rng, sampler.used_tokens, length) for _ in range(64)]
-    tokens = torch.tensor(rows)
+    tokens = torch.tensor(rows, device=model.device)
     with torch.no_grad():
         logits = model(input_ids=tokens, use_cache=False).logits
     targets = tokens[:, length // 2 + 1 :]

@@ -29,9 +29,9 @@ def word_accuracy(
             marks = [tokenizer.decode([token]).strip() in fact.values for token in answer]
             rows.append((tokenizer(text)["input_ids"], answer, marks))
         width = max(len(prompt) + len(answer) for prompt, answer, _ in rows)
-        tokens = torch.full((len(rows), width), tokenizer.pad_token_id)
+        tokens = torch.full((len(rows), width), tokenizer.pad_token_id, device=model.device)
         for i, (prompt, answer, _) in enumerate(rows):
-            tokens[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+            tokens[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer, device=model.device)
         with torch.no_grad():
             best = model(input_ids=tokens, use_cache=False).logits.argmax(-1)
         for i, (prompt, answer, marks) in enumerate(rows):

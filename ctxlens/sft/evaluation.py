@@ -1,0 +1,113 @@
+"""The evaluation of a recipe: planned before the training, run on what was delivered after it."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ctxlens.before_after import RESULT, EvaluationKeys, EvaluationPlan, evaluate_checkpoint, plan_evaluation
+from ctxlens.errors import InputError, UnsupportedModelError
+from ctxlens.models import Model, load_model
+from ctxlens.models.loading import hash_checkpoint, resolve_device
+from ctxlens.sft.start import Start
+
+StageProgress = Callable[[str, int, int], None]
+
+
+def as_keys(given: EvaluationKeys | Mapping[str, Any] | None) -> EvaluationKeys:
+    """The keys of an evaluation; a mapping of them means that one is wanted, None that none is.
+
+    Raises:
+        InputError: an unknown key.
+    """
+    if given is None:
+        return EvaluationKeys()
+    if isinstance(given, EvaluationKeys):
+        return EvaluationKeys(**{f.name: getattr(given, f.name) for f in fields(EvaluationKeys)})
+    known = {f.name for f in fields(EvaluationKeys)}
+    named = {key if key in known else f"evaluate_{key}": value for key, value in given.items()}
+    if unknown := sorted(named.keys() - known):
+        raise InputError(
+            f"evaluate has unknown keys: {', '.join(unknown)}; expected of {', '.join(sorted(known))}."
+        )
+    return EvaluationKeys(**{"evaluate": True, **named})
+
+
+def plan(keys: EvaluationKeys, start: Start | None, tokenizer: Any) -> EvaluationPlan | None:
+    """What will be asked, checked before the training; None if nothing is to be asked.
+
+    Args:
+        keys: the recipe's keys.
+        start: where the training starts; None where the caller has loaded the model.
+        tokenizer: the tokenizer with the template of the training, without the indicator.
+
+    Raises:
+        InputError: see `plan_evaluation`; or the model before the training could not be loaded again.
+    """
+    if not keys.evaluate:
+        return None
+    if start is None:
+        raise InputError(
+            "an evaluation loads the model as it was before the training; give model= as a folder, Hub id or "
+            "packaged model."
+        )
+    config = start.config
+    return plan_evaluation(
+        keys,
+        model=config.model,
+        tokenizer=tokenizer,
+        n_ctx=start.read_window(),
+        indicator=config.indicator if config.indicator_as == "text" else None,
+        seed=start.args.seed,
+    )
+
+
+def measure(
+    folder: Path, asked: EvaluationPlan | None, start: Start | None, progress: StageProgress | None = None
+) -> bool:
+    """Evaluate a delivered checkpoint, in the first of several processes; whether that gave anything new."""
+    if asked is None or start is None or start.args.process_index != 0:
+        return False
+    gc.collect()
+    device = resolve_device("cpu" if start.args.use_cpu else "auto")
+    is_there = (folder / asked.folder / RESULT).is_file()
+    evaluate_checkpoint(
+        folder,
+        asked,
+        base=start.identity,
+        trained={"name": folder.resolve().name, "sha256": hash_checkpoint(folder)},
+        load_base=lambda: _on_some_backend(lambda backend: _load_base(start, device, backend)),
+        load_trained=lambda: _on_some_backend(
+            lambda backend: load_model(
+                folder,
+                backend=backend,
+                device=str(device),
+                dtype=start.model_args.dtype or "float32",
+                trust_remote_code=start.args.trust_remote_code,
+            )
+        ),
+        progress=progress,
+    )
+    return not is_there
+
+
+def _load_base(start: Start, device: Any, backend: str) -> Model:
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()  # or ZeRO-3 would split the model over processes that are done
+    hf_model = start.load_model(quantized=False).to(device)
+    return Model.from_hf(hf_model, start.load_tokenizer(), backend=backend, name=start.config.model)
+
+
+def _on_some_backend(load: Callable[[str], Model]) -> Model:
+    """A model on the backend that reads it with the least memory, else on the other."""
+    try:
+        return load("native")
+    except UnsupportedModelError:
+        return load("lens")
+
+
+__all__ = ["StageProgress", "as_keys", "measure", "plan"]
