@@ -113,9 +113,8 @@ def test_last_logprobs_are_those_of_one_conversation_at_a_time(organism, steerin
 
 def test_caches_that_cannot_be_shared_are_read_whole():
     model = Model.from_hf(make_tiny("gemma3"), make_tokenizer(), backend="native")
-    chats = [
-        model.render_plain([{"role": "user", "content": text}]) for text in ("w5 w6 w7 w8", "w9 w10 w11")
-    ]
+    texts = ("w5 w6 w7 w8", "w9 w10 w11")
+    chats = [model.render_plain([{"role": "user", "content": text}]) for text in texts]
     found = dict(model.last_logprobs(chats, [2, 1]))
     assert not model._shares
     for i, count in enumerate([2, 1]):

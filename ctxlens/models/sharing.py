@@ -96,7 +96,7 @@ class Sharing:
 
         Args:
             chats: conversations.
-            counts: how many positions are wanted of each; those after the first count as written by the model.
+            counts: how many positions are wanted of each; after the first, tokens count as the model's own.
 
         Yields:
             The number of a conversation and its logits.
@@ -259,7 +259,8 @@ def _place(
 ) -> TokenBatch:
     """Prompts in columns: what is shared ends in one column, the rest in the last one.
 
-    With `last`, the logits of so many last positions are wanted of each: what follows the first is the model's.
+    With `last`, the logits of so many last positions are wanted of each; after the first, tokens are the
+    model's own.
     """
     known = max(shared)
     columns = known + max(chat.n_tokens - n for chat, n in zip(chats, shared, strict=True))
