@@ -199,19 +199,14 @@ def build_cells(model: NeedleModel, config: NeedleConfig, haystack: Haystack) ->
         InputError: the window is too small for the needle and question or for a length asked for, the
             haystack is too short, or a needle has no prefix where a condition needs one.
     """
-    tokenizer = model.tokenizer
-    needles = {
-        (which, key): _resolve_needle(which, f"{config.seed}-{'-'.join(map(str, key))}")
-        for which in config.needles
-        for key in _cell_keys(config)
-    }
+    needles = _resolve_needles(config)
     unprefixed = [needle.name for needle in needles.values() if not needle.prefix]
     if unprefixed and any(condition.endswith("+prefix") for condition in config.conditions):
         raise InputError(
             f"needle {unprefixed[0]!r} has no prefix, because it begins with a keyword; "
             "leave out the conditions with prefix, or give another needle."
         )
-    sizes = {needle: count_tokens(tokenizer, f" {needle.sentence}") for needle in set(needles.values())}
+    sizes = {needle: count_tokens(model.tokenizer, f" {needle.sentence}") for needle in set(needles.values())}
     longest = _longest_context(model, config, sizes)
     lengths = _spread_lengths(config.lengths, longest, max(sizes.values()))
     if max(lengths) > longest:
@@ -224,6 +219,24 @@ def build_cells(model: NeedleModel, config: NeedleConfig, haystack: Haystack) ->
             f"there are no {len(lengths)} different lengths from {lengths[0]} to {lengths[-1]} tokens; ask "
             "for fewer."
         )
+    return place_needles(model.tokenizer, config, haystack, lengths)
+
+
+def place_needles(
+    tokenizer: Any, config: NeedleConfig, haystack: Haystack, lengths: Sequence[int]
+) -> list[Cell]:
+    """Build the texts of a grid of given lengths for a tokenizer, whatever window they must fit.
+
+    Args:
+        tokenizer: counts the tokens.
+        config: needles, depths, cases and seed.
+        haystack: what the needles are hidden in.
+        lengths: context lengths in tokens, needle included; as many as the configuration says.
+
+    Raises:
+        InputError: the haystack is too short, or a length too short for a needle.
+    """
+    needles = _resolve_needles(config)
     depths = _spread_depths(config.depths)
     straws = {
         (length, case): gather_straw(tokenizer, haystack, case, length)
@@ -244,6 +257,15 @@ def build_cells(model: NeedleModel, config: NeedleConfig, haystack: Haystack) ->
             )
             cells.append(Cell(len(cells), needle, context, length, depth, case))
     return cells
+
+
+def _resolve_needles(config: NeedleConfig) -> dict[tuple[str | Needle, tuple[int, int, int]], Needle]:
+    """The needle of every cell."""
+    return {
+        (which, key): _resolve_needle(which, f"{config.seed}-{'-'.join(map(str, key))}")
+        for which in config.needles
+        for key in _cell_keys(config)
+    }
 
 
 def _cell_keys(config: NeedleConfig) -> list[tuple[int, int, int]]:
@@ -335,8 +357,7 @@ def render_cell(
     """
     needle = cell.needle
     prefix = needle.prefix if answer is None else answer
-    fields = {"context": cell.context.text, "question": needle.question}
-    asked = re.sub(r"\{(context|question)\}", lambda match: fields[match[1]], config.template)
+    asked = fill_wording(config.template, cell.context.text, needle.question)
     mark = {"indicator": True} if indicator else {}
     if condition == "template" and answer is None:
         return model.render([{"role": "user", "content": asked, **mark}], add_generation_prompt=True)
@@ -349,6 +370,12 @@ def render_cell(
     ]
     render = model.render_plain if condition == "plain+prefix" else model.render
     return render(messages, continue_final_message=True)
+
+
+def fill_wording(template: str, context: str, question: str) -> str:
+    """A wording with its context and question put in; other braces stay as they are."""
+    fields = {"context": context, "question": question}
+    return re.sub(r"\{(context|question)\}", lambda match: fields[match[1]], template)
 
 
 def answer_positions(chat: RenderedChat, cell: Cell) -> Int64[np.ndarray, " answer_pos"]:
@@ -385,5 +412,5 @@ def describe_cell(
 
 __all__ = [
     "CONDITIONS", "SCORES", "WORDINGS", "Cell", "NeedleConfig", "NeedleModel", "answer_positions",
-    "build_cells", "check_indicator", "describe_cell", "render_cell",
+    "build_cells", "check_indicator", "describe_cell", "fill_wording", "place_needles", "render_cell",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def score_recall(keywords: Iterable[str], response: str) -> float:
     if not wanted:
         return float("nan")
     words = split_words(response)
-    return sum(_occurs(phrase, words) for phrase in wanted) / len(wanted)
+    return sum(words_occur(phrase, words) for phrase in wanted) / len(wanted)
 
 
 def score_containment(answer: str, response: str) -> float:
@@ -60,19 +60,20 @@ def score_containment(answer: str, response: str) -> float:
         response: the text to look in, as the model gave it.
     """
     wanted = tuple(split_words(answer))
-    return float(_occurs(wanted, split_words(response))) if wanted else float("nan")
+    return float(words_occur(wanted, split_words(response))) if wanted else float("nan")
 
 
 def find_missing(keywords: Iterable[str], text: str) -> list[str]:
     """The keywords that do not occur in a text."""
     words = split_words(text)
-    return [keyword for keyword in keywords if not _occurs(tuple(split_words(keyword)), words)]
+    return [keyword for keyword in keywords if not words_occur(tuple(split_words(keyword)), words)]
 
 
-def _occurs(phrase: tuple[str, ...], words: list[str]) -> bool:
-    size = len(phrase)
-    return bool(phrase) and any(
-        words[at] == phrase[0] and tuple(words[at : at + size]) == phrase
+def words_occur(phrase: Sequence[str], words: Sequence[str]) -> bool:
+    """Whether the words of a phrase follow one another among other words; never for an empty phrase."""
+    size, wanted = len(phrase), list(phrase)
+    return bool(wanted) and any(
+        words[at] == wanted[0] and list(words[at : at + size]) == wanted
         for at in range(len(words) - size + 1)
     )
 
@@ -252,5 +253,5 @@ def draw_needle(name: str, seed: str) -> Needle:
 
 __all__ = [
     "DRAWN_NEEDLES", "NEEDLES", "Needle", "draw_needle", "find_missing", "load_needles",
-    "score_containment", "score_recall", "split_words",
+    "score_containment", "score_recall", "split_words", "words_occur",
 ]  # fmt: skip

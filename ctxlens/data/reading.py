@@ -143,7 +143,14 @@ def _read_from_hub(name: str, split: str, streaming: bool) -> Iterator[Any]:
     from datasets import load_dataset
 
     try:
-        yield from load_dataset(name, split=split, streaming=streaming)
+        try:
+            loaded = load_dataset(name, split=split, streaming=streaming)
+        except RuntimeError as error:  # made by a script, which the library refuses: the Hub keeps a copy
+            if "script" not in str(error):
+                raise
+            revision = "refs/convert/parquet"
+            loaded = load_dataset(name, split=split, streaming=streaming, revision=revision)
+        yield from loaded
     except Exception as error:  # network, access, name and format errors, each of its own kind
         raise InputError(
             f"{name} is no file or folder here, and the Hub has no readable data set of that name with split "
