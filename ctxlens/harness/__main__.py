@@ -14,12 +14,15 @@ def main() -> None:
         require()
         from lm_eval.__main__ import cli_evaluate
 
-        from ctxlens.harness.adapter import task_folder
+        from ctxlens.harness import CtxlensLM
+        from ctxlens.tasks import folder
+
+        assert CtxlensLM  # importing it has made it known to lm-eval
 
         words = sys.argv[1:]
         given = any(word.split("=")[0] == "--include_path" for word in words)
         if not given and any(word.split("=")[0] in ("--tasks", "-t") for word in words):
-            sys.argv += ["--include_path", str(task_folder())]
+            sys.argv += ["--include_path", str(folder())]
         cli_evaluate()
     except CtxlensError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -11,7 +11,6 @@ import logging
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -308,6 +307,18 @@ class CtxlensLM(TemplateLM):
             chat = self.prompts.shorten(chat, len(chat.text.rstrip()))
         return Continuation(self.prompts.fit(chat, len(said) - 1), tuple(said))
 
+    def describe(self, request: Any) -> tuple[str, bool]:
+        """The prompt of a request as the model gets it, before it is cut, and whether it is cut."""
+        context = request.args[0]
+        if request.request_type == "generate_until":
+            chat = self.prompts.chat(context)
+            return chat.text, self.prompts.fit(chat, _read_kwargs(request.args[1])[0]).truncated is not None
+        if request.request_type == "loglikelihood" and context:
+            return self.prompts.chat(context).text, self._continuation(
+                *request.args
+            ).chat.truncated is not None
+        return context, False
+
     def _score(
         self,
         asked: Sequence[Continuation],
@@ -375,9 +386,4 @@ def _find_device(device: str | None) -> str:
     return device
 
 
-def task_folder() -> Path:
-    """Where the tasks that come with ctxlens are."""
-    return Path(__file__).parents[1] / "tasks"
-
-
-__all__ = ["Counts", "CtxlensLM", "task_folder"]
+__all__ = ["Counts", "CtxlensLM"]
