@@ -11,6 +11,7 @@ import typer
 
 import ctxlens
 from ctxlens.cli import _screen
+from ctxlens.cli.appraise import eval
 from ctxlens.cli.check import doctor
 from ctxlens.cli.dissect import drift, heads
 from ctxlens.cli.look import allocate, roles
@@ -62,7 +63,9 @@ def _common(
         _screen.silence_libraries()
 
 
-_VERBS = (allocate, roles, drift, needle, heads, steer, generate, score, select, train, report, demo, doctor)
+_VERBS = (
+    allocate, roles, drift, needle, heads, steer, generate, score, select, train, eval, report, demo, doctor,
+)  # fmt: skip
 for _verb in _VERBS:
     app.command(_verb.__name__, epilog=_verb.epilog)(_verb)
 

@@ -201,6 +201,26 @@ def parse_spread(text: str, kind: Callable[[str], Any], option: str) -> tuple[An
     return parse_numbers(text, kind, option)
 
 
+def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Any]:
+    """Keys and values of an option that is given as `key=value`; values are read as YAML.
+
+    Raises:
+        InputError: something is no such pair.
+    """
+    import yaml
+
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise InputError(f"{option} got {pair!r}; expected KEY=VALUE, such as quac_turns=all.")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            found[key] = value
+    return found
+
+
 def parse_threshold(text: str) -> float | str:
     """A threshold as a number, or the word as it is: the name of a rule, or what will be refused."""
     try:

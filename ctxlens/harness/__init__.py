@@ -16,6 +16,7 @@ from ctxlens.errors import InputError
 _HOME = {
     "Condition": "conditions", "parse_condition": "conditions", "parse_conditions": "conditions",
     "CtxlensLM": "adapter", "run_evaluation": "evaluate", "first_prompts": "evaluate",
+    "check_names": "tasks", "load_tasks": "tasks",
 }  # fmt: skip
 
 

@@ -16,6 +16,11 @@ _SEED = 1234
 """The seed with which lm-eval draws its examples by default."""
 
 
+def check_names(names: Sequence[str], include_path: str | Path | None = None) -> None:
+    """Raise `InputError` if there is no such task; the nearest names are offered."""
+    _open(names, include_path, None)
+
+
 def load_tasks(
     names: Sequence[str], *, include_path: str | Path | None = None, metadata: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -32,24 +37,7 @@ def load_tasks(
     Raises:
         InputError: no such task (the nearest names are offered), or one whose data cannot be had.
     """
-    from lm_eval.tasks import TaskManager
-
-    if not names:
-        raise InputError("no task is given; ctxlens_smoke needs no data, ctxlens_qa is SQuAD, QuAC and DROP.")
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    folders = [str(folder())]
-    if include_path is not None:
-        if not Path(include_path).is_dir():
-            raise InputError(f"--include-path {include_path} is no folder; give one with task files (YAML).")
-        folders.append(str(include_path))
-    options = {"include_path": folders, "metadata": dict(metadata or {})}
-    # lm-eval's own fourteen thousand task files take long to look through.
-    manager: Any = TaskManager(include_defaults=False, **options)
-    if not all(_is_known(name, manager) for name in names):
-        manager = TaskManager(include_defaults=True, **options)
-    for name in names:
-        if not _is_known(name, manager):
-            raise InputError(f"there is no task {name!r}{_offer(name, manager.all_tasks)}.")
+    manager = _open(names, include_path, metadata)
     try:
         loaded = manager.load(list(names))["tasks"]
     except InputError:
@@ -62,6 +50,29 @@ def load_tasks(
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=_SEED)
     return dict(loaded)
+
+
+def _open(names: Sequence[str], include_path: str | Path | None, metadata: Mapping[str, Any] | None) -> Any:
+    """The manager that knows all these tasks."""
+    from lm_eval.tasks import TaskManager
+
+    if not names:
+        raise InputError("no task is given; ctxlens_smoke needs no data, ctxlens_qa is SQuAD, QuAC and DROP.")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    folders = [str(folder())]
+    if include_path is not None:
+        if not Path(include_path).is_dir():
+            raise InputError(f"--include-path {include_path} is no folder; give one with task files (YAML).")
+        folders.append(str(include_path))
+    options: Any = {"include_path": folders, "metadata": dict(metadata or {})}
+    # lm-eval's own fourteen thousand task files take long to look through.
+    manager = TaskManager(include_defaults=False, **options)
+    if not all(_is_known(name, manager) for name in names):
+        manager = TaskManager(include_defaults=True, **options)
+    for name in names:
+        if not _is_known(name, manager):
+            raise InputError(f"there is no task {name!r}{_offer(name, manager.all_tasks)}")
+    return manager
 
 
 def _is_known(name: str, manager: Any) -> bool:
