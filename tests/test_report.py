@@ -148,6 +148,7 @@ def evil_run(folder):
     run.save("selection.parquet", Selection(chosen.frame, {**chosen.meta, "rule": EVIL}))
     ability = factories.ability()
     run.save("ability.parquet", Ability(ability.frame.assign(model=EVIL, question=EVIL)))
+    run.save("evaluation.parquet", evaluation(EVIL))
     verdict = Verdict(
         EVIL, EVIL, Interval(0.0, 0.0, 0.0, 1), EVIL, EVIL, EVIL, ((EVIL, Interval(0.0, 0.0, 0.0, 1)),)
     )

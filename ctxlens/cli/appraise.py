@@ -59,7 +59,8 @@ class ModelsOptions:
         from ctxlens.models.loading import hash_checkpoint, locate_checkpoint, read_chat_template
 
         return {
-            "model": ", ".join(self.model),
+            "model": ", ".join(Path(name).name or name for name in self.model),
+            "models": self.model,
             "sha256": [hash_checkpoint(locate_checkpoint(name)) for name in self.model],
             "backend": self.backend.value,
             "dtype": self.dtype.value,

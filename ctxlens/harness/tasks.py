@@ -81,9 +81,7 @@ def _is_known(name: str, manager: Any) -> bool:
 
 def _offer(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=_NEAR, cutoff=0.5)
-    return (
-        f"; did you mean {' or '.join(near)}?"[:-1] if near else "; lm-eval ls tasks lists those of lm-eval"
-    )
+    return f"; did you mean {' or '.join(near)}?" if near else "; `lm-eval ls tasks` lists those of lm-eval."
 
 
 __all__ = ["load_tasks"]
