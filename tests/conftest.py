@@ -66,6 +66,12 @@ def test_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """Small files in the original layouts of SQuAD, QuAC and DROP."""
+    return Path(__file__).parent / "fixtures" / "qa"
+
+
 def build_toy_tokenizer(*, trim_offsets: bool = True, **options: Any) -> PreTrainedTokenizerFast:
     """A byte-level BPE of a few hundred tokens with BOS, EOS and `TOY_TEMPLATE`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers

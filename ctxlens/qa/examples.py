@@ -102,7 +102,8 @@ def _parse(rows: Sequence[Any], where: str, name: str, layouts: Mapping[tuple[st
         examples = list(layout(rows))
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise InputError(
-            f"{where} is damaged or not {name}: {type(error).__name__} {error} in a question or passage."
+            f"{where} is damaged or not {name}: a question or passage cannot be read "
+            f"({type(error).__name__}: {error})."
         ) from error
     if not examples:
         raise InputError(f"{where} holds no question of {name} that has an answer.")
@@ -129,7 +130,7 @@ def _squad_rows(rows: Sequence[Any]) -> Iterator[QAExample]:
 
 
 def _one_span_each(
-    key: Any, context: str, question: str, answers: Iterable[str], title: str = "", **more: Any
+    key: Any, context: Any, question: Any, answers: Iterable[Any], title: str = "", **more: Any
 ) -> QAExample:
     references = tuple((_text(answer),) for answer in answers)
     return QAExample(str(key), _text(context), _text(question), references, title, **more)
@@ -176,7 +177,7 @@ def _quac_rows(rows: Sequence[Any]) -> Iterator[tuple[str, QAExample]]:
             )  # fmt: skip
 
 
-def _without_mark(context: str) -> str:
+def _without_mark(context: Any) -> str:
     return _text(context).removesuffix("CANNOTANSWER").rstrip()
 
 
@@ -191,11 +192,13 @@ def _drop_original(rows: Sequence[Any]) -> Iterator[QAExample]:
 
 def _drop_rows(rows: Sequence[Any]) -> Iterator[QAExample]:
     for number, row in enumerate(rows):
-        validated = row.get("validated_answers") or {"number": []}
-        found = [
-            {key: validated[key][i] for key in ("number", "date", "spans")}
-            for i in range(len(validated["number"]))
-        ]
+        found = row.get("validated_answers") or []
+        if isinstance(found, Mapping):  # how the datasets library stores a list of mappings
+            columns = (found[key] for key in ("number", "date", "spans"))
+            found = [
+                dict(zip(("number", "date", "spans"), values, strict=True))
+                for values in zip(*columns, strict=True)
+            ]
         yield from _drop_example(
             row.get("query_id", number), row["passage"], row["question"], [row["answer"], *found]
         )

@@ -130,8 +130,8 @@ def find_file(name: str, source: str) -> Path | str:
     Args:
         name: `squad`, `quac` or `drop`.
         source: a file or Hub id, given back as it is, or a folder: itself, if the `datasets` library reads
-            it; else the file in it, then one level below, with the first of `FILE_NAMES` that is there; else a
-            folder in it with the data set's name that the `datasets` library reads.
+            it; else the file in it, then one level below, with the first of `FILE_NAMES` that is there;
+            else a folder in it with the data set's name that the `datasets` library reads.
 
     Raises:
         InputError: a folder without such a file, or with several of them.
@@ -152,8 +152,8 @@ def find_file(name: str, source: str) -> Path | str:
     named = [path for path in (folder / name, *folder.glob(f"*/{name}")) if _is_data_set(path)]
     if not named:
         raise InputError(
-            f"folder {source} holds no file for {name}; expected {' or '.join(FILE_NAMES[name])}, or a "
-            f"folder {name} as saved by the datasets library."
+            f"folder {source} holds no file for {name}; expected {' or '.join(FILE_NAMES[name])}, "
+            f"or a data set of the datasets library in a folder {name}."
         )
     return named[0]
 

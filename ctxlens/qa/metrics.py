@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ctxlens.errors import InputError
 from ctxlens.haystack import split_sentences
@@ -121,15 +122,20 @@ def as_spans(reference: str | Sequence[str]) -> Sequence[str]:
     return (reference,) if isinstance(reference, str) else reference
 
 
-def best_of(score: Callable, answers: Sequence) -> float:
+def best_of(score: Callable[[Any], float], answers: Sequence[Any]) -> float:
     """The largest score over the gold answers.
 
     Raises:
         InputError: there is no gold answer.
     """
+    check_answers(answers)
+    return max(score(answer) for answer in answers)
+
+
+def check_answers(answers: Sequence[Any]) -> None:
+    """Raise `InputError` if there is no gold answer, or only a text where a list of them is expected."""
     if isinstance(answers, str) or not answers:
         raise InputError(f"gold answers must be a list of at least one, got {answers!r}.")
-    return max(score(answer) for answer in answers)
 
 
 def _stands_in(span: str, text: str) -> bool:
@@ -183,6 +189,6 @@ def _read_predictions(path: Path) -> dict[str, str]:
 
 
 __all__ = [
-    "as_spans", "best_of", "first_sentence", "normalize_answer", "score_contains",
+    "as_spans", "best_of", "check_answers", "first_sentence", "normalize_answer", "score_contains",
     "score_contains_released", "score_exact_match", "score_f1", "score_squad_file", "word_f1",
 ]  # fmt: skip

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from ctxlens.qa.metrics import best_of, normalize_answer, word_f1
+from ctxlens.qa.metrics import best_of, check_answers, normalize_answer, word_f1
 
 CANNOT_ANSWER = "CANNOTANSWER"
 """What QuAC's text ends with, and what the answer is where the text gives none."""
 
 
 def choose_references(answers: Sequence[str]) -> list[str]:
-    """The answers that count: the mark where at least half of the annotators found no answer, else the rest."""
+    """The answers that count: the mark where at least half of the annotators gave it, else the rest."""
     found = [answer for answer in answers if answer != CANNOT_ANSWER]
     return found if 2 * len(found) > len(answers) else [CANNOT_ANSWER]
 
@@ -30,7 +30,7 @@ def score_quac_f1(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         InputError: there is no gold answer.
     """
-    best_of(len, answers)
+    check_answers(answers)
     return _leave_one_out(prediction, choose_references(answers))
 
 
