@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import factories
 import numpy as np
 import pytest
+from evaluation_cases import evaluation
 
 from ctxlens.errors import InputError
 from ctxlens.report import write_report
