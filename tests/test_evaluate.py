@@ -303,7 +303,7 @@ def test_lm_evals_own_command_line_knows_the_model(tmp_path):
     command = [
         sys.executable, "-m", "ctxlens.harness", "run", "--model", "ctxlens", "--tasks",
         "ctxlens_closed_book", "--model_args",
-        "pretrained=organism-chat,template=true,alpha=0.3,device=cpu", "--limit", "3",
+        "pretrained=organism-chat,template=true,alpha=0.3", "--device", "cpu", "--limit", "3",
         "--output_path", str(tmp_path), "--log_samples",
     ]  # fmt: skip
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)

@@ -196,12 +196,8 @@ class CtxlensLM(TemplateLM):
         return gathered
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        """The objects of all processes, for one of them."""
-        if self.world_size == 1:
-            return [obj]
-        gathered: list[Any] | None = [None] * self.world_size if self.rank == dst else None
-        torch.distributed.gather_object(obj, gathered, dst=dst)
-        return gathered
+        """The objects of all processes, for the first."""
+        return self.processes.gather(obj)
 
     def barrier(self) -> None:
         """Wait for the other processes."""

@@ -137,7 +137,7 @@ def run_evaluation(
                 current = (unit.model, _load(named[unit.model], load))
             part = _answer(
                 current[1], unit, loaded[unit.task],
-                limit=limit, batch_tokens=batch_tokens, processes=processes,
+                batch_tokens=batch_tokens, processes=processes,
                 cache=store.cache(number), report=report,
             )  # fmt: skip
             if part is not None:
@@ -189,7 +189,6 @@ def _answer(
     unit: _Unit,
     task: Any,
     *,
-    limit: int | None,
     batch_tokens: int,
     processes: Processes,
     cache: Path | None,
@@ -202,25 +201,33 @@ def _answer(
     if reason := _unfit(model, unit.condition):
         left_out = [{"model": unit.model, "condition": unit.condition.name, "reason": reason}]
         return Evaluation.from_rows([], {"left_out": left_out}) if processes.is_first else None
-    lm = _adapter(model, unit.condition, batch_tokens=batch_tokens, processes=processes)
+    # lm-eval's own division among processes needs every metric to have a value in each of them.
+    mine = list(range(unit.examples))[processes.rank :: processes.count]
+    lm = _adapter(model, unit.condition, batch_tokens=batch_tokens)
     lm.on_batch = lambda done, total: report.show(unit.examples * done // max(total, 1))
     for seed, plant in zip(_SEEDS, (random.seed, np.random.seed, torch.manual_seed), strict=True):
         plant(seed)
-    kept: Any = nullcontext(lm) if cache is None else _keep(lm, cache, processes.rank, CachingLM)
-    with kept as caching:
-        found: Any = evaluate(
-            caching,
-            {"tasks": {unit.task: task}},
-            limit=limit,
-            bootstrap_iters=0,
-            apply_chat_template=unit.condition.template,
-            fewshot_as_multiturn=unit.condition.template,
-        )
-    asked = lm.gather_object(describe_requests(lm, task))
-    if found is None or asked is None:
+    samples: list[Any] = []
+    asked: dict[int, tuple[str, bool]] = {}
+    if mine:
+        kept: Any = nullcontext(lm) if cache is None else _keep(lm, cache, processes.rank, CachingLM)
+        with kept as caching:
+            found: Any = evaluate(
+                caching,
+                {"tasks": {unit.task: task}},
+                samples={unit.task: mine},
+                bootstrap_iters=0,
+                apply_chat_template=unit.condition.template,
+                fewshot_as_multiturn=unit.condition.template,
+            )
+        samples = found["samples"][unit.task]
+        asked = {mine[number]: one for number, one in describe_requests(lm, task).items()}
+    parts = processes.gather((samples, asked))
+    if parts is None:
         return None
-    requests = {number: one for part in asked for number, one in part.items()}
-    rows = make_rows(task, found["samples"][unit.task], requests, unit.labels)
+    samples = [sample for part, _ in parts for sample in part]
+    requests = {number: one for _, part in parts for number, one in part.items()}
+    rows = make_rows(task, samples, requests, unit.labels)
     metrics, better = find_metrics(task, rows)
     meta = {"metrics": {unit.task: metrics}, "higher_is_better": better, "left_out": []}
     return Evaluation.from_rows(rows, meta)
@@ -323,7 +330,7 @@ class _Parts:
         else:
             write_atomic(self._folder / f"{number:05d}.parquet", part.save)
             for path in self._folder.glob(f"{number:05d}_rank*"):
-                path.unlink()
+                path.unlink(missing_ok=True)
 
     def cache(self, number: int) -> Path | None:
         return self._folder / f"{number:05d}" if self._folder else None
