@@ -43,7 +43,6 @@ class Counts:
     empty: int = 0
 
 
-@register_model("ctxlens")
 class CtxlensLM(TemplateLM):
     """A model of ctxlens as lm-eval calls it.
 
@@ -340,6 +339,9 @@ class CtxlensLM(TemplateLM):
         return self.model.steer(
             s.alpha, roles=s.roles, heads=s.heads, mode=s.mode, target_share=s.target_share
         )
+
+
+register_model("ctxlens")(CtxlensLM)
 
 
 def _read_kwargs(given: dict[str, Any]) -> tuple[int, tuple[str, ...]]:

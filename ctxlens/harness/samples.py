@@ -66,10 +66,11 @@ def _column(metric: str) -> str:
 
 def _number(value: Any) -> float | None:
     """A metric's value of one example: a number, or the mean of several; None if it is neither."""
+    number: Any = value
     if isinstance(value, list) and value and all(isinstance(one, bool | int | float) for one in value):
-        value = math.fsum(value) / len(value)
+        number = math.fsum(value) / len(value)
     try:
-        return float(value)
+        return float(number)
     except (TypeError, ValueError):
         return None
 
