@@ -260,7 +260,7 @@ def test_a_hub_that_cannot_be_reached(name, monkeypatch):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(InputError, match=rf"no questions of {name}: .*no network; name a local file or fold"):
+    with pytest.raises(InputError, match=rf"no questions of {name}: .*no network; without network, name a"):
         LOADERS[name]()
 
 

@@ -187,7 +187,8 @@ def test_missing_data_is_one_sentence(name, tmp_path):
 
 
 def test_real_data(test_data):
-    results = run(["ctxlens_qa"], RuleModel(lambda prompt: prompt[:200]), data_dir=str(test_data), limit=5)
+    source = str(test_data / "rc_samples")
+    results = run(["ctxlens_qa"], RuleModel(lambda prompt: prompt[:200]), data_dir=source, limit=5)
     assert [len(results["samples"][f"ctxlens_{name}"]) for name in READING] == [5, 2, 5]
 
 

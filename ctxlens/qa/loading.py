@@ -114,10 +114,11 @@ def load_drop(source: str | None = None, *, split: str = "validation") -> list[Q
 def _read(name: str, source: str | None, split: str) -> tuple[list[Any], str]:
     if source is None:
         where = HUB_IDS[name]
-        advice = f"name a local file or folder with {name} (data_dir)"
+        advice = f"without network, name a local file or folder with {name} (data_dir)"
     else:
         where = str(find_file(name, source))
-        advice = "expected " + " or ".join(FILE_NAMES[name][:2]) + f", a folder with it, or {HUB_IDS[name]}"
+        names = " or ".join(pattern.rstrip("*") for pattern in FILE_NAMES[name][:2])
+        advice = f"expected a file such as {names}, a folder with it, or a Hub id such as {HUB_IDS[name]}"
     try:
         return list(read_rows(where, split=split, limit=None)), where
     except InputError as error:
