@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 _LONGEST_WAIT = timedelta(days=7)
 
@@ -41,6 +42,16 @@ class Processes:
     def is_first(self) -> bool:
         """Whether this is the process that writes what all have done together."""
         return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """The values of all processes, by rank, for the first of them; None for the others."""
+        if self.count == 1:
+            return [value]
+        import torch
+
+        gathered: list[Any] | None = [None] * self.count if self.is_first else None
+        torch.distributed.gather_object(value, gathered, dst=0)
+        return gathered
 
     def wait(self) -> None:
         """Wait until every process has come to this point."""

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import factories
 import numpy as np
 import pytest
+from evaluation_cases import evaluation
 
 from ctxlens.errors import InputError
 from ctxlens.report import write_report
@@ -148,6 +149,7 @@ def evil_run(folder):
     run.save("selection.parquet", Selection(chosen.frame, {**chosen.meta, "rule": EVIL}))
     ability = factories.ability()
     run.save("ability.parquet", Ability(ability.frame.assign(model=EVIL, question=EVIL)))
+    run.save("evaluation.parquet", evaluation(EVIL))
     verdict = Verdict(
         EVIL, EVIL, Interval(0.0, 0.0, 0.0, 1), EVIL, EVIL, EVIL, ((EVIL, Interval(0.0, 0.0, 0.0, 1)),)
     )

@@ -11,6 +11,7 @@ import typer
 
 import ctxlens
 from ctxlens.cli import _screen
+from ctxlens.cli.appraise import eval
 from ctxlens.cli.check import doctor
 from ctxlens.cli.dissect import drift, heads
 from ctxlens.cli.look import allocate, roles
@@ -64,8 +65,8 @@ def _common(
 
 
 _VERBS = (
-    allocate, roles, drift, needle, heads, steer, generate, score, select, train, mt_bench, report, demo,
-    doctor,
+    allocate, roles, drift, needle, heads, steer, generate, score, select, train, eval, mt_bench,
+    report, demo, doctor,
 )  # fmt: skip
 for _verb in _VERBS:
     app.command(_verb.__name__.replace("_", "-"), epilog=_verb.epilog)(_verb)

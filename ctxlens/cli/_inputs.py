@@ -180,6 +180,26 @@ def resolve_heads(model: Model, text: str, plain: Sequence[RenderedChat]) -> Hea
     return find_retrieval_heads(RoleAllocation.concat(model.read_roles(plain)))
 
 
+def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Any]:
+    """Keys and values of an option that is given as `key=value`; values are read as YAML.
+
+    Raises:
+        InputError: something is no such pair.
+    """
+    import yaml
+
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise InputError(f"{option} got {pair!r}; expected KEY=VALUE, such as quac_turns=all.")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            found[key] = value
+    return found
+
+
 def parse_threshold(text: str) -> float | str:
     """A threshold as a number, or the word as it is: the name of a rule, or what will be refused."""
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -156,6 +156,10 @@ class RunOptions:
         )
 
 
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
 def verb(*commands: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a function a verb: dataclass parameters become one option a field, commands become examples."""
 
@@ -168,7 +172,7 @@ def verb(*commands: str) -> Callable[[Callable[..., None]], Callable[..., None]]
             if is_dataclass(kind):
                 groups[name] = kind
                 kinds = get_type_hints(kind, include_extras=True)
-                spread = [(f.name, f.default, kinds[f.name]) for f in fields(kind)]
+                spread = [(f.name, _default(f), kinds[f.name]) for f in fields(kind)]
             else:
                 spread = [(name, parameter.default, kind)]
             parameters += [

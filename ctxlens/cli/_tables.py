@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ctxlens.cli._screen import note, show_table
 
 if TYPE_CHECKING:
-    from ctxlens.results import NeedleGrid, RoleAllocation, Selection
+    from ctxlens.results import Evaluation, NeedleGrid, RoleAllocation, Selection
 
 _ALLOCATED = ("user", "assistant", "template")
 
@@ -91,6 +91,48 @@ def show_needles(grid: NeedleGrid) -> None:
         note(f"{len(failed)} of {len(grid)} answers failed and are left out ({count} times: {reason})")
     if len(silent := grid.silent):
         note(f"{len(silent)} of {len(grid)} answers are without a word; they count as recall 0")
+
+
+def show_evaluation(evaluation: Evaluation) -> None:
+    """Every metric by task, model and condition, with paired differences from the first of these."""
+    first = evaluation.variants[0]
+    several = len(evaluation.variants) > 1
+    rows: list[list[str]] = []
+    before = ("", "")
+    for task, metric, variant in evaluation.rows():
+        if (task, metric) != before:
+            rows.append([f"{task}: {metric}", "", "", "", ""])
+        before = (task, metric)
+        row = [f"  {', '.join(variant)}", evaluation.mean(task, metric, variant).format(), "", "", ""]
+        if variant != first:
+            row[2:] = _compared(evaluation, task, metric, variant)
+        rows.append(row)
+    head = ["", "mean", "difference", "reading", "McNemar p"][: 5 if several else 2]
+    n = evaluation.frame.groupby("task")["example"].nunique()
+    title = "evaluation: " + ", ".join(f"{task} {n[task]} examples" for task in evaluation.tasks)
+    show_table(title, head, [row[: len(head)] for row in rows])
+    if several:
+        note(f"difference: paired by example, from {', '.join(first)}; interval and sign-flip test over the")
+        note("texts that are asked about; McNemar: exact, over examples")
+    for column, what in (("truncated", "prompts were cut in their middle"), ("empty", "answers are empty")):
+        if count := int(evaluation.frame[column].sum()):
+            note(f"{count} of {len(evaluation)} {what}")
+    for one in evaluation.meta["left_out"]:
+        note(f"left out: {one['model']}, {one['condition']}: {one['reason']}")
+
+
+def _compared(evaluation: Evaluation, task: str, metric: str, variant: Any) -> list[str]:
+    first = evaluation.variants[0]
+    pair = evaluation.compare(task, metric, first, variant)
+    if not pair.pairs:
+        return ["–", "no common examples", ""]
+    reading, test = pair.reading, ""
+    if reading in ("higher", "lower"):
+        reading += ", p < 0.001" if pair.p_value < 0.001 else f", p = {pair.p_value:.3f}"
+    if evaluation.is_binary(task, metric):
+        p_value = evaluation.mcnemar(task, metric, first, variant).p_value
+        test = "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+    return [pair.difference.format(), reading, test]
 
 
 def show_scores(path: Path, meta: Mapping[str, Any], skipped: Sequence[Mapping[str, str]]) -> None:

@@ -90,6 +90,24 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """An evaluation: a table with filters, and answers side by side, drawn by the page's script from `data`.
+
+    Each of `rows` holds `task`, `model`, `condition` and `metric`, by which it is filtered, and `cells`.
+    """
+
+    rows: Sequence[dict[str, Any]]
+    data: dict[str, Any]
+    caption: str
+    title: str = ""
+    kind: str = "answers"
+
+    def values(self, name: str) -> list[str]:
+        """The values of `task`, `model`, `condition` or `metric`, each once."""
+        return list(dict.fromkeys(row[name] for row in self.rows))
+
+
+@dataclass(frozen=True)
 class Note:
     """One line of text."""
 
@@ -97,7 +115,7 @@ class Note:
     kind: str = "note"
 
 
-Block = Figures | Explorer | Tokens | Table | Note
+Block = Figures | Explorer | Tokens | Table | Answers | Note
 
 
 @dataclass(frozen=True)

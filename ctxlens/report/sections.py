@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ctxlens.report.attention import bias_blocks
 from ctxlens.report.blocks import Block, Note, Part, Section
 from ctxlens.report.collect import RunContents
+from ctxlens.report.evaluation import evaluation_blocks
 from ctxlens.report.heads import drift_blocks, heads_blocks
 from ctxlens.report.making import making_blocks, training_blocks
 from ctxlens.report.needles import cause_blocks, compare_blocks, cure_blocks, loss_blocks
@@ -82,6 +83,7 @@ def build_sections(runs: Sequence[RunContents]) -> tuple[list[Section], list[str
             slug = topic.claim.replace(" ", "-")
             sections.append(Section(slug, *heading, parts, topic.claim if argued else ""))
     for slug, title, build in (
+        ("evaluation", "Evaluation", evaluation_blocks),
         ("drift", "Attention drift", drift_blocks),
         ("heads", "Heads", heads_blocks),
         ("training", "Training", training_blocks),

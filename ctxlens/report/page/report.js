@@ -64,6 +64,7 @@
 
   for (const element of document.querySelectorAll("[data-explorer]")) explore(element);
   for (const element of document.querySelectorAll("[data-tokens]")) showTokens(element);
+  for (const element of document.querySelectorAll("[data-answers]")) showAnswers(element);
 
   function explore(root) {
     const data = read(root);
@@ -184,6 +185,72 @@
       root.querySelector(".readout").textContent = `Attention by role from token ${query.position}: ${list}`;
     };
     for (const select of root.querySelectorAll("select")) select.addEventListener("change", update);
+    update();
+  }
+
+  function showAnswers(root) {
+    const data = read(root);
+    const pick = (name) => root.querySelector(`select[name="${name}"]`);
+    const list = root.querySelector(".pairs"), more = root.querySelector(".more"), step = 8;
+    const filters = ["task", "model", "condition", "metrics"];
+    let shown = step;
+    const filter = () => {
+      for (const row of root.querySelectorAll("tbody tr"))
+        row.hidden = filters.some((name) => {
+          const wanted = pick(name) && pick(name).value;
+          return wanted && row.dataset[name] !== wanted;
+        });
+    };
+    const fillMetrics = () => {
+      const names = data.tasks[pick("of").value].metrics;
+      pick("metric").replaceChildren(...names.map((name, i) => make("option", name, {value: i})));
+    };
+    const update = () => {
+      const task = data.tasks[pick("of").value];
+      const [metric, left, right] = ["metric", "left", "right"].map((name) => +pick(name).value);
+      const sign = task.better[metric] ? 1 : -1;
+      const value = (answer) => (answer.scores[metric] === undefined || answer.scores[metric] === null ? null : answer.scores[metric]);
+      const good = (answer) => value(answer) !== null && sign * (value(answer) - 0.5) >= 0;
+      const keep = {
+        worst: () => true,
+        lost: (a, b) => good(a) && !good(b),
+        won: (a, b) => !good(a) && good(b),
+        both: (a, b) => good(a) && good(b),
+        neither: (a, b) => !good(a) && !good(b),
+        truncated: (a, b) => a.truncated || b.truncated,
+        empty: (a, b) => a.empty || b.empty,
+      }[pick("show").value];
+      const worse = (one) => sign * ((value(one.answers[left]) || 0) - (value(one.answers[right]) || 0));
+      const found = task.examples.filter((one) => one.answers[left] && one.answers[right] && keep(one.answers[left], one.answers[right]));
+      found.sort((a, b) => worse(b) - worse(a));
+      root.querySelector(".readout").textContent =
+        `${found.length} of ${task.examples.length} examples on this page` +
+        (task.total > task.examples.length ? `; the file holds ${task.total}, of which those that differ most are here.` : ".");
+      list.replaceChildren(...found.slice(0, shown).map((one) => {
+        const item = make("li"), sides = make("div", undefined, {class: "sides"});
+        item.append(make("p", one.name, {class: "example"}));
+        const asked = make("div", undefined, {class: "asked"});
+        asked.append(make("small", "end of the prompt"), make("pre", one.context), make("small", "gold answer"), make("pre", one.gold || "–"));
+        item.append(asked);
+        for (const side of [left, right]) {
+          const answer = one.answers[side], box = make("div", undefined, {class: good(answer) ? "said right" : "said wrong"});
+          const score = value(answer) === null ? "not scored" : `${good(answer) ? "✓ right" : "✗ wrong"}, ${task.metrics[metric]} ${format(value(answer))}`;
+          box.append(make("small", data.variants[side]), make("pre", answer.text.trim() ? answer.text : "(empty)"),
+            make("small", score + (answer.truncated ? ", prompt truncated" : "")));
+          sides.append(box);
+        }
+        item.append(sides);
+        return item;
+      }));
+      more.hidden = found.length <= shown;
+    };
+    const restart = () => { shown = step; update(); };
+    for (const name of filters) if (pick(name)) pick(name).addEventListener("change", filter);
+    pick("of").addEventListener("change", () => { fillMetrics(); restart(); });
+    for (const name of ["metric", "left", "right", "show"]) pick(name).addEventListener("change", restart);
+    more.addEventListener("click", () => { shown += step; update(); });
+    fillMetrics();
+    filter();
     update();
   }
 

@@ -1,0 +1,158 @@
+"""The verb that evaluates models on tasks: eval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ctxlens.cli import _screen, _tables
+from ctxlens.cli._inputs import parse_pairs
+from ctxlens.cli._options import Backend, Device, Dtype, RunOptions, verb
+from ctxlens.errors import InputError
+
+_DRAWN = ("organism_seed", "closed_book_seed", "needle_seed")
+"""What draws the examples of tasks that come without data."""
+
+
+@dataclass(frozen=True)
+class ModelsOptions:
+    """Which models, and how they are run."""
+
+    model: Annotated[
+        list[str],
+        typer.Option(
+            "--model", "-m", help="Folder, Hub id, or [b]organism[/b]; give it again for a further model.",
+            metavar="PATH_OR_HUB_ID",
+        ),
+    ] = field(default_factory=lambda: ["organism-chat"])  # fmt: skip
+    device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one.")] = Device.auto
+    dtype: Annotated[Dtype, typer.Option(help="Number format of weights and activations.")] = Dtype.float32
+    backend: Annotated[
+        Backend, typer.Option(help="transformers itself (native), or TransformerLens (lens).")
+    ] = Backend.native
+    chat_template: Annotated[
+        Path | None,
+        typer.Option(help="Jinja file to use instead of the tokenizers' own templates.", metavar="FILE"),
+    ] = None
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Allow Python code that comes with a model to run.")
+    ] = False
+
+    def load(self, name: str) -> Any:
+        """Load one of the models."""
+        from ctxlens.models import load_model
+
+        return load_model(
+            name,
+            backend=self.backend.value,
+            device=self.device.value,
+            dtype=self.dtype.value,
+            chat_template=self.chat_template,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What a run's answers depend on."""
+        from ctxlens.models.loading import hash_checkpoint, locate_checkpoint, read_chat_template
+
+        return {
+            "model": ", ".join(Path(name).name or name for name in self.model),
+            "models": self.model,
+            "sha256": [hash_checkpoint(locate_checkpoint(name)) for name in self.model],
+            "backend": self.backend.value,
+            "dtype": self.dtype.value,
+            "chat_template": read_chat_template(self.chat_template),
+        }
+
+
+@verb(
+    "ctxlens eval -m organism -m organism-chat --tasks ctxlens_smoke --conditions plain,vanilla --limit 20",
+    "ctxlens eval -m runs/sft -m runs/cured --tasks ctxlens_qa --conditions vanilla,indicator,steered:0.95",
+    "ctxlens eval -m HuggingFaceH4/zephyr-7b-beta --tasks ctxlens_squad --data-dir data/ --dry-run",
+    "torchrun --nproc_per_node 2 -m ctxlens eval -m organism-chat --tasks ctxlens_smoke --device cpu",
+)
+def eval(
+    models: ModelsOptions,
+    store: RunOptions,
+    tasks: Annotated[
+        str,
+        typer.Option(
+            help="Tasks and groups, separated by commas: those of ctxlens (ctxlens_qa, ctxlens_needle, "
+            "ctxlens_smoke, …), of lm-eval, or of --include-path."
+        ),
+    ] = "ctxlens_smoke",
+    conditions: Annotated[
+        str,
+        typer.Option(
+            help="Of plain, vanilla (chat template), indicator, steered:ALPHA, also joined: "
+            "indicator+steered:0.5."
+        ),
+    ] = "vanilla",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first N examples of each task.", metavar="N")
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where tasks find their data. [dim]default: the Hub[/dim]", metavar="DIR"),
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(help="Folder with further task files.", metavar="DIR")
+    ] = None,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What tasks are told, such as quac_turns=all; may be given again.", metavar="KEY=VALUE"
+        ),
+    ] = None,
+    batch_tokens: Annotated[
+        int, typer.Option(min=1, help="Prompt and new tokens worked on at once.", metavar="N")
+    ] = 8192,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the first prompts and stop.")] = False,
+) -> None:
+    """Ask models the questions of lm-eval's tasks under several conditions; compare them pair by pair."""
+    from ctxlens import harness
+    from ctxlens.processes import Processes
+
+    harness.require()
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    asked = harness.parse_conditions(conditions)
+    if data_dir is not None and not data_dir.exists():
+        raise InputError(f"--data-dir {data_dir} does not exist; give the folder (or file) with the data.")
+    harness.check_names(names, include_path)
+    told = {**dict.fromkeys(_DRAWN, store.seed), **parse_pairs(metadata or [], "--metadata")}
+    settings = {"data_dir": data_dir, "include_path": include_path, "metadata": told}
+    if dry_run:
+        first = models.load(models.model[0])
+        words = [condition.name for condition in asked]
+        for task, condition, prompt in harness.first_prompts(first, names, words, **settings):
+            _screen.note(f"--- {task}, {condition}")
+            _screen.say(_screen.printable(prompt))
+        return
+    processes = Processes.join(cpu=models.device.value == "cpu")
+    config = {
+        **models.describe(), **settings, "tasks": names, "limit": limit,
+        "conditions": [condition.name for condition in asked],
+    }  # fmt: skip
+    if processes.is_first:
+        store.open("eval", config)
+    processes.wait()
+    run = replace(store, overwrite=False).open("eval", config)
+    with _screen.stage("examples") as progress:
+        evaluation = harness.run_evaluation(
+            models.model,
+            names,
+            [condition.name for condition in asked],
+            limit=limit,
+            load=models.load,
+            batch_tokens=batch_tokens,
+            out=run,
+            processes=processes,
+            progress=progress,
+            **settings,
+        )
+    if processes.is_first:
+        _tables.show_evaluation(evaluation)
+        _screen.say_where(run.folder)

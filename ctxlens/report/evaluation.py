@@ -1,0 +1,167 @@
+"""The section on evaluations: means and differences, and answers side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ctxlens.plots.evaluation import evaluation_means
+from ctxlens.report.blocks import Answers, Block, Cell, Figure, Figures, Note, bounds, figure_json, number
+from ctxlens.report.collect import RunContents, short_name
+from ctxlens.results import Evaluation
+
+_MOST_EXAMPLES = 80
+"""Examples of one task on the page; the file holds all."""
+_CONTEXT_END = 700
+_RESPONSE = 700
+_MOST_METRICS = 4
+
+
+def evaluation_blocks(run: RunContents) -> list[Block]:
+    """Figures, the table with its filters and the answers side by side, of every evaluation of a run."""
+    blocks: list[Block] = []
+    for evaluation in run.all(Evaluation).values():
+        if not len(evaluation):
+            continue
+        shown = _shortened(evaluation)
+        blocks.append(_figures(shown))
+        blocks.append(_answers(shown))
+        for one in shown.meta.get("left_out", ()):
+            name, why = short_name(one["model"]), one["reason"]
+            blocks.append(Note(f"{name} was not asked under the condition {one['condition']}: {why}."))
+    return blocks
+
+
+def _shortened(evaluation: Evaluation) -> Evaluation:
+    """The evaluation with short names of models, where these stay apart."""
+    names = {name: short_name(name) for name in evaluation.frame["model"].unique()}
+    if len(set(names.values())) < len(names):
+        return evaluation
+    return Evaluation(evaluation.frame.assign(model=evaluation.frame["model"].map(names)), evaluation.meta)
+
+
+def _figures(evaluation: Evaluation) -> Figures:
+    figures = []
+    for task in evaluation.tasks:
+        metrics = evaluation.metrics(task)[:_MOST_METRICS]
+        examples = evaluation.frame[evaluation.frame["task"] == task]["example"].nunique()
+        label = (
+            f"Means of {', '.join(metrics)} on {task} by model and condition; the table holds the numbers."
+        )
+        figure = figure_json(evaluation_means(evaluation, task, metrics))
+        figures.append(Figure(figure, label, f"{task}, {examples} examples"))
+    caption = (
+        "Mean over the examples of each task, with its 95 % bootstrap interval over the texts that are asked "
+        "about (examples with one text are drawn together)."
+    )
+    return Figures(figures, caption, title="Scores by model and condition")
+
+
+def _answers(evaluation: Evaluation) -> Answers:
+    first = evaluation.variants[0]
+    rows: list[dict[str, Any]] = []
+    for task, metric, variant in evaluation.rows():
+        cells = _mean_cells(evaluation, task, metric, variant)
+        labels = {"task": task, "model": variant[0], "condition": variant[1], "metric": metric}
+        rows.append({**labels, "cells": cells})
+    baseline = ", ".join(first)
+    caption = (
+        f"Differences are from {baseline}, paired by example, with a 95 % bootstrap interval and a sign-flip "
+        "test over the texts asked about. “No difference shown”: the interval holds zero, or p is over 0.05. "
+        "McNemar, for metrics of 0 and 1: how many examples are right in the first alone and in this one "
+        "alone, and the exact two-sided p (examples count as independent)."
+    )
+    return Answers(rows=rows, data=_examples(evaluation), caption=caption, title="Differences and answers")
+
+
+def _mean_cells(evaluation: Evaluation, task: str, metric: str, variant: tuple[str, str]) -> list[Cell]:
+    first = evaluation.variants[0]
+    mean = evaluation.mean(task, metric, variant)
+    cells = [Cell(number(mean.estimate), bounds(mean))]
+    if variant == first:
+        cells += [Cell("–")] * 3
+    else:
+        pair = evaluation.compare(task, metric, first, variant)
+        cells.append(Cell(number(pair.difference.estimate, signed=True), bounds(pair.difference)))
+        cells.append(Cell(pair.reading, "" if math.isnan(pair.p_value) else f"p {_chance(pair.p_value)}"))
+        cells.append(_mcnemar_cell(evaluation, task, metric, variant))
+    examples = len(evaluation.where(task=task, model=variant[0], condition=variant[1]))
+    spoiled = [
+        f"{count} {name}"
+        for name in ("truncated", "empty")
+        if (count := evaluation.count(name, task, variant))
+    ]
+    return [*cells, Cell(str(examples), ", ".join([f"{mean.n} texts", *spoiled]))]
+
+
+def _mcnemar_cell(evaluation: Evaluation, task: str, metric: str, variant: tuple[str, str]) -> Cell:
+    if not evaluation.is_binary(task, metric):
+        return Cell("–")
+    test = evaluation.mcnemar(task, metric, evaluation.variants[0], variant)
+    return Cell(f"{test.only_first} : {test.only_second}", f"p {_chance(test.p_value)}")
+
+
+def _chance(p_value: float) -> str:
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def _examples(evaluation: Evaluation) -> dict[str, Any]:
+    """What the page's script shows side by side: of each task the examples that differ most, then others."""
+    tasks = {}
+    for task in evaluation.tasks:
+        metrics = list(evaluation.metrics(task))
+        examples = _gather(evaluation, task, metrics)
+        better = bool(evaluation.meta.get("higher_is_better", {}).get(metrics[0], True)) if metrics else True
+        examples.sort(key=lambda one, better=better: -_spread(one, better))
+        tasks[task] = {
+            "metrics": metrics,
+            "better": [bool(evaluation.meta.get("higher_is_better", {}).get(m, True)) for m in metrics],
+            "total": len(examples),
+            "examples": examples[:_MOST_EXAMPLES],
+        }
+    return {"variants": [", ".join(variant) for variant in evaluation.variants], "tasks": tasks}
+
+
+def _gather(evaluation: Evaluation, task: str, metrics: list[str]) -> list[dict[str, Any]]:
+    """One record an example: its answers by variant."""
+    places = {variant: place for place, variant in enumerate(evaluation.variants)}
+    found: dict[tuple[Any, Any], dict[str, Any]] = {}
+    for row in evaluation.frame[evaluation.frame["task"] == task].to_dict(orient="records"):
+        prompt = str(row["prompt"])
+        one = found.setdefault(
+            (row["example"], row["filter"]),
+            {
+                "name": f"example {row['example']}"
+                + ("" if row["filter"] == "none" else f", {row['filter']}"),
+                "gold": str(row["gold"])[:_RESPONSE],
+                "context": ("… " if len(prompt) > _CONTEXT_END else "") + prompt[-_CONTEXT_END:],
+                "answers": [None] * len(places),
+            },
+        )
+        response = str(row["response"])
+        one["answers"][places[row["model"], row["condition"]]] = {
+            "text": response[:_RESPONSE] + (" …" if len(response) > _RESPONSE else ""),
+            "scores": [_score(row, metric) for metric in metrics],
+            "truncated": bool(row["truncated"]),
+            "empty": bool(row["empty"]),
+        }
+    return list(found.values())
+
+
+def _score(row: Mapping[Any, Any], metric: str) -> float | None:
+    value = float(row[metric])
+    return None if math.isnan(value) else value
+
+
+def _spread(example: Mapping[str, Any], better: bool) -> float:
+    """How much worse than the first the worst answer is, by the first metric."""
+    scores = [answer["scores"][0] for answer in example["answers"] if answer and answer["scores"]]
+    first = example["answers"][0]
+    known = [score for score in scores if score is not None]
+    if not known or not first or first["scores"][0] is None:
+        return -1.0
+    return first["scores"][0] - min(known) if better else max(known) - first["scores"][0]
+
+
+__all__ = ["evaluation_blocks"]

@@ -1,0 +1,360 @@
+"""Evaluation through lm-eval on the embedded model: rows, pairs, resume, processes, and the command."""
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_cli import call
+
+from ctxlens.errors import InputError, RunExistsError
+from ctxlens.harness import (
+    CtxlensLM,
+    first_prompts,
+    load_tasks,
+    parse_condition,
+    parse_conditions,
+    run_evaluation,
+)
+from ctxlens.harness import require as require_lm_eval
+from ctxlens.indicator import add_indicator
+from ctxlens.models import Model, load_model
+from ctxlens.processes import ALONE, Processes
+from ctxlens.results import Evaluation
+from ctxlens.runs import Run
+
+TASK = """
+task: pets
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {file}
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{context}}}}\\n{{{{question}}}}"
+doc_to_target: {target}
+{more}
+metric_list:
+  - metric: {metric}
+    aggregation: mean
+    higher_is_better: true
+"""
+DOCS = [
+    {"context": "Tom has a cat.", "question": "What has Tom?", "choices": ["a cat", "a dog"], "label": 0},
+    {"context": "Tom has a cat.", "question": "Who has a cat?", "choices": ["Ann", "Tom"], "label": 1},
+    {"context": "Ann has a dog.", "question": "What has Ann?", "choices": ["a cat", "a dog"], "label": 1},
+]
+
+
+@pytest.fixture(scope="module")
+def chat_model():
+    return load_model("organism-chat", backend="native", device="cpu")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a task of each kind."""
+    place = tmp_path / "my tasks"
+    place.mkdir()
+    file = place / "pets.jsonl"
+    file.write_text("".join(json.dumps(doc) + "\n" for doc in DOCS))
+    chosen = TASK.format(
+        file=file, kind="multiple_choice", target="label", more='doc_to_choice: "{{choices}}"', metric="acc"
+    )
+    (place / "choose.yaml").write_text(chosen.replace("task: pets", "task: pets_choose"))
+    written = TASK.format(
+        file=file, kind="generate_until", target='"{{choices[label]}}"',
+        more="generation_kwargs: {until: [], max_gen_toks: 6}", metric="exact_match",
+    )  # fmt: skip
+    (place / "write.yaml").write_text(written.replace("task: pets", "task: pets_write"))
+    return place
+
+
+@pytest.mark.parametrize(
+    ("words", "template", "indicator", "alpha", "heads"),
+    [
+        ("plain", False, False, None, None),
+        ("vanilla", True, False, None, None),
+        ("indicator", True, True, None, None),
+        ("steered:0.95", True, False, 0.95, "all"),
+        ("indicator+steered:0.5:1.2/3.0", True, True, 0.5, ((1, 2), (3, 0))),
+        ("plain+steered:0.5", False, False, 0.5, "all"),
+    ],
+)
+def test_conditions_are_read_from_words(words, template, indicator, alpha, heads):
+    found = parse_condition(words)
+    assert (found.name, found.template, found.indicator) == (words, template, indicator)
+    steering = found.steering
+    assert (steering and steering.alpha, steering and steering.heads) == (alpha, heads)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("vanila", "cannot be read at 'vanila'; conditions are plain"),
+        ("steered", "cannot be read at 'steered'"),
+        ("steered:much", "needs a number after the colon"),
+        ("steered:3", "alpha must be in"),
+        ("plain+vanilla", "contradicts itself"),
+        ("vanilla,vanilla", "named twice"),
+        (" , ", "no condition is given"),
+    ],
+)
+def test_words_that_mean_nothing_are_refused(words, complaint):
+    with pytest.raises(InputError, match=complaint):
+        parse_conditions(words)
+
+
+def test_every_combination_has_its_rows(chat_model, folder):
+    found = run_evaluation(
+        [chat_model], ["pets_write", "pets_choose"], "plain,steered:0.3", include_path=folder
+    )
+    assert len(found) == 2 * 2 * 3
+    assert found.variants == (("organism-chat", "plain"), ("organism-chat", "steered:0.3"))
+    assert found.metrics("pets_write") == ("exact_match",)
+    assert "acc" in found.metrics("pets_choose")
+    first = found.where(task="pets_write", condition="plain").frame.iloc[0]
+    assert first["prompt"] == "Tom has a cat.\nWhat has Tom?"
+    assert first["gold"] == "a cat"
+    chat = CtxlensLM(chat_model, processes=ALONE).prompts.chat(first["prompt"])
+    assert first["response"] == chat_model.generate(chat, max_new_tokens=6)
+    steered = found.where(task="pets_write", condition="steered:0.3").frame.iloc[0]
+    chat = chat_model.render([{"role": "user", "content": first["prompt"]}], add_generation_prompt=True)
+    assert steered["prompt"] == chat.text
+    with chat_model.steer(0.3):
+        assert steered["response"] == chat_model.generate(chat, max_new_tokens=6)
+    chosen = found.where(task="pets_choose", condition="plain").frame
+    assert set(chosen["response"]) <= {"a cat", "a dog", "Tom", "Ann"}
+    assert chosen["gold"].tolist() == ["a cat", "Tom", "a dog"]
+    assert ((chosen["response"] == chosen["gold"]).astype(float) == chosen["acc"]).all()
+    contexts = found.frame["context"]
+    assert contexts[0] == contexts[1] != contexts[2]
+    assert found.mean("pets_write", "exact_match", found.variants[0]).n == 2
+
+
+def test_lm_evals_own_figures_are_the_means(chat_model, monkeypatch):
+    from lm_eval import evaluator
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setattr(evaluator, "add_env_info", lambda results: None)  # takes long
+
+    lm = CtxlensLM(chat_model, processes=ALONE)
+    tasks = load_tasks(["ctxlens_closed_book"])
+    theirs = evaluator.simple_evaluate(
+        lm,
+        tasks=list(tasks.values()),
+        task_manager=TaskManager(include_defaults=False),
+        limit=6,
+        apply_chat_template=True,
+        bootstrap_iters=0,
+    )["results"]["ctxlens_closed_book"]
+    found = run_evaluation([chat_model], ["ctxlens_closed_book"], limit=6)
+    for metric in ("recall", "contains"):
+        mean = found.mean("ctxlens_closed_book", metric, found.variants[0]).estimate
+        assert mean == pytest.approx(theirs[f"{metric},none"])
+
+
+def test_prompts_that_do_not_fit_are_cut_and_counted(chat_model):
+    found = run_evaluation([chat_model], ["ctxlens_organism_qa"], limit=2, metadata={"organism_fillers": 60})
+    assert found.frame["truncated"].all()
+    assert not run_evaluation([chat_model], ["ctxlens_organism_qa"], limit=2).frame["truncated"].any()
+
+
+def test_models_without_indicator_are_left_out(chat_model):
+    with pytest.raises(InputError, match="organism-chat, indicator: it has no indicator token"):
+        run_evaluation([chat_model], ["ctxlens_closed_book"], "indicator", limit=1)
+    model = load_model("organism-chat", backend="native", device="cpu")
+    add_indicator(model.backend.hf_model, model.tokenizer)
+    cured = Model.from_hf(model.backend.hf_model, model.tokenizer, name="cured")
+    found = run_evaluation([chat_model, cured], ["ctxlens_closed_book"], "vanilla,indicator", limit=1)
+    assert found.variants == (("organism-chat", "vanilla"), ("cured", "vanilla"), ("cured", "indicator"))
+    assert [one["model"] for one in found.meta["left_out"]] == ["organism-chat"]
+    prompts = found.frame["prompt"].tolist()
+    assert prompts[0] == prompts[1]
+    assert prompts[2].replace(" [IND]", "") == prompts[0] != prompts[2]
+    assert first_prompts(cured, ["ctxlens_closed_book"], "indicator")[0][2] == prompts[2]
+
+
+@pytest.mark.parametrize(
+    ("names", "complaint"),
+    [
+        (["ctxlens_squaad"], r"no task 'ctxlens_squaad'; did you mean ctxlens_squad"),
+        ([], "no task is given"),
+    ],
+)
+def test_unknown_tasks_are_refused(names, complaint, monkeypatch):
+    from lm_eval.tasks import TaskManager
+
+    opened = TaskManager.__init__
+    # Looking through all of lm-eval's own tasks takes long, and they are not needed here.
+    monkeypatch.setattr(
+        TaskManager,
+        "__init__",
+        lambda self, include_defaults, **more: opened(self, include_defaults=False, **more),
+    )
+    with pytest.raises(InputError, match=complaint):
+        load_tasks(names)
+
+
+def test_data_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(InputError, match="squad"):
+        load_tasks(["ctxlens_squad"], metadata={"data_dir": str(tmp_path)})
+
+
+def test_a_missing_lm_eval_is_one_sentence(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=re.escape("pip install 'ctxlens[eval]'")):
+        require_lm_eval()
+
+
+def open_run(place, **config):
+    return Run.open(place, study="eval", config=config)
+
+
+def test_a_run_goes_on_where_it_was_stopped(chat_model, tmp_path, monkeypatch):
+    arguments = {"tasks": ["ctxlens_closed_book", "ctxlens_organism_qa"], "limit": 4, "batch_tokens": 150}
+    arguments["conditions"] = "vanilla,steered:0.3"
+    straight = run_evaluation([chat_model], **arguments)
+    asked = []
+    generate = Model.generate
+
+    def stopping(self, chats, **options):
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        asked.append([chat.text for chat in chats])
+        return generate(self, chats, **options)
+
+    monkeypatch.setattr(Model, "generate", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluation([chat_model], out=open_run(tmp_path / "run"), **arguments)
+    before = list(asked)
+    monkeypatch.setattr(
+        Model,
+        "generate",
+        lambda self, chats, **o: (asked.append([c.text for c in chats]), generate(self, chats, **o))[1],
+    )
+    again = run_evaluation([chat_model], out=open_run(tmp_path / "run"), **arguments)
+    assert again.frame.equals(straight.frame)
+    texts = [text for batch in asked for text in batch]
+    assert len(texts) == 16
+    assert 0 < len(before) < len(asked)
+    assert not (tmp_path / "run" / "evaluation.parts").exists()
+    done = len(asked)
+    assert run_evaluation([chat_model], out=open_run(tmp_path / "run"), **arguments).frame.equals(again.frame)
+    assert len(asked) == done
+    with pytest.raises(RunExistsError, match="another evaluation"):
+        run_evaluation([chat_model], out=open_run(tmp_path / "run"), **{**arguments, "limit": 3})
+
+
+def test_processes_without_a_folder_are_refused(chat_model):
+    with pytest.raises(InputError, match="need a run folder"):
+        run_evaluation([chat_model], ["ctxlens_closed_book"], processes=Processes(0, 2))
+
+
+def test_the_command_prints_a_table_and_writes_the_result(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    words = ("eval", "-m", "organism", "-m", "organism-chat", "--tasks", "ctxlens_closed_book", "--device",
+             "cpu", "--conditions", "vanilla,indicator", "--limit", 4, "--out", tmp_path / "run")  # fmt: skip
+    result = call(*words)
+    for text in (
+        "ctxlens_closed_book: contains",
+        "organism-chat",
+        "McNemar",
+        "left out: organism, indicator",
+    ):
+        assert text in result.output
+    found = Evaluation.load(tmp_path / "run" / "evaluation.parquet")
+    assert found.variants == (("organism", "vanilla"), ("organism-chat", "vanilla"))
+    assert "another run" in call(*words[:-3], 3, *words[-2:], code=2).output
+    shown = call("eval", "-m", "organism-chat", "--tasks", "ctxlens_closed_book", "--dry-run", "--seed", 1)
+    assert shown.stdout.startswith("<s><|user|>\n")
+    assert shown.stdout.rstrip().endswith("<|assistant|>")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--conditions", "wild"], "condition 'wild' cannot be read"),
+        (["--data-dir", "nowhere"], "--data-dir nowhere does not exist"),
+        (["--metadata", "turns"], "expected KEY=VALUE"),
+        (["--include-path", "nowhere"], "is no folder"),
+        (["-m", "nobody/at all"], "neither a folder here nor a Hub id"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_runs(words, complaint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert complaint in call("eval", *words, code=2).output
+    assert list(tmp_path.iterdir()) == []
+
+
+COMMAND = (
+    "eval", "-m", "organism-chat", "--device", "cpu", "--tasks", "ctxlens_organism_qa,ctxlens_closed_book",
+    "--conditions", "vanilla,steered:0.3", "--limit", "20", "--batch-tokens", "400", "--out",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_lm_evals_own_command_line_knows_the_model(tmp_path):
+    command = [
+        sys.executable, "-m", "ctxlens.harness", "run", "--model", "ctxlens", "--tasks",
+        "ctxlens_closed_book", "--model_args",
+        "pretrained=organism-chat,template=true,alpha=0.3", "--device", "cpu", "--limit", "3",
+        "--output_path", str(tmp_path), "--log_samples",
+    ]  # fmt: skip
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    assert "ctxlens_closed_book" in done.stdout
+    [path] = tmp_path.rglob("results_*.json")
+    result = json.loads(path.read_text())
+    assert result["results"]["ctxlens_closed_book"]["contains,none"] == 1.0
+    assert result["config"]["ctxlens"]["steering"]["alpha"] == 0.3
+    assert result["config"]["ctxlens"]["counts"]["requests"] == 3
+
+
+@pytest.mark.slow
+def test_launched_processes_end_with_the_same_answers(tmp_path):
+    for name, launcher in (("one", ()), ("two", ("-m", "torch.distributed.run", "--nproc_per_node", "2"))):
+        command = [sys.executable, *launcher, "-m", "ctxlens", *COMMAND, str(tmp_path / name)]
+        subprocess.run(command, check=True, capture_output=True, timeout=500)
+    one, two = (Evaluation.load(tmp_path / name / "evaluation.parquet") for name in ("one", "two"))
+    assert one.frame.equals(two.frame)
+    assert len(one) == 80
+
+
+@pytest.mark.slow
+def test_killed_runs_lose_at_most_a_batch(tmp_path):
+    worker = Path(__file__).parent / "needle_worker.py"
+
+    def start(name):
+        log = tmp_path / f"{name}.log"
+        log.touch()
+        command = [sys.executable, str(worker), str(log), *COMMAND, str(tmp_path / name)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), log
+
+    straight, log = start("straight")
+    assert straight.wait(500) == 0
+    wanted = log.read_text().split()
+    rng, kills = random.Random(0), 0
+    for round_ in range(8):
+        process, log = start("killed")
+        seen = len(log.read_text().split())
+        stop_at = seen + rng.randint(2, 20) if round_ < 3 else 10**6
+        while process.poll() is None:
+            if len(log.read_text().split()) >= stop_at:
+                time.sleep(rng.random() * 0.1)
+                process.kill()
+                kills += 1
+                break
+            time.sleep(0.01)
+        if process.wait(500) == 0:
+            break
+    assert kills == 3
+    assert os.path.exists(tmp_path / "killed" / "evaluation.parquet")
+    one, two = (Evaluation.load(tmp_path / name / "evaluation.parquet") for name in ("straight", "killed"))
+    assert one.frame.equals(two.frame)
+    # What lm-eval's cache has not yet put on disk when the process dies is asked again.
+    assert len(log.read_text().split()) <= len(wanted) + 12 * kills

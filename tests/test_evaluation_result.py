@@ -1,0 +1,106 @@
+"""Evaluations: means, pairs and McNemar counts by hand, and how they are drawn."""
+
+import json
+import re
+
+import pytest
+from evaluation_cases import evaluation
+
+from ctxlens.errors import InputError
+from ctxlens.plots import evaluation_means
+from ctxlens.report import write_report
+from ctxlens.report.collect import collect_runs
+from ctxlens.report.evaluation import evaluation_blocks
+from ctxlens.results import Evaluation, load_result
+from ctxlens.runs import Run
+
+BASE, TUNED = ("base", "vanilla"), ("tuned", "steered:0.5")
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+
+
+def test_means_and_pairs_are_over_texts():
+    found = evaluation()
+    assert found.variants == (BASE, ("base", "steered:0.5"), ("tuned", "vanilla"), TUNED)
+    mean = found.mean("quiz", "contains", BASE)
+    assert (mean.estimate, mean.n) == (0.75, 2)
+    pair = found.compare("quiz", "contains", BASE, TUNED)
+    assert (pair.difference.estimate, pair.difference.n, pair.pairs) == (0.0, 2, 4)
+    assert found.compare("quiz", "f1", BASE, ("tuned", "vanilla")).difference.estimate == -0.375
+    test = found.mcnemar("quiz", "contains", BASE, TUNED)
+    assert (test.only_first, test.only_second, test.p_value) == (1, 1, 1.0)
+    test = found.mcnemar("quiz", "contains", BASE, ("tuned", "vanilla"))
+    assert (test.only_first, test.only_second, test.p_value) == (3, 0, 0.25)
+    assert found.count("truncated", "quiz", BASE) == 1
+
+
+def test_only_examples_that_both_have_are_compared():
+    right = {("a", "vanilla"): (1, 1), ("b", "vanilla"): (0, 1, 0, 0)}
+    pair = evaluation(right=right).compare("quiz", "contains", ("a", "vanilla"), ("b", "vanilla"))
+    assert (pair.pairs, pair.difference.estimate) == (2, -0.5)
+
+
+def test_what_does_not_fit_is_refused():
+    found = evaluation()
+    with pytest.raises(InputError, match="no task other; it has quiz"):
+        found.mean("other", "contains", BASE)
+    with pytest.raises(InputError, match="no metric recall; it has contains, f1"):
+        found.mean("quiz", "recall", BASE)
+    assert not found.is_binary("quiz", "f1")
+    with pytest.raises(InputError, match="not only 0 or 1"):
+        found.mcnemar("quiz", "f1", BASE, TUNED)
+
+
+def test_a_saved_evaluation_comes_back(tmp_path):
+    found = evaluation()
+    found.save(tmp_path / "evaluation.parquet")
+    again = load_result(tmp_path / "evaluation.parquet")
+    assert isinstance(again, Evaluation)
+    assert again.frame.equals(found.frame)
+    assert again.meta == found.meta
+
+
+def test_the_figure_holds_every_variant_and_metric():
+    figure = evaluation_means(evaluation(), "quiz")
+    assert [trace.name for trace in figure.data] == ["contains", "f1"]
+    assert list(figure.data[0].x) == [0.75, 0.5, 0.0, 0.75]
+    assert list(figure.layout.yaxis.ticktext)[3] == "tuned<br>steered:0.5"
+
+
+def report_on(tmp_path, found):
+    run = Run.open(tmp_path / "run", study="eval", config={"model": "base"})
+    run.save("evaluation.parquet", found)
+    return write_report([run.folder], tmp_path / "report.html").read_text(encoding="utf-8"), run
+
+
+def test_the_page_shows_differences_and_answers(tmp_path):
+    page, run = report_on(tmp_path, evaluation())
+    rows = re.findall(r'<tr data-task="quiz".*?</tr>', page, re.DOTALL)
+    assert len(rows) == 8
+    tuned = next(row for row in rows if 'data-model="tuned"' in row and 'condition="vanilla"' in row)
+    for text in ("−0.75", "3 : 0", "p 0.250", "too few to tell", "1 truncated"):
+        assert text in tuned
+    assert "old was not asked under the condition indicator: it has no token." in page
+    _, answers, _ = evaluation_blocks(collect_runs([run.folder])[0])
+    first = answers.data["tasks"]["quiz"]["examples"][0]
+    assert first["gold"] == "gold 0"
+    assert [one["text"] for one in first["answers"]][2:] == ["tuned says 0"] * 2
+    assert [one["name"] for one in answers.data["tasks"]["quiz"]["examples"]][-1] == "example 3"
+
+
+def test_a_long_evaluation_keeps_the_answers_that_differ_most(tmp_path):
+    right = {("a", "vanilla"): [1] * 200, ("b", "vanilla"): [1] * 150 + [0] * 50}
+    run = Run.open(tmp_path / "run", study="eval", config={})
+    run.save("evaluation.parquet", evaluation(right=right))
+    _, answers, _ = evaluation_blocks(collect_runs([run.folder])[0])
+    task = answers.data["tasks"]["quiz"]
+    assert (task["total"], len(task["examples"])) == (200, 80)
+    assert all(one["answers"][1]["scores"][0] == 0 for one in task["examples"][:50])
+
+
+def test_attacks_in_an_evaluation_stay_text(tmp_path):
+    page, _ = report_on(tmp_path, evaluation(EVIL))
+    assert "<img" not in page
+    assert "<script>alert" not in page
+    held = [json.loads(text) for text in re.findall(r"json\">(.*?)</script>", page, re.DOTALL)]
+    data = next(one for one in held if isinstance(one, dict) and "tasks" in one)
+    assert EVIL in data["tasks"]["quiz" + EVIL]["examples"][0]["answers"][0]["text"]
