@@ -2,8 +2,8 @@
 
 Tables (`NeedleGrid`, `Ability`, `Evaluation`, `Ratings`, `Scores`, `Selection`, `HeadCurves`) are Parquet
 files, arrays (`RoleAllocation`, `TokenView`, `HeadMap`, `Drift`) are safetensors files, claims (`Verdicts`)
-are JSON; every file carries its `meta` (model, condition, seed, settings) inside. Figures and reports are drawn
-from these files alone.
+are JSON; every file carries its `meta` (model, condition, seed, settings) inside. Figures and reports are
+drawn from these files alone.
 """
 
 from __future__ import annotations
