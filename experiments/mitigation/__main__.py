@@ -67,22 +67,24 @@ def _marked(select: Mapping[str, Any] | str, **keys: Any) -> Variant:
     return Variant(select, {"indicator": DEFAULT_INDICATOR, **keys})
 
 
-VALLEY = {"beta": "valley"}
+TOP = {"top_share": 0.1}
+"""The share that the threshold .6 of the paper selects of ShareGPT; where the rule is not the question."""
+
 VARIANTS: dict[str, Variant] = {
     "vanilla": Variant(),
-    "selected": _marked(VALLEY),
     "true labels": _marked("truth"),
-    "random turns": _marked(VALLEY, selection_control="random"),
-    "dropout 0.3": _marked(VALLEY, indicator_dropout=0.3),
-    "negative indicator": _marked(VALLEY, negative_indicator=NEGATIVE),
-    "upsampled, no indicator": Variant(VALLEY, {"upsample_selected": 3}),
+    "top 10 %": _marked(TOP),
+    "random turns": _marked(TOP, selection_control="random"),
+    "dropout 0.3": _marked(TOP, indicator_dropout=0.3),
+    "negative indicator": _marked(TOP, negative_indicator=NEGATIVE),
+    "upsampled, no indicator": Variant(TOP, {"upsample_selected": 3}),
+    "valley": _marked({"beta": "valley"}),
     "no replay": Variant(None, {"replay_share": 0.0}),
     "replay 0.5": Variant(None, {"replay_share": 0.5}),
     "threshold 0.5": _marked({"beta": 0.5}),
     "threshold 0.6": _marked({"beta": 0.6}),
     "threshold 0.7": _marked({"beta": 0.7}),
     "threshold 0.8": _marked({"beta": 0.8}),
-    "top 10 %": _marked({"top_share": 0.1}),
 }
 
 
