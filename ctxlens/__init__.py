@@ -16,8 +16,8 @@ _EXPORTS = {
     "errors": ("CtxlensError", "InputError", "RenderError", "RunExistsError", "UnsupportedModelError"),
     "data": ("load_conversations", "read_messages_file"),
     "results": (
-        "Ability", "Drift", "HeadCurves", "HeadMap", "NeedleGrid", "RoleAllocation", "Scores", "Selection",
-        "TokenView", "Verdict", "Verdicts", "load_result",
+        "Ability", "Drift", "Evaluation", "HeadCurves", "HeadMap", "NeedleGrid", "RoleAllocation", "Scores",
+        "Selection", "TokenView", "Verdict", "Verdicts", "load_result",
     ),
     "augment": ("augmented_attention",),
     "steering": ("Steering", "emphasise"),
@@ -26,6 +26,7 @@ _EXPORTS = {
     "scoring": ("score_conversations",),
     "selection": ("choose_layer", "select_turns"),
     "indicator": ("add_indicator", "annotate_messages"),
+    "harness": ("run_evaluation",),
     "sft": ("TrainConfig", "train"),
     "demo": ("run_demo",),
 }  # fmt: skip
@@ -35,6 +36,7 @@ _MODULES = frozenset(
         "ablation",
         "allocation",
         "drift",
+        "harness",
         "heads",
         "lens",
         "native",
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from ctxlens.errors import RenderError as RenderError
     from ctxlens.errors import RunExistsError as RunExistsError
     from ctxlens.errors import UnsupportedModelError as UnsupportedModelError
+    from ctxlens.harness import run_evaluation as run_evaluation
     from ctxlens.indicator import add_indicator as add_indicator
     from ctxlens.indicator import annotate_messages as annotate_messages
     from ctxlens.models import Model as Model
@@ -66,6 +69,7 @@ if TYPE_CHECKING:
     from ctxlens.needle import run_needle as run_needle
     from ctxlens.results import Ability as Ability
     from ctxlens.results import Drift as Drift
+    from ctxlens.results import Evaluation as Evaluation
     from ctxlens.results import HeadCurves as HeadCurves
     from ctxlens.results import HeadMap as HeadMap
     from ctxlens.results import NeedleGrid as NeedleGrid

@@ -201,6 +201,43 @@ def _flip_signs(differences: np.ndarray, labels: np.ndarray, seed: int) -> float
     )
 
 
+@dataclass(frozen=True)
+class McNemar:
+    """Two treatments of the same units, each right or wrong.
+
+    Attributes:
+        only_first: number of units right under the first treatment alone.
+        only_second: number of units right under the second treatment alone.
+        p_value: two-sided p value of the exact test: if the treatments were alike, either kind would be as
+            likely; 1 where there is neither.
+    """
+
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+def mcnemar(first: Collection[Any], second: Collection[Any]) -> McNemar:
+    """McNemar's test, exact, over units that are right (1) or wrong (0) under two treatments.
+
+    Units count as independent. A unit that is NaN in either is left out.
+
+    Raises:
+        ValueError: the two are not of one length, or hold other values than 0 and 1.
+    """
+    first, second = _as_pairs(first, second)
+    both = ~(np.isnan(first) | np.isnan(second))
+    first, second = first[both], second[both]
+    if not np.isin([*first, *second], (0.0, 1.0)).all():
+        raise ValueError("McNemar's test needs values of 0 and 1 only")
+    from scipy.stats import binomtest
+
+    only_first, only_second = int((first > second).sum()), int((second > first).sum())
+    differing = only_first + only_second
+    p_value = float(binomtest(only_first, differing, 0.5).pvalue) if differing else 1.0
+    return McNemar(only_first, only_second, p_value)
+
+
 def t_interval(values: Collection[Any], *, level: float = 0.95) -> Interval:
     """Mean with Student's t interval, for a handful of independent repeats such as seeds."""
     values = np.asarray(values, dtype=float)

@@ -22,12 +22,12 @@ LAYERS = {
     "recall": 4, "haystack": 4, "cells": 4, "answering": 4, "needle": 4, "ability": 4, "dependency": 4,
     "qa": 4, "scoring": 4, "selection": 4, "indicator": 4, "marking": 4, "lp_gap": 4, "ablation": 4,
     "card": 5, "tasks": 5,
-    "heads": 5, "drift": 5, "sft": 5,
+    "heads": 5, "drift": 5, "sft": 5, "harness": 5,
     "plots": 6, "report": 6,
     "demo": 7,
     "cli": 8, "__main__": 8,
 }  # fmt: skip
-ONLY_IMPORTER = {"transformer_lens": "lens", "trl": "sft"}
+ONLY_IMPORTER = {"transformer_lens": "lens", "trl": "sft", "lm_eval": "harness"}
 FACES = {"plots", "report"}
 FACES_MAY_IMPORT = {"results", "roles", "stats", "runs", "errors", *FACES}
 

@@ -11,6 +11,7 @@ from ctxlens.stats import (
     auroc_interval,
     bootstrap_mean,
     compare_pairs,
+    mcnemar,
     otsu_threshold,
     paired_difference,
     t_interval,
@@ -173,3 +174,24 @@ def test_pairs_with_a_missing_half_are_left_out():
     assert math.isnan(compare_pairs([nan], [1.0]).p_value)
     with pytest.raises(ValueError, match="of one shape"):
         compare_pairs([1.0], [1.0, 2.0])
+
+
+def test_mcnemar_counts_what_differs_and_tests_it_exactly():
+    # Right under the second alone 5 times, under the first alone once: p = 2 (1 + 6) / 2^6.
+    found = mcnemar([1, 1, 0, 0, 0, 0, 0, 1, 0], [1, 0, 1, 1, 1, 1, 1, 1, 0])
+    assert (found.only_first, found.only_second) == (1, 5)
+    assert found.p_value == pytest.approx(14 / 64)
+    # 3 against 0: p = 2 / 2^3; what is missing in either does not count.
+    nan = float("nan")
+    found = mcnemar([1, 1, 1, nan, 0], [0, 0, 0, 1, nan])
+    assert (found.only_first, found.only_second, found.p_value) == (3, 0, 0.25)
+
+
+def test_mcnemar_without_a_difference_is_certain_of_none():
+    assert mcnemar([1, 0], [1, 0]).p_value == 1
+    assert mcnemar([1, 1, 0, 0], [0, 0, 1, 1]).p_value == 1
+    assert mcnemar([], []).p_value == 1
+    with pytest.raises(ValueError, match="0 and 1 only"):
+        mcnemar([0.5], [1])
+    with pytest.raises(ValueError, match="of one shape"):
+        mcnemar([1], [1, 0])

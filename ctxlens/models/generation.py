@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 
 from ctxlens.batching import Backend, TokenBatch
-from ctxlens.models.sharing import choose
+from ctxlens.models.sharing import Stop, choose
 from ctxlens.steering import Steering
+
+_SPARE = 4
+"""Tokens that are decoded beyond the bytes of a stop string, for such as hold no text."""
 
 
 def continue_greedily(
@@ -18,6 +22,7 @@ def continue_greedily(
     *,
     max_new_tokens: Sequence[int],
     stop_ids: Collection[int],
+    stop: Stop | None = None,
 ) -> list[list[int]]:
     """The most likely next token, again and again, until a stop token or the row's limit.
 
@@ -27,6 +32,7 @@ def continue_greedily(
         steerings: what is steered; new tokens count as assistant tokens.
         max_new_tokens: the limit of every row.
         stop_ids: tokens that end a row; they are not part of what is returned.
+        stop: told what a row has written so far, says whether it is finished.
 
     Returns:
         The new tokens of every row.
@@ -47,9 +53,38 @@ def continue_greedily(
                     running[row] = False
                     continue
                 written[row].append(token)
-                running[row] = len(written[row]) < max_new_tokens[row]
+                running[row] = len(written[row]) < max_new_tokens[row] and not (stop and stop(written[row]))
             tokens = torch.tensor(chosen, device=batch.tokens.device)[:, None]
     return written
 
 
-__all__ = ["continue_greedily"]
+def stop_at(tokenizer: Any, strings: Sequence[str]) -> Stop | None:
+    """Whether a text holds one of some strings, asked token by token as it grows; None: there are none.
+
+    Only the end of the text is decoded, as many tokens as the longest string has bytes and some more (a token
+    holds at least one byte); where a string is found there, the whole text decides.
+    """
+    strings = [string for string in strings if string]
+    if not strings:
+        return None
+    reach = max(len(string.encode()) for string in strings) + _SPARE
+
+    def holds_one(tokens: Sequence[int]) -> bool:
+        for some in (tokens[-reach:], tokens):
+            text = tokenizer.decode(some, skip_special_tokens=True)
+            if not any(string in text for string in strings):
+                return False
+        return True
+
+    return holds_one
+
+
+def cut_at(text: str, strings: Sequence[str]) -> str:
+    """A text up to the first of some strings, one string after the other."""
+    for string in strings:
+        if string:
+            text = text.split(string)[0]
+    return text
+
+
+__all__ = ["continue_greedily", "cut_at", "stop_at"]

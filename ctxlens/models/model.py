@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
@@ -25,7 +26,7 @@ from ctxlens.batching import (
 )
 from ctxlens.errors import InputError
 from ctxlens.forecast import fit_batch_tokens, free_memory
-from ctxlens.models.generation import continue_greedily
+from ctxlens.models.generation import continue_greedily, cut_at, stop_at
 from ctxlens.models.loading import (
     find_indicator,
     find_stop_ids,
@@ -37,7 +38,7 @@ from ctxlens.models.loading import (
     resolve_device,
     resolve_dtype,
 )
-from ctxlens.models.sharing import CannotShare, Sharing
+from ctxlens.models.sharing import CannotShare, Sharing, Stop
 from ctxlens.results import RoleAllocation
 from ctxlens.roles import DEFAULT_INDICATOR, RenderedChat, Role, render, render_plain
 from ctxlens.steering import DEFAULT_ROLES, Heads, Steering, SteeringMode, as_heads, parse_roles
@@ -46,6 +47,8 @@ Progress = Callable[[int, int], None]
 BackendName = Literal["lens", "native"]
 BatchTokens = int | Literal["auto"]
 _BATCH_TOKENS = 8192
+_LOGITS = 2**28
+"""So many logits are held at once, at most."""
 
 
 def load_model(
@@ -364,7 +367,7 @@ class Model:
     ) -> list[Float[np.ndarray, " response_pos"]]:
         """How likely the model finds every response token given what is before it, in nats."""
         self._check_chats(chats)
-        budget = max(1, min(batch_tokens, 2**28 // self.backend.shape.d_vocab))
+        budget = max(1, min(batch_tokens, _LOGITS // self.backend.shape.d_vocab))
         result: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(chats)
         for indices in plan_batches([len(chat.tokens) for chat in chats], budget):
             logits = self.backend.logits(self._batch([chats[i] for i in indices], "right"), self._steerings)
@@ -375,6 +378,46 @@ class Model:
                 logprobs = logits[row, at - 1].float().log_softmax(-1)
                 result[i] = logprobs.gather(-1, said[:, None])[:, 0].cpu().numpy()
         return result
+
+    def last_logprobs(
+        self, chats: Sequence[RenderedChat], counts: Sequence[int], *, batch_tokens: int = 8192
+    ) -> Iterator[tuple[int, Float[torch.Tensor, "last vocab"]]]:
+        """The log-probabilities of the next token, at the last positions of every conversation.
+
+        What several have in common before these positions is read once, where the model's cache allows it.
+
+        Args:
+            chats: conversations.
+            counts: how many positions are wanted of each; the tokens after the first of them count as
+                written by the model (for steering that leaves such tokens alone).
+            batch_tokens: padded tokens in one forward pass.
+
+        Yields:
+            The number of a conversation and its log-probabilities in nats, float32; conversations come in
+            the order in which they are read.
+        """
+        self._check_chats(chats)
+        if not chats:
+            return
+        most = _LOGITS / self.backend.shape.d_vocab
+        part = max(count / len(chat.tokens) for chat, count in zip(chats, counts, strict=True))
+        if sharing := self._sharing(max(1, min(batch_tokens, int(most / part)))):
+            try:
+                for i, logits in sharing.read_last(chats, counts):
+                    yield i, logits.float().log_softmax(-1)
+                return
+            except CannotShare:
+                self._shares = False
+        for indices in plan_batches(
+            [len(chat.tokens) for chat in chats], max(1, min(batch_tokens, int(most)))
+        ):
+            batch = self._batch([chats[i] for i in indices], "right")
+            starts = batch.prompt_tokens + 1 - torch.tensor([counts[i] for i in indices], device=self.device)
+            with torch.no_grad():
+                logits = self.backend.logits(replace(batch, prompt_tokens=starts), self._steerings)
+            for row, i in enumerate(indices):
+                end = len(chats[i].tokens)
+                yield i, logits[row, end - counts[i] : end].float().log_softmax(-1)
 
     @contextmanager
     def steer(
@@ -411,6 +454,7 @@ class Model:
         chats: RenderedChat,
         *,
         max_new_tokens: int = 100,
+        stop_strings: Sequence[str] = (),
         batch_tokens: int = 8192,
         progress: Progress | None = None,
     ) -> str: ...
@@ -421,6 +465,7 @@ class Model:
         chats: Sequence[RenderedChat],
         *,
         max_new_tokens: int = 100,
+        stop_strings: Sequence[str] = (),
         batch_tokens: int = 8192,
         progress: Progress | None = None,
     ) -> list[str]: ...
@@ -430,6 +475,7 @@ class Model:
         chats: RenderedChat | Sequence[RenderedChat],
         *,
         max_new_tokens: int = 100,
+        stop_strings: Sequence[str] = (),
         batch_tokens: int = 8192,
         progress: Progress | None = None,
     ) -> str | list[str]:
@@ -440,6 +486,7 @@ class Model:
         Args:
             chats: one conversation, or several, which are batched.
             max_new_tokens: the longest continuation, in tokens.
+            stop_strings: texts that end a continuation; it is given up to the first of them.
             batch_tokens: padded prompt and new tokens worked on at once.
             progress: called with the numbers of conversations done and in all.
 
@@ -453,23 +500,25 @@ class Model:
         several = [chats] if isinstance(chats, RenderedChat) else list(chats)
         self._check_chats(several, room=1)
         limits = [min(max_new_tokens, self.n_ctx - len(chat.tokens)) for chat in several]
-        new = self._continue(several, limits, batch_tokens, progress)
+        stop = stop_at(self.tokenizer, stop_strings)
+        new = self._continue(several, limits, stop, batch_tokens, progress)
         texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in new]
+        texts = [cut_at(text, stop_strings) for text in texts]
         return texts[0] if isinstance(chats, RenderedChat) else texts
 
     def _continue(
         self,
         chats: Sequence[RenderedChat],
         limits: Sequence[int],
+        stop: Stop | None,
         batch_tokens: int,
         progress: Progress | None,
     ) -> list[list[int]]:
         """The new tokens of every conversation, where the backend can with common beginnings read once."""
-        if self._shares and isinstance(self.backend, PrefixBackend):
-            sharing = Sharing(self.backend, self._steerings, self._pad_id(), self.device, batch_tokens)
+        if sharing := self._sharing(batch_tokens):
             try:
                 return sharing.continue_greedily(
-                    chats, max_new_tokens=limits, stop_ids=self._stop_ids, progress=progress
+                    chats, max_new_tokens=limits, stop_ids=self._stop_ids, stop=stop, progress=progress
                 )
             except CannotShare:
                 self._shares = False
@@ -483,6 +532,7 @@ class Model:
                 self._steerings,
                 max_new_tokens=[limits[i] for i in indices],
                 stop_ids=self._stop_ids,
+                stop=stop,
             )
             for i, tokens in zip(indices, new, strict=True):
                 written[i] = tokens
@@ -490,6 +540,11 @@ class Model:
             if progress:
                 progress(done, len(chats))
         return written
+
+    def _sharing(self, batch_tokens: int) -> Sharing | None:
+        if not self._shares or not isinstance(self.backend, PrefixBackend):
+            return None
+        return Sharing(self.backend, self._steerings, self._pad_id(), self.device, batch_tokens)
 
     def _read_shares(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +26,10 @@ _THIN_OUT = 0.75
 
 RowKeyValues = list[tuple[Float[Tensor, "kv_head _ d_head"], Float[Tensor, "kv_head _ d_head"]]]
 """What is remembered of one prompt, one pair a layer."""
+
+
+Stop = Callable[[Sequence[int]], bool]
+"""Told what tokens have been written, says whether that is enough."""
 
 
 class CannotShare(Exception):
@@ -57,9 +61,17 @@ class Sharing:
         *,
         max_new_tokens: Sequence[int],
         stop_ids: Collection[int],
+        stop: Stop | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[list[int]]:
         """The most likely next token of every prompt, again and again, until a stop token or its limit.
+
+        Args:
+            chats: the prompts.
+            max_new_tokens: the limit of each.
+            stop_ids: tokens that end a row; they are not part of what is returned.
+            stop: told what a row has written so far, says whether it is finished.
+            progress: called with the numbers of prompts done and in all.
 
         Raises:
             CannotShare: the model does not work like this.
@@ -67,8 +79,9 @@ class Sharing:
         """
         written: list[list[int]] = [[] for _ in chats]
         done = 0
-        for batch in self._read(chats, plan_branches(chats), [n + 1 for n in max_new_tokens]):
-            new = self._decode(batch, [max_new_tokens[i] for i in batch.indices], stop_ids)
+        sizes = [chat.n_tokens + new + 1 for chat, new in zip(chats, max_new_tokens, strict=True)]
+        for batch in self._join(chats, self._read(chats, plan_branches(chats), sizes), sizes):
+            new = self._decode(batch, [max_new_tokens[i] for i in batch.indices], stop_ids, stop)
             for i, tokens in zip(batch.indices, new, strict=True):
                 written[i] = tokens
             done += len(batch.indices)
@@ -76,49 +89,91 @@ class Sharing:
                 progress(done, len(chats))
         return written
 
+    def read_last(
+        self, chats: Sequence[RenderedChat], counts: Sequence[int]
+    ) -> Iterator[tuple[int, Float[Tensor, "last vocab"]]]:
+        """The next-token logits at the last positions of every conversation.
+
+        Args:
+            chats: conversations.
+            counts: how many positions are wanted of each; after the first, tokens count as the model's own.
+
+        Yields:
+            The number of a conversation and its logits.
+
+        Raises:
+            CannotShare: the model does not work like this.
+        """
+        limits = [chat.n_tokens - count for chat, count in zip(chats, counts, strict=True)]
+        branches = plan_branches(chats, limits=limits)
+        for batch in self._read(chats, branches, [chat.n_tokens for chat in chats], counts):
+            for row, index in enumerate(batch.indices):
+                yield index, batch.logits[row, -counts[index] :]
+
     def _read(
-        self, chats: Sequence[RenderedChat], branches: Sequence[Branch], more: Sequence[int]
+        self,
+        chats: Sequence[RenderedChat],
+        branches: Sequence[Branch],
+        sizes: Sequence[int],
+        counts: Sequence[int] | None = None,
     ) -> Iterator[_ReadBatch]:
-        """Read prompts in batches that stay within the budget with `more` tokens a prompt."""
+        """Read prompts in batches that stay within the budget if each takes its size."""
         waiting: dict[int, list[int]] = {}
         for branch in branches:
             if branch.parent is not None:
                 waiting.setdefault(branch.parent, []).append(branch.shared)
         for round_ in range(max(branch.round for branch in branches) + 1):
             due = [branch for branch in branches if branch.round == round_]
-            sizes = [chats[branch.index].n_tokens + more[branch.index] for branch in due]
-            for indices in plan_batches(sizes, self.batch_tokens):
-                batch = self._read_batch(chats, [due[i] for i in indices])
-                for row, index in enumerate(batch.indices):
-                    if index in waiting:
-                        self._kept[index] = batch.take(row, max(waiting[index]))
-                yield batch
+            for indices in plan_batches([sizes[branch.index] for branch in due], self.batch_tokens):
+                for part in _alike(chats, [due[i] for i in indices]):
+                    batch = self._prefill(chats, part, counts)
+                    for row, index in enumerate(batch.indices):
+                        if index in waiting:
+                            self._kept[index] = batch.take(row, max(waiting[index]))
+                    yield batch
                 for branch in (due[i] for i in indices):
                     if branch.parent is not None:
                         waiting[branch.parent].remove(branch.shared)
                         if not waiting[branch.parent]:
                             del self._kept[branch.parent]
 
-    def _read_batch(self, chats: Sequence[RenderedChat], branches: Sequence[Branch]) -> _ReadBatch:
-        parts = [self._prefill(chats, part) for part in _alike(chats, branches)]
+    def _join(
+        self, chats: Sequence[RenderedChat], batches: Iterable[_ReadBatch], sizes: Sequence[int]
+    ) -> Iterator[_ReadBatch]:
+        """Batches put together as long as they stay within the budget, so that they are continued at once."""
+        parts: list[_ReadBatch] = []
+        for batch in batches:
+            indices = [index for part in (*parts, batch) for index in part.indices]
+            if parts and max(sizes[index] for index in indices) * len(indices) > self.batch_tokens:
+                yield self._merge(chats, parts)
+                parts = []
+            parts.append(batch)
+        if parts:
+            yield self._merge(chats, parts)
+
+    def _merge(self, chats: Sequence[RenderedChat], parts: Sequence[_ReadBatch]) -> _ReadBatch:
         if len(parts) == 1:
             return parts[0]
         indices = [index for part in parts for index in part.indices]
         whole = _place([chats[i] for i in indices], [0] * len(indices), self.pad_id, self.device)
         rows = [part.take(row) for part in parts for row in range(len(part.indices))]
-        logits = torch.cat([part.logits for part in parts])
+        logits = torch.cat([part.logits[:, -1:] for part in parts])
         return _ReadBatch(indices, whole, logits, _stack(rows, whole.tokens.shape[1]))
 
-    def _prefill(self, chats: Sequence[RenderedChat], branches: Sequence[Branch]) -> _ReadBatch:
+    def _prefill(
+        self, chats: Sequence[RenderedChat], branches: Sequence[Branch], counts: Sequence[int] | None
+    ) -> _ReadBatch:
+        indices = [branch.index for branch in branches]
+        last = [1] * len(indices) if counts is None else [counts[index] for index in indices]
         shared = [branch.shared for branch in branches]
-        batch = _place([chats[b.index] for b in branches], shared, self.pad_id, self.device)
+        batch = _place([chats[index] for index in indices], shared, self.pad_id, self.device, last)
         past = None
         if max(shared):
             past = _stack([self._recall(branch) for branch in branches], max(shared))
-        logits, remembered = self.backend.prefill(batch, past, self.steerings)
+        logits, remembered = self.backend.prefill(batch, past, self.steerings, max(last))
         if remembered is None:
             raise CannotShare
-        return _ReadBatch([b.index for b in branches], batch, logits[:, -1], remembered)
+        return _ReadBatch(indices, batch, logits[:, -max(last) :], remembered)
 
     def _recall(self, branch: Branch) -> RowKeyValues:
         if branch.parent is None:
@@ -127,19 +182,23 @@ class Sharing:
             (k[..., : branch.shared, :], v[..., : branch.shared, :]) for k, v in self._kept[branch.parent]
         ]
 
-    def _decode(self, batch: _ReadBatch, limits: Sequence[int], stop_ids: Collection[int]) -> list[list[int]]:
+    def _decode(
+        self, batch: _ReadBatch, limits: Sequence[int], stop_ids: Collection[int], stop: Stop | None
+    ) -> list[list[int]]:
         written: list[list[int]] = [[] for _ in limits]
-        rows, logits = list(range(len(limits))), batch.logits
+        finished = [limit < 1 for limit in limits]
+        rows, logits = list(range(len(limits))), batch.logits[:, -1]
         with self.backend.resume(batch.batch, batch.past, self.steerings) as decode:
             while True:
                 chosen = choose(logits)
                 left = []
                 for at, (row, token) in enumerate(zip(rows, chosen, strict=True)):
-                    if token in stop_ids or len(written[row]) >= limits[row]:
-                        limits = [*limits[:row], 0, *limits[row + 1 :]]
+                    finished[row] = finished[row] or token in stop_ids
+                    if finished[row]:
                         continue
                     written[row].append(token)
-                    if len(written[row]) < limits[row]:
+                    finished[row] = len(written[row]) >= limits[row] or bool(stop and stop(written[row]))
+                    if not finished[row]:
                         left.append(at)
                 if not left:
                     return written
@@ -151,11 +210,11 @@ class Sharing:
 
 @dataclass(frozen=True)
 class _ReadBatch:
-    """Prompts that have been read: which, in what columns, the next logits, and what is remembered."""
+    """Prompts that have been read: which, in what columns, the last logits, and what is remembered."""
 
     indices: list[int]
     batch: TokenBatch
-    logits: Float[Tensor, "batch vocab"]
+    logits: Float[Tensor, "batch last vocab"]
     past: KeyValues
 
     def take(self, row: int, tokens: int | None = None) -> RowKeyValues:
@@ -192,9 +251,17 @@ def _alike(chats: Sequence[RenderedChat], branches: Sequence[Branch]) -> Iterato
 
 
 def _place(
-    chats: Sequence[RenderedChat], shared: Sequence[int], pad_id: int, device: torch.device
+    chats: Sequence[RenderedChat],
+    shared: Sequence[int],
+    pad_id: int,
+    device: torch.device,
+    last: Sequence[int] | None = None,
 ) -> TokenBatch:
-    """Prompts in columns: what is shared ends in one column, the rest in the last one."""
+    """Prompts in columns: what is shared ends in one column, the rest in the last one.
+
+    With `last`, the logits of so many last positions are wanted of each; after the first, tokens are the
+    model's own.
+    """
     known = max(shared)
     columns = known + max(chat.n_tokens - n for chat, n in zip(chats, shared, strict=True))
     tokens = np.full((len(chats), columns), pad_id, dtype=np.int64)
@@ -209,7 +276,7 @@ def _place(
         torch.from_numpy(tokens).to(device),
         torch.from_numpy(roles).to(device),
         torch.from_numpy(roles >= 0).long().to(device),
-        torch.full((len(chats),), columns, device=device),
+        torch.tensor([columns + 1 - n for n in last or [1] * len(chats)], device=device),
         torch.from_numpy(marked).to(device) if marked.any() else None,
     )
 
@@ -230,4 +297,4 @@ def _stack(rows: Sequence[RowKeyValues], columns: int) -> KeyValues:
     return [(join(layer, 0), join(layer, 1)) for layer in layers]
 
 
-__all__ = ["CannotShare", "Sharing", "choose"]
+__all__ = ["CannotShare", "Sharing", "Stop", "choose"]

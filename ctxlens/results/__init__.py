@@ -1,6 +1,6 @@
 """What the studies return: frozen results with labelled axes, to and from one file each.
 
-Tables (`NeedleGrid`, `Ability`, `Scores`, `Selection`, `HeadCurves`) are Parquet files, arrays
+Tables (`NeedleGrid`, `Ability`, `Evaluation`, `Scores`, `Selection`, `HeadCurves`) are Parquet files, arrays
 (`RoleAllocation`, `TokenView`, `HeadMap`, `Drift`) are safetensors files, claims (`Verdicts`) are JSON;
 every file carries its `meta` (model, condition, seed, settings) inside. Figures and reports are drawn
 from these files alone.
@@ -14,6 +14,7 @@ from typing import get_args
 from ctxlens.errors import InputError
 from ctxlens.results.arrays import RoleAllocation, TokenView
 from ctxlens.results.drift import VIEWS, Drift
+from ctxlens.results.evaluation import Evaluation
 from ctxlens.results.files import check_record, read_file, read_parquet_record, read_safetensors_record
 from ctxlens.results.heads import HeadCurves, HeadMap, correlate_maps
 from ctxlens.results.scores import Scores
@@ -31,6 +32,7 @@ Result = (
     | HeadMap
     | HeadCurves
     | Drift
+    | Evaluation
 )
 _TYPES = {cls.__name__: cls for cls in get_args(Result)}
 
@@ -55,6 +57,7 @@ def load_result(path: str | Path) -> Result:
 
 
 __all__ = [
-    "VIEWS", "Ability", "Drift", "HeadCurves", "HeadMap", "NeedleGrid", "Result", "RoleAllocation", "Scores",
-    "Selection", "TokenView", "Verdict", "Verdicts", "correlate_maps", "load_result",
+    "VIEWS", "Ability", "Drift", "Evaluation", "HeadCurves", "HeadMap", "NeedleGrid", "Result",
+    "RoleAllocation", "Scores", "Selection", "TokenView", "Verdict", "Verdicts", "correlate_maps",
+    "load_result",
 ]  # fmt: skip
