@@ -14,14 +14,14 @@ HEAVY = (
     "torch", "transformers", "datasets", "trl", "plotly", "transformer_lens", "lm_eval", "pandas", "scipy",
 )  # fmt: skip
 LAYERS = {
-    "errors": 0, "roles": 0, "data": 0, "runs": 0, "stats": 0, "organism": 0, "processes": 0,
+    "errors": 0, "roles": 0, "data": 0, "runs": 0, "stats": 0, "organism": 0, "processes": 0, "lines": 0,
     "results": 1, "allocation": 1, "steering": 1, "augment": 1, "tiles": 1, "batching": 1,
     "prefixes": 1, "claims": 1,
     "lens": 2, "native": 2, "caching": 2,
     "models": 3, "forecast": 3, "doctor": 4,
     "recall": 4, "haystack": 4, "cells": 4, "answering": 4, "needle": 4, "ability": 4, "dependency": 4,
     "qa": 4, "scoring": 4, "selection": 4, "indicator": 4, "marking": 4, "lp_gap": 4, "ablation": 4,
-    "card": 5, "tasks": 5,
+    "card": 5, "mt_bench": 4, "judge": 4, "tasks": 5,
     "heads": 5, "drift": 5, "sft": 5, "harness": 5,
     "plots": 6, "report": 6,
     "demo": 7,

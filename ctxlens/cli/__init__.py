@@ -15,6 +15,7 @@ from ctxlens.cli.check import doctor
 from ctxlens.cli.dissect import drift, heads
 from ctxlens.cli.look import allocate, roles
 from ctxlens.cli.measure import needle
+from ctxlens.cli.rate import mt_bench
 from ctxlens.cli.speak import generate, steer
 from ctxlens.cli.trace import score, select
 from ctxlens.cli.tune import train
@@ -62,9 +63,12 @@ def _common(
         _screen.silence_libraries()
 
 
-_VERBS = (allocate, roles, drift, needle, heads, steer, generate, score, select, train, report, demo, doctor)
+_VERBS = (
+    allocate, roles, drift, needle, heads, steer, generate, score, select, train, mt_bench, report, demo,
+    doctor,
+)  # fmt: skip
 for _verb in _VERBS:
-    app.command(_verb.__name__, epilog=_verb.epilog)(_verb)
+    app.command(_verb.__name__.replace("_", "-"), epilog=_verb.epilog)(_verb)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """What the studies return: frozen results with labelled axes, to and from one file each.
 
-Tables (`NeedleGrid`, `Ability`, `Evaluation`, `Scores`, `Selection`, `HeadCurves`) are Parquet files, arrays
+Tables (`NeedleGrid`, `Ability`, `Evaluation`, `Ratings`, `Scores`, `Selection`, `HeadCurves`) are Parquet files, arrays
 (`RoleAllocation`, `TokenView`, `HeadMap`, `Drift`) are safetensors files, claims (`Verdicts`) are JSON;
 every file carries its `meta` (model, condition, seed, settings) inside. Figures and reports are drawn
 from these files alone.
@@ -17,6 +17,7 @@ from ctxlens.results.drift import VIEWS, Drift
 from ctxlens.results.evaluation import Evaluation
 from ctxlens.results.files import check_record, read_file, read_parquet_record, read_safetensors_record
 from ctxlens.results.heads import HeadCurves, HeadMap, correlate_maps
+from ctxlens.results.ratings import Ratings
 from ctxlens.results.scores import Scores
 from ctxlens.results.tables import Ability, NeedleGrid, Selection
 from ctxlens.results.verdicts import Verdict, Verdicts
@@ -33,6 +34,7 @@ Result = (
     | HeadCurves
     | Drift
     | Evaluation
+    | Ratings
 )
 _TYPES = {cls.__name__: cls for cls in get_args(Result)}
 
@@ -57,7 +59,7 @@ def load_result(path: str | Path) -> Result:
 
 
 __all__ = [
-    "VIEWS", "Ability", "Drift", "Evaluation", "HeadCurves", "HeadMap", "NeedleGrid", "Result",
+    "VIEWS", "Ability", "Drift", "Evaluation", "HeadCurves", "HeadMap", "NeedleGrid", "Ratings", "Result",
     "RoleAllocation", "Scores", "Selection", "TokenView", "Verdict", "Verdicts", "correlate_maps",
     "load_result",
 ]  # fmt: skip

@@ -1,0 +1,241 @@
+"""The verb that answers MT-Bench and has the answers graded: mt-bench."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ctxlens.cli import _screen
+from ctxlens.cli._inputs import HeadsOption, NewTokensOption, check_indicator, check_steering, resolve_heads
+from ctxlens.cli._options import ModelOptions, RunOptions, verb
+from ctxlens.errors import InputError
+
+if TYPE_CHECKING:
+    from ctxlens.judge import Endpoint
+    from ctxlens.mt_bench import MTQuestion
+    from ctxlens.results import Ratings
+    from ctxlens.runs import Run
+
+
+@verb(
+    "ctxlens mt-bench -m organism-chat --questions question.jsonl --out runs/mt-bench",
+    "ctxlens mt-bench -m runs/train --indicator --questions question.jsonl --out runs/mt-bench",
+    "ctxlens mt-bench --questions question.jsonl --out runs/mt-bench --judge-only "
+    "--judge-url http://localhost:8000/v1 --judge-model Qwen/Qwen3-32B --references gpt-4.jsonl",
+)
+def mt_bench(
+    model: ModelOptions,
+    store: RunOptions,
+    questions: Annotated[
+        str,
+        typer.Option(
+            help="FastChat's question.jsonl, or a data set such as HuggingFaceH4/mt_bench_prompts.",
+            metavar="FILE_OR_HUB_ID",
+        ),
+    ],
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N questions.", metavar="N")] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of these answers. [dim]default: the model's, with the condition[/dim]", metavar="NAME"
+        ),
+    ] = None,
+    indicator: Annotated[
+        bool, typer.Option("--indicator", help="Append the model's indicator to the message being answered.")
+    ] = False,
+    alpha: Annotated[float, typer.Option(help="Steer to the user's tokens; 1: not at all.")] = 1.0,
+    heads: HeadsOption = "all",
+    max_new_tokens: NewTokensOption = 1024,
+    batch_tokens: Annotated[
+        int, typer.Option(min=1, help="Prompt and new tokens worked on at once.", metavar="N")
+    ] = 8192,
+    judge_url: Annotated[
+        str | None,
+        typer.Option(
+            help="OpenAI-compatible server that grades the answers. [dim]default: none[/dim]", metavar="URL"
+        ),
+    ] = None,
+    judge_model: Annotated[
+        str | None, typer.Option(help="The judge's name on that server.", metavar="NAME")
+    ] = None,
+    judge_key_env: Annotated[
+        str | None, typer.Option(help="Environment variable that holds the server's key.", metavar="NAME")
+    ] = None,
+    judge_timeout: Annotated[float, typer.Option(help="Seconds that one judgment may take.")] = 120.0,
+    judge_tries: Annotated[int, typer.Option(min=1, help="How often a judgment is asked for at most.")] = 5,
+    judge_threads: Annotated[int, typer.Option(min=1, help="Judgments asked for at once.")] = 4,
+    judge_only: Annotated[
+        bool, typer.Option("--judge-only", help="Grade the answers in the folder; load no model.")
+    ] = False,
+    references: Annotated[
+        Path | None,
+        typer.Option(help="Reference answers for the judge, in FastChat's layout.", metavar="FILE"),
+    ] = None,
+) -> None:
+    """Answer MT-Bench's questions of two turns (greedily), in FastChat's layout; have a judge grade them.
+
+    Give the same --out for several models or conditions: each is a file of its own, and all are compared.
+    """
+    from ctxlens.mt_bench import check_label, fingerprint_questions, load_questions, load_references
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("mt-bench runs in one process; start it without accelerate launch or torchrun.")
+    check_steering(alpha, heads)
+    if label is not None:
+        check_label(label)
+    judge = _open_judge(judge_url, judge_model, judge_key_env, judge_timeout, judge_tries)
+    if judge is None and (judge_only or references or judge_key_env):
+        raise InputError("--judge-only, --judge-key-env and --references are for a judge; give --judge-url.")
+    asked = load_questions(questions, limit=limit)
+    good = load_references(references) if references else {}
+    config = {"questions": fingerprint_questions(asked), "n_questions": len(asked)}
+    if judge_only:
+        run = store.open("mt-bench", config)
+    else:
+        answering = {"max_new_tokens": max_new_tokens, "batch_tokens": batch_tokens}
+        run = _answer(model, store, asked, config, label, indicator, alpha, heads, **answering)
+    ratings = _grade(judge, asked, run, good, judge_threads) if judge else None
+    _show(run, asked, ratings)
+
+
+def _open_judge(
+    url: str | None, model: str | None, key_env: str | None, timeout: float, tries: int
+) -> Endpoint | None:
+    from ctxlens.judge import Endpoint
+
+    if (url is None) != (model is None):
+        raise InputError("a judge needs both --judge-url and --judge-model.")
+    if url is None or model is None:
+        return None
+    return Endpoint(url, model, key_env, timeout_s=timeout, tries=tries)
+
+
+def _answer(
+    options: ModelOptions,
+    store: RunOptions,
+    questions: list[MTQuestion],
+    config: dict[str, Any],
+    label: str | None,
+    indicator: bool,
+    alpha: float,
+    heads: str,
+    *,
+    max_new_tokens: int,
+    batch_tokens: int,
+) -> Run:
+    """Answer with one model, into the folder of the run."""
+    from ctxlens.mt_bench import answer_questions, answers_path, make_label, record_settings
+    from ctxlens.steering import Steering
+
+    lm = options.load()
+    check_indicator(lm, indicator)
+    plain = []
+    if heads == "retrieval":
+        first = [[{"role": "user", "content": question.turns[0]}] for question in questions]
+        plain = [lm.render_plain(messages, truncate=True) for messages in first]
+    steering = Steering(alpha, heads=resolve_heads(lm, heads, plain))
+    steering.check_heads(lm.n_layers, lm.n_heads)
+    name = label or make_label(options.model, indicator=indicator, alpha=alpha, heads=heads)
+    settings = {
+        "model": lm.identity,
+        "indicator": indicator,
+        "steering": steering.describe(),
+        "max_new_tokens": max_new_tokens,
+    }
+    run = store.open("mt-bench", config)
+    record_settings(run.folder, name, settings)
+    steer = contextlib.nullcontext() if steering.changes_nothing else lm.steer(alpha, heads=steering.heads)
+    with steer, _screen.stage(f"answers of {name}") as progress:
+        answer_questions(
+            lm,
+            questions,
+            path=answers_path(run.folder, name),
+            model_id=name,
+            indicator=indicator,
+            max_new_tokens=max_new_tokens,
+            batch_tokens=batch_tokens,
+            progress=progress,
+        )
+    return run
+
+
+def _grade(
+    judge: Endpoint,
+    questions: list[MTQuestion],
+    run: Run,
+    references: dict[Any, tuple[str, ...]],
+    threads: int,
+) -> Ratings:
+    """Let the judge grade every model's answers in the folder."""
+    from ctxlens.judge import judge_answers, judgments_path
+    from ctxlens.mt_bench import read_all_answers
+
+    path = judgments_path(run.folder, judge.model)
+    with _screen.stage(f"judgments of {judge.model}") as progress:
+        ratings = judge_answers(
+            judge,
+            questions,
+            read_all_answers(run.folder),
+            path=path,
+            references=references,
+            threads=threads,
+            progress=progress,
+        )
+    name = path.stem.removesuffix("_single")
+    run.save(f"ratings-{name}.parquet", ratings)
+    run.write_json(f"summary-{name}.json", {"judge": judge.model, **_summarise(ratings)})
+    return ratings
+
+
+def _summarise(ratings: Ratings) -> dict[str, Any]:
+    first, *others = ratings.models
+    compared = []
+    for other in others:
+        found = ratings.compare(first, other)
+        compared.append(
+            {
+                "first": first, "second": other, **found.difference.as_dict(), "p_value": found.p_value,
+                "pairs": found.pairs, "reading": found.reading,
+            }
+        )  # fmt: skip
+    return {"means": ratings.summary(), "differences": compared}
+
+
+def _show(run: Run, questions: list[MTQuestion], ratings: Ratings | None) -> None:
+    """One table: a model a row, its answers counted, and its ratings if there are any."""
+    from ctxlens.mt_bench import count_answers, read_all_answers
+
+    ids = {question.question_id for question in questions}
+    turns = sorted(ratings.frame["turn"].unique()) if ratings is not None else []
+    rows = []
+    for model, answers in read_all_answers(run.folder).items():
+        counts = count_answers([row for key, row in answers.items() if key in ids])
+        row = [model, str(counts["turns"])]
+        if ratings is not None:
+            of_model = ratings.where(model=model)
+            row = [model, *(f"{of_model.mean(turn=turn).estimate:.2f}" for turn in turns)]
+            row += [of_model.mean().format(), f"{len(of_model) - len(of_model.unrated)}/{len(of_model)}"]
+        rows.append([*row, str(counts["empty"]), str(counts["truncated"])])
+    told = ["answers"] if ratings is None else [*(f"turn {turn}" for turn in turns), "all turns", "rated"]
+    title = f"{len(questions)} questions" + (f", rated by {ratings.meta['judge']}" if ratings else "")
+    _screen.show_table(title, ["model", *told, "empty", "cut"], rows)
+    if ratings is not None:
+        _note_ratings(ratings)
+    _screen.note(f"results in {run.folder}")
+
+
+def _note_ratings(ratings: Ratings) -> None:
+    first, *others = ratings.models
+    for other in others:
+        found = ratings.compare(first, other)
+        _screen.note(f"{other} minus {first}: {found.difference.format()}, {found.reading}")
+    if len(ratings.unrated):
+        reason = ratings.unrated["error"].value_counts().index[0]
+        _screen.note(
+            f"{len(ratings.unrated)} of {len(ratings)} answers have no rating (most often: {reason[:100]}); "
+            "run the same command again to ask for them"
+        )

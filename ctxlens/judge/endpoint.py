@@ -1,0 +1,233 @@
+"""One chat completion from an OpenAI-compatible server, with bounded patience."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from ctxlens.errors import InputError
+
+if TYPE_CHECKING:
+    import httpx
+
+_AGAIN = (408, 409, 425, 429)
+_FATAL = (401, 403, 404)
+_LARGEST_REPLY = 2**20
+_SHOWN = 300
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back.
+
+    Attributes:
+        text: what the judge said; where its reply could not be understood, the reply's body.
+        error: why there is no answer; empty if there is one.
+        fatal: whether any other question would fail alike (a wrong key, address or model).
+        cut: whether `text` is what the judge said, up to its longest reply.
+    """
+
+    text: str
+    error: str = ""
+    fatal: bool = False
+    cut: bool = False
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a judge is asked.
+
+    Attributes:
+        url: the base address, to which `/chat/completions` is appended, such as `http://localhost:8000/v1`.
+        model: the judge's name there.
+        key_env: the environment variable with the key; the key itself is kept nowhere, and taken out of
+            whatever a server sends back.
+        timeout_s: how long one request may take, in seconds.
+        tries: how often a question is asked at most, if the server is busy, fails or does not answer.
+        first_wait_s: the pause before the second try; it doubles from try to try, unless the server says
+            how long to wait.
+        longest_wait_s: no pause is longer, whatever the server says.
+        max_tokens: the longest reply.
+
+    Raises:
+        InputError: an address or number that cannot be used, or a variable that is not set.
+    """
+
+    url: str
+    model: str
+    key_env: str | None = None
+    timeout_s: float = 120.0
+    tries: int = 5
+    first_wait_s: float = 1.0
+    longest_wait_s: float = 60.0
+    max_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        try:
+            parts = urlsplit(self.url)
+            broken = parts.scheme not in ("http", "https") or not parts.hostname
+        except ValueError:
+            raise InputError("the judge's address is no address; expected http://host/v1.") from None
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise InputError(
+                "the judge's address must hold no key, user or query, as it is written down; give the key by "
+                "an environment variable."
+            )
+        if broken:
+            raise InputError(f"the judge's address {self.url!r} must begin with http:// or https://.")
+        if not self.model.strip():
+            raise InputError("the judge has no model name; say which model is asked.")
+        if self.timeout_s <= 0 or self.tries < 1:
+            raise InputError("the judge's timeout must be above 0 seconds, and its tries at least 1.")
+        self._key()
+
+    def _key(self) -> str | None:
+        if self.key_env is None:
+            return None
+        key = os.environ.get(self.key_env, "").strip()
+        if not key:
+            raise InputError(
+                f"the environment variable {self.key_env}, which holds the judge's key, is not set."
+            )
+        if not key.isascii() or not key.isprintable():
+            raise InputError(
+                f"the environment variable {self.key_env} holds no key that a server could read."
+            )
+        return key
+
+    @contextmanager
+    def open(self) -> Iterator[Session]:
+        """Connections for the time of a block, for several threads."""
+        import httpx
+
+        key = self._key()
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        with httpx.Client(headers=headers, timeout=self.timeout_s) as client:
+            session = Session(self, client, key)
+            try:
+                yield session
+            finally:
+                session.stop()
+
+
+class Session:
+    """An open connection to a judge.
+
+    Args:
+        endpoint: where it is.
+        client: what sends; with the headers.
+        key: what must not come back.
+    """
+
+    def __init__(self, endpoint: Endpoint, client: httpx.Client, key: str | None) -> None:
+        self._endpoint, self._client, self._key = endpoint, client, key
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Let nobody wait or try any longer."""
+        self._stopped.set()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing more shall be asked."""
+        return self._stopped.is_set()
+
+    def ask(self, system: str, user: str) -> Reply:
+        """The judge's reply, or why there is none; nothing is raised for what happens on the way."""
+        body = json.dumps(
+            {
+                "model": self._endpoint.model,
+                "messages": [{"role": "system", "content": system}, {"role": "user", "content": user}],
+                "temperature": 0,
+                "max_tokens": self._endpoint.max_tokens,
+            }
+        ).encode()
+        reply = Reply("", "not asked")
+        for attempt in range(self._endpoint.tries):
+            reply, wait = self._try(body)
+            if wait is None or attempt + 1 == self._endpoint.tries:
+                break
+            patience = self._endpoint.first_wait_s * 2**attempt * random.uniform(0.75, 1.25)
+            if self._stopped.wait(min(max(wait, patience), self._endpoint.longest_wait_s)):
+                break
+        return reply
+
+    def _try(self, body: bytes) -> tuple[Reply, float | None]:
+        """What one request gave, and how long to wait before the next; None: no other would help."""
+        import httpx
+
+        url = self._endpoint.url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+        try:
+            with self._client.stream("POST", url, content=body) as response:
+                content = self._receive(response)
+                status, headers = response.status_code, response.headers
+        except (httpx.TimeoutException, TimeoutError):
+            return Reply("", f"no answer within {self._endpoint.timeout_s:g} s"), 0.0
+        except httpx.UnsupportedProtocol as error:
+            return Reply("", self._clean(str(error)), fatal=True), None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return Reply("", self._clean(f"{type(error).__name__}: {error}")[:_SHOWN]), 0.0
+        text = self._clean(content.decode("utf-8", "replace"))
+        if status != 200:
+            error = f"HTTP {status}: {' '.join(text[:_SHOWN].split())}".rstrip(": ")
+            again = status in _AGAIN or status >= 500
+            return Reply(text, error, status in _FATAL), _retry_after(headers) if again else None
+        reply = _read_completion(text)
+        return replace(reply, text=self._clean(reply.text)), None
+
+    def _receive(self, response: httpx.Response) -> bytes:
+        """The body, as far as time and size allow."""
+        until = time.monotonic() + self._endpoint.timeout_s
+        content = b""
+        for piece in response.iter_bytes():
+            content += piece
+            if time.monotonic() > until:
+                raise TimeoutError
+            if len(content) > _LARGEST_REPLY:
+                return content[:_LARGEST_REPLY]
+        return content
+
+    def _clean(self, text: str) -> str:
+        """Text without the key."""
+        return text.replace(self._key, "[key]") if self._key else text
+
+
+def _read_completion(text: str) -> Reply:
+    try:
+        choice = json.loads(text)["choices"][0]
+        said: Any = choice["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        return Reply(text, "the reply is no chat completion")
+    if not isinstance(said, str):
+        return Reply(text, "the reply holds no text")
+    said = said.encode("utf-8", "replace").decode()
+    if choice.get("finish_reason") == "length":
+        return Reply(said, "the reply was cut at its longest", cut=True)
+    return Reply(said)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """The pause in seconds that a server asks for, 0 if it does not."""
+    value = headers.get("retry-after", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        at = parsedate_to_datetime(value)
+        return max(0.0, ((at if at.tzinfo else at.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+
+
+__all__ = ["Endpoint", "Reply", "Session"]
