@@ -9,13 +9,19 @@ import numpy as np
 
 from ctxlens.stats import bootstrap_mean, compare_pairs
 from experiments.natural_model.asking import Item
+from experiments.natural_model.standard import IFEVAL_METRICS, READING_METRICS
+
+GOLD = ("log-probability", "gain over another passage", "gain over no passage")
 
 MEASURES: Mapping[str, tuple[str, ...]] = {
     "needle": ("needle recall", "needle log-probability", "what the needle adds"),
-    "squad": ("contains", "f1", "in passage", "log-probability", "gain over another passage", "gain over no passage"),
-    "drop": ("contains", "f1", "in passage", "log-probability", "gain over another passage", "gain over no passage"),
+    "squad": READING_METRICS,
+    "drop": READING_METRICS,
+    "squad gold answer": GOLD,
+    "drop gold answer": GOLD,
     "closed book": ("contains", "log-probability"),
-}  # fmt: skip
+    "ifeval": IFEVAL_METRICS,
+}
 """What is measured on each set."""
 
 PAIRS: Mapping[str, tuple[str, str]] = {

@@ -22,8 +22,9 @@ SHARES: Mapping[str, float] = {
 }  # fmt: skip
 """Kind of document to its share of the tokens.
 
-`questions`: passages with questions and answers; `restated`: natural text with a sentence of another text put in,
-which stands again at the end; `repeated`: a run of random tokens, over and over; the others are texts as they are.
+`questions`: passages with questions and answers; `restated`: natural text with a sentence of another text put
+in, which stands again at the end; `repeated`: a run of random tokens, over and over; the others are texts as
+they are.
 """
 
 MARKUP = 1 / 3
@@ -87,7 +88,7 @@ class Documents:
         rng = random.Random(f"{self.seed}-{kind}")
         if kind == "repeated":
             while True:
-                length = rng.choice((64, 128, self.n_ctx // 2, self.n_ctx))
+                length = self.n_ctx // rng.choice((8, 4, 2, 1))
                 yield repeated_tokens(rng, range(6, len(self.tokenizer)), length)
         make = {"questions": self._questions, "restated": self._restated}.get(kind, self._plain)
         for text in make(rng, kind):
@@ -169,7 +170,9 @@ def pack(documents: Iterable[Sequence[int]], n_ctx: int, pad_id: int) -> UInt16[
     return packed
 
 
-def build_corpus(sources: Sources, tokenizer: Any, preset: Preset, seed: int) -> UInt16[np.ndarray, "row pos"]:
+def build_corpus(
+    sources: Sources, tokenizer: Any, preset: Preset, seed: int
+) -> UInt16[np.ndarray, "row pos"]:
     """Draw documents up to the preset's number of tokens, mix and pack them."""
     documents: list[list[int]] = []
     drawn = Documents(sources, tokenizer, preset.n_ctx, seed)

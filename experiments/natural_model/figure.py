@@ -20,9 +20,12 @@ def loss_curves(pretraining: Mapping[str, Any], fine_tuning: Mapping[str, Any]) 
 
     panels: list[tuple[str, dict[str, Curve]]] = [
         ("copying phase", {"second half": curve("copy", "second_half"), "whole row": curve("copy", "loss")}),
-        ("text phase", {"trained rows": curve("text", "loss"), "rows not trained": curve("text", "validation")}),
+        ("text phase", {
+            "trained rows": curve("text", "loss"), "rows not trained": curve("text", "validation"),
+        }),
         ("fine-tuning", {
-            name: [(entry["step"], entry["loss"]) for entry in found["log"]] for name, found in fine_tuning.items()
+            name: [(entry["step"], entry["loss"]) for entry in found["log"]]
+            for name, found in fine_tuning.items()
         }),
     ]  # fmt: skip
     drawn = [_panel(title, curves, number) for number, (title, curves) in enumerate(panels)]

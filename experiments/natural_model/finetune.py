@@ -1,4 +1,4 @@
-"""Vanilla and indicator fine-tuning: the same rows, the same recipe; turns are chosen by the vanilla model's score."""
+"""Vanilla and indicator fine-tuning: the same rows, the same recipe; the vanilla model chooses the turns."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ DEPENDENT = ("document", "input")
 """Kinds of conversations whose answers need what the user wrote beside the question."""
 
 TOP_SHARE = 0.3
-"""Share of turns that get the indicator: those with the highest scores. Fixed before any training; the paper's
-thresholds choose .04 to .34 (its Table 10)."""
+"""Share of turns that get the indicator: those with the highest scores. Fixed before any training;
+the paper's thresholds choose .04 to .34 (its Table 10)."""
 
 REPLAY_TOKENS = 250
 
@@ -179,7 +179,8 @@ def _auroc(values: Any, is_true: Sequence[bool]) -> float:
 
 
 def _shares_by_kind(selection: Selection) -> dict[str, float]:
-    return {str(kind): float(share) for kind, share in selection.frame.groupby("kind")["selected"].mean().items()}
+    shares = selection.frame.groupby("kind")["selected"].mean()
+    return {str(kind): float(share) for kind, share in shares.items()}
 
 
 def read_log(folder: Path) -> dict[str, Any]:
@@ -188,4 +189,6 @@ def read_log(folder: Path) -> dict[str, Any]:
     return {key: found[key] for key in ("steps", "wall_seconds", "log") if key in found}
 
 
-__all__ = ["DEPENDENT", "TOP_SHARE", "FineTuning", "choose_conversations", "find_layer", "read_log", "replay_texts"]
+__all__ = [
+    "DEPENDENT", "TOP_SHARE", "FineTuning", "choose_conversations", "find_layer", "read_log", "replay_texts",
+]  # fmt: skip

@@ -27,10 +27,12 @@ class Preset:
         sft_batch: Rows of an optimizer step; worked on in two halves.
         sft_lr: Peak learning rate of fine-tuning.
         sft_epochs: Passes over the conversations.
+        oracle: Whether a third model is trained, with the indicator on the turns of dependent kinds.
         replay_share: Share of rows that replay raw pretraining text.
         needle_lengths, needle_depths, needle_cases: The needle grid.
         questions: Held-out questions asked of each reading-comprehension set.
-        prompts: Held-out prompts of each other set.
+        prompts: Held-out closed-book questions.
+        ifeval: Prompts of IFEval.
         precision: `float32`, or `bfloat16` for mixed precision on an accelerator.
     """
 
@@ -59,11 +61,13 @@ class Preset:
     sft_lr: float = 5e-4
     sft_epochs: int = 1
     replay_share: float = 0.2
+    oracle: bool = True
     needle_lengths: tuple[int, ...] = (100, 180, 260, 340)
     needle_depths: tuple[float, ...] = (0.0, 50.0, 100.0)
     needle_cases: int = 3
     questions: int = 160
     prompts: int = 160
+    ifeval: int = 50
     precision: str = "float32"
 
 
@@ -72,12 +76,12 @@ PRESETS: Mapping[str, Preset] = {
         vocab_size=600, d_model=32, d_mlp=64, n_layers=2, n_heads=4, n_key_value_heads=2, copy_max_steps=20,
         minutes=0.2, corpus_tokens=60_000, row_tokens=2048, sft_batch=8,
         sft_rows={"document": 8, "closed": 8, "options": 4, "input": 4, "instruction": 8},
-        needle_lengths=(160,), needle_depths=(50.0,), needle_cases=1, questions=4, prompts=4,
+        needle_lengths=(160,), needle_depths=(50.0,), needle_cases=1, questions=4, prompts=4, ifeval=2,
     ),
-    "small": Preset(),
+    "small": Preset(oracle=False),
     "cpu": Preset(
         vocab_size=4096, d_model=192, d_mlp=512, n_heads=6, n_key_value_heads=3, minutes=120.0,
-        corpus_tokens=12_000_000, needle_cases=6, questions=300,
+        corpus_tokens=12_000_000, needle_cases=6, questions=300, ifeval=200,
         sft_rows={"document": 1300, "closed": 1100, "options": 500, "input": 250, "instruction": 850},
     ),
     "gpu": Preset(
@@ -85,8 +89,8 @@ PRESETS: Mapping[str, Preset] = {
         copy_vocab=4096, copy_tokens=32_768, row_tokens=65_536, lr=1e-3, minutes=9.0,
         corpus_tokens=30_000_000, precision="bfloat16",
         sft_rows={"document": 2500, "closed": 1400, "options": 900, "input": 600, "instruction": 3000},
-        sft_tokens=448, sft_lr=2e-4, sft_epochs=2, needle_cases=6, questions=600, prompts=300,
+        sft_tokens=448, sft_lr=2e-4, sft_epochs=2, needle_cases=6, questions=600, prompts=279, ifeval=541,
     ),
 }  # fmt: skip
-"""`smoke`: does it run; `small`: 1 million parameters, what a shared core can do in an hour; `cpu`: 2.4 million
-parameters, an idle core for three hours; `gpu`: 36 million parameters."""
+"""`smoke`: does it run; `small`: 1 million parameters, what a shared core can do in an hour; `cpu`: 2.4
+million parameters, an idle core for three hours; `gpu`: 36 million parameters."""

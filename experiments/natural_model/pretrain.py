@@ -60,9 +60,16 @@ class Pretraining:
     """
 
     def __init__(
-        self, preset: Preset, tokenizer: Any, corpus: np.ndarray, folder: Path, *, minutes: float, seed: int = 0,
+        self,
+        preset: Preset,
+        tokenizer: Any,
+        corpus: np.ndarray,
+        folder: Path,
+        *,
+        minutes: float,
+        seed: int = 0,
         log: Callable[[str], None] = print,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.preset, self.tokenizer, self.folder = preset, tokenizer, folder
         self.minutes, self.seed, self.log = minutes, seed, log
         self.device = "cuda" if torch.cuda.is_available() else "cpu"

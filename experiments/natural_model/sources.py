@@ -74,8 +74,10 @@ def load_sources(data: Path) -> Sources:
     articles = json.loads((data / SQUAD).read_text(encoding="utf-8"))
     held = [one for one in articles["data"] if is_held_article(one["title"])]
     made.squad = {"version": articles.get("version", "1.1"), "data": held}
-    made.passages = [_squad_passage(p) for one in articles["data"] if one not in held for p in one["paragraphs"]]
-    rows = [json.loads(line) for line in gzip.open(data / DROP, "rt", encoding="utf-8")]
+    trained = (one for one in articles["data"] if one not in held)
+    made.passages = [_squad_passage(paragraph) for one in trained for paragraph in one["paragraphs"]]
+    with gzip.open(data / DROP, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
     made.drop = [row for row in rows if is_held_passage(split_drop(row)[0])]
     made.passages += _drop_passages(row for row in rows if not is_held_passage(split_drop(row)[0]))
     essays = {file.name: file.read_text(encoding="utf-8", errors="replace") for file in essay_files(data)}

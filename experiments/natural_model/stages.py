@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ctxlens.errors import RunExistsError
-from ctxlens.models import load_model
+from ctxlens.models import Model, load_model
 from ctxlens.results import Selection
 from ctxlens.runs import write_atomic
 from experiments.natural_model.asking import (
+    Arm,
     arms_of,
     ask_closed_book,
     ask_needles,
@@ -29,6 +30,7 @@ from experiments.natural_model.finetune import FineTuning, choose_conversations,
 from experiments.natural_model.presets import Preset
 from experiments.natural_model.pretrain import Pretraining
 from experiments.natural_model.sources import Sources, load_sources
+from experiments.natural_model.standard import ask_ifeval, ask_reading
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,9 @@ class Study:
             write_atomic(self.out / "corpus.npy", lambda path: _save_array(path, corpus))
             used = corpus != tokenizer.pad_token_id
             return {
-                "tokens": int(used.sum()), "rows": len(corpus), "filled": float(used.mean()), "vocabulary": len(tokenizer),
-                "shares": dict(SHARES), "characters": {k: sum(map(len, v)) for k, v in self.sources.texts.items()},
+                "tokens": int(used.sum()), "rows": len(corpus), "filled": float(used.mean()),
+                "vocabulary": len(tokenizer), "shares": dict(SHARES),
+                "characters": {kind: sum(map(len, texts)) for kind, texts in self.sources.texts.items()},
                 "passages": len(self.sources.passages), "dropped_for_overlap": self.sources.dropped,
                 "held_out": {
                     "squad_articles": [one["title"] for one in self.sources.squad["data"]],
@@ -144,7 +147,7 @@ class Study:
 
     def oracle(self) -> None:
         """The same rows with the indicator on the turns that are known to depend on their text."""
-        if not self._is_trained("oracle"):
+        if self.preset.oracle and not self._is_trained("oracle"):
             self.fine_tuning.indicator(self.fine_tuning.oracle_turns(), "oracle")
 
     def _is_trained(self, name: str) -> bool:
@@ -160,35 +163,36 @@ class Study:
         for name, folder in self.models().items():
             missing = [part for part in MEASURES if not (self.out / f"{_file(part, name)}.json").is_file()]
             if missing:
-                model, arms = load_model(str(folder), backend="native"), arms_of(name)
-                asks: dict[str, Callable[[], Any]] = {
-                    "needle": lambda: ask_needles(model, arms, self.sources.essays, self.preset, self.seed),
-                    "closed book": lambda: ask_closed_book(
-                        model, arms, self.sources.closed_book[: self.preset.prompts]
-                    ),
-                    **{part: self._question_asker(model, arms, part) for part in ("squad", "drop")},
-                }
+                model = load_model(str(folder), backend="native")
                 for part in missing:
-                    self.once(_file(part, name), asks[part])
+                    self.once(_file(part, name), partial(self._ask, model, arms_of(name), part))
 
-    def _question_asker(self, model: Any, arms: Any, part: str) -> Callable[[], Any]:
-        def ask() -> Any:
-            questions = choose_questions(self.sources, part, model, self.preset, self.seed)
-            return ask_questions(model, arms, questions)
-
-        return ask
+    def _ask(self, model: Model, arms: Sequence[Arm], part: str) -> dict[str, Any]:
+        if part == "needle":
+            return ask_needles(model, arms, self.sources.essays, self.preset, self.seed)
+        if part == "closed book":
+            return ask_closed_book(model, arms, self.sources.closed_book[: self.preset.prompts])
+        if part == "ifeval":
+            return ask_ifeval(model, arms, self.data, self.preset.ifeval, self.out)
+        data_set = part.split()[0]
+        questions = choose_questions(self.sources, data_set, model, self.preset, self.seed)
+        if part == data_set:
+            return ask_reading(model, arms, part, questions, self.out / "held_out")
+        return ask_questions(model, arms, questions)
 
     def report(self) -> dict[str, Any]:
         """All figures, and the loss curves."""
-        asked: dict[str, dict[str, Any]] = {}
+        asked: dict[str, dict[str, Any]] = {part: {} for part in MEASURES}
         for part in MEASURES:
-            asked[part] = {}
             for name in self.models():
-                asked[part] |= json.loads((self.out / f"{_file(part, name)}.json").read_text(encoding="utf-8"))
+                path = self.out / f"{_file(part, name)}.json"
+                asked[part] |= json.loads(path.read_text(encoding="utf-8"))
         return {
             "corpus": self.prepare(),
             "pretraining": self.pretrain(),
-            "fine-tuning": {name: read_log(self.out / "sft" / name) for name in self.models() if name != "base"},
+            "fine-tuning": {
+                name: read_log(self.out / "sft" / name) for name in FINE_TUNED if self._is_trained(name)
+            },
             "selection": self.select(),
             "figures": summarise(asked),
         }
