@@ -15,10 +15,10 @@ GOLD = ("log-probability", "gain over another passage", "gain over no passage")
 
 MEASURES: Mapping[str, tuple[str, ...]] = {
     "needle": ("needle recall", "needle log-probability", "what the needle adds"),
-    "squad": READING_METRICS,
-    "drop": READING_METRICS,
     "squad gold answer": GOLD,
+    "squad": READING_METRICS,
     "drop gold answer": GOLD,
+    "drop": READING_METRICS,
     "closed book": ("contains", "log-probability"),
     "ifeval": IFEVAL_METRICS,
 }

@@ -88,7 +88,7 @@ class Documents:
         rng = random.Random(f"{self.seed}-{kind}")
         if kind == "repeated":
             while True:
-                length = self.n_ctx // rng.choice((8, 4, 2, 1))
+                length = max(16, self.n_ctx // rng.choice((8, 4, 2, 1)))
                 yield repeated_tokens(rng, range(6, len(self.tokenizer)), length)
         make = {"questions": self._questions, "restated": self._restated}.get(kind, self._plain)
         for text in make(rng, kind):

@@ -53,21 +53,21 @@ class Preset:
     corpus_tokens: int = 5_000_000
     sft_rows: Mapping[str, int] = field(
         default_factory=lambda: {
-            "document": 1000, "closed": 900, "options": 400, "input": 200, "instruction": 700,
+            "document": 700, "closed": 600, "options": 250, "input": 120, "instruction": 450,
         }
     )  # fmt: skip
     sft_tokens: int = 320
-    sft_batch: int = 32
-    sft_lr: float = 5e-4
+    sft_batch: int = 16
+    sft_lr: float = 7e-4
     sft_epochs: int = 1
     replay_share: float = 0.2
     oracle: bool = True
     needle_lengths: tuple[int, ...] = (100, 180, 260, 340)
     needle_depths: tuple[float, ...] = (0.0, 50.0, 100.0)
-    needle_cases: int = 3
-    questions: int = 160
-    prompts: int = 160
-    ifeval: int = 50
+    needle_cases: int = 2
+    questions: int = 100
+    prompts: int = 120
+    ifeval: int = 24
     precision: str = "float32"
 
 
@@ -81,7 +81,7 @@ PRESETS: Mapping[str, Preset] = {
     "small": Preset(oracle=False),
     "cpu": Preset(
         vocab_size=4096, d_model=192, d_mlp=512, n_heads=6, n_key_value_heads=3, minutes=120.0,
-        corpus_tokens=12_000_000, needle_cases=6, questions=300, ifeval=200,
+        corpus_tokens=12_000_000, sft_batch=32, sft_lr=5e-4, needle_cases=6, questions=300, ifeval=200,
         sft_rows={"document": 1300, "closed": 1100, "options": 500, "input": 250, "instruction": 850},
     ),
     "gpu": Preset(
@@ -89,7 +89,8 @@ PRESETS: Mapping[str, Preset] = {
         copy_vocab=4096, copy_tokens=32_768, row_tokens=65_536, lr=1e-3, minutes=9.0,
         corpus_tokens=30_000_000, precision="bfloat16",
         sft_rows={"document": 2500, "closed": 1400, "options": 900, "input": 600, "instruction": 3000},
-        sft_tokens=448, sft_lr=2e-4, sft_epochs=2, needle_cases=6, questions=600, prompts=279, ifeval=541,
+        sft_tokens=448, sft_batch=32, sft_lr=2e-4, sft_epochs=2, needle_cases=6,
+        questions=600, prompts=279, ifeval=541,
     ),
 }  # fmt: skip
 """`smoke`: does it run; `small`: 1 million parameters, what a shared core can do in an hour; `cpu`: 2.4

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ctxlens.errors import RunExistsError
-from ctxlens.models import Model, load_model
+from ctxlens.models import load_model
 from ctxlens.results import Selection
 from ctxlens.runs import write_atomic
 from experiments.natural_model.asking import (
@@ -160,14 +160,12 @@ class Study:
 
     def evaluate(self) -> None:
         """Ask every model everything; one file a model and set."""
-        for name, folder in self.models().items():
-            missing = [part for part in MEASURES if not (self.out / f"{_file(part, name)}.json").is_file()]
-            if missing:
-                model = load_model(str(folder), backend="native")
-                for part in missing:
-                    self.once(_file(part, name), partial(self._ask, model, arms_of(name), part))
+        for part in MEASURES:
+            for name, folder in self.models().items():
+                self.once(_file(part, name), partial(self._ask, folder, arms_of(name), part))
 
-    def _ask(self, model: Model, arms: Sequence[Arm], part: str) -> dict[str, Any]:
+    def _ask(self, folder: Path, arms: Sequence[Arm], part: str) -> dict[str, Any]:
+        model = load_model(str(folder), backend="native")
         if part == "needle":
             return ask_needles(model, arms, self.sources.essays, self.preset, self.seed)
         if part == "closed book":
