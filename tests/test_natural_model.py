@@ -13,7 +13,7 @@ import pytest
 from ctxlens.qa import load_drop, load_squad
 from experiments.natural_model import sources as split
 from experiments.natural_model.asking import Arm, other_passages
-from experiments.natural_model.comparing import PAIRS, summarise, tables
+from experiments.natural_model.comparing import BY_TUNING, PAIRS, summarise, tables
 from experiments.natural_model.corpus import (
     Documents,
     build_corpus,
@@ -246,6 +246,20 @@ def test_paired_differences_by_hand():
     assert set(found["differences"]) < set(PAIRS)
     assert "+0.875" in tables({"closed book": found})
     assert set(found["means"]) == set(arms)
+
+
+def test_loss_by_tuning_is_a_difference_of_differences():
+    def items(value):
+        row = {"contains": value, "log-probability": -value, "response": "x"}
+        return [{"unit": n, "cluster": n, **row} for n in range(6)]
+
+    arms = {
+        "base, plain": items(0.5), "base, template": items(0.25),
+        "vanilla, plain": items(1.0), "vanilla, template": items(0.25),
+    }  # fmt: skip
+    found = summarise({"closed book": arms})["closed book"]["differences"][BY_TUNING]
+    assert found["contains"]["difference"][0] == pytest.approx(-0.75 + 0.25)
+    assert found["log-probability"]["difference"][0] == pytest.approx(0.75 - 0.25)
 
 
 def test_loss_curves_are_an_svg():

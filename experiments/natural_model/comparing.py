@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,9 @@ PAIRS: Mapping[str, tuple[str, str]] = {
 }
 """Paired differences, second minus first."""
 
+BY_TUNING = "loss under the template by fine-tuning: vanilla's minus base's"
+"""The paper's claim: what template minus plain is in the vanilla model, less what it is in the base."""
+
 Items = Mapping[str, Sequence[Item]]
 
 
@@ -50,13 +53,37 @@ def summarise(asked: Mapping[str, Items]) -> dict[str, Any]:
             "units": len(next(iter(arms.values()))),
             "means": {arm: {m: _mean(items, m) for m in MEASURES[name]} for arm, items in arms.items()},
             "differences": {
-                label: {m: _difference(arms[first], arms[second], m) for m in MEASURES[name]}
-                for label, (first, second) in PAIRS.items()
-                if first in arms and second in arms
+                label: {m: _difference(*sides, m) for m in MEASURES[name]} for label, sides in _pairs(arms)
             },
         }
         for name, arms in asked.items()
     }
+
+
+def _pairs(arms: Items) -> Iterator[tuple[str, tuple[Sequence[Item], Sequence[Item]]]]:
+    """All comparisons whose arms are there, each as two lists of items."""
+    for label, (first, second) in PAIRS.items():
+        if first in arms and second in arms:
+            yield label, (arms[first], arms[second])
+    if all(name in arms for name in ("base, plain", "vanilla, plain")):
+        changes = [
+            _changes(arms[f"{model}, plain"], arms[f"{model}, template"]) for model in ("base", "vanilla")
+        ]
+        yield BY_TUNING, (changes[0], changes[1])
+
+
+def _changes(first: Sequence[Item], second: Sequence[Item]) -> list[Item]:
+    """Items whose values are second minus first."""
+    other = {item["unit"]: item for item in second}
+    kept = ("unit", "cluster")
+    return [
+        {
+            key: value if key in kept else other[item["unit"]][key] - value
+            for key, value in item.items()
+            if key in kept or isinstance(value, float)
+        }
+        for item in first
+    ]
 
 
 def _mean(items: Sequence[Item], measure: str) -> list[float]:
