@@ -81,8 +81,8 @@ class Pretraining:
         self.rows, self.validation = corpus[:-VALIDATION_ROWS], corpus[-VALIDATION_ROWS:]
         self.ignored = torch.from_numpy(ignored_tokens(tokenizer))
         counts = np.bincount(self.rows[:2000].ravel(), minlength=len(tokenizer))
-        counts[self.ignored.numpy()] = 0
-        frequent = np.argsort(-counts, kind="stable")[: preset.copy_vocab]
+        counts[self.ignored.numpy()] = -1
+        frequent = np.argsort(-counts, kind="stable")[: int((counts >= 0).sum())][: preset.copy_vocab]
         self.copy_vocab = torch.from_numpy(np.sort(frequent).copy()).to(self.device)
         self.state: dict[str, Any] = {"phase": "copy", "step": 0, "steps": None, "seconds": 0.0, "log": []}
         self.saved = self.started = time.monotonic()
