@@ -54,7 +54,8 @@ class Pretraining:
         tokenizer: of the corpus.
         corpus: packed rows; the last ones are for validation and not trained on.
         folder: where the checkpoint goes, and in the end the model.
-        minutes: budget of both phases; the number of text steps follows from the time that they take.
+        minutes: budget of both phases; the number of text steps follows from the time that they take. With
+            another budget than before, a run goes on and plans its steps anew.
         seed: of weights and of the order of rows.
         log: called with a line at a time.
     """
@@ -85,6 +86,7 @@ class Pretraining:
         frequent = np.argsort(-counts, kind="stable")[: int((counts >= 0).sum())][: preset.copy_vocab]
         self.copy_vocab = torch.from_numpy(np.sort(frequent).copy()).to(self.device)
         self.state: dict[str, Any] = {"phase": "copy", "step": 0, "steps": None, "seconds": 0.0, "log": []}
+        self.state["minutes"] = minutes
         self.saved = self.started = time.monotonic()
         self._resume()
 
@@ -100,6 +102,8 @@ class Pretraining:
             self.optimizer.load_state_dict(kept["optimizer"])
             self.state = kept["state"]
             self.started -= self.state["seconds"]
+            if self.state.get("minutes") != self.minutes:
+                self.state |= {"steps": None, "minutes": self.minutes}
             self.log(f"goes on at step {self.state['step']} of phase {self.state['phase']}")
 
     def save(self) -> None:

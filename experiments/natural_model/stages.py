@@ -179,9 +179,14 @@ class Study:
         return ask_questions(model, arms, questions)
 
     def report(self) -> dict[str, Any]:
-        """All figures, and the loss curves."""
-        asked: dict[str, dict[str, Any]] = {part: {} for part in MEASURES}
-        for part in MEASURES:
+        """All figures, and the loss curves; of the sets that all models have been asked."""
+        whole = [
+            part
+            for part in MEASURES
+            if all((self.out / f"{_file(part, name)}.json").is_file() for name in self.models())
+        ]
+        asked: dict[str, dict[str, Any]] = {part: {} for part in whole}
+        for part in whole:
             for name in self.models():
                 path = self.out / f"{_file(part, name)}.json"
                 asked[part] |= json.loads(path.read_text(encoding="utf-8"))
