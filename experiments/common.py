@@ -52,7 +52,7 @@ def run_experiment(
         **found,
     }
     target = args.out / "results.json" if args.smoke else folder / "results.json"
-    write_atomic(target, json.dumps(_rounded(record), indent=1) + "\n")
+    write_atomic(target, json.dumps(rounded(record), indent=1) + "\n")
     print(f"figures in {target}")
 
 
@@ -92,9 +92,10 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """Floats to four digits, however deep they lie."""
     if isinstance(value, Mapping):
-        return {str(key): _rounded(inner) for key, inner in value.items()}
+        return {str(key): rounded(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_rounded(inner) for inner in value]
+        return [rounded(inner) for inner in value]
     return round(value, 4) if isinstance(value, float) else value
