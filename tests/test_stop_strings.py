@@ -36,8 +36,24 @@ def test_a_string_that_lies_across_tokens_stops():
 
 def test_only_the_end_of_a_text_is_decoded():
     letters = Letters("a", "\n")
-    stop_at(letters, ["\n"])([0] * 100)
-    assert [len(tokens) for tokens in letters.decoded] == [5]
+    stop = stop_at(letters, ["\n\n"])
+    assert not stop([0] * 99 + [1])
+    assert [len(tokens) for tokens in letters.decoded] == [1, 6]
+    assert not stop([0] * 100)  # "a" completes nothing
+    assert not stop([0] * 101)
+    assert [len(tokens) for tokens in letters.decoded] == [1, 6, 1]
+
+
+def test_a_token_that_shows_its_text_only_among_others_may_complete_a_string():
+    class Joined(Letters):
+        def decode(self, tokens, skip_special_tokens):
+            return super().decode(tokens, skip_special_tokens).removeprefix(" ").replace("e+", "é")
+
+    assert stop_at(Joined("a", " "), ["a "])([0, 1])
+    assert stop_at(Joined("a", "\ufffd", "b"), ["ab"])([0, 2])
+    halves = Joined("e", "+\ufffd")
+    assert not stop_at(halves, ["é"])([0])
+    assert stop_at(halves, ["é"])([0, 1])
 
 
 def test_texts_are_cut_at_one_string_after_the_other():

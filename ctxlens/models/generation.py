@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -62,14 +63,24 @@ def stop_at(tokenizer: Any, strings: Sequence[str]) -> Stop | None:
     """Whether a text holds one of some strings, asked token by token as it grows; None: there are none.
 
     Only the end of the text is decoded, as many tokens as the longest string has bytes and some more (a token
-    holds at least one byte); where a string is found there, the whole text decides.
+    holds at least one byte); where a string is found there, the whole text decides. Nothing is decoded after
+    a token that holds the last character of none of the strings, because it completes none.
     """
     strings = [string for string in strings if string]
     if not strings:
         return None
     reach = max(len(string.encode()) for string in strings) + _SPARE
+    last = {string[-1] for string in strings}
+
+    @cache
+    def may_complete(token: int) -> bool:
+        text = tokenizer.decode([token], skip_special_tokens=True)
+        # By itself a token may lose its blank, or be part of a character, or change the one before it.
+        return " " in last or "\ufffd" in text or not text or any(end in text for end in last)
 
     def holds_one(tokens: Sequence[int]) -> bool:
+        if not may_complete(tokens[-1]):
+            return False
         for some in (tokens[-reach:], tokens):
             text = tokenizer.decode(some, skip_special_tokens=True)
             if not any(string in text for string in strings):
