@@ -12,8 +12,8 @@ import hashlib
 import json
 import random
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,6 @@ class _Unit:
     @property
     def labels(self) -> dict[str, str]:
         return {"model": self.model, "condition": self.condition.name, "task": self.task}
-
-    def name(self, number: int) -> str:
-        return f"{number:04d}"
 
 
 def run_evaluation(
@@ -195,7 +192,6 @@ def _answer(
     report: _Report,
 ) -> Evaluation | None:
     """The answers of one unit; None in a process that is not the first."""
-    from lm_eval.api.model import CachingLM
     from lm_eval.evaluator import evaluate
 
     if reason := _unfit(model, unit.condition):
@@ -210,7 +206,7 @@ def _answer(
     samples: list[Any] = []
     asked: dict[int, tuple[str, bool]] = {}
     if mine:
-        kept: Any = nullcontext(lm) if cache is None else _keep(lm, cache, processes.rank, CachingLM)
+        kept: Any = nullcontext(lm) if cache is None else _keep(lm, cache, processes.rank)
         with kept as caching:
             found: Any = evaluate(
                 caching,
@@ -233,20 +229,15 @@ def _answer(
     return Evaluation.from_rows(rows, meta)
 
 
-def _keep(lm: CtxlensLM, cache: Path, rank: int, caching: Any) -> Any:
-    """lm-eval's cache of the answers given so far, closed at the end."""
+@contextmanager
+def _keep(lm: CtxlensLM, cache: Path, rank: int) -> Iterator[Any]:
+    """The adapter with lm-eval's cache of the answers given so far, closed at the end."""
+    from lm_eval.api.model import CachingLM
+
     cache.parent.mkdir(parents=True, exist_ok=True)
-    cached = caching(lm, f"{cache}_rank{rank}.db")
-
-    class Kept:
-        def __enter__(self) -> Any:
-            return cached
-
-        def __exit__(self, *_: Any) -> None:
-            with closing(cached.dbdict):
-                pass
-
-    return Kept()
+    cached: Any = CachingLM(lm, f"{cache}_rank{rank}.db")
+    with closing(cached.dbdict):
+        yield cached
 
 
 def _adapter(model: Model, condition: Condition, **options: Any) -> CtxlensLM:
