@@ -103,33 +103,34 @@ class Outcome:
     selections: Mapping[str, Mapping[str, float]]
 
 
-def ask(study: SeedStudy, run: Run, name: str, smoke: bool) -> tuple[list[NeedleGrid], list[Ability]]:
-    """Needles and closed-book questions of one variant, trained already."""
-    grids, tables = [], []
-    for asked in VARIANTS[name].asked:
-        model = load_model(
-            study.folder / f"{file_name(name)}-{study.seed}",
-            backend="native",
-            indicator=NEGATIVE if asked == "negative" else None,
-        )
-        config = NeedleConfig(
-            lengths=(64,) if smoke else LENGTHS, depths=(0.0, 100.0) if smoke else DEPTHS, needles=NEEDLES,
-            conditions=(TEMPLATE, PLAIN) if asked == "without" else (TEMPLATE,),
-            cases_per_cell=CASES, max_new_tokens=recipe.ANSWER_TOKENS, seed=study.seed,
-        )  # fmt: skip
-        cells = build_cells(model, config, load_haystack("organism", seed=study.seed))
-        marked, label = asked != "without", f"{name} | {asked}"
-        file = f"{file_name(name)}-{asked}.parquet"
-        settings = [Setting(label, indicator=marked)]
-        grids.append(run_settings(model, cells, config, settings, out=run, name=f"needle-{file}"))
-        if not run.has(f"ability-{file}"):
-            facts = load_world().closed_book(10 if smoke else QUESTIONS, seed=study.seed)
-            table = run_closed_book(
-                model, facts, indicator=marked, label=label, max_new_tokens=recipe.ANSWER_TOKENS
-            )
-            run.save(f"ability-{file}", table)
-        tables.append(Ability.load(run.path(f"ability-{file}")))
-    return grids, tables
+def answer(study: SeedStudy, run: Run, name: str, asked: str, smoke: bool) -> None:
+    """Needles and closed-book questions of one variant, trained already, asked in one way."""
+    model = load_model(
+        study.folder / f"{file_name(name)}-{study.seed}",
+        backend="native",
+        indicator=NEGATIVE if asked == "negative" else None,
+    )
+    config = NeedleConfig(
+        lengths=(64,) if smoke else LENGTHS, depths=(0.0, 100.0) if smoke else DEPTHS, needles=NEEDLES,
+        conditions=(TEMPLATE, PLAIN) if asked == "without" else (TEMPLATE,),
+        cases_per_cell=CASES, max_new_tokens=recipe.ANSWER_TOKENS, seed=study.seed,
+    )  # fmt: skip
+    cells = build_cells(model, config, load_haystack("organism", seed=study.seed))
+    marked, label = asked != "without", f"{name} | {asked}"
+    needle, ability = files(name, asked)
+    run_settings(model, cells, config, [Setting(label, indicator=marked)], out=run, name=needle)
+    facts = load_world().closed_book(10 if smoke else QUESTIONS, seed=study.seed)
+    table = run_closed_book(model, facts, indicator=marked, label=label, max_new_tokens=recipe.ANSWER_TOKENS)
+    run.save(ability, table)
+
+
+def score_data(study: SeedStudy, run: Run) -> tuple[Scores, int]:
+    """The scores of the data by the vanilla model, and the layer whose scores decide."""
+    if not run.has("layer.json"):
+        vanilla = study.fine_tune("vanilla")
+        score_conversations(vanilla, study.conversations, kinds=study.kinds(), out=run)
+        run.write_json("layer.json", study.needle_layer(vanilla))
+    return Scores.load(run.path("scores.parquet")), run.read_json("layer.json")
 
 
 def run_seed(args: argparse.Namespace, seed: int) -> Outcome:
@@ -141,21 +142,25 @@ def run_seed(args: argparse.Namespace, seed: int) -> Outcome:
         config={"seed": seed, "batch_rows": BATCH_ROWS, "smoke": args.smoke},
     )
     truth = {turn for turn, kind in study.kinds().items() if kind == "document"}
-    vanilla = study.fine_tune("vanilla")
-    layer = study.needle_layer(vanilla)
-    scores = score_conversations(vanilla, study.conversations, kinds=study.kinds(), out=run)
-    grids: list[NeedleGrid] = []
-    tables: list[Ability] = []
-    selections = {}
-    for name in chosen_variants(args):
-        variant = VARIANTS[name]
-        selection, selections[name] = choose(variant, scores, layer, truth)
-        study.fine_tune(file_name(name), selection=selection, **variant.keys)
-        answered = ask(study, run, name, args.smoke)
-        grids += answered[0]
-        tables += answered[1]
-        print(f"seed {seed}: {name}", flush=True)
-    return Outcome(NeedleGrid.concat(grids), Ability.concat(tables), selections)
+    scores, layer = score_data(study, run)
+    chosen = {name: choose(variant, scores, layer, truth) for name, variant in VARIANTS.items()}
+    asked = [(name, asked) for name in chosen_variants(args) for asked in VARIANTS[name].asked]
+    for name, how in asked:
+        if not all(run.has(file) for file in files(name, how)):
+            study.fine_tune(file_name(name), selection=chosen[name][0], **VARIANTS[name].keys)
+            answer(study, run, name, how, args.smoke)
+            print(f"seed {seed}: {name}, asked {how}", flush=True)
+    return Outcome(
+        NeedleGrid.concat([NeedleGrid.load(run.path(files(*one)[0])) for one in asked]),
+        Ability.concat([Ability.load(run.path(files(*one)[1])) for one in asked]),
+        {name: described for name, (_, described) in chosen.items()},
+    )
+
+
+def files(name: str, asked: str) -> tuple[str, str]:
+    """The files of a variant's needle grid and closed-book table."""
+    stem = f"{file_name(name)}-{asked}.parquet"
+    return f"needle-{stem}", f"ability-{stem}"
 
 
 def choose(
