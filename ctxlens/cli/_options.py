@@ -6,7 +6,7 @@ import enum
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -160,6 +160,11 @@ def _default(field: Field[Any]) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
+@cache
+def _field_types(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
 def verb(*commands: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a function a verb: dataclass parameters become one option a field, commands become examples."""
 
@@ -171,7 +176,7 @@ def verb(*commands: str) -> Callable[[Callable[..., None]], Callable[..., None]]
             kind = hints[name]
             if is_dataclass(kind):
                 groups[name] = kind
-                kinds = get_type_hints(kind, include_extras=True)
+                kinds = _field_types(kind)
                 spread = [(f.name, _default(f), kinds[f.name]) for f in fields(kind)]
             else:
                 spread = [(name, parameter.default, kind)]
