@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
@@ -228,7 +229,7 @@ class Selection(_Table):
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("conversation", "turn", "score", "selected")
 
-    @property
+    @cached_property
     def turns(self) -> frozenset[tuple[str, int]]:
         """The chosen turns as pairs of conversation id and message index."""
         rows = self.frame[self.frame["selected"].astype(bool)]
