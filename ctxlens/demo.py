@@ -30,7 +30,7 @@ from ctxlens.results import Ability, NeedleGrid, RoleAllocation, Scores, Selecti
 from ctxlens.roles import DEFAULT_INDICATOR
 from ctxlens.runs import Run
 from ctxlens.scoring import score_conversations
-from ctxlens.selection import check_threshold, choose_layer, select_turns
+from ctxlens.selection import DEFAULT_RULE, check_threshold, choose_layer, select_turns
 from ctxlens.sft import train
 
 Progress = Callable[[str, int, int], None]
@@ -106,7 +106,7 @@ def run_demo(
     *,
     smoke: bool = False,
     seed: int = 0,
-    threshold: float | str = "valley",
+    threshold: float | str = DEFAULT_RULE,
     device: str = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -117,7 +117,7 @@ def run_demo(
         out: run folder; a demo that was stopped there goes on.
         smoke: every stage with a few steps only, to check an installation; its verdicts mean nothing.
         seed: seed of data, fine-tuning and random heads.
-        threshold: β of the selection: `valley` or `otsu` take it from the scores; the paper's is 0.6.
+        threshold: β of the selection: `mixture`, `valley` and `otsu` take it from the scores; the paper's is 0.6.
         device: `auto`, `cpu` or `cuda`.
         overwrite: start anew in a folder that holds another run.
         progress: called as progress(stage, done, total).

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from ctxlens.data import Conversation, fingerprint_conversations
 from ctxlens.errors import InputError
 from ctxlens.results import Scores, Selection
-from ctxlens.stats import otsu_threshold, valley_threshold
+from ctxlens.stats import mixture_threshold, otsu_threshold, valley_threshold
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,10 +38,10 @@ def select_turns(
 
     Args:
         scores: scores of a data set.
-        beta: a turn is chosen if its score is above this, 0 to 1 (the paper's is 0.6); `"valley"` (the
-            default where no other rule is given) takes the threshold from the scores: the valley below the
-            highest peak of their density (turns that use the context score alike, whatever the others do);
-            `"otsu"` splits them into two groups.
+        beta: a turn is chosen if its score is above this, 0 to 1 (the paper's is 0.6), or the name of a rule
+            that takes the threshold from the scores (`THRESHOLD_RULES`): `"mixture"` (the default where no
+            other rule is given), where the highest of up to three groups begins; `"valley"` below the
+            highest peak of their density; `"otsu"` between two groups.
         layer: the layer whose scores decide (see `choose_layer`); not for `lp_gap`.
         reduction: `mean_of_best` (the paper's code), `best_of_mean` (its text), `mean_heads`, or `lp_gap`
             (see `ctxlens.lp_gap`; a number as `beta` is then in nats per token).
@@ -77,7 +77,7 @@ def select_turns(
             "bins": bins,
         }
     else:
-        threshold, rule = _threshold(score, "valley" if beta is None else beta, bounded=reduction != LP_GAP)
+        threshold, rule = _threshold(score, DEFAULT_RULE if beta is None else beta, bounded=reduction != LP_GAP)
         selected = score > threshold
         meta |= {"threshold": threshold, "rule": rule}
     names = [name for name in ("conversation", "turn", "score", "kind") if name in rows]
@@ -118,7 +118,7 @@ def _highest(score: np.ndarray, top_share: float | int) -> np.ndarray:
 
 
 def _above_quantile(
-    score: np.ndarray, lengths: np.ndarray, quantile: float | int | int
+    score: np.ndarray, lengths: np.ndarray, quantile: float | int
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     if not 0 < quantile < 1:
         raise InputError(f"per_length_quantile must lie between 0 and 1, got {quantile}.")
@@ -165,7 +165,13 @@ def length_bins(
     return bins[inverse]
 
 
+DEFAULT_RULE = "mixture"
+
 THRESHOLD_RULES = {
+    "mixture": (
+        mixture_threshold,
+        "score in the highest of up to three groups (mixture of Gaussians over log-odds)",
+    ),
     "valley": (valley_threshold, "score above the valley below the highest peak of the scores' density"),
     "otsu": (
         otsu_threshold,
@@ -295,6 +301,6 @@ def selection_quality(selection: Selection, truth: Collection[tuple[str, int]]) 
 
 
 __all__ = [
-    "LP_GAP", "THRESHOLD_RULES", "SelectionQuality", "check_scored", "check_threshold", "choose_layer",
+    "DEFAULT_RULE", "LP_GAP", "THRESHOLD_RULES", "SelectionQuality", "check_scored", "check_threshold", "choose_layer",
     "length_bins", "score_rows", "select_turns", "selection_quality",
 ]  # fmt: skip

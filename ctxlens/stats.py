@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 _DENSITY_POINTS = 10_000
+_MOST_GROUPS = 3
+_LEAST_SHARE = 1e-4
 _SIGNIFICANT = 0.05
 
 
@@ -290,16 +292,48 @@ def auroc_interval(
     return Interval(estimate, float(low), float(high), n)
 
 
+def mixture_threshold(values: Collection[Any]) -> float:
+    """The value above which the highest group of a mixture of Gaussians is the likelier one.
+
+    One to three groups (`sklearn.mixture.GaussianMixture`, their number by the Bayesian information
+    criterion), because turns have up to three kinds: without a context, with one that the answer does not
+    use, and with one that it uses. Values that all lie from 0 to 1, such as shares, are compared by their
+    log-odds, where the groups near 1 are less skewed. Where one group describes the values best, they are
+    split in two by `otsu_threshold`.
+    """
+    found = _sample(values)
+    if len(np.unique(found)) < 3:
+        return otsu_threshold(found)
+    import warnings
+
+    from scipy.special import expit, logit
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    shares = bool(found[0] >= 0 and found[-1] <= 1)
+    points = logit(found.clip(_LEAST_SHARE, 1 - _LEAST_SHARE)) if shares else found
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        mixtures = [
+            GaussianMixture(groups, n_init=5, random_state=0).fit(points[:, None])
+            for groups in range(1, min(_MOST_GROUPS, len(np.unique(points))) + 1)
+        ]
+    best = min(mixtures, key=lambda mixture: mixture.bic(points[:, None]))
+    top = int(best.means_.argmax())
+    grid = np.linspace(points[0], float(best.means_[top, 0]), 4096)
+    others = grid[best.predict_proba(grid[:, None])[:, top] < 0.5]
+    if not others.size:
+        return otsu_threshold(found)
+    return float(expit(others[-1]) if shares else others[-1])
+
+
 def valley_threshold(values: Collection[Any]) -> float:
     """The value of least density between the highest peak of a distribution and the peak below it.
 
     The density is a Gaussian kernel estimate (Scott's bandwidth); a peak must stand out by 2 % of the
     greatest density. Where there is only one peak, the values are split in two by `otsu_threshold`.
     """
-    found = np.sort(np.asarray(values, dtype=float))
-    found = found[~np.isnan(found)]
-    if len(found) > _DENSITY_POINTS:
-        found = np.quantile(found, np.linspace(0, 1, _DENSITY_POINTS))
+    found = _sample(values)
     if len(np.unique(found)) < 3:
         return otsu_threshold(found)
     from scipy.signal import find_peaks
@@ -312,6 +346,15 @@ def valley_threshold(values: Collection[Any]) -> float:
         return otsu_threshold(found)
     low, high = peaks[-2:] - 1
     return float(grid[low + density[low : high + 1].argmin()])
+
+
+def _sample(values: Collection[Any]) -> np.ndarray:
+    """The values that are numbers, in order; of many, as many quantiles as a density needs."""
+    found = np.sort(np.asarray(values, dtype=float))
+    found = found[~np.isnan(found)]
+    if len(found) > _DENSITY_POINTS:
+        found = np.quantile(found, np.linspace(0, 1, _DENSITY_POINTS))
+    return found
 
 
 def otsu_threshold(values: Collection[Any]) -> float:

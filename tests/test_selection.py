@@ -37,14 +37,15 @@ def test_selection_takes_scores_above_the_threshold():
     assert select_turns(scores, beta=0.4, layer=0, reduction="best_of_mean").turns == {("c3", 1)}
 
 
-def test_the_valley_lies_below_the_highest_peak_however_many_peaks_there_are():
+def test_valley_and_mixture_part_the_highest_group_from_all_others():
     peaks = {0.2: 300, 0.5: 100, 0.9: 60}
     scattered = np.random.default_rng(0)
     values = [v for at, n in peaks.items() for v in scattered.normal(at, 0.03, n).clip(0, 1)]
-    chosen = select_turns(table(values), layer=0)
-    assert 0.6 < chosen.meta["threshold"] < 0.8
-    assert chosen.meta["selected"] == 60
-    assert "valley" in chosen.meta["rule"]
+    for beta, said in (("valley", "valley"), (None, "highest of up to three groups")):
+        chosen = select_turns(table(values), beta=beta, layer=0)
+        assert 0.6 < chosen.meta["threshold"] < 0.8
+        assert chosen.meta["selected"] == 60
+        assert said in chosen.meta["rule"]
 
 
 def test_otsu_splits_the_scores_into_two_groups_and_says_so():
@@ -55,7 +56,7 @@ def test_otsu_splits_the_scores_into_two_groups_and_says_so():
 
 @pytest.mark.parametrize("beta", [-0.1, 1.5, math.nan, "high"])
 def test_threshold_outside_its_range_is_refused(beta):
-    with pytest.raises(InputError, match='β must be a number from 0 to 1, or "valley" or "otsu"'):
+    with pytest.raises(InputError, match='β must be a number from 0 to 1, or "mixture" or "valley" or "otsu"'):
         select_turns(table([0.5]), beta=beta, layer=0)
 
 

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import expit
+from scipy.stats import norm
 
 from ctxlens.stats import (
     Interval,
@@ -12,6 +14,7 @@ from ctxlens.stats import (
     bootstrap_mean,
     compare_pairs,
     mcnemar,
+    mixture_threshold,
     otsu_threshold,
     paired_difference,
     t_interval,
@@ -108,6 +111,40 @@ def test_otsu_with_too_few_values():
     assert otsu_threshold([0.4, 0.4]) == 0.4
     assert math.isnan(otsu_threshold([]))
     assert otsu_threshold([0.2, float("nan"), 0.6]) == pytest.approx(0.4)
+
+
+def test_mixture_begins_the_highest_group_where_both_groups_are_equally_likely():
+    # two equal Gaussians: halfway between their means, by symmetry
+    quantiles = (np.arange(500) + 0.5) / 500
+    group = norm.ppf(quantiles)
+    assert mixture_threshold(np.concatenate([group - 3, group + 5])) == pytest.approx(1.0, abs=0.05)
+    # three groups of unequal numbers: between the two highest, nearer to the smaller one
+    three = mixture_threshold(np.concatenate([group * 0.5 - 8, group[::2] * 0.5, group[::10] * 0.5 + 4]))
+    assert 2.0 < three < 2.6
+
+
+def test_mixture_of_shares_is_one_of_log_odds_and_keeps_0_and_1():
+    group = norm.ppf((np.arange(400) + 0.5) / 400)
+    values = expit(np.concatenate([group - 1, group + 5]))
+    assert mixture_threshold(values) == pytest.approx(expit(2.0), abs=0.01)
+    assert 0 < mixture_threshold([0.0] * 30 + [0.5, 0.51, 0.49] * 10 + [1.0] * 30) < 1
+
+
+def test_mixture_of_overlapping_groups_finds_the_smaller_where_there_is_no_valley():
+    drawn = np.random.default_rng(0)
+    many, few = drawn.normal(0.0, 1.0, 1500), drawn.normal(3.0, 0.5, 450)
+    threshold = mixture_threshold(np.concatenate([many, few, drawn.normal(-6, 1, 2000)]))
+    assert (few > threshold).mean() > 0.9
+    assert (many > threshold).mean() < 0.05
+
+
+def test_mixture_of_one_group_or_of_few_values_is_otsu():
+    group = norm.ppf((np.arange(300) + 0.5) / 300)
+    assert mixture_threshold(group) == otsu_threshold(group)
+    assert mixture_threshold([0.2, 0.6]) == pytest.approx(0.4)
+    assert mixture_threshold([0.5, 0.5, 0.5]) == 0.5
+    assert math.isnan(mixture_threshold([]))
+    assert 0.2 <= mixture_threshold([0.2, 0.5, 0.9]) <= 0.9
 
 
 def test_valley_lies_between_the_two_highest_peaks():

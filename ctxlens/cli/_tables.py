@@ -140,19 +140,19 @@ def show_scores(path: Path, meta: Mapping[str, Any], skipped: Sequence[Mapping[s
     import numpy as np
 
     from ctxlens.results.scores import read_values
-    from ctxlens.stats import valley_threshold
+    from ctxlens.stats import mixture_threshold
 
     values = read_values(path, "mean_of_best")
     rows = []
     for layer, score in zip(meta["layers"], values.T, strict=True):
         spread = [f"{value:.2f}" for value in np.quantile(score, (0.1, 0.5, 0.9))]
-        valley = valley_threshold(score)
-        above = [f"{(score > beta).mean():.0%}" for beta in (valley, 0.6)]
-        rows.append([str(layer), *spread, f"{valley:.2f}", *above])
+        found = mixture_threshold(score)
+        above = [f"{(score > beta).mean():.0%}" for beta in (found, 0.6)]
+        rows.append([str(layer), *spread, f"{found:.2f}", *above])
     done = meta["conversations"] - len(meta["skipped"])
     show_table(
         f"scores (mean_of_best) of {len(values)} answers in {done} conversations",
-        ["layer", "10 %", "median", "90 %", "β (valley)", "above β", "above 0.6"],
+        ["layer", "10 %", "median", "90 %", "β (mixture)", "above β", "above 0.6"],
         rows,
     )
     note(f"layout {meta['data']['layout']}")

@@ -172,7 +172,7 @@ def _show_scores(run: Run, meta: Mapping[str, Any]) -> None:
 
 
 @verb(
-    "ctxlens select --scores runs/scores --threshold valley",
+    "ctxlens select --scores runs/scores --threshold mixture",
     "ctxlens select --scores runs/scores --dataset data.jsonl --threshold 0.6 --layer 15 --out runs/selected",
     "ctxlens select --scores runs/scores --dataset data.jsonl --per-length-quantile 0.9",
     "ctxlens select --undo runs/selected/selected.jsonl",
@@ -184,8 +184,8 @@ def select(
     threshold: Annotated[
         str | None,
         typer.Option(
-            help="β: scores above it are chosen, 0 to 1 (the paper: 0.6); valley (default), otsu: from the "
-            "data."
+            help="β: scores above it are chosen, 0 to 1 (the paper: 0.6); mixture (default), valley, otsu: "
+            "from the scores."
         ),
     ] = None,
     top_share: Annotated[

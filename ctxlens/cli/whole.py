@@ -46,8 +46,8 @@ def demo(
     ),
     seed: Annotated[int, typer.Option(min=0, help="Seed of data, training and random heads.")] = 0,
     threshold: Annotated[
-        str, typer.Option(help="β of the selection, 0 to 1 (the paper: 0.6), valley or otsu.")
-    ] = "valley",
+        str, typer.Option(help="β of the selection, 0 to 1 (the paper: 0.6), mixture, valley or otsu.")
+    ] = "mixture",
     device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one.")] = Device.auto,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start anew; a run in the folder is kept as DIR.old.")

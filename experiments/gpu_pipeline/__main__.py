@@ -206,7 +206,7 @@ class Pipeline:
         layer = choose_layer(
             model.n_layers, rule="needle", needle_layer=needle_layer(model, cells, config).best
         )
-        chosen = select_turns(Scores.load(self.run.path("scores.parquet")), beta="valley", layer=layer)
+        chosen = select_turns(Scores.load(self.run.path("scores.parquet")), layer=layer)
         self.run.save("selection.parquet", chosen)
         quality = selection_quality(chosen, {turn for turn, kind in self.kinds.items() if kind == "document"})
         return {"layer": layer, "threshold": chosen.meta["threshold"], **asdict(quality)}

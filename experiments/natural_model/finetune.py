@@ -156,7 +156,7 @@ class FineTuning:
     def _other_rules(self, scores: Scores, layer: int) -> dict[str, dict[str, float]]:
         """What other rules would have chosen."""
         found = {}
-        for rule in ("valley", 0.6):
+        for rule in ("mixture", "valley", 0.6):
             selection = select_turns(scores, beta=rule, layer=layer)
             share = selection.meta["selected"] / selection.meta["turns"]
             found[str(rule)] = {"share": share, **self._quality(selection)}
