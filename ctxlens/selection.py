@@ -77,7 +77,9 @@ def select_turns(
             "bins": bins,
         }
     else:
-        threshold, rule = _threshold(score, DEFAULT_RULE if beta is None else beta, bounded=reduction != LP_GAP)
+        threshold, rule = _threshold(
+            score, DEFAULT_RULE if beta is None else beta, bounded=reduction != LP_GAP
+        )
         selected = score > threshold
         meta |= {"threshold": threshold, "rule": rule}
     names = [name for name in ("conversation", "turn", "score", "kind") if name in rows]
@@ -301,6 +303,6 @@ def selection_quality(selection: Selection, truth: Collection[tuple[str, int]]) 
 
 
 __all__ = [
-    "DEFAULT_RULE", "LP_GAP", "THRESHOLD_RULES", "SelectionQuality", "check_scored", "check_threshold", "choose_layer",
-    "length_bins", "score_rows", "select_turns", "selection_quality",
+    "DEFAULT_RULE", "LP_GAP", "THRESHOLD_RULES", "SelectionQuality", "check_scored", "check_threshold",
+    "choose_layer", "length_bins", "score_rows", "select_turns", "selection_quality",
 ]  # fmt: skip

@@ -56,7 +56,9 @@ def test_otsu_splits_the_scores_into_two_groups_and_says_so():
 
 @pytest.mark.parametrize("beta", [-0.1, 1.5, math.nan, "high"])
 def test_threshold_outside_its_range_is_refused(beta):
-    with pytest.raises(InputError, match='β must be a number from 0 to 1, or "mixture" or "valley" or "otsu"'):
+    with pytest.raises(
+        InputError, match='β must be a number from 0 to 1, or "mixture" or "valley" or "otsu"'
+    ):
         select_turns(table([0.5]), beta=beta, layer=0)
 
 

@@ -145,7 +145,13 @@ def rules(scores: Scores, world: Labelled, layers: Mapping[str, int]) -> dict[st
     truth = {turn for turn, kind in world.kinds.items() if kind == world.positive}
     chosen: dict[str, dict[str, Any]] = {}
     for name, layer in layers.items():
-        for rule in ({"beta": 0.6}, {"beta": "mixture"}, {"beta": "valley"}, {"top_share": 0.3}, {"per_length_quantile": 0.7}):
+        for rule in (
+            {"beta": 0.6},
+            {"beta": "mixture"},
+            {"beta": "valley"},
+            {"top_share": 0.3},
+            {"per_length_quantile": 0.7},
+        ):
             (kind, value), *_ = rule.items()
             chosen[f"{name}: {kind} {value}"] = {"layer": layer, **rule}
     for rule in ({"top_share": 0.3}, {"per_length_quantile": 0.7}):
