@@ -222,18 +222,32 @@ def train_from_config(
 def _command(
     path: str | Path, overrides: Sequence[str] | Mapping[str, Any], *, evaluate: bool = False
 ) -> str:
-    """The command that was given; or the one that evaluates the finished run, and so does not start anew."""
+    """The command that was given; or the one that evaluates the finished run, and so does not start anew.
+
+    A token of the Hub is left out, because the command stands in the model card.
+    """
     if isinstance(overrides, Mapping):
-        given = {key: value for key, value in overrides.items() if value is not None}
+        given = {key: value for key, value in overrides.items() if value is not None and key != _SECRET}
         if evaluate:
             given = {key: value for key, value in given.items() if key != "overwrite"} | {"evaluate": "true"}
         words = ["ctxlens", "train", "--config", str(path)]
         words += [f"{key}={value}" for key, value in given.items()]
     else:
-        words = ["python", "-m", "ctxlens.sft", "--config", str(path), *overrides]
+        words = ["python", "-m", "ctxlens.sft", "--config", str(path), *_without_secret(overrides)]
         if evaluate:
             words += ["--overwrite", "false", "--evaluate", "true"]
     return shlex.join(words)
+
+
+_SECRET = "hub_token"
+
+
+def _without_secret(words: Sequence[str]) -> list[str]:
+    names = {f"--{_SECRET}", f"--{_SECRET.replace('_', '-')}"}
+    before = ["", *words]
+    return [
+        word for last, word in zip(before, words, strict=False) if not {last, word.partition("=")[0]} & names
+    ]
 
 
 def _describe(selection: Selection | Collection[tuple[str, int]] | None) -> dict[str, Any] | None:
@@ -245,7 +259,7 @@ def _describe(selection: Selection | Collection[tuple[str, int]] | None) -> dict
 
 
 _PLACES = frozenset({
-    "output_dir", "logging_dir", "run_name", "disable_tqdm", "resume_from_checkpoint", "hub_token",
+    "output_dir", "logging_dir", "run_name", "disable_tqdm", "resume_from_checkpoint", _SECRET,
     "model_name_or_path",
 })  # fmt: skip
 """Arguments that say where and how a run is shown or resumed, not what it computes."""
