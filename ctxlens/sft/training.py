@@ -270,6 +270,8 @@ def _changed(args: Any) -> dict[str, Any]:
     with without_renaming_notes():
         training = {"output_dir": "", "use_cpu": args.use_cpu, "bf16": False} if hasattr(args, "bf16") else {}
         plain = type(args)(**training)
+    if plugin := getattr(args, "deepspeed_plugin", None):
+        plugin.set_deepspeed_weakref()  # transformers follows the newest arguments, which end here
     return {
         f.name: getattr(args, f.name)
         for f in fields(args)
