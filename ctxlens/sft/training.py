@@ -328,6 +328,25 @@ def find_checkpoint(folder: Path) -> str | None:
     return max(whole)[1] if whole else None
 
 
+def _checkpoint(given: Any, folder: Path) -> str | None:
+    """Where to go on from: the checkpoint that is given, else the folder's last.
+
+    Raises:
+        InputError: what is given is no checkpoint; or none is wanted and the folder has one.
+    """
+    found, said = find_checkpoint(folder), str(given).lower()
+    if said == "false" and found:
+        raise InputError(
+            f"resume_from_checkpoint is false, but {found} is there to go on from; set overwrite: true to "
+            "start anew."
+        )
+    if given is None or said in {"true", "false"}:
+        return found
+    if not (Path(given) / "trainer_state.json").is_file():
+        raise InputError(f"resume_from_checkpoint: {given} is no checkpoint's folder of the trainer.")
+    return str(given)
+
+
 def _run_trainer(
     hf_model: Any,
     tokenizer: Any,
@@ -358,8 +377,7 @@ def _run_trainer(
             )
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         raise InputError(f"TRL refuses these arguments: {first_line(error)}.") from error
-    given = args.resume_from_checkpoint
-    checkpoint = given if given and str(given).lower() != "true" else find_checkpoint(run.folder)
+    checkpoint = _checkpoint(args.resume_from_checkpoint, run.folder)
     start, cpu = time.perf_counter(), time.process_time()
     trainer.train(resume_from_checkpoint=checkpoint)
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
