@@ -36,7 +36,7 @@ from ctxlens.sft.delivery import LOG, SAVING, deliver, push
 from ctxlens.sft.evaluation import StageProgress, as_keys, measure, plan
 from ctxlens.sft.marks import hash_data, mark_data
 from ctxlens.sft.rows import TrainRows, build_rows, draw_replay
-from ctxlens.sft.start import Start, give_indicator, hash_weights
+from ctxlens.sft.start import Start, give_indicator, hash_weights, stop_where_turns_end
 from ctxlens.sft.switch import install_switch
 
 Progress = Callable[[int, int], None]
@@ -141,6 +141,7 @@ def train(
     if start is not None:
         hf_model = start.load_model()
     indicator_ids = give_indicator(hf_model, tokenizer, config)
+    stop_where_turns_end(hf_model, tokenizer)
     rows = build_rows(
         tokenizer, data, indicator=config.indicator, loss_on=config.loss_on, replay_texts=replayed,
         max_tokens=_longest_row(args, hf_model), truncation=config.truncation, unusable=config.unusable,
