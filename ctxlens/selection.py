@@ -46,7 +46,8 @@ def select_turns(
         reduction: `mean_of_best` (the paper's code), `best_of_mean` (its text), `mean_heads`, or `lp_gap`
             (see `ctxlens.lp_gap`; a number as `beta` is then in nats per token).
         top_share: choose this share of the turns instead, those with the highest scores, above 0 and at
-            most 1; of equal scores those that come first.
+            most 1; of equal scores those that come first. Turns without a score (`lp_gap` may be NaN) do not
+            count and are never chosen.
         per_length_quantile: choose a turn if its score is above this quantile (between 0 and 1) of the
             scores of turns with as much context as it has (`length_bins` of `context_tokens`), so that long
             contexts, which draw attention by their mere length, are not preferred.
@@ -111,9 +112,10 @@ def score_rows(scores: Scores, layer: int | None, reduction: str) -> pd.DataFram
 def _highest(score: np.ndarray, top_share: float | int) -> np.ndarray:
     if not 0 < top_share <= 1:
         raise InputError(f"top_share is a share of the turns, 0 to 1 and above 0, got {top_share}.")
-    count = round(top_share * len(score))
+    n_scored = int((~np.isnan(score)).sum())
+    count = round(top_share * n_scored)
     if not count:
-        raise InputError(f"top_share {top_share:g} of {len(score)} turns is less than one turn; give more.")
+        raise InputError(f"top_share {top_share:g} of {n_scored} turns is less than one turn; give more.")
     selected = np.zeros(len(score), dtype=bool)
     selected[np.argsort(-score, kind="stable")[:count]] = True
     return selected
@@ -129,7 +131,8 @@ def _above_quantile(
     bins = []
     for number in range(numbers.max() + 1):
         inside = numbers == number
-        threshold = float(np.quantile(score[inside], quantile))
+        known = score[inside & ~np.isnan(score)]
+        threshold = float(np.quantile(known, quantile)) if known.size else math.nan
         selected |= inside & (score > threshold)
         bins.append(
             {

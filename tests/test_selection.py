@@ -195,3 +195,16 @@ def test_data_that_were_not_scored_are_refused():
     check_scored(known, data)
     with pytest.raises(InputError, match="same ids but other texts"):
         check_scored(known, [talk("c0"), talk("c1", answer="Hi!")])
+
+
+def test_turns_without_a_score_are_never_chosen_and_do_not_count():
+    """`lp_gap` is NaN where nothing but the user's text stands before a response."""
+    gaps = [3.0, math.nan, 1.0, math.nan, 2.0, 0.0]
+    scores = table([0.5] * len(gaps), lp_gap=gaps)
+    chosen = select_turns(scores, reduction="lp_gap", top_share=0.75)
+    assert chosen.turns == {("c0", 1), ("c2", 1), ("c4", 1)}
+    assert chosen.meta["threshold"] == 1.0
+    chosen = select_turns(scores, reduction="lp_gap", per_length_quantile=0.5)
+    assert chosen.turns == {("c0", 1), ("c4", 1)}
+    with pytest.raises(InputError, match=r"top_share 0\.5 of 0 turns is less than one"):
+        select_turns(table([0.5], lp_gap=[math.nan]), reduction="lp_gap", top_share=0.5)

@@ -250,3 +250,21 @@ def test_hub_upload_is_what_was_delivered(tmp_path, monkeypatch):
     train(DATA, out=tmp_path / "r", model=tiny(tokenizer), tokenizer=tokenizer, args=arguments)
     assert seen["repo_id"] == "a/b"
     assert {"README.md", "model.safetensors", "train.json"} <= set(seen["files"])
+
+
+@pytest.mark.parametrize(("side", "cut"), [("left", 3), ("right", 3), ("middle", 6)])
+def test_nothing_is_trained_of_an_earlier_response_that_is_cut(toy_tokenizer, side, cut):
+    """What is left of it begins, or ends, within a sentence."""
+    one = talk("a", "Hello", "I am fine. Thank you, I am fine. Thank you.", "why?", "I am fine.")
+    chat = render(toy_tokenizer, one.messages)
+    if side == "left":
+        cut += int((chat.turn == 0).sum())
+    window = chat.n_tokens - cut
+    whole = build_rows(toy_tokenizer, [one])
+    assert trained_text(toy_tokenizer, whole.rows[0]).count("</s>") == 2
+    rows = build_rows(toy_tokenizer, [one], max_tokens=window, truncation=side)
+    assert trained_text(toy_tokenizer, rows.rows[0]) == "I am fine.</s>"
+    assert (whole.counts["responses_left_out"], rows.counts["responses_left_out"]) == (0, 1)
+    everything = build_rows(toy_tokenizer, [one], max_tokens=window, truncation=side, loss_on="all")
+    assert everything.rows[0]["labels"] == everything.rows[0]["input_ids"]
+    assert everything.counts["responses_left_out"] == 0

@@ -6,10 +6,11 @@ import pytest
 from conftest import build_toy_tokenizer
 from sft_cases import ARGUMENTS, make_data, talk, tiny, write_recipe
 
+from ctxlens.data import Conversation
 from ctxlens.errors import InputError
 from ctxlens.models import load_model
 from ctxlens.roles import Role, render, render_plain
-from ctxlens.sft import build_rows, read_config, train
+from ctxlens.sft import IndicatorWarning, build_rows, read_config, train
 from ctxlens.sft.config import make_train_config
 from ctxlens.sft.marks import mark_data
 from ctxlens.sft.variants import draw_control, drop_marks, mark_rest, repeat_selected
@@ -81,7 +82,9 @@ def test_the_rest_is_marked_where_it_is_answered():
         ["[MEM]", None, None],
         ["[MEM]", None, True, None],
     ]
-    assert marks(mark_rest(DATA, "[MEM]")) == dict.fromkeys((one.id for one in DATA), "[MEM]")
+    assert marks(mark_rest(DATA, "[MEM]", indicator="[IND]")) == dict.fromkeys(
+        (one.id for one in DATA), "[MEM]"
+    )
     dropped = mark({("b", 3)}, data=data, negative_indicator="[MEM]", indicator_dropout=0.9)
     assert [m.get("indicator") for m in dropped[1].messages] == ["[MEM]", None, None, None]
 
@@ -174,3 +177,25 @@ def test_recipes_take_the_keys(tmp_path):
     config, _, _ = read_config(path, {"selection_control": "random"})
     assert (config.indicator_dropout, config.negative_indicator) == (0.25, "[MEM]")
     assert (config.upsample_selected, config.selection_control) == (2, "random")
+
+
+def test_a_message_with_the_indicator_in_its_text_is_not_of_the_rest():
+    data = [talk("a", "Hello [IND]", "fine"), talk("b", "Hello", "fine")]
+    options = {"indicator": "[IND]", "negative_indicator": "[NO]", "indicator_in_data": "keep"}
+    with pytest.warns(IndicatorWarning, match="they are kept"):
+        marked = mark_data(data, None, make_train_config(options))
+    assert [one.messages[0].get("indicator") for one in marked] == [None, "[NO]"]
+
+
+def test_two_selected_turns_that_answer_one_message_are_one_in_the_control():
+    messages = (
+        {"role": "user", "content": "q"}, {"role": "assistant", "content": "I look."},
+        {"role": "tool", "content": "x"}, {"role": "assistant", "content": "x"},
+    )  # fmt: skip
+    data = [Conversation("a", messages, "test", {}), *(talk(f"b{k}", "Hello", "fine") for k in range(5))]
+    counts = []
+    for control in ("none", "random"):
+        config = make_train_config({"indicator": "[IND]", "selection_control": control})
+        marked = mark_data(data, {("a", 1), ("a", 3)}, config)
+        counts.append(sum(message.get("indicator") is True for one in marked for message in one.messages))
+    assert counts == [1, 1]

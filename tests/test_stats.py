@@ -142,6 +142,8 @@ def test_mixture_of_one_group_or_of_few_values_is_otsu():
     group = norm.ppf((np.arange(300) + 0.5) / 300)
     assert mixture_threshold(group) == otsu_threshold(group)
     assert mixture_threshold([0.2, 0.6]) == pytest.approx(0.4)
+    assert mixture_threshold([0.1, 0.2, 0.8, 0.9]) == pytest.approx(0.5)
+    assert mixture_threshold([0.1, 0.2, 0.3, 0.7, 0.8, 0.9] * 3) == pytest.approx(0.5)
     assert mixture_threshold([0.5, 0.5, 0.5]) == 0.5
     assert math.isnan(mixture_threshold([]))
     assert 0.2 <= mixture_threshold([0.2, 0.5, 0.9]) <= 0.9

@@ -15,7 +15,7 @@ from ctxlens.errors import InputError
 
 @verb(
     "ctxlens train --config recipe.yaml",
-    "ctxlens train --config recipe.yaml --out runs/vanilla indicator=null learning_rate=1e-4",
+    "ctxlens train --config recipe.yaml --out runs/vanilla indicator=null selection=null",
     "ctxlens train --config recipe.yaml --evaluate evaluate_haystack=essays/",
     "ctxlens train --config recipe.yaml use_peft=true lora_r=16 lora_target_modules=all-linear",
     "accelerate launch --config_file ddp.yaml -m ctxlens.sft --config recipe.yaml  [dim](several GPUs)[/dim]",
@@ -60,12 +60,15 @@ def train(
     A stopped run goes on from its last checkpoint (save_strategy: steps) when the command is given again.
     """
     from ctxlens.before_after import STAGES
+    from ctxlens.models.loading import resolve_device
     from ctxlens.sft import IndicatorWarning, train_from_config
 
+    if device is Device.cuda:
+        resolve_device(device.value)
     given: dict[str, Any] = {
         "model": model, "output_dir": out, "seed": seed, "dtype": dtype, "chat_template": chat_template,
-        "use_cpu": True if device is Device.cpu else None, "overwrite": True if overwrite else None,
-        "evaluate": True if evaluate else None,
+        "use_cpu": None if device is Device.auto else device is Device.cpu,
+        "overwrite": True if overwrite else None, "evaluate": True if evaluate else None,
     }  # fmt: skip
     for word in overrides or ():
         key, equals, value = word.partition("=")

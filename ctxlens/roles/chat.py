@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,15 +145,18 @@ class RenderedChat:
             raise InputError(f"The conversation has {wanted}; turns with a response: {list(turns)}.")
         return np.flatnonzero((self.role == Role.ASSISTANT) & (self.turn == turn))
 
-    def mask_written(self) -> Bool[np.ndarray, "pos"]:
+    def mask_written(self, *, without: Collection[int] = ()) -> Bool[np.ndarray, "pos"]:
         """``[pos]`` booleans: what a model has to write by itself when it answers.
 
         From after the generation prompt to the token that ends the turn, in every assistant turn: the
         response, and the template's own text in it, such as a think block, the syntax of tool calls, and
         the stop token. Where the template shows no end-of-turn token, the turn ends with what was said.
+
+        Args:
+            without: Turns to leave out.
         """
         written = np.zeros(self.n_tokens, dtype=bool)
-        for turn in self.response_turns():
+        for turn in set(self.response_turns()).difference(without):
             said = self.response_positions(turn)
             first, last = self.openings.get(turn, said[0]), self.stops.get(turn, said[-1])
             written[first : last + 1] = True

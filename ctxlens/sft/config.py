@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -224,6 +225,9 @@ def read_config(
     from trl.trainer.sft_config import SFTConfig
 
     class Parser(TrlParser):
+        def set_defaults_with_config(self, **values: Any) -> list[str]:
+            return super().set_defaults_with_config(**{key: _as_word(key, values[key]) for key in values})
+
         def error(self, message: str) -> NoReturn:
             raise InputError(f"{path}: {message}.")
 
@@ -238,7 +242,11 @@ def read_config(
                 f"{path} is no usable recipe: expected keys with values, such as `learning_rate: 2e-5`, but "
                 f"the file holds {'nothing' if given is None else f'a {type(given).__name__}'}."
             )
-        wants_cpu = given.get("use_cpu") or _word_after(words, "--use_cpu")
+        if isinstance(env := given.get("env"), dict):
+            os.environ.update(
+                {str(key): str(value) for key, value in env.items()}
+            )  # before CUDA is looked for
+        wants_cpu = _word_after(words, "--use_cpu") if "--use_cpu" in words else given.get("use_cpu")
         parser = Parser(cast(Any, kinds))
         parser.set_defaults_with_config(
             **default_arguments(use_cpu=bool(wants_cpu) or None), output_dir=DEFAULT_OUT
@@ -278,6 +286,26 @@ def _without_nulls(config: TrainConfig) -> TrainConfig:
         if isinstance(value, str) and value.lower() in NULL_WORDS and NoneType in get_args(hints[name]):
             setattr(config, name, None)
     return config
+
+
+def _as_word(key: str, value: Any) -> Any:
+    """A value of YAML as a command line has it, which the parser converts and checks: `[0, 50]` as `0,50`.
+
+    The parser takes what is no text as it is. Keys of others are left alone.
+    """
+    hint = get_type_hints(TrainConfig).get(key)
+    if hint is None or isinstance(value, str) or (value is None and NoneType in get_args(hint)):
+        return value
+    parts = value if isinstance(value, list) else [value]
+    if isinstance(value, bool) != (hint is bool) or not all(
+        isinstance(part, str | int | float) for part in parts
+    ):
+        kinds = [kind.__name__ for kind in get_args(hint) or (hint,) if kind is not NoneType]
+        raise InputError(f"{key} must be {_KINDS[kinds[0]]}, got {value!r}.")
+    return value if hint is bool else ",".join(map(str, parts))
+
+
+_KINDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
 def _as_words(overrides: Mapping[str, Any]) -> list[str]:

@@ -69,6 +69,7 @@ def deliver(
 
 def _merge(run: Run, saving: Path, merge: Start | Any, tokenizer: Any, *, is_untied: bool) -> Path:
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+    from transformers.trainer_utils import align_special_tokens
 
     adapter, merging = run.path(ADAPTER), run.path(_MERGING)
     for old in (adapter, merging):
@@ -80,6 +81,7 @@ def _merge(run: Run, saving: Path, merge: Start | Any, tokenizer: Any, *, is_unt
         merged = merge_adapter(base, adapter, is_untied=is_untied)
     else:
         merged = merge.merge_and_unload()
+    align_special_tokens(merged, tokenizer)  # as the trainer has done for the model that it trained
     merged.save_pretrained(str(merging))
     tokenizer.save_pretrained(str(merging))
     return merging

@@ -53,7 +53,7 @@ def mark_data(
         _check_fingerprint(data, selection)
         turns = selection.turns if isinstance(selection, Selection) else selection
         if config.selection_control == "random":
-            turns = draw_control(data, len(turns), seed)
+            turns = draw_control(data, _count_asked(data, turns), seed)
     if indicator is None:
         if config.require_selected:
             raise InputError('require_selected needs an indicator; give indicator="[IND]".')
@@ -80,7 +80,7 @@ def mark_data(
         )
     if config.negative_indicator is not None:
         _check_written(data, config.negative_indicator, config.indicator_in_data)
-        data = mark_rest(data, config.negative_indicator)
+        data = mark_rest(data, config.negative_indicator, indicator=indicator)
     data = drop_marks(data, config.indicator_dropout, seed)
     return repeat_selected(data, turns, config.upsample_selected)
 
@@ -98,6 +98,11 @@ def _check_fingerprint(
 
 def _warn(text: str) -> None:
     warnings.warn(text, IndicatorWarning, stacklevel=4)
+
+
+def _count_asked(data: Sequence[Conversation], turns: Collection[tuple[str, int]]) -> int:
+    """How many user messages these turns answer; before and after a tool's, two turns answer one."""
+    return _count_marked(annotate_messages(drop_marks(data, 1.0, 0), turns))
 
 
 def _count_marked(data: Iterable[Conversation]) -> int:

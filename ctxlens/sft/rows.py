@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,8 @@ class TrainRows:
     Attributes:
         rows: `input_ids` and `labels` of each, conversations first, then replayed texts.
         counts: `conversations` and `replay` (rows of each), `skipped` conversations, `truncated` rows, those
-            of them with an indicator or with a cut final response, `tokens_cut`, `indicator_messages` and
+            of them with an indicator or with a cut final response, `responses_left_out` (earlier responses
+            that are cut, so that the loss is not on them), `tokens_cut`, `indicator_messages` and
             `negative_messages` (user messages with either token), `tokens`, `trained_tokens`.
         skipped: id and reason of the conversations that were left out.
     """
@@ -37,12 +38,20 @@ class TrainRows:
     skipped: tuple[tuple[str, str], ...] = ()
 
 
-def find_trained(chat: RenderedChat, loss_on: str = "assistant") -> np.ndarray:
+def find_trained(
+    chat: RenderedChat, loss_on: str = "assistant", *, cut_turns: Collection[int] = ()
+) -> np.ndarray:
     """`[pos]` booleans: the tokens that the loss is on.
 
     `assistant`: what the model has to write by itself (`RenderedChat.mask_written`): the responses, the
     template's text in them, and the tokens that end them. `all`: every token, as in the paper's released
     code.
+
+    Args:
+        chat: the conversation.
+        loss_on: `assistant` or `all`.
+        cut_turns: responses that are no longer whole, so that `assistant` leaves them out: what is left of
+            one begins or ends within a sentence.
 
     Raises:
         InputError: another `loss_on`.
@@ -50,7 +59,7 @@ def find_trained(chat: RenderedChat, loss_on: str = "assistant") -> np.ndarray:
     _check_loss_on(loss_on)
     if loss_on == "all":
         return np.ones(chat.n_tokens, dtype=bool)
-    return chat.mask_written()
+    return chat.mask_written(without=cut_turns)
 
 
 def _check_loss_on(loss_on: str) -> None:
@@ -58,16 +67,19 @@ def _check_loss_on(loss_on: str) -> None:
         raise InputError(f'loss_on must be "assistant" or "all", got {loss_on!r}.')
 
 
-def build_row(chat: RenderedChat, loss_on: str = "assistant", *, name: str = "") -> dict[str, list[int]]:
-    """One rendered conversation as a training row.
+def build_row(
+    chat: RenderedChat, loss_on: str = "assistant", *, name: str = "", cut_turns: Collection[int] = ()
+) -> dict[str, list[int]]:
+    """One rendered conversation as a training row; see `find_trained`.
 
     Raises:
         InputError: no token of it would be trained; the message names it.
     """
-    trained = find_trained(chat, loss_on)
+    trained = find_trained(chat, loss_on, cut_turns=cut_turns)
     if not trained[1:].any():
         raise InputError(
-            f"conversation {name!r} has no token to train on: no assistant turn with content is left in it."
+            f"conversation {name!r} has no token to train on: no whole assistant turn with content is left "
+            "in it."
         )
     labels = np.where(trained, chat.tokens, IGNORED)
     return {"input_ids": chat.tokens.tolist(), "labels": labels.tolist()}
@@ -86,7 +98,8 @@ def build_rows(
 ) -> TrainRows:
     """Render conversations and raw texts into training rows.
 
-    A conversation that is too long is cut (see `truncation` of `ctxlens.render`) and counted. A replayed
+    A conversation that is too long is cut (see `truncation` of `ctxlens.render`) and counted; of an earlier
+    response that is cut nothing is trained, unless the loss is on all tokens. A replayed
     text is BOS (where the model's sequences have one) and the text, with the loss on all of it, cut at the
     end if too long.
 
@@ -121,7 +134,8 @@ def build_rows(
                 shortest = min(response, shortest or response)
             n_long += max_tokens is not None and full.n_tokens > max_tokens
             chat = fit_to_window(full, max_tokens, truncate=True, truncation=truncation)
-            rows.append(build_row(chat, loss_on, name=conversation.id))
+            cut = _cut_turns(chat, full)
+            rows.append(build_row(chat, loss_on, name=conversation.id, cut_turns=cut))
         except InputError as error:
             skipped.append((conversation.id, str(error)))
             continue
@@ -133,6 +147,7 @@ def build_rows(
         counts["truncated"] += is_cut
         counts["truncated_with_indicator"] += is_cut and n_marked > 0
         counts["truncated_responses"] += not is_whole
+        counts["responses_left_out"] += len(cut) if loss_on == "assistant" else 0
         counts["tokens_cut"] += full.n_tokens - chat.n_tokens
         counts["indicator_messages"] += n_marked
         counts["negative_messages"] += len(marks) - n_marked
@@ -158,8 +173,18 @@ def build_rows(
 
 _COUNTED = (
     "conversations", "replay", "skipped", "truncated", "truncated_with_indicator", "truncated_responses",
-    "tokens_cut", "indicator_messages", "negative_messages",
+    "responses_left_out", "tokens_cut", "indicator_messages", "negative_messages",
 )  # fmt: skip
+
+
+def _cut_turns(chat: RenderedChat, full: RenderedChat) -> list[int]:
+    """Responses that truncation has cut, but for a final one: that is cut at its very end, its stop too."""
+    final = len(chat.messages) - 1
+    return [
+        turn
+        for turn in chat.response_turns()
+        if turn != final and len(chat.response_positions(turn)) < len(full.response_positions(turn))
+    ]
 
 
 def _check_skipped(skipped: Sequence[tuple[str, str]], n_rows: int, unusable: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctxlens.errors import InputError
+from ctxlens.errors import InputError, RenderError
 from ctxlens.indicator import EMBEDDING_MULTIPLE, add_indicator
 from ctxlens.models.loading import (
     INDICATOR_RECORD,
@@ -100,6 +100,7 @@ class Start:
         """The model, not quantized, and its tokenizer, both with the indicator."""
         hf_model, tokenizer = self.load_model(quantized=False), self.load_tokenizer()
         give_indicator(hf_model, tokenizer, self.config)
+        stop_where_turns_end(hf_model, tokenizer)
         return hf_model, tokenizer
 
     def _revision(self) -> dict[str, str]:
@@ -139,6 +140,27 @@ def give_indicator(hf_model: Any, tokenizer: Any, config: TrainConfig) -> tuple[
     return tuple(numbers)
 
 
+def stop_where_turns_end(hf_model: Any, tokenizer: Any) -> None:
+    """Let generated text end at the token by which the chat template ends an answer.
+
+    Base models often know another end of text only, so every server would go on after the answer that was
+    trained. The token is added to `generation_config.eos_token_id`; what stands there stays.
+    """
+    settings = getattr(hf_model, "generation_config", None)
+    if settings is None or not tokenizer.chat_template:
+        return
+    try:
+        chat = render(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    except RenderError:
+        return
+    known = settings.eos_token_id
+    known = [] if known is None else [known] if isinstance(known, int) else list(known)
+    ends = [int(chat.tokens[at]) for turn, at in chat.stops.items() if turn == 1]
+    if not set(ends) <= {*known, tokenizer.eos_token_id}:
+        known = [*known, *([] if tokenizer.eos_token_id in (None, *known) else [tokenizer.eos_token_id])]
+        settings.eos_token_id = [*known, *ends]
+
+
 def _check_text(tokenizer: Any, indicator: str) -> None:
     if not indicator or indicator != indicator.strip():
         raise InputError(f"the indicator must be text without spaces around it, got {indicator!r}.")
@@ -158,4 +180,4 @@ def hash_weights(hf_model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-__all__ = ["Start", "give_indicator", "hash_weights"]
+__all__ = ["Start", "give_indicator", "hash_weights", "stop_where_turns_end"]

@@ -36,7 +36,7 @@ from ctxlens.sft.delivery import LOG, SAVING, deliver, push
 from ctxlens.sft.evaluation import StageProgress, as_keys, measure, plan
 from ctxlens.sft.marks import hash_data, mark_data
 from ctxlens.sft.rows import TrainRows, build_rows, draw_replay
-from ctxlens.sft.start import Start, give_indicator, hash_weights
+from ctxlens.sft.start import Start, give_indicator, hash_weights, stop_where_turns_end
 from ctxlens.sft.switch import install_switch
 
 Progress = Callable[[int, int], None]
@@ -141,6 +141,7 @@ def train(
     if start is not None:
         hf_model = start.load_model()
     indicator_ids = give_indicator(hf_model, tokenizer, config)
+    stop_where_turns_end(hf_model, tokenizer)
     rows = build_rows(
         tokenizer, data, indicator=config.indicator, loss_on=config.loss_on, replay_texts=replayed,
         max_tokens=_longest_row(args, hf_model), truncation=config.truncation, unusable=config.unusable,
@@ -222,18 +223,32 @@ def train_from_config(
 def _command(
     path: str | Path, overrides: Sequence[str] | Mapping[str, Any], *, evaluate: bool = False
 ) -> str:
-    """The command that was given; or the one that evaluates the finished run, and so does not start anew."""
+    """The command that was given; or the one that evaluates the finished run, and so does not start anew.
+
+    A token of the Hub is left out, because the command stands in the model card.
+    """
     if isinstance(overrides, Mapping):
-        given = {key: value for key, value in overrides.items() if value is not None}
+        given = {key: value for key, value in overrides.items() if value is not None and key != _SECRET}
         if evaluate:
             given = {key: value for key, value in given.items() if key != "overwrite"} | {"evaluate": "true"}
         words = ["ctxlens", "train", "--config", str(path)]
         words += [f"{key}={value}" for key, value in given.items()]
     else:
-        words = ["python", "-m", "ctxlens.sft", "--config", str(path), *overrides]
+        words = ["python", "-m", "ctxlens.sft", "--config", str(path), *_without_secret(overrides)]
         if evaluate:
             words += ["--overwrite", "false", "--evaluate", "true"]
     return shlex.join(words)
+
+
+_SECRET = "hub_token"
+
+
+def _without_secret(words: Sequence[str]) -> list[str]:
+    names = {f"--{_SECRET}", f"--{_SECRET.replace('_', '-')}"}
+    before = ["", *words]
+    return [
+        word for last, word in zip(before, words, strict=False) if not {last, word.partition("=")[0]} & names
+    ]
 
 
 def _describe(selection: Selection | Collection[tuple[str, int]] | None) -> dict[str, Any] | None:
@@ -245,7 +260,7 @@ def _describe(selection: Selection | Collection[tuple[str, int]] | None) -> dict
 
 
 _PLACES = frozenset({
-    "output_dir", "logging_dir", "run_name", "disable_tqdm", "resume_from_checkpoint", "hub_token",
+    "output_dir", "logging_dir", "run_name", "disable_tqdm", "resume_from_checkpoint", _SECRET,
     "model_name_or_path",
 })  # fmt: skip
 """Arguments that say where and how a run is shown or resumed, not what it computes."""
@@ -256,6 +271,8 @@ def _changed(args: Any) -> dict[str, Any]:
     with without_renaming_notes():
         training = {"output_dir": "", "use_cpu": args.use_cpu, "bf16": False} if hasattr(args, "bf16") else {}
         plain = type(args)(**training)
+    if plugin := getattr(args, "deepspeed_plugin", None):
+        plugin.set_deepspeed_weakref()  # transformers follows the newest arguments, which end here
     return {
         f.name: getattr(args, f.name)
         for f in fields(args)
@@ -312,6 +329,25 @@ def find_checkpoint(folder: Path) -> str | None:
     return max(whole)[1] if whole else None
 
 
+def _checkpoint(given: Any, folder: Path) -> str | None:
+    """Where to go on from: the checkpoint that is given, else the folder's last.
+
+    Raises:
+        InputError: what is given is no checkpoint; or none is wanted and the folder has one.
+    """
+    found, said = find_checkpoint(folder), str(given).lower()
+    if said == "false" and found:
+        raise InputError(
+            f"resume_from_checkpoint is false, but {found} is there to go on from; set overwrite: true to "
+            "start anew."
+        )
+    if given is None or said in {"true", "false"}:
+        return found
+    if not (Path(given) / "trainer_state.json").is_file():
+        raise InputError(f"resume_from_checkpoint: {given} is no checkpoint's folder of the trainer.")
+    return str(given)
+
+
 def _run_trainer(
     hf_model: Any,
     tokenizer: Any,
@@ -342,8 +378,7 @@ def _run_trainer(
             )
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         raise InputError(f"TRL refuses these arguments: {first_line(error)}.") from error
-    given = args.resume_from_checkpoint
-    checkpoint = given if given and str(given).lower() != "true" else find_checkpoint(run.folder)
+    checkpoint = _checkpoint(args.resume_from_checkpoint, run.folder)
     start, cpu = time.perf_counter(), time.process_time()
     trainer.train(resume_from_checkpoint=checkpoint)
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu

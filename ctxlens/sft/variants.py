@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -64,10 +65,14 @@ def drop_marks(data: Sequence[Conversation], share: float, seed: int) -> list[Co
     return [_marked(one, dropped.get(number, {})) for number, one in enumerate(data)]
 
 
-def mark_rest(data: Sequence[Conversation], text: str) -> list[Conversation]:
-    """Mark the answered messages that carry no mark with a text of their own."""
+def mark_rest(data: Sequence[Conversation], text: str, *, indicator: str) -> list[Conversation]:
+    """Mark the answered messages with neither mark nor indicator in their text with a text of their own."""
+
+    def is_selected(message: Mapping[str, Any]) -> bool:
+        return bool(message.get(INDICATOR_KEY)) or indicator in (message.get("content") or "")
+
     return [
-        _marked(one, {at: text for at in answered_messages(one) if not one.messages[at].get(INDICATOR_KEY)})
+        _marked(one, {at: text for at in answered_messages(one) if not is_selected(one.messages[at])})
         for one in data
     ]
 
