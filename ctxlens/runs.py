@@ -161,6 +161,12 @@ class Run:
             raise InputError(f"{folder} holds no ctxlens run (no {MANIFEST}); give the --out folder of one.")
         return cls(folder, _read_manifest(folder / MANIFEST))
 
+    def record(self, key: str, value: Any) -> Run:
+        """Add what became known later to the manifest; opening the folder again does not compare it."""
+        manifest = {**self.manifest, key: json.loads(json.dumps(value, default=str))}
+        write_atomic(self.folder / MANIFEST, json.dumps(manifest, indent=2))
+        return Run(self.folder, manifest)
+
     def path(self, name: str) -> Path:
         """The path of a file of this run."""
         return self.folder / name

@@ -16,6 +16,7 @@ from ctxlens.data import (
     read_messages_file,
     write_conversations,
 )
+from ctxlens.data.reading import read_json_rows, read_rows, watch_files
 from ctxlens.errors import InputError
 
 QA = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -345,3 +346,16 @@ def test_real_tool_turns_and_labels(test_data):
     tasks = load_conversations(test_data / "instruct" / "t0_train_50k.jsonl.xz", limit=100)
     assert tasks.layout == "prompt-completion"
     assert all(c.labels["source"] for c in tasks)
+
+
+def test_the_files_that_rows_come_from_are_known(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"x": 1}\n')
+    (tmp_path / "b.json").write_text("[1, 2]")
+    with watch_files() as read:
+        list(read_rows(str(tmp_path / "a.jsonl"), split="train", limit=None))
+        list(read_json_rows(tmp_path / "b.json"))
+        list(read_json_rows(tmp_path / "b.json"))
+        with pytest.raises(InputError):
+            list(read_rows(str(tmp_path / "none.json"), split="train", limit=None))
+    list(read_json_rows(tmp_path / "a.jsonl"))
+    assert read == [tmp_path / "a.jsonl", tmp_path / "b.json"]

@@ -1,5 +1,6 @@
 """Evaluation through lm-eval on the embedded model: rows, pairs, resume, processes, and the command."""
 
+import hashlib
 import json
 import os
 import random
@@ -28,6 +29,7 @@ from ctxlens.processes import ALONE, Processes
 from ctxlens.results import Evaluation
 from ctxlens.runs import Run
 
+FIXTURES = Path(__file__).parent / "fixtures" / "qa"
 TASK = """
 task: pets
 dataset_path: json
@@ -249,6 +251,103 @@ def test_a_run_goes_on_where_it_was_stopped(chat_model, tmp_path, monkeypatch):
     assert len(asked) == done
     with pytest.raises(RunExistsError, match="another evaluation"):
         run_evaluation([chat_model], out=open_run(tmp_path / "run"), **{**arguments, "limit": 3})
+
+
+@pytest.fixture
+def squad(tmp_path):
+    """A folder of data of one's own."""
+    place = tmp_path / "data"
+    place.mkdir()
+    (place / "squad.json").write_bytes((FIXTURES / "squad.json").read_bytes())
+    (place / "notes.txt").write_text("not read")
+    return place
+
+
+def interrupt(run, calls):
+    """Do the work until the model has answered so often."""
+    generate, done = Model.generate, []
+
+    def stopping(self, chats, **options):
+        if len(done) == calls:
+            raise KeyboardInterrupt
+        done.append(len(chats))
+        return generate(self, chats, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Model, "generate", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+
+
+def contents(place):
+    return {path: path.read_bytes() for path in sorted(place.rglob("*")) if path.is_file()}
+
+
+def test_a_run_does_not_go_on_with_other_data(chat_model, squad, tmp_path):
+    def run():
+        return run_evaluation(
+            [chat_model], ["ctxlens_squad"], "vanilla,plain", limit=2, batch_tokens=1, data_dir=squad,
+            out=open_run(tmp_path / "run"),
+        )  # fmt: skip
+
+    interrupt(run, 3)
+    file = squad / "squad.json"
+    old = file.read_bytes()
+    [told] = json.loads((tmp_path / "run/manifest.json").read_text())["data"].values()
+    assert told["files"] == {"squad.json": {"size": len(old), "sha256": hashlib.sha256(old).hexdigest()}}
+    assert list(told["documents"]) == ["ctxlens_squad"]
+    before = contents(tmp_path / "run")
+
+    new = old.replace(b"Ada Kern", b"Eve Kern")
+    file.write_bytes(new)
+    with pytest.raises(RunExistsError) as refused:
+        run()
+    sentence = str(refused.value)
+    for text in (f"squad.json was {len(old):,} bytes with SHA-256 {hashlib.sha256(old).hexdigest()[:12]}",
+                 hashlib.sha256(new).hexdigest()[:12], "put the old data back"):  # fmt: skip
+        assert text in sentence
+    file.unlink()
+    with pytest.raises(RunExistsError, match=r"squad.json is not there any more"):
+        run()
+    file.write_bytes(old)
+    (squad / "dev-v1.1.json").write_bytes(old)
+    with pytest.raises(RunExistsError, match=r"has read squad.json, and dev-v1.1.json would be read now"):
+        run()
+    (squad / "dev-v1.1.json").unlink()
+    assert contents(tmp_path / "run") == before
+
+    (squad / "notes.txt").write_text("changed, and of no account")
+    found = run()
+    assert len(found) == 4
+    assert found.meta["data"] == told
+    file.write_bytes(new)
+    with pytest.raises(RunExistsError, match="was begun with other data"):
+        run()  # the finished run is not given out for one of these data, either
+
+
+def test_other_documents_are_noticed_whatever_reads_them(chat_model, folder, tmp_path):
+    def run():
+        return run_evaluation([chat_model], ["pets_write"], include_path=folder, batch_tokens=1,
+                              out=open_run(tmp_path / "run"))  # fmt: skip
+
+    interrupt(run, 1)
+    file = folder / "pets.jsonl"
+    file.write_text(file.read_text().replace("Ann has a dog", "Ann had a dog"))
+    with pytest.raises(RunExistsError, match="pets_write had 3 documents, and has 3 documents now, not all"):
+        run()
+    file.write_text(file.read_text().replace("Ann had a dog", "Ann has a dog"))
+    assert len(run()) == 3
+
+
+def test_the_command_refuses_other_data_in_one_sentence(squad, tmp_path):
+    words = ("eval", "-m", "organism-chat", "--tasks", "ctxlens_squad", "--device", "cpu", "--limit", 1,
+             "--data-dir", squad, "--out", tmp_path / "run")  # fmt: skip
+    call(*words)
+    (squad / "squad.json").write_text((squad / "squad.json").read_text() + "\n")
+    said = call(*words, code=2)
+    assert said.stdout == ""
+    assert said.stderr.count("\n") == 1
+    assert "other data: squad.json was" in said.stderr
 
 
 def test_processes_without_a_folder_are_refused(chat_model):

@@ -51,7 +51,7 @@ def test_answers_of_two_conditions_are_judged_and_compared(folder, monkeypatch):
     assert files == [
         "manifest.json", "model_answer/organism-chat+alpha0.3.jsonl", "model_answer/organism-chat.jsonl",
         "model_judgment/j_single.jsonl", "models/organism-chat+alpha0.3.json", "models/organism-chat.json",
-        "ratings-j.parquet", "summary-j.json",
+        "question.jsonl", "ratings-j.parquet", "summary-j.json",
     ]  # fmt: skip
     assert not [p for p in Path("out").rglob("*") if p.is_file() and b"very-secret" in p.read_bytes()]
     assert json.loads(Path("out/models/organism-chat+alpha0.3.json").read_text())["steering"]["alpha"] == 0.3

@@ -157,6 +157,7 @@ def evil_run(folder):
     run.write_json("steer.json", {"answers": [
         {"messages": [{"role": "user", "content": EVIL}], "unsteered": EVIL, "steered": EVIL}]})  # fmt: skip
     run.write_json("timings.json", {EVIL: {"what": EVIL, "wall_seconds": 1, "cpu_seconds": 1}})
+    run.record("data", {EVIL: {"files": {EVIL: {"size": 1, "sha256": EVIL}}}})
     run.write_json("train.json", {"counts": {EVIL: EVIL}, "log": [{"step": 1, "loss": 2.0}]})
     return folder
 

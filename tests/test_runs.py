@@ -16,6 +16,14 @@ def test_the_same_run_is_resumed_and_another_is_refused(tmp_path):
         Run.open(tmp_path / "run", study="needle", config={"seed": 1})
 
 
+def test_what_is_recorded_later_stands_in_the_manifest_and_is_not_compared(tmp_path):
+    run = Run.open(tmp_path / "run", study="eval", config={"seed": 0}).record("data", {"a": 1})
+    again = Run.open(tmp_path / "run", study="eval", config={"seed": 0})
+    assert again.manifest == run.manifest
+    assert again.manifest["data"] == {"a": 1}
+    assert again.manifest["created"]
+
+
 def test_overwriting_sets_the_old_run_aside_whole(tmp_path):
     for seed in range(3):
         run = Run.open(tmp_path / "run", study="demo", config={"seed": seed}, overwrite=True)

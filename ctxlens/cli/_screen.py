@@ -175,6 +175,40 @@ def show_table(
     console.print(table)
 
 
+def show_lines(title: str, columns: Sequence[str], lines: Sequence[str | Sequence[str]]) -> None:
+    """Print rows of a label and numbers, and headings (bare texts) of any width between them.
+
+    Where a row is too wide for the screen, its numbers stand on a line of their own below the label.
+    """
+    from rich.cells import cell_len, set_cell_size
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    rows = [columns, *(line for line in lines if not isinstance(line, str))]
+    label, *widths = [max(cell_len(printable(row[i])) for row in rows) for i in range(len(columns))]
+    beside = label + sum(width + 2 for width in widths) <= console.width
+
+    def put(row: Sequence[str], style: str = "") -> None:
+        first, *cells = [printable(cell) for cell in row]
+        numbers = "".join(
+            " " * (2 + width - cell_len(cell)) + cell for cell, width in zip(cells, widths, strict=True)
+        ).rstrip()
+        if beside:
+            text = set_cell_size(first, label) + numbers
+        else:
+            text = "\n".join(filter(None, (first.rstrip(), "  " + numbers if numbers else "")))
+        console.print(Text(text.rstrip(), style=style))
+
+    console.print(Text(printable(title), style="bold"))
+    put(columns, "bold")
+    for line in lines:
+        if isinstance(line, str):
+            console.print(Text(printable(line)))
+        else:
+            put(line)
+
+
 def show_roles(chat: RenderedChat) -> None:
     """Print a rendered conversation with every token in its role's colour, and how many tokens each has."""
     from rich.console import Console

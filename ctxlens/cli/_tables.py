@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctxlens.cli._screen import note, show_table
+from ctxlens.cli._screen import note, show_lines, show_table
 
 if TYPE_CHECKING:
     from ctxlens.results import Evaluation, NeedleGrid, RoleAllocation, Selection
+    from ctxlens.stats import Interval
 
 _ALLOCATED = ("user", "assistant", "template")
 
@@ -93,27 +94,34 @@ def show_needles(grid: NeedleGrid) -> None:
         note(f"{len(silent)} of {len(grid)} answers are without a word; they count as recall 0")
 
 
+_READINGS = {"no difference shown": "no diff. shown"}
+
+
 def show_evaluation(evaluation: Evaluation) -> None:
     """Every metric by task, model and condition, with paired differences from the first of these."""
     first = evaluation.variants[0]
-    several = len(evaluation.variants) > 1
-    rows: list[list[str]] = []
-    before = ("", "")
+    models, conditions = ([v[i] for v in evaluation.variants] for i in (0, 1))
+    split = len(set(models)) > 1 and len(set(conditions)) > 1
+    head = ["", "mean", "difference", "reading", "McNemar"][: 5 if len(models) > 1 else 2]
+    n = evaluation.frame.groupby("task")["example"].nunique()
+    lines: list[str | list[str]] = []
+    before: tuple[str, ...] = ("", "", "")
     for task, metric, variant in evaluation.rows():
-        if (task, metric) != before:
-            rows.append([f"{task}: {metric}", "", "", "", ""])
-        before = (task, metric)
-        row = [f"  {', '.join(variant)}", evaluation.mean(task, metric, variant).format(), "", "", ""]
+        if (task, metric) != before[:2]:
+            lines.append(f"{task}: {metric}, {n[task]} examples")
+        if split and (task, metric, variant[0]) != before:
+            lines.append(f" {variant[0]}")
+        before = (task, metric, variant[0])
+        label = variant[1] if len(set(models)) == 1 or split else variant[0]
+        row = [f"  {label}", _interval(evaluation.mean(task, metric, variant)), "", "", ""]
         if variant != first:
             row[2:] = _compared(evaluation, task, metric, variant)
-        rows.append(row)
-    head = ["", "mean", "difference", "reading", "McNemar p"][: 5 if several else 2]
-    n = evaluation.frame.groupby("task")["example"].nunique()
-    title = "evaluation: " + ", ".join(f"{task} {n[task]} examples" for task in evaluation.tasks)
-    show_table(title, head, [row[: len(head)] for row in rows])
-    if several:
-        note(f"difference: paired by example, from {', '.join(first)}; interval and sign-flip test over the")
-        note("texts that are asked about; McNemar: exact, over examples")
+        lines.append(row[: len(head)])
+    common = [names[0] for names in (models, conditions) if len(set(names)) == 1]
+    show_lines(", ".join(["evaluation", *common]), head, lines)
+    if len(models) > 1:
+        note(f"difference: from {', '.join(first)}, paired by example; interval and sign-flip")
+        note("test over the texts that are asked about; McNemar: exact p, over examples")
     for column, what in (("truncated", "prompts were cut in their middle"), ("empty", "answers are empty")):
         if count := int(evaluation.frame[column].sum()):
             note(f"{count} of {len(evaluation)} {what}")
@@ -125,14 +133,21 @@ def _compared(evaluation: Evaluation, task: str, metric: str, variant: Any) -> l
     first = evaluation.variants[0]
     pair = evaluation.compare(task, metric, first, variant)
     if not pair.pairs:
-        return ["–", "no common examples", ""]
-    reading, test = pair.reading, ""
+        return ["–", "nothing common", ""]
+    reading, test = _READINGS.get(pair.reading, pair.reading), ""
     if reading in ("higher", "lower"):
-        reading += ", p < 0.001" if pair.p_value < 0.001 else f", p = {pair.p_value:.3f}"
+        reading += ", p " + _chance(pair.p_value)
     if evaluation.is_binary(task, metric):
-        p_value = evaluation.mcnemar(task, metric, first, variant).p_value
-        test = "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
-    return [pair.difference.format(), reading, test]
+        test = _chance(evaluation.mcnemar(task, metric, first, variant).p_value)
+    return [_interval(pair.difference), reading, test]
+
+
+def _interval(interval: Interval) -> str:
+    return interval.format().replace("(too few for an interval)", "[too few]")
+
+
+def _chance(p_value: float) -> str:
+    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def show_scores(path: Path, meta: Mapping[str, Any], skipped: Sequence[Mapping[str, str]]) -> None:

@@ -80,7 +80,13 @@ def mt_bench(
 
     Give the same --out for several models or conditions: each is a file of its own, and all are compared.
     """
-    from ctxlens.mt_bench import check_label, fingerprint_questions, load_questions, load_references
+    from ctxlens.mt_bench import (
+        check_label,
+        fingerprint_questions,
+        load_questions,
+        load_references,
+        write_questions,
+    )
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("mt-bench runs in one process; start it without accelerate launch or torchrun.")
@@ -95,6 +101,7 @@ def mt_bench(
     config = {"questions": fingerprint_questions(asked), "n_questions": len(asked)}
     if judge_only:
         run = store.open("mt-bench", config)
+        write_questions(run.folder, asked)
     else:
         answering = {"max_new_tokens": max_new_tokens, "batch_tokens": batch_tokens}
         run = _answer(model, store, asked, config, label, indicator, alpha, heads, **answering)
@@ -128,7 +135,13 @@ def _answer(
     batch_tokens: int,
 ) -> Run:
     """Answer with one model, into the folder of the run."""
-    from ctxlens.mt_bench import answer_questions, answers_path, make_label, record_settings
+    from ctxlens.mt_bench import (
+        answer_questions,
+        answers_path,
+        make_label,
+        record_settings,
+        write_questions,
+    )
     from ctxlens.steering import Steering
 
     lm = options.load()
@@ -147,6 +160,7 @@ def _answer(
         "max_new_tokens": max_new_tokens,
     }
     run = store.open("mt-bench", config)
+    write_questions(run.folder, questions)
     record_settings(run.folder, name, settings)
     steer = contextlib.nullcontext() if steering.changes_nothing else lm.steer(alpha, heads=steering.heads)
     with steer, _screen.stage(f"answers of {name}") as progress:
@@ -214,7 +228,7 @@ def _show(run: Run, questions: list[MTQuestion], ratings: Ratings | None) -> Non
     _screen.show_table(title, ["model", *told, "empty", "cut"], rows)
     if ratings is not None:
         _note_ratings(ratings)
-    _screen.note(f"results in {run.folder}")
+    _screen.say_where(run.folder)
 
 
 def _note_ratings(ratings: Ratings) -> None:

@@ -7,6 +7,8 @@ import json
 import lzma
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
@@ -18,6 +20,18 @@ _COMPRESSED = {".gz": gzip.open, ".xz": lzma.open}
 _JSON = (".json", ".jsonl", ".ndjson")
 _TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
 _SUFFIXES = (*_JSON, *_TABLES, *_COMPRESSED)
+_watched: ContextVar[list[Path] | None] = ContextVar("watched", default=None)
+
+
+@contextmanager
+def watch_files() -> Iterator[list[Path]]:
+    """Collect the files and folders here from which rows are read inside the block, in their order."""
+    found: list[Path] = []
+    token = _watched.set(found)
+    try:
+        yield found
+    finally:
+        _watched.reset(token)
 
 
 def read_rows(
@@ -40,6 +54,7 @@ def read_rows(
     if path.is_file() and _kind(path) in _JSON:
         return islice(read_json_rows(path), limit)
     if path.exists():
+        _watch(path)
         return islice(_read_with_datasets(path, split, streaming), limit)
     if path.is_absolute() or path_or_hub_id.startswith((".", "~")) or path.suffix in _SUFFIXES:
         raise InputError(f"There is no file or folder {path_or_hub_id}.")
@@ -54,6 +69,7 @@ def read_json_rows(path: Path) -> Iterator[Any]:
     """
     if not path.is_file():
         raise InputError(f"There is no file {path}.")
+    _watch(path)
     if _kind(path) != ".json":
         yield from _read_lines(path)
         return
@@ -90,6 +106,11 @@ def _read_lines(path: Path) -> Iterator[Any]:
                 raise InputError(f"{path} is not valid JSON lines: line {number}: {error.msg}.") from error
             except RecursionError:
                 raise InputError(f"{path}, line {number}: nested too deep to be a conversation.") from None
+
+
+def _watch(path: Path) -> None:
+    if (found := _watched.get()) is not None and path not in found:
+        found.append(path)
 
 
 def _kind(path: Path) -> str:

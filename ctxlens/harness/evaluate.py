@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ctxlens.data.reading import watch_files
 from ctxlens.errors import InputError, RunExistsError
 from ctxlens.harness.adapter import CtxlensLM
 from ctxlens.harness.conditions import Condition, parse_conditions
+from ctxlens.harness.documents import check_data, check_files, describe_data
 from ctxlens.harness.samples import describe_requests, find_metrics, make_rows
 from ctxlens.harness.tasks import load_tasks
 from ctxlens.models import Model, load_model
@@ -91,7 +93,7 @@ def run_evaluation(
     Raises:
         InputError: unknown tasks or conditions; no model that any condition fits; several processes without
             a run folder.
-        RunExistsError: `out` holds another evaluation under that name.
+        RunExistsError: `out` holds another evaluation under that name, or one of other data.
     """
     if processes.count > 1 and out is None:
         raise InputError("several processes need a run folder to share their answers in; give one (--out).")
@@ -110,12 +112,21 @@ def run_evaluation(
         "metadata": metadata,
     }
     fingerprint = _hash(made_of)
+    recorded = out.manifest.get("data", {}).get(name) if out is not None else None
+    if out is not None and recorded:
+        check_files(recorded, data_dir, out.folder)
     if out is not None and out.has(name):
         done = Evaluation.load(out.path(name))
         if done.meta.get("fingerprint") != fingerprint:
             raise RunExistsError(f"{out.path(name)} holds another evaluation; choose another --out folder.")
         return done
-    loaded = load_tasks(tasks, include_path=include_path, metadata=metadata)
+    with watch_files() as read:
+        loaded = load_tasks(tasks, include_path=include_path, metadata=metadata)
+    data = describe_data(read, loaded, data_dir)
+    if out is not None and recorded:
+        check_data(recorded, data, out.folder)
+    elif out is not None and processes.is_first:
+        out = out.record("data", {**out.manifest.get("data", {}), name: data})
     units = [
         _Unit(label, condition, task, min(limit or len(loaded[task].eval_docs), len(loaded[task].eval_docs)))
         for label in named
@@ -143,7 +154,7 @@ def run_evaluation(
         report.add(unit.examples)
     if processes.is_first:
         whole = _join([store.read(number) for number in range(len(units))])
-        whole = Evaluation(whole.frame, {**whole.meta, **made_of, "fingerprint": fingerprint})
+        whole = Evaluation(whole.frame, {**whole.meta, **made_of, "data": data, "fingerprint": fingerprint})
         if out is None:
             return whole
         out.save(name, whole)

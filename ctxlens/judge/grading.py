@@ -18,9 +18,7 @@ from ctxlens.judge.prompts import Prompt, make_prompt, parse_rating
 from ctxlens.lines import append_lines, read_lines, write_lines
 from ctxlens.mt_bench import MTQuestion
 from ctxlens.results import Ratings
-
-NO_RATING = -1
-"""The score of a judgment without rating; FastChat's `show_result` leaves it out."""
+from ctxlens.results.fastchat import NO_RATING
 
 _GIVE_UP = 8
 """If so many judgments fail and none succeeds, the others are not tried."""

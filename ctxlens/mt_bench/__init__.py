@@ -15,10 +15,16 @@ from ctxlens.mt_bench.answers import (
     read_answers,
     record_settings,
 )
-from ctxlens.mt_bench.questions import MTQuestion, fingerprint_questions, load_questions, load_references
+from ctxlens.mt_bench.questions import (
+    MTQuestion,
+    fingerprint_questions,
+    load_questions,
+    load_references,
+    write_questions,
+)
 
 __all__ = [
     "Answerer", "MTQuestion", "answer_questions", "answers_path", "check_label", "count_answers",
     "fingerprint_questions", "load_questions", "load_references", "make_label", "read_all_answers",
-    "read_answers", "record_settings",
+    "read_answers", "record_settings", "write_questions",
 ]  # fmt: skip

@@ -12,7 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from ctxlens.errors import InputError, RenderError, RunExistsError
 from ctxlens.lines import append_lines, read_lines, write_lines
-from ctxlens.mt_bench.questions import MTQuestion, QuestionId, read_answer_row
+from ctxlens.mt_bench.questions import MTQuestion
+from ctxlens.results.fastchat import QuestionId, read_answer_row
 from ctxlens.roles import RenderedChat
 from ctxlens.runs import write_atomic
 

@@ -7,12 +7,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from ctxlens.data.reading import read_rows
 from ctxlens.errors import InputError
-
-QuestionId = int | str
+from ctxlens.lines import write_lines
+from ctxlens.results.fastchat import QUESTIONS, QuestionId, is_question_id, is_texts, read_answer_row
 
 
 @dataclass(frozen=True)
@@ -72,28 +72,22 @@ def load_references(source: str | Path) -> dict[QuestionId, tuple[str, ...]]:
     return found
 
 
-def read_answer_row(row: Any, where: str) -> tuple[QuestionId, tuple[str, ...]]:
-    """Question and first choice of a row in the layout of FastChat's answers.
-
-    Raises:
-        InputError: it has another layout; the message begins with `where`.
-    """
-    question_id = row.get("question_id") if isinstance(row, Mapping) else None
-    try:
-        turns = row["choices"][0]["turns"]
-    except (KeyError, IndexError, TypeError):
-        turns = None
-    if not _is_id(question_id) or not _is_texts(turns):
-        raise InputError(
-            f"{where} is no answer as FastChat writes them; expected question_id and choices with turns."
-        )
-    return question_id, tuple(turns)
-
-
 def fingerprint_questions(questions: Sequence[MTQuestion]) -> str:
     """What tells these questions, in this order, from others."""
     told = [[question.question_id, question.category, question.turns] for question in questions]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
+def write_questions(folder: Path, questions: Sequence[MTQuestion]) -> None:
+    """Keep the questions beside the answers to them, in FastChat's layout."""
+    write_lines(
+        folder / QUESTIONS,
+        [
+            {"question_id": question.question_id, "category": question.category, "turns": question.turns}
+            | ({"reference": question.reference} if question.reference else {})
+            for question in questions
+        ],
+    )
 
 
 def _as_question(row: Any, where: str) -> MTQuestion:
@@ -101,28 +95,19 @@ def _as_question(row: Any, where: str) -> MTQuestion:
         raise InputError(f"{where} is no mapping but {type(row).__name__}.")
     question_id = row.get("question_id", row.get("prompt_id"))
     turns = row.get("turns", row.get("prompt"))
-    if not _is_id(question_id):
+    if not is_question_id(question_id):
         raise InputError(f"{where} has no question_id (a number or text).")
-    if not _is_texts(turns) or not turns or not all(text.strip() for text in turns):
+    if not is_texts(turns) or not turns or not all(text.strip() for text in turns):
         raise InputError(f"{where} has no turns; expected a list of texts, one a turn.")
     category, reference = row.get("category"), row.get("reference")
     return MTQuestion(
         question_id,
         category if isinstance(category, str) and category else "general",
         tuple(turns),
-        tuple(reference) if _is_texts(reference) else (),
+        tuple(reference) if is_texts(reference) else (),
     )
 
 
-def _is_id(value: Any) -> TypeGuard[QuestionId]:
-    return isinstance(value, int | str) and not isinstance(value, bool) and value != ""
-
-
-def _is_texts(value: Any) -> TypeGuard[list[str]]:
-    return isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
-
-
 __all__ = [
-    "MTQuestion", "QuestionId", "fingerprint_questions", "load_questions", "load_references",
-    "read_answer_row",
+    "MTQuestion", "fingerprint_questions", "load_questions", "load_references", "write_questions",
 ]  # fmt: skip

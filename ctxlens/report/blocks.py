@@ -108,6 +108,51 @@ class Answers:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """What a judge says of an answer: its rating, or why there is none, and its words."""
+
+    rating: str
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer of one model, remarks on it, and judgments."""
+
+    model: str
+    text: str
+    remarks: str = ""
+    judged: Sequence[Judged] = ()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What was asked, and every model's answer."""
+
+    asked: str
+    said: Sequence[Said]
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A question of one or several turns, folded under its title."""
+
+    title: str
+    remark: str
+    turns: Sequence[Turn]
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Questions with the answers of several models beside one another."""
+
+    dialogues: Sequence[Dialogue]
+    caption: str
+    title: str = ""
+    kind: str = "side by side"
+
+
+@dataclass(frozen=True)
 class Note:
     """One line of text."""
 
@@ -115,7 +160,7 @@ class Note:
     kind: str = "note"
 
 
-Block = Figures | Explorer | Tokens | Table | Answers | Note
+Block = Figures | Explorer | Tokens | Table | Answers | SideBySide | Note
 
 
 @dataclass(frozen=True)
@@ -176,6 +221,11 @@ def bounds(interval: Interval) -> str:
 def in_text(interval: Interval, *, signed: bool = False) -> str:
     """Estimate and interval for running text."""
     return f"{number(interval.estimate, signed=signed)} {bounds(interval)}"
+
+
+def chance(p_value: float) -> str:
+    """A p value as text."""
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 from ctxlens.errors import InputError
 from ctxlens.results import (
     Ability,
+    Dialogues,
     NeedleGrid,
+    Ratings,
     RoleAllocation,
     Scores,
     Selection,
@@ -21,6 +23,7 @@ from ctxlens.results import (
     Verdicts,
     load_result,
 )
+from ctxlens.results.fastchat import QUESTIONS, Question, read_dialogues, read_questions, read_ratings
 from ctxlens.runs import MANIFEST, Run
 
 EXTRAS = ("timings", "steer", "train", "layer", "card")
@@ -39,7 +42,8 @@ class RunContents:
         name: the folder's name, unique among the runs of a report.
         manifest: study, configuration, versions.
         results: results by file name without suffix, in the order of the names.
-        extras: what the files named in `EXTRAS` hold.
+        extras: what the files named in `EXTRAS` hold; of answers in FastChat's layout `models`, how each
+            model was asked.
         unreadable: one sentence for each file that looks like a result and is none.
     """
 
@@ -122,6 +126,17 @@ class RunContents:
         """Token views in the order of their names."""
         return list(self.all(TokenView).values())
 
+    def dialogues(self) -> Dialogues | None:
+        """The answers of all models to questions of several turns."""
+        tables = [table for table in self.all(Dialogues).values() if len(table)]
+        return Dialogues.concat(tables) if tables else None
+
+    def ratings(self) -> dict[str, Ratings]:
+        """Ratings by judge; those that come with the judge's words rather than those without."""
+        tables = [table for table in self.all(Ratings).values() if len(table)]
+        tables.sort(key=lambda table: "judgment" in table.frame)
+        return {str(table.meta.get("judge", "a judge")): table for table in tables}
+
     def verdicts(self) -> dict[str, Verdict]:
         """Verdicts by claim."""
         return {v.claim: v for group in self.all(Verdicts).values() for v in group.verdicts}
@@ -164,7 +179,41 @@ def _collect(folder: Path, name: str) -> RunContents:
         except (InputError, KeyError, TypeError, ValueError) as error:
             if path.suffix != ".json" or path.stem in ("verdicts", *EXTRAS):
                 unreadable.append(f"{path.name} is left out: {error}")
+    _collect_fastchat(folder, results, extras, unreadable)
     return RunContents(name, run.manifest, results, extras, tuple(unreadable))
+
+
+def _collect_fastchat(
+    folder: Path, results: dict[str, Any], extras: dict[str, Any], unreadable: list[str]
+) -> None:
+    """Add answers, judgments and settings (`extras["models"]`) of a folder in FastChat's layout."""
+    try:
+        questions = read_questions(folder / QUESTIONS)
+    except InputError as error:
+        questions = {}
+        unreadable.append(f"{QUESTIONS} is left out: {error}")
+    if not questions:
+        pairs = [
+            zip(table.frame["question_id"], table.frame["category"], strict=True)
+            for table in results.values()
+            if isinstance(table, Ratings)
+        ]
+        questions = {str(key): Question(str(category)) for one in pairs for key, category in one}
+    for path in sorted(folder.glob("model_*/*.jsonl"), key=lambda path: (path.parent.name, path.stem)):
+        at = f"{path.parent.name}/{path.stem}"
+        try:
+            if path.parent.name == "model_answer":
+                results[at] = read_dialogues(path, questions)
+            elif path.parent.name == "model_judgment":
+                found = read_ratings(path, questions)
+                results |= {f"{at}/{judge}": ratings for judge, ratings in found.items()}
+        except InputError as error:
+            unreadable.append(f"{path.name} is left out: {error}")
+    for path in sorted(folder.glob("models/*.json")):
+        try:
+            extras.setdefault("models", {})[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            unreadable.append(f"models/{path.name} is left out: {error}")
 
 
 def _evaluation_files(folder: Path) -> list[Path]:

@@ -7,7 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from ctxlens.plots.evaluation import evaluation_means
-from ctxlens.report.blocks import Answers, Block, Cell, Figure, Figures, Note, bounds, figure_json, number
+from ctxlens.report.blocks import (
+    Answers,
+    Block,
+    Cell,
+    Figure,
+    Figures,
+    Note,
+    bounds,
+    chance,
+    figure_json,
+    number,
+)
 from ctxlens.report.collect import RunContents, short_name
 from ctxlens.results import Evaluation
 
@@ -84,7 +95,7 @@ def _mean_cells(evaluation: Evaluation, task: str, metric: str, variant: tuple[s
     else:
         pair = evaluation.compare(task, metric, first, variant)
         cells.append(Cell(number(pair.difference.estimate, signed=True), bounds(pair.difference)))
-        cells.append(Cell(pair.reading, "" if math.isnan(pair.p_value) else f"p {_chance(pair.p_value)}"))
+        cells.append(Cell(pair.reading, "" if math.isnan(pair.p_value) else f"p {chance(pair.p_value)}"))
         cells.append(_mcnemar_cell(evaluation, task, metric, variant))
     examples = len(evaluation.where(task=task, model=variant[0], condition=variant[1]))
     spoiled = [
@@ -99,11 +110,7 @@ def _mcnemar_cell(evaluation: Evaluation, task: str, metric: str, variant: tuple
     if not evaluation.is_binary(task, metric):
         return Cell("–")
     test = evaluation.mcnemar(task, metric, evaluation.variants[0], variant)
-    return Cell(f"{test.only_first} : {test.only_second}", f"p {_chance(test.p_value)}")
-
-
-def _chance(p_value: float) -> str:
-    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+    return Cell(f"{test.only_first} : {test.only_second}", f"p {chance(test.p_value)}")
 
 
 def _examples(evaluation: Evaluation) -> dict[str, Any]:

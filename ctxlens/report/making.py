@@ -22,6 +22,7 @@ def making_blocks(run: RunContents) -> list[Block]:
     settings += [("command", command)] if (command := demo_command(run)) else []
     settings += list(_flat(run.config))
     blocks.append(Table(["setting", "value"], _rows(settings), "", title="Settings"))
+    blocks += _data(manifest.get("data"))
     timings = run.extras.get("timings")
     if isinstance(timings, dict) and timings:
         blocks.append(_stages([(k, one) for k, one in timings.items() if isinstance(one, dict)]))
@@ -85,6 +86,15 @@ def honest_notes(runs: list[RunContents]) -> list[str]:
         "shares leave them out. Both are given, for a claim should hold in the one that it is made about.",
     ]
     return notes
+
+
+def _data(data: Any) -> Iterator[Table]:
+    """The files that an evaluation has read."""
+    for found in data.values() if isinstance(data, dict) else ():
+        files = found.get("files") if isinstance(found, dict) else None
+        if isinstance(files, dict) and files:
+            rows = _rows(list(_flat(files)))
+            yield Table(["file", "fingerprint"], rows, "", title="Data")
 
 
 def _stages(stages: list[tuple[str, dict[str, Any]]]) -> Table:

@@ -11,6 +11,7 @@ from ctxlens.report.collect import RunContents
 from ctxlens.report.evaluation import evaluation_blocks
 from ctxlens.report.heads import drift_blocks, heads_blocks
 from ctxlens.report.making import making_blocks, training_blocks
+from ctxlens.report.mt_bench import mt_bench_blocks
 from ctxlens.report.needles import cause_blocks, compare_blocks, cure_blocks, loss_blocks
 from ctxlens.report.source import source_blocks
 
@@ -84,6 +85,7 @@ def build_sections(runs: Sequence[RunContents]) -> tuple[list[Section], list[str
             sections.append(Section(slug, *heading, parts, topic.claim if argued else ""))
     for slug, title, build in (
         ("evaluation", "Evaluation", evaluation_blocks),
+        ("mt-bench", "MT-Bench", mt_bench_blocks),
         ("drift", "Attention drift", drift_blocks),
         ("heads", "Heads", heads_blocks),
         ("training", "Training", training_blocks),

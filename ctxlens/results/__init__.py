@@ -3,7 +3,7 @@
 Tables (`NeedleGrid`, `Ability`, `Evaluation`, `Ratings`, `Scores`, `Selection`, `HeadCurves`) are Parquet
 files, arrays (`RoleAllocation`, `TokenView`, `HeadMap`, `Drift`) are safetensors files, claims (`Verdicts`)
 are JSON; every file carries its `meta` (model, condition, seed, settings) inside. Figures and reports are
-drawn from these files alone.
+drawn from these files alone, and from answers and judgments in FastChat's layout (`Dialogues`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ctxlens.errors import InputError
 from ctxlens.results.arrays import RoleAllocation, TokenView
 from ctxlens.results.drift import VIEWS, Drift
 from ctxlens.results.evaluation import Evaluation
+from ctxlens.results.fastchat import Dialogues
 from ctxlens.results.files import check_record, read_file, read_parquet_record, read_safetensors_record
 from ctxlens.results.heads import HeadCurves, HeadMap, correlate_maps
 from ctxlens.results.ratings import Ratings
@@ -59,7 +60,7 @@ def load_result(path: str | Path) -> Result:
 
 
 __all__ = [
-    "VIEWS", "Ability", "Drift", "Evaluation", "HeadCurves", "HeadMap", "NeedleGrid", "Ratings", "Result",
-    "RoleAllocation", "Scores", "Selection", "TokenView", "Verdict", "Verdicts", "correlate_maps",
+    "VIEWS", "Ability", "Dialogues", "Drift", "Evaluation", "HeadCurves", "HeadMap", "NeedleGrid", "Ratings",
+    "Result", "RoleAllocation", "Scores", "Selection", "TokenView", "Verdict", "Verdicts", "correlate_maps",
     "load_result",
 ]  # fmt: skip

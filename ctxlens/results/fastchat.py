@@ -1,0 +1,176 @@
+"""Answers of MT-Bench and what judges say of them, read from files of FastChat's layout.
+
+A folder of that layout holds `question.jsonl`, `model_answer/MODEL.jsonl` and
+`model_judgment/JUDGE_single.jsonl`; what other tools have written there is read as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeGuard
+
+from ctxlens.errors import InputError
+from ctxlens.lines import read_lines
+from ctxlens.results.ratings import Ratings
+from ctxlens.results.tables import _Table
+
+QUESTIONS = "question.jsonl"
+NO_RATING = -1
+"""The score of a judgment without rating; FastChat's `show_result` leaves it out."""
+
+QuestionId = int | str
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a user asks, turn by turn, and the kind of question that it is."""
+
+    category: str
+    turns: tuple[str, ...] = ()
+
+
+Questions = Mapping[str, Question]
+"""Questions by their id as text, as tables have it."""
+
+
+@dataclass(frozen=True)
+class Dialogues(_Table):
+    """Models' answers to questions of several turns, one row an answer.
+
+    Columns: `model`, `question_id`, `category`, `turn` (from 1), `asked` (empty where the question is not
+    known), `answer`, `truncated` (the prompt was cut to the window).
+    """
+
+    COLUMNS: ClassVar[tuple[str, ...]] = (
+        "model", "question_id", "category", "turn", "asked", "answer", "truncated",
+    )  # fmt: skip
+
+    @property
+    def models(self) -> list[str]:
+        """The models, in the order of the rows."""
+        return list(dict.fromkeys(self.frame["model"]))
+
+
+def read_questions(path: Path) -> dict[str, Question]:
+    """The questions of a file; none if there is no file.
+
+    Raises:
+        InputError: a row of another layout; says which.
+    """
+    found = {}
+    for number, row in enumerate(read_lines(path), start=1):
+        question_id, turns, category = row.get("question_id"), row.get("turns"), row.get("category")
+        if not is_question_id(question_id) or not is_texts(turns):
+            raise InputError(
+                f"{path}, row {number}, is no question as FastChat writes them; expected question_id and "
+                "turns."
+            )
+        kind = category if isinstance(category, str) and category else "general"
+        found[str(question_id)] = Question(kind, tuple(turns))
+    return found
+
+
+def read_dialogues(path: Path, questions: Questions) -> Dialogues:
+    """A model's answers (the model is the name of the file); of several to one question the last.
+
+    Raises:
+        InputError: a row of another layout; says which.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for number, row in enumerate(read_lines(path), start=1):
+        question_id, turns = read_answer_row(row, f"{path}, row {number},")
+        key = str(question_id)
+        question, cut = questions.get(key, Question("general")), row.get("truncated")
+        cut = cut if isinstance(cut, list) else []
+        rows[key] = [
+            {
+                "model": path.stem, "question_id": key, "category": question.category, "turn": turn,
+                "asked": "".join(question.turns[turn - 1 : turn]), "answer": text,
+                "truncated": any(cut[turn - 1 : turn]),
+            }
+            for turn, text in enumerate(turns, start=1)
+        ]  # fmt: skip
+    ordered = [*(key for key in questions if key in rows), *(key for key in rows if key not in questions)]
+    return Dialogues.from_rows([row for key in ordered for row in rows[key]])
+
+
+def read_ratings(path: Path, questions: Questions) -> dict[str, Ratings]:
+    """The ratings of each judge in a file, with a column `judgment` more: what the judge said.
+
+    Of several judgments of one answer, the latest counts.
+
+    Raises:
+        InputError: a row of another layout; says which.
+    """
+    found: dict[str, dict[tuple[str, str, int], dict[str, Any]]] = {}
+    for number, row in enumerate(read_lines(path), start=1):
+        try:
+            rated = _read_judgment(row, questions)
+            judge = str(row["judge"][0])
+        except (KeyError, ValueError, TypeError, IndexError):
+            raise InputError(f"{path}, row {number}, is no judgment as FastChat writes them.") from None
+        of_judge = found.setdefault(judge, {})
+        key = (rated["model"], rated["question_id"], rated["turn"])
+        if key not in of_judge or of_judge[key]["tstamp"] <= rated["tstamp"]:
+            of_judge[key] = rated
+    places = {question_id: place for place, question_id in enumerate(questions)}
+
+    def order(row: Mapping[str, Any]) -> tuple[str, int, int]:
+        return row["model"], places.get(row["question_id"], len(places)), row["turn"]
+
+    return {
+        judge: Ratings.from_rows(sorted(rows.values(), key=order), {"judge": judge})
+        for judge, rows in found.items()
+    }
+
+
+def read_answer_row(row: Any, where: str) -> tuple[QuestionId, tuple[str, ...]]:
+    """Question and first choice of a row in the layout of FastChat's answers.
+
+    Raises:
+        InputError: it has another layout; the message begins with `where`.
+    """
+    question_id = row.get("question_id") if isinstance(row, Mapping) else None
+    try:
+        turns = row["choices"][0]["turns"]
+    except (KeyError, IndexError, TypeError):
+        turns = None
+    if not is_question_id(question_id) or not is_texts(turns):
+        raise InputError(
+            f"{where} is no answer as FastChat writes them; expected question_id and choices with turns."
+        )
+    return question_id, tuple(turns)
+
+
+def is_question_id(value: Any) -> TypeGuard[QuestionId]:
+    """Whether a value can name a question: a number or a text."""
+    return isinstance(value, int | str) and not isinstance(value, bool) and value != ""
+
+
+def is_texts(value: Any) -> TypeGuard[list[str]]:
+    """Whether a value is a list of texts."""
+    return isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
+
+
+def _read_judgment(row: Mapping[str, Any], questions: Questions) -> dict[str, Any]:
+    score, question_id = float(row["score"]), str(row["question_id"])
+    known = math.isfinite(score) and score != NO_RATING
+    return {
+        "model": str(row["model"]),
+        "question_id": question_id,
+        "category": questions.get(question_id, Question("general")).category,
+        "turn": int(row["turn"]),
+        "score": score if known else math.nan,
+        "error": "" if known else str(row.get("error") or "the judge gave no rating"),
+        "judgment": str(row.get("judgment") or ""),
+        "tstamp": float(row.get("tstamp") or 0.0),
+    }
+
+
+__all__ = [
+    "NO_RATING", "QUESTIONS", "Dialogues", "Question", "QuestionId", "Questions", "is_question_id",
+    "is_texts", "read_answer_row", "read_dialogues", "read_questions", "read_ratings",
+]  # fmt: skip

@@ -1,0 +1,61 @@
+"""Tables on the terminal: what fits on a line, and what becomes of what does not."""
+
+import pytest
+from evaluation_cases import RIGHT, evaluation
+
+from ctxlens.cli._tables import show_evaluation
+
+
+def shown(capsys, monkeypatch, columns, table):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    show_evaluation(table)
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_an_evaluation_of_models_and_conditions_is_read_at_80_columns(columns, capsys, monkeypatch):
+    lines = shown(capsys, monkeypatch, columns, evaluation())
+    assert max(map(len, lines)) <= 80
+    assert lines[1].split() == ["mean", "difference", "reading", "McNemar"]
+    # base answers 3 of 4 rightly, the tuned model none and then the other 3; two texts are too few
+    assert [" ".join(line.split()) for line in lines[2:9]] == [
+        "quiz: contains, 4 examples",
+        "base",
+        "vanilla 0.75 [0.50, 1.00]",
+        "steered:0.5 0.50 [0.50, 0.50] -0.25 [-0.50, 0.00] no diff. shown 1.000",
+        "tuned",
+        "vanilla 0.00 [0.00, 0.00] -0.75 [-1.00, -0.50] too few to tell 0.250",
+        "steered:0.5 0.75 [0.50, 1.00] 0.00 [-0.50, 0.50] no diff. shown 1.000",
+    ]
+    assert len({line.index("]") for line in lines if "]" in line}) == 1
+    assert lines[9] == "quiz: f1, 4 examples"
+
+
+def test_one_model_and_one_condition_stand_in_the_title(capsys, monkeypatch):
+    right = {variant: values for variant, values in RIGHT.items() if variant[1] == "vanilla"}
+    lines = shown(capsys, monkeypatch, 80, evaluation(right=right))
+    assert lines[0] == "evaluation, vanilla"
+    assert [line.split()[0] for line in lines[2:5]] == ["quiz:", "base", "tuned"]
+    lines = shown(capsys, monkeypatch, 80, evaluation(right={("base", "vanilla"): (1, 1, 1, 0)}))
+    assert lines[:2] == ["evaluation, base, vanilla", "                        mean"]
+    assert lines[3] == "  vanilla  0.75 [0.50, 1.00]"
+
+
+def test_a_label_too_long_for_its_numbers_stands_above_them(capsys, monkeypatch):
+    right = {
+        ("base", "vanilla"): (1, 1, 1, 0),
+        ("base", "indicator+steered:0.5:1.2/3.0/4.1"): (1, 0, 1, 0),
+    }
+    lines = shown(capsys, monkeypatch, 80, evaluation(right=right))
+    place = lines.index("  indicator+steered:0.5:1.2/3.0/4.1")
+    assert lines[place + 1].split()[:3] == ["0.50", "[0.50,", "0.50]"]
+    assert lines[place + 1].endswith("1.000")
+    assert max(map(len, lines)) <= 80
+    wide = shown(capsys, monkeypatch, 120, evaluation(right=right))
+    assert any(line.startswith("  indicator+steered:0.5:1.2/3.0/4.1  0.50") for line in wide)
+
+
+def test_control_characters_of_names_are_made_visible(capsys, monkeypatch):
+    lines = shown(capsys, monkeypatch, 80, evaluation("\x1b[31m"))
+    assert "\x1b" not in "".join(lines)
+    assert any(line.strip() == r"base\x1b[31m" for line in lines)
