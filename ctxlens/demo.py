@@ -117,7 +117,7 @@ def run_demo(
         out: run folder; a demo that was stopped there goes on.
         smoke: every stage with a few steps only, to check an installation; its verdicts mean nothing.
         seed: seed of data, fine-tuning and random heads.
-        threshold: β of the selection: `mixture`, `valley`, `otsu` take it from the scores; the paper's is 0.6.
+        threshold: β of the selection: `mixture`, `valley`, `otsu` take it from the scores; the paper's 0.6.
         device: `auto`, `cpu` or `cuda`.
         overwrite: start anew in a folder that holds another run.
         progress: called as progress(stage, done, total).
