@@ -322,7 +322,7 @@ def mixture_threshold(values: Collection[Any]) -> float:
         ]
     if not mixtures:
         return otsu_threshold(found)
-    best = min(mixtures, key=lambda mixture: mixture.bic(points[:, None]))
+    best: Any = min(mixtures, key=lambda mixture: mixture.bic(points[:, None]))
     top = int(best.means_.argmax())
     grid = np.linspace(points[0], float(best.means_[top, 0]), 4096)
     others = grid[best.predict_proba(grid[:, None])[:, top] < 0.5]
