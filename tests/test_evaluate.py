@@ -16,6 +16,7 @@ from test_cli import call
 from ctxlens.errors import InputError, RunExistsError
 from ctxlens.harness import (
     CtxlensLM,
+    check_names,
     first_prompts,
     load_tasks,
     parse_condition,
@@ -23,6 +24,7 @@ from ctxlens.harness import (
     run_evaluation,
 )
 from ctxlens.harness import require as require_lm_eval
+from ctxlens.harness.tasks import _read_lm_eval_names
 from ctxlens.indicator import add_indicator
 from ctxlens.models import Model, load_model
 from ctxlens.processes import ALONE, Processes
@@ -182,25 +184,58 @@ def test_models_without_indicator_are_left_out(chat_model):
     assert first_prompts(cured, ["ctxlens_closed_book"], "indicator")[0][2] == prompts[2]
 
 
+@pytest.fixture
+def opened(monkeypatch):
+    """How often lm-eval's index of all its tasks was asked for; it is never made, as that takes long."""
+    from lm_eval.tasks import TaskManager
+
+    open_, asked = TaskManager.__init__, []
+
+    def opening(self, include_defaults=True, **more):
+        asked.extend([1] if include_defaults else [])
+        open_(self, include_defaults=False, **more)
+
+    monkeypatch.setattr(TaskManager, "__init__", opening)
+    return asked
+
+
 @pytest.mark.parametrize(
     ("names", "complaint"),
     [
         (["ctxlens_squaad"], r"no task 'ctxlens_squaad'; did you mean ctxlens_squad"),
+        (["ctxlens_qa", "mmluu"], r"no task 'mmluu'; did you mean mmlu"),
+        (["zzzzqqqq"], r"no task 'zzzzqqqq'; `lm-eval ls tasks` lists"),
         ([], "no task is given"),
     ],
 )
-def test_unknown_tasks_are_refused(names, complaint, monkeypatch):
+def test_unknown_tasks_are_refused_without_lm_evals_index(names, complaint, opened):
+    for ask in (check_names, load_tasks):
+        with pytest.raises(InputError, match=complaint):
+            ask(names)
+    assert not opened
+
+
+def test_names_of_tasks_are_known_without_lm_evals_index(folder, opened):
+    check_names(["ctxlens_qa", "ctxlens_squad", "mmlu", "hellaswag", "ifeval"])
+    check_names([str(folder / "write.yaml")])
+    check_names(["pets_write", "mmlu"], folder)
+    with pytest.raises(InputError, match=r"no task 'pets_wriite'; did you mean pets_write"):
+        check_names(["pets_wriite"], folder)
+    assert not opened
+    with pytest.raises(InputError, match="no task 'exact_match'"):  # stands in the files, but not as a name
+        check_names(["exact_match"])
+    assert opened == [1]
+
+
+@pytest.mark.slow
+def test_every_name_of_lm_eval_stands_in_the_text_of_its_files():
     from lm_eval.tasks import TaskManager
 
-    opened = TaskManager.__init__
-    # Looking through all of lm-eval's own tasks takes long, and they are not needed here.
-    monkeypatch.setattr(
-        TaskManager,
-        "__init__",
-        lambda self, include_defaults, **more: opened(self, include_defaults=False, **more),
-    )
-    with pytest.raises(InputError, match=complaint):
-        load_tasks(names)
+    names = frozenset(TaskManager(include_defaults=True).all_tasks)
+    declared, _ = _read_lm_eval_names(frozenset())
+    assert len(names & declared) > 0.95 * len(names)
+    others = names - declared
+    assert _read_lm_eval_names(others)[1] == others
 
 
 def test_data_that_is_not_there_is_told(tmp_path):

@@ -108,7 +108,7 @@ def show_evaluation(evaluation: Evaluation) -> None:
     before: tuple[str, ...] = ("", "", "")
     for task, metric, variant in evaluation.rows():
         if (task, metric) != before[:2]:
-            lines.append(f"{task}: {metric}, {n[task]} examples")
+            lines.append(f"{task}: {metric}, {n[task]} example{'s' * int(n[task] != 1)}")
         if split and (task, metric, variant[0]) != before:
             lines.append(f" {variant[0]}")
         before = (task, metric, variant[0])

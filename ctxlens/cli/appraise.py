@@ -118,10 +118,10 @@ def eval(
 
     harness.require()
     names = [name.strip() for name in tasks.split(",") if name.strip()]
+    harness.check_names(names, include_path)
     asked = harness.parse_conditions(conditions)
     if data_dir is not None and not data_dir.exists():
         raise InputError(f"--data-dir {data_dir} does not exist; give the folder (or file) with the data.")
-    harness.check_names(names, include_path)
     told = {**dict.fromkeys(_DRAWN, store.seed), **parse_pairs(metadata or [], "--metadata")}
     settings = {"data_dir": data_dir, "include_path": include_path, "metadata": told}
     if dry_run:
