@@ -299,11 +299,11 @@ def mixture_threshold(values: Collection[Any]) -> float:
     One to three groups (`sklearn.mixture.GaussianMixture`, their number by the Bayesian information
     criterion), because turns have up to three kinds: without a context, with one that the answer does not
     use, and with one that it uses. Values that all lie from 0 to 1, such as shares, are compared by their
-    log-odds, where the groups near 1 are less skewed. Where one group describes the values best, or there are
-    fewer than ten for each of two, they are split in two by `otsu_threshold`.
+    log-odds, where the groups near 1 are less skewed. A group holds ten values at least, so that a few far
+    ones are none. Where one group describes the values best, they are split in two by `otsu_threshold`.
     """
     found = _sample(values)
-    if len(np.unique(found)) < 3:
+    if len(np.unique(found)) < 3 or len(found) < _LEAST_IN_GROUP:
         return otsu_threshold(found)
     import warnings
 
@@ -312,17 +312,15 @@ def mixture_threshold(values: Collection[Any]) -> float:
     from sklearn.mixture import GaussianMixture
 
     shares = bool(found[0] >= 0 and found[-1] <= 1)
-    most = min(_MOST_GROUPS, len(found) // _LEAST_IN_GROUP)  # or each value would be a group of its own
     points = logit(found.clip(_LEAST_SHARE, 1 - _LEAST_SHARE)) if shares else found
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         mixtures = [
             GaussianMixture(groups, n_init=5, random_state=0).fit(points[:, None])
-            for groups in range(1, min(most, len(np.unique(points))) + 1)
+            for groups in range(1, min(_MOST_GROUPS, len(np.unique(points))) + 1)
         ]
-    if not mixtures:
-        return otsu_threshold(found)
-    best: Any = min(mixtures, key=lambda mixture: mixture.bic(points[:, None]))
+    full = (mixture for mixture in mixtures if mixture.weights_.min() * len(points) >= _LEAST_IN_GROUP)
+    best: Any = min(full, key=lambda mixture: mixture.bic(points[:, None]))
     top = int(best.means_.argmax())
     grid = np.linspace(points[0], float(best.means_[top, 0]), 4096)
     others = grid[best.predict_proba(grid[:, None])[:, top] < 0.5]

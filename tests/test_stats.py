@@ -149,6 +149,13 @@ def test_mixture_of_one_group_or_of_few_values_is_otsu():
     assert 0.2 <= mixture_threshold([0.2, 0.5, 0.9]) <= 0.9
 
 
+def test_a_few_far_values_are_no_group_of_a_mixture():
+    group = norm.ppf((np.arange(500) + 0.5) / 500)
+    threshold = mixture_threshold(np.concatenate([group - 3, group + 5, [40.0, 40.5, 41.0]]))
+    assert (group + 5 > threshold).all()
+    assert (group - 3 > threshold).mean() < 0.05
+
+
 def test_valley_lies_between_the_two_highest_peaks():
     scattered = np.random.default_rng(1)
     values = np.concatenate([scattered.normal(at, 0.02, n) for at, n in ((0.2, 200), (0.5, 60), (0.8, 40))])
