@@ -315,12 +315,12 @@ def mixture_threshold(values: Collection[Any]) -> float:
     points = logit(found.clip(_LEAST_SHARE, 1 - _LEAST_SHARE)) if shares else found
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        mixtures = [
+        mixtures: list[Any] = [
             GaussianMixture(groups, n_init=5, random_state=0).fit(points[:, None])
             for groups in range(1, min(_MOST_GROUPS, len(np.unique(points))) + 1)
         ]
     full = (mixture for mixture in mixtures if mixture.weights_.min() * len(points) >= _LEAST_IN_GROUP)
-    best: Any = min(full, key=lambda mixture: mixture.bic(points[:, None]))
+    best = min(full, key=lambda mixture: mixture.bic(points[:, None]))
     top = int(best.means_.argmax())
     grid = np.linspace(points[0], float(best.means_[top, 0]), 4096)
     others = grid[best.predict_proba(grid[:, None])[:, top] < 0.5]
