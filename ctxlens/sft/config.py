@@ -242,10 +242,9 @@ def read_config(
                 f"{path} is no usable recipe: expected keys with values, such as `learning_rate: 2e-5`, but "
                 f"the file holds {'nothing' if given is None else f'a {type(given).__name__}'}."
             )
+        # The parser sets these too, but only after CUDA has been looked for.
         if isinstance(env := given.get("env"), dict):
-            os.environ.update(
-                {str(key): str(value) for key, value in env.items()}
-            )  # before CUDA is looked for
+            os.environ.update({str(key): str(value) for key, value in env.items()})
         wants_cpu = _word_after(words, "--use_cpu") if "--use_cpu" in words else given.get("use_cpu")
         parser = Parser(cast(Any, kinds))
         parser.set_defaults_with_config(
