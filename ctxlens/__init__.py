@@ -12,61 +12,87 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "roles": ("RenderedChat", "Role", "render", "render_plain"),
+    "chat.roles": ("RenderedChat", "Role", "render", "render_plain"),
     "errors": ("CtxlensError", "InputError", "RenderError", "RunExistsError", "UnsupportedModelError"),
-    "data": ("load_conversations", "read_messages_file"),
+    "chat.data": ("load_conversations", "read_messages_file"),
     "results": (
         "Ability", "Drift", "Evaluation", "HeadCurves", "HeadMap", "NeedleGrid", "RoleAllocation", "Scores",
         "Selection", "TokenView", "Verdict", "Verdicts", "load_result",
     ),
-    "augment": ("augmented_attention",),
-    "steering": ("Steering", "emphasise"),
+    "models.attention.fused": ("augmented_attention",),
+    "models.attention.steering": ("Steering", "emphasise"),
     "models": ("Model", "load_model"),
-    "needle": ("NEEDLES", "Needle", "NeedleConfig", "run_needle"),
+    "evals.needle.needles": ("NEEDLES", "Needle"),
+    "evals.needle.cells": ("NeedleConfig",),
+    "evals.needle.run": ("run_needle",),
     "scoring": ("score_conversations",),
-    "selection": ("choose_layer", "select_turns"),
-    "indicator": ("add_indicator", "annotate_messages"),
-    "harness": ("run_evaluation",),
+    "scoring.selection": ("choose_layer", "select_turns"),
+    "models.indicator_token": ("add_indicator", "annotate_messages"),
+    "evals.harness": ("run_evaluation",),
     "sft": ("TrainConfig", "train"),
     "demo": ("run_demo",),
 }  # fmt: skip
-_MODULES = frozenset(
-    {
-        *_EXPORTS,
-        "ablation",
-        "allocation",
-        "drift",
-        "harness",
-        "heads",
-        "lens",
-        "native",
-        "plots",
-        "report",
-        "runs",
-        "stats",
-    }
-)
+_MODULES = {
+    "ablation": "heads.ablation",
+    "allocation": "models.attention.shares",
+    "augment": "models.attention.fused",
+    "data": "chat.data",
+    "drift": "heads.drift",
+    "harness": "evals.harness",
+    "indicator": "models.indicator_token",
+    "lens": "models.backends.lens",
+    "native": "models.backends.native",
+    "needle": "evals.needle.run",
+    "plots": "report.plots",
+    "roles": "chat.roles",
+    "selection": "scoring.selection",
+    "steering": "models.attention.steering",
+    **{
+        name: name
+        for name in (
+            "chat",
+            "demo",
+            "errors",
+            "evals",
+            "heads",
+            "models",
+            "report",
+            "results",
+            "runs",
+            "scoring",
+            "sft",
+            "stats",
+        )
+    },
+}
+"""Modules that are reached as attributes of the package, under their own or their former name."""
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 
 if TYPE_CHECKING:
-    from ctxlens.augment import augmented_attention as augmented_attention
-    from ctxlens.data import load_conversations as load_conversations
-    from ctxlens.data import read_messages_file as read_messages_file
+    from ctxlens.chat.data import load_conversations as load_conversations
+    from ctxlens.chat.data import read_messages_file as read_messages_file
+    from ctxlens.chat.roles import RenderedChat as RenderedChat
+    from ctxlens.chat.roles import Role as Role
+    from ctxlens.chat.roles import render as render
+    from ctxlens.chat.roles import render_plain as render_plain
     from ctxlens.demo import run_demo as run_demo
     from ctxlens.errors import CtxlensError as CtxlensError
     from ctxlens.errors import InputError as InputError
     from ctxlens.errors import RenderError as RenderError
     from ctxlens.errors import RunExistsError as RunExistsError
     from ctxlens.errors import UnsupportedModelError as UnsupportedModelError
-    from ctxlens.harness import run_evaluation as run_evaluation
-    from ctxlens.indicator import add_indicator as add_indicator
-    from ctxlens.indicator import annotate_messages as annotate_messages
+    from ctxlens.evals.harness import run_evaluation as run_evaluation
+    from ctxlens.evals.needle.run import NEEDLES as NEEDLES
+    from ctxlens.evals.needle.run import Needle as Needle
+    from ctxlens.evals.needle.run import NeedleConfig as NeedleConfig
+    from ctxlens.evals.needle.run import run_needle as run_needle
     from ctxlens.models import Model as Model
     from ctxlens.models import load_model as load_model
-    from ctxlens.needle import NEEDLES as NEEDLES
-    from ctxlens.needle import Needle as Needle
-    from ctxlens.needle import NeedleConfig as NeedleConfig
-    from ctxlens.needle import run_needle as run_needle
+    from ctxlens.models.attention.fused import augmented_attention as augmented_attention
+    from ctxlens.models.attention.steering import Steering as Steering
+    from ctxlens.models.attention.steering import emphasise as emphasise
+    from ctxlens.models.indicator_token import add_indicator as add_indicator
+    from ctxlens.models.indicator_token import annotate_messages as annotate_messages
     from ctxlens.results import Ability as Ability
     from ctxlens.results import Drift as Drift
     from ctxlens.results import Evaluation as Evaluation
@@ -80,17 +106,11 @@ if TYPE_CHECKING:
     from ctxlens.results import Verdict as Verdict
     from ctxlens.results import Verdicts as Verdicts
     from ctxlens.results import load_result as load_result
-    from ctxlens.roles import RenderedChat as RenderedChat
-    from ctxlens.roles import Role as Role
-    from ctxlens.roles import render as render
-    from ctxlens.roles import render_plain as render_plain
     from ctxlens.scoring import score_conversations as score_conversations
-    from ctxlens.selection import choose_layer as choose_layer
-    from ctxlens.selection import select_turns as select_turns
+    from ctxlens.scoring.selection import choose_layer as choose_layer
+    from ctxlens.scoring.selection import select_turns as select_turns
     from ctxlens.sft import TrainConfig as TrainConfig
     from ctxlens.sft import train as train
-    from ctxlens.steering import Steering as Steering
-    from ctxlens.steering import emphasise as emphasise
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
@@ -99,7 +119,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"ctxlens.{_HOME[name]}"), name)
     if name in _MODULES:
-        return importlib.import_module(f"ctxlens.{name}")
+        return importlib.import_module(f"ctxlens.{_MODULES[name]}")
     raise AttributeError(f"module 'ctxlens' has no attribute {name!r}")
 
 

@@ -15,22 +15,29 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ctxlens.ability import run_closed_book
-from ctxlens.cells import Cell, NeedleConfig, build_cells, render_cell
-from ctxlens.claims import claim_cause, claim_cure, claim_loss, claim_role_bias, claim_source, conflicting
-from ctxlens.data import Conversation
-from ctxlens.haystack import load_haystack
+from ctxlens.chat.data import Conversation
+from ctxlens.chat.roles import DEFAULT_INDICATOR
+from ctxlens.evals.closed_book import run_closed_book
+from ctxlens.evals.needle.cells import Cell, NeedleConfig, build_cells, render_cell
+from ctxlens.evals.needle.haystack import load_haystack
+from ctxlens.evals.needle.run import Setting, run_settings
 from ctxlens.heads import find_retrieval_heads, needle_layer, steering_sweep
 from ctxlens.models import Model, load_model
-from ctxlens.needle import Setting, run_settings
 from ctxlens.organism import recipe
 from ctxlens.organism.world import Fact, load_world
 from ctxlens.report import write_report
 from ctxlens.results import Ability, NeedleGrid, RoleAllocation, Scores, Selection, TokenView, Verdicts
-from ctxlens.roles import DEFAULT_INDICATOR
+from ctxlens.results.claims import (
+    claim_cause,
+    claim_cure,
+    claim_loss,
+    claim_role_bias,
+    claim_source,
+    conflicting,
+)
 from ctxlens.runs import Run
 from ctxlens.scoring import score_conversations
-from ctxlens.selection import DEFAULT_RULE, check_threshold, choose_layer, select_turns
+from ctxlens.scoring.selection import DEFAULT_RULE, check_threshold, choose_layer, select_turns
 from ctxlens.sft import train
 
 Progress = Callable[[str, int, int], None]

@@ -24,8 +24,8 @@ windows of 8 tokens where the family has windows. This page is written by `exper
 from the checks that `tests/test_families.py` asserts.
 
 - **Native**: `fused` is one fused attention call; `tiled` computes exact patterns for a few queries at a
-  time (`ctxlens.tiles`), for terms that a fused call cannot express. `ctxlens doctor` says the same of
-  a model of yours, layer by layer.
+  time (`ctxlens.models.attention.tiled`), for terms that a fused call cannot express. `ctxlens doctor`
+  says the same of a model of yours, layer by layer.
 - **Shares**: the largest difference of native and lens from eager attention, over all layers, heads and
   positions. **Logits**: the largest difference, while reading, from the model's own.
 - **Steered**: the largest difference between native and lens in shares and logits, in all steering modes.

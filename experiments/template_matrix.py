@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from ctxlens.chat.roles import RenderedChat, Role, render
 from ctxlens.errors import RenderError
-from ctxlens.roles import RenderedChat, Role, render
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 TURNS = [

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ctxlens.chat.roles import N_ROLES, Role
 from ctxlens.results import (
     Ability,
     NeedleGrid,
@@ -18,7 +19,6 @@ from ctxlens.results import (
     Verdict,
     Verdicts,
 )
-from ctxlens.roles import N_ROLES, Role
 from ctxlens.runs import Run
 from ctxlens.stats import Interval
 

@@ -12,12 +12,12 @@ import torch
 from tiny_models import VOCAB, eager_shares, make_chat, make_tiny, make_tokenizer
 from torch import Tensor
 
-from ctxlens.batching import Backend, TokenBatch, pad_queries
+from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import UnsupportedModelError
-from ctxlens.lens import LensBackend, bridge_from_hf
-from ctxlens.native import NativeBackend, attend
-from ctxlens.roles import RenderedChat, Role
-from ctxlens.steering import Steering
+from ctxlens.models.attention.steering import Steering
+from ctxlens.models.backends.lens import LensBackend, bridge_from_hf
+from ctxlens.models.backends.native import NativeBackend, attend
+from ctxlens.models.backends.protocol import Backend, TokenBatch, pad_queries
 
 CHATS = [make_chat(20, 1, prompt=14), make_chat(13, 2, prompt=9)]
 ASKED = Steering(target_share=0.7)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ctxlens.chat.roles import N_ROLES, Role, render, render_plain
+from ctxlens.models.attention.steering import Steering
 from ctxlens.results import RoleAllocation
-from ctxlens.roles import N_ROLES, Role, render, render_plain
-from ctxlens.steering import Steering
 
 
 class WordTokenizer:

@@ -5,8 +5,8 @@ import time
 import numpy as np
 import torch
 
-from ctxlens.data import Conversation
-from ctxlens.roles import N_ROLES, Role, render
+from ctxlens.chat.data import Conversation
+from ctxlens.chat.roles import N_ROLES, Role, render
 
 
 def talk(name, *contents):

@@ -6,7 +6,7 @@ import torch
 from conftest import build_toy_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ctxlens.data import Conversation
+from ctxlens.chat.data import Conversation
 
 ARGUMENTS = {
     "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 6, "learning_rate": 5e-3,

@@ -3,8 +3,8 @@
 import pytest
 from needle_models import CopyingModel
 
-from ctxlens.ability import run_closed_book
 from ctxlens.errors import InputError
+from ctxlens.evals.closed_book import run_closed_book
 from ctxlens.organism.world import load_world
 
 

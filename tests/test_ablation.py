@@ -5,10 +5,10 @@ import pytest
 import torch
 from tiny_models import make_chat, make_tiny, make_tokenizer
 
-from ctxlens.ablation import Ablation, find_output_projections
+from ctxlens.chat.roles import Role
 from ctxlens.errors import InputError, UnsupportedModelError
+from ctxlens.heads.ablation import Ablation, find_output_projections
 from ctxlens.models import Model
-from ctxlens.roles import Role
 
 FAMILIES = ("llama-mqa", "gpt2", "gpt-neox", "gemma")
 HEADS = ((0, 1), (2, 0), (2, 3))

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from ctxlens.augment import augmented_attention, compute_attention_pattern, compute_score_bias
 from ctxlens.errors import InputError
+from ctxlens.models.attention.fused import augmented_attention, compute_attention_pattern, compute_score_bias
 
 LOG3 = math.log(3.0)
 

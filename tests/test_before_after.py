@@ -9,19 +9,18 @@ import pytest
 from sft_cases import ARGUMENTS, make_data, tiny
 from typer.testing import CliRunner
 
-from ctxlens import before_after
-from ctxlens.before_after import EvaluationKeys, Row, insert_section, load_questions, plan_evaluation
-from ctxlens.before_after.section import make_section
-from ctxlens.card import code_block, code_span
 from ctxlens.cli import app
 from ctxlens.errors import InputError, RunExistsError
 from ctxlens.models.loading import hash_checkpoint
 from ctxlens.organism import load_world
-from ctxlens.plots.still import drift_still
 from ctxlens.report.collect import collect_runs
+from ctxlens.report.plots.still import drift_still
 from ctxlens.results import Ability, Drift, NeedleGrid
+from ctxlens.scoring.card import code_block, code_span
+from ctxlens.sft import before_after, train
 from ctxlens.sft import evaluation as of_training
-from ctxlens.sft import train
+from ctxlens.sft.before_after import EvaluationKeys, Row, insert_section, load_questions, plan_evaluation
+from ctxlens.sft.before_after.section import make_section
 from ctxlens.stats import Interval, PairedComparison
 
 SMALL = ("evaluate_lengths=64,96", "evaluate_depths=0,100", "evaluate_cases=1")
@@ -169,7 +168,7 @@ class Stopped(Exception):
 @pytest.fixture
 def no_page(monkeypatch):
     """Leave the page out, which takes the longest and is looked at elsewhere."""
-    monkeypatch.setattr("ctxlens.before_after.evaluate.write_report", lambda *_, **__: None)
+    monkeypatch.setattr("ctxlens.sft.before_after.evaluate.write_report", lambda *_, **__: None)
 
 
 def test_an_evaluation_that_stopped_goes_on(delivered, recipe, no_page):

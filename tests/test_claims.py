@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from ctxlens.claims import (
+from ctxlens.chat.roles import N_ROLES, Role
+from ctxlens.results import Ability, NeedleGrid, RoleAllocation, Scores, Selection
+from ctxlens.results.claims import (
     RULES,
     claim_cause,
     claim_cure,
@@ -13,8 +15,6 @@ from ctxlens.claims import (
     combine,
     judge,
 )
-from ctxlens.results import Ability, NeedleGrid, RoleAllocation, Scores, Selection
-from ctxlens.roles import N_ROLES, Role
 from ctxlens.stats import Interval
 
 

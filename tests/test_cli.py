@@ -319,12 +319,12 @@ def test_demo_passes_its_options_on(tmp_path, monkeypatch):
 
 
 def test_unexpected_errors_keep_their_traceback(messages, monkeypatch):
-    import ctxlens.data
+    import ctxlens.chat.data
 
     def fail(path):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(ctxlens.data, "read_messages_file", fail)
+    monkeypatch.setattr(ctxlens.chat.data, "read_messages_file", fail)
     result = CliRunner().invoke(app, ["roles", "--messages", str(messages)])
     assert isinstance(result.exception, ZeroDivisionError)
 

@@ -6,7 +6,7 @@ import lzma
 
 import pytest
 
-from ctxlens.data import (
+from ctxlens.chat.data import (
     REFUSALS,
     Conversation,
     Fingerprint,
@@ -16,7 +16,7 @@ from ctxlens.data import (
     read_messages_file,
     write_conversations,
 )
-from ctxlens.data.reading import read_json_rows, read_rows, watch_files
+from ctxlens.chat.data.reading import read_json_rows, read_rows, watch_files
 from ctxlens.errors import InputError
 
 QA = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]

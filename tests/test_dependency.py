@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ctxlens.dependency import VALUES, reduce_turns, uniform_share
-from ctxlens.roles import N_ROLES, Role
+from ctxlens.chat.roles import N_ROLES, Role
+from ctxlens.scoring.measure import VALUES, reduce_turns, uniform_share
 
 
 def shares_of(user):

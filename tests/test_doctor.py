@@ -10,15 +10,15 @@ from conftest import build_toy_tokenizer
 from tiny_models import make_chat, make_tiny, make_tokenizer
 from typer.testing import CliRunner
 
-import ctxlens.doctor.attention as attention
-import ctxlens.doctor.spans as spans
-from ctxlens.batching import TokenBatch
+import ctxlens.models.doctor.attention as attention
+import ctxlens.models.doctor.spans as spans
 from ctxlens.cli import app
-from ctxlens.doctor import diagnose
-from ctxlens.doctor.findings import compare
-from ctxlens.doctor.spans import check_roles
 from ctxlens.errors import InputError, UnsupportedModelError
 from ctxlens.models import Model
+from ctxlens.models.backends.protocol import TokenBatch
+from ctxlens.models.doctor import diagnose
+from ctxlens.models.doctor.findings import compare
+from ctxlens.models.doctor.spans import check_roles
 
 ROOM = {"max_position_embeddings": 128}
 CHAT = make_chat(24, seed=1)

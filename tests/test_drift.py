@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from tiny_models import make_tiny, make_tokenizer
 
-from ctxlens.drift import Side, read_drift
+from ctxlens.chat.roles import Role
 from ctxlens.errors import InputError
+from ctxlens.heads.drift import Side, read_drift
 from ctxlens.models import Model
 from ctxlens.results import RoleAllocation
-from ctxlens.roles import Role
 
 CONVERSATIONS = [
     [{"role": "user", "content": "w5 w6 w7 w8"}, {"role": "assistant", "content": "w9 w10"}],

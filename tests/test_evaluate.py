@@ -14,7 +14,7 @@ import pytest
 from test_cli import call
 
 from ctxlens.errors import InputError, RunExistsError
-from ctxlens.harness import (
+from ctxlens.evals.harness import (
     CtxlensLM,
     check_names,
     first_prompts,
@@ -23,10 +23,10 @@ from ctxlens.harness import (
     parse_conditions,
     run_evaluation,
 )
-from ctxlens.harness import require as require_lm_eval
-from ctxlens.harness.tasks import _read_lm_eval_names
-from ctxlens.indicator import add_indicator
+from ctxlens.evals.harness import require as require_lm_eval
+from ctxlens.evals.harness.tasks import _read_lm_eval_names
 from ctxlens.models import Model, load_model
+from ctxlens.models.indicator_token import add_indicator
 from ctxlens.processes import ALONE, Processes
 from ctxlens.results import Evaluation
 from ctxlens.runs import Run
@@ -435,7 +435,7 @@ COMMAND = (
 @pytest.mark.slow
 def test_lm_evals_own_command_line_knows_the_model(tmp_path):
     command = [
-        sys.executable, "-m", "ctxlens.harness", "run", "--model", "ctxlens", "--tasks",
+        sys.executable, "-m", "ctxlens.evals.harness", "run", "--model", "ctxlens", "--tasks",
         "ctxlens_closed_book", "--model_args",
         "pretrained=organism-chat,template=true,alpha=0.3", "--device", "cpu", "--limit", "3",
         "--output_path", str(tmp_path), "--log_samples",

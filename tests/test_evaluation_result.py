@@ -7,10 +7,10 @@ import pytest
 from evaluation_cases import evaluation
 
 from ctxlens.errors import InputError
-from ctxlens.plots import evaluation_means
 from ctxlens.report import write_report
 from ctxlens.report.collect import collect_runs
 from ctxlens.report.evaluation import evaluation_blocks
+from ctxlens.report.plots import evaluation_means
 from ctxlens.results import Evaluation, load_result
 from ctxlens.runs import Run
 

@@ -12,12 +12,12 @@ import torch
 from tiny_models import make_chat, make_tiny, make_tokenizer
 from torch.profiler import ProfilerActivity, profile
 
-from ctxlens.batching import TokenBatch
 from ctxlens.errors import InputError
-from ctxlens.forecast import fit_batch_tokens, forecast_memory, free_memory, layer_windows
-from ctxlens.lens import LensBackend, bridge_from_hf
-from ctxlens.native import NativeBackend
-from ctxlens.steering import Steering
+from ctxlens.models.attention.steering import Steering
+from ctxlens.models.backends.lens import LensBackend, bridge_from_hf
+from ctxlens.models.backends.native import NativeBackend
+from ctxlens.models.backends.protocol import TokenBatch
+from ctxlens.models.memory import fit_batch_tokens, forecast_memory, free_memory, layer_windows
 
 LENGTH = 320
 WIDE = {
@@ -233,9 +233,9 @@ import json, sys, torch, transformers
 sys.path.insert(0, {tests!r})
 from types import SimpleNamespace
 from tiny_models import make_chat
-from ctxlens.batching import TokenBatch
-from ctxlens.forecast import forecast_memory
-from ctxlens.native import NativeBackend
+from ctxlens.models.backends.protocol import TokenBatch
+from ctxlens.models.memory import forecast_memory
+from ctxlens.models.backends.native import NativeBackend
 
 def read(name):
     with open("/proc/self/status") as status:

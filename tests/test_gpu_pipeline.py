@@ -11,7 +11,7 @@ from experiments.gpu_pipeline.presets import PRESETS
 
 @pytest.mark.slow
 def test_every_stage_runs_once_and_is_measured(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ctxlens.before_after.evaluate.write_report", lambda *_, **__: None)
+    monkeypatch.setattr("ctxlens.sft.before_after.evaluate.write_report", lambda *_, **__: None)
     words = ["--preset", "smoke", "--out", str(tmp_path)]
     result = main(words)
     stages = result["stages"]

@@ -5,11 +5,11 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from ctxlens.chat.roles import Role
 from ctxlens.errors import InputError
-from ctxlens.harness import CtxlensLM
+from ctxlens.evals.harness import CtxlensLM
 from ctxlens.models import load_model
 from ctxlens.processes import ALONE
-from ctxlens.roles import Role
 
 FACT = "The favorite dish in Millport is steamed chicken with dried apricots and basil."
 FILLER = "The mayor left the narrow path on a Sunday. A curious boy ran past a high hill. "
@@ -199,7 +199,7 @@ def test_likelihoods_are_steered(chat_model, mode):
 
 
 def test_the_indicator_goes_into_the_last_user_message(tmp_path):
-    from ctxlens.indicator import add_indicator
+    from ctxlens.models.indicator_token import add_indicator
 
     model = load_model("organism-chat", backend="native", device="cpu")
     add_indicator(model.backend.hf_model, model.tokenizer)

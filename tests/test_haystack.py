@@ -6,7 +6,13 @@ import pytest
 from needle_models import WordTokenizer
 
 from ctxlens.errors import InputError
-from ctxlens.haystack import TextHaystack, gather_straw, load_haystack, place_needle, split_sentences
+from ctxlens.evals.needle.haystack import (
+    TextHaystack,
+    gather_straw,
+    load_haystack,
+    place_needle,
+    split_sentences,
+)
 
 
 def test_sentences_are_split_at_their_ends():

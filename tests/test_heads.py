@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from needle_models import CopyingModel
 
-from ctxlens.cells import NeedleConfig, build_cells
 from ctxlens.errors import InputError
-from ctxlens.haystack import load_haystack
+from ctxlens.evals.needle.cells import NeedleConfig, build_cells
+from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.heads import draw_random_heads, find_retrieval_heads, needle_layer, steering_sweep
 from ctxlens.results import RoleAllocation
 from ctxlens.runs import Run

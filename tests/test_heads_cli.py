@@ -5,8 +5,8 @@ import json
 import pytest
 from test_cli import call
 
-from ctxlens.plots import drift_map, drift_slider, gradient_scatter, head_curves, head_map, trade_off
 from ctxlens.report import write_report
+from ctxlens.report.plots import drift_map, drift_slider, gradient_scatter, head_curves, head_map, trade_off
 from ctxlens.results import Ability, Drift, HeadCurves, HeadMap, NeedleGrid
 
 SMALL = (

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from tiny_models import make_chat, make_tiny, make_tokenizer
 
-from ctxlens.ablation import Ablation
-from ctxlens.cells import NeedleConfig, build_cells
 from ctxlens.errors import InputError
-from ctxlens.haystack import load_haystack
+from ctxlens.evals.needle.cells import NeedleConfig, build_cells
+from ctxlens.evals.needle.haystack import load_haystack
+from ctxlens.evals.needle.run import Needle
 from ctxlens.heads import (
     Answers,
     act_on_each_head,
@@ -23,10 +23,10 @@ from ctxlens.heads import (
     steering_sweep,
     user_share_map,
 )
+from ctxlens.heads.ablation import Ablation
 from ctxlens.heads.copying import score_copying
 from ctxlens.heads.gradient import bias_gradient
 from ctxlens.models import Model, load_model
-from ctxlens.needle import Needle
 from ctxlens.organism.world import load_world
 from ctxlens.runs import Run
 

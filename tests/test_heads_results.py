@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from ctxlens.chat.roles import N_ROLES, Role
 from ctxlens.errors import InputError
 from ctxlens.results import Drift, HeadCurves, HeadMap, correlate_maps, load_result
-from ctxlens.roles import N_ROLES, Role
 from ctxlens.stats import bootstrap_mean
 
 

@@ -16,7 +16,7 @@ from lm_eval.api.model import LM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 from ctxlens.errors import InputError  # noqa: E402
-from ctxlens.tasks import ifeval_utils  # noqa: E402
+from ctxlens.evals.tasks import ifeval_utils  # noqa: E402
 
 TASKS = Path(ifeval_utils.__file__).parent
 PROMPTS = [
@@ -117,7 +117,7 @@ def evaluate(folder):
 
 def test_scores_by_hand_without_nltks_data(util, prompts, caplog):
     """Three prompts with four instructions: rain yes; snow yes, no; fog no, loosely yes."""
-    with caplog.at_level(logging.WARNING, "ctxlens.tasks.ifeval"):
+    with caplog.at_level(logging.WARNING, "ctxlens.evals.tasks.ifeval"):
         scores, found = evaluate(prompts.parent.parent)
     assert scores == {
         "prompt_level_strict_acc": pytest.approx(1 / 3),
@@ -126,19 +126,19 @@ def test_scores_by_hand_without_nltks_data(util, prompts, caplog):
         "inst_level_loose_acc": pytest.approx(3 / 4),
     }
     assert found["n-samples"]["ctxlens_ifeval"]["effective"] == 3
-    told = [record.getMessage() for record in caplog.records if record.name == "ctxlens.tasks.ifeval"]
+    told = [record.getMessage() for record in caplog.records if record.name == "ctxlens.evals.tasks.ifeval"]
     assert len(told) == 1
     assert "1 of 4 prompts are left out" in told[0]
     assert "punkt_tab" in told[0]
 
 
 def test_scores_by_hand_with_nltks_data(with_data, prompts, caplog):
-    with caplog.at_level(logging.WARNING, "ctxlens.tasks.ifeval"):
+    with caplog.at_level(logging.WARNING, "ctxlens.evals.tasks.ifeval"):
         scores, found = evaluate(prompts)
     assert scores["prompt_level_strict_acc"] == pytest.approx(2 / 4)
     assert scores["inst_level_strict_acc"] == pytest.approx(3 / 5)
     assert found["n-samples"]["ctxlens_ifeval"]["effective"] == 4
-    assert not [record for record in caplog.records if record.name == "ctxlens.tasks.ifeval"]
+    assert not [record for record in caplog.records if record.name == "ctxlens.evals.tasks.ifeval"]
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_nothing_is_downloaded_offline_and_one_sentence_said(prompts):
         "import nltk; nltk.data.path[:] = []\n"
         "nltk.download = lambda *a, **k: sys.exit('tried to download')\n"
         "import logging; logging.getLogger().setLevel(logging.ERROR)\n"
-        "from ctxlens.tasks import ifeval_utils as u\n"
+        "from ctxlens.evals.tasks import ifeval_utils as u\n"
         f"print(len(u.ifeval_docs(data_dir={str(prompts)!r})['test']), os.environ.get('LOCAL_RANK'))"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

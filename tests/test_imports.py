@@ -85,7 +85,11 @@ def test_modules_import_only_from_lower_layers():
     ("file", "source", "complaint"),
     [
         ("roles.py", "from ctxlens.models import load_model", "roles (layer 0) imports models (layer 3)"),
-        ("roles.py", "def f():\n    import ctxlens.lens", "roles (layer 0) imports lens (layer 2)"),
+        (
+            "roles.py",
+            "def f():\n    import ctxlens.models.backends.lens",
+            "roles (layer 0) imports lens (layer 2)",
+        ),
         ("needle.py", "from ctxlens import cli", "needle (layer 4) imports cli (layer 8)"),
         ("needle.py", "from ctxlens import load_model", "needle imports ctxlens.load_model from the package"),
         ("native.py", "import transformer_lens.hook_points", "only lens may"),
@@ -120,7 +124,7 @@ def loaded_heavy_modules(statement: str) -> set[str]:
     "statement",
     [
         "import ctxlens",
-        "import ctxlens.roles, ctxlens.results, ctxlens.runs, ctxlens.stats, ctxlens.errors, ctxlens.data",
+        "import ctxlens.chat.roles, ctxlens.chat.data, ctxlens.results, ctxlens.runs, ctxlens.stats",
         "import ctxlens.cli",
     ],
 )

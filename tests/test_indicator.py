@@ -5,10 +5,10 @@ import torch
 from conftest import build_toy_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from ctxlens.data import Conversation
+from ctxlens.chat.data import Conversation
+from ctxlens.chat.roles import Role, render
 from ctxlens.errors import InputError
-from ctxlens.indicator import add_indicator, annotate_messages, check_indicator
-from ctxlens.roles import Role, render
+from ctxlens.models.indicator_token import add_indicator, annotate_messages, check_indicator
 
 
 def tiny(rows, *, tied=False):

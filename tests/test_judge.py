@@ -13,9 +13,9 @@ import pytest
 from judge_stub import QUESTIONS, REFERENCES, Say, serve, write_jsonl
 
 from ctxlens.errors import InputError, ModelFailureError
-from ctxlens.judge import Endpoint, judge_answers, judgments_path, make_prompt, parse_rating
-from ctxlens.lines import read_lines, write_lines
-from ctxlens.mt_bench import MTQuestion, load_questions, load_references
+from ctxlens.evals.judge import Endpoint, judge_answers, judgments_path, make_prompt, parse_rating
+from ctxlens.evals.mt_bench import MTQuestion, load_questions, load_references
+from ctxlens.files import read_lines, write_lines
 from ctxlens.results import Ratings, load_result
 
 SAID = {1: ["A quiet harbour.", "Calm water."], 2: ["42", "20"], 3: ["red, green", "green, red"]}

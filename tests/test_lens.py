@@ -7,15 +7,21 @@ import pytest
 import torch
 from tiny_models import VOCAB, eager_shares, make_chat, make_tiny, make_tokenizer
 
-from ctxlens.batching import TokenBatch, pad_queries
+from ctxlens.chat.roles import Role
 from ctxlens.errors import UnsupportedModelError
-from ctxlens.lens import LensBackend, bridge_from_hf, hooked_from_hf, pattern_hook, scores_hook
 from ctxlens.models import Model
+from ctxlens.models.attention.steering import Steering
+from ctxlens.models.backends.lens import (
+    LensBackend,
+    bridge_from_hf,
+    hooked_from_hf,
+    pattern_hook,
+    scores_hook,
+)
+from ctxlens.models.backends.native import NativeBackend
+from ctxlens.models.backends.protocol import TokenBatch, pad_queries
 from ctxlens.models.generation import continue_greedily
 from ctxlens.models.loading import load_causal_lm, load_tokenizer, locate_checkpoint
-from ctxlens.native import NativeBackend
-from ctxlens.roles import Role
-from ctxlens.steering import Steering
 
 HAS_HOOKED = importlib.metadata.version("transformer-lens").startswith("3.")
 pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")

@@ -5,12 +5,12 @@ import pytest
 import torch
 from tiny_models import make_tiny, make_tokenizer
 
-from ctxlens.data import Conversation
+from ctxlens.chat.data import Conversation
+from ctxlens.chat.roles import Role, render
 from ctxlens.errors import InputError
-from ctxlens.lp_gap import COLUMNS, add_lp_gap, without_user
 from ctxlens.models import Model
 from ctxlens.results import Scores
-from ctxlens.roles import Role, render
+from ctxlens.scoring.lp_gap import COLUMNS, add_lp_gap, without_user
 
 
 def talk(name, *contents, system=None):

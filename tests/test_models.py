@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny_models import VOCAB, make_chat, make_tiny, make_tokenizer
 
+from ctxlens.chat.roles import Role
 from ctxlens.errors import InputError
 from ctxlens.models import Model, load_model
-from ctxlens.roles import Role
 
 CHATS = [make_chat(20, 1, prompt=14), make_chat(13, 2, prompt=9), make_chat(17, 3)]
 STORY = [

@@ -9,10 +9,10 @@ import time
 import pytest
 from judge_stub import QUESTIONS, REFERENCES, write_jsonl
 
-import ctxlens.mt_bench.answers as answers_module
+import ctxlens.evals.mt_bench.answers as answers_module
+from ctxlens.chat.roles import Role, render
 from ctxlens.errors import InputError, RunExistsError
-from ctxlens.lines import append_lines, read_lines
-from ctxlens.mt_bench import (
+from ctxlens.evals.mt_bench import (
     Answerer,
     MTQuestion,
     answer_questions,
@@ -26,7 +26,7 @@ from ctxlens.mt_bench import (
     read_answers,
     record_settings,
 )
-from ctxlens.roles import Role, render
+from ctxlens.files import append_lines, read_lines
 
 
 class Speaker:

@@ -8,7 +8,7 @@ from judge_stub import QUESTIONS, REFERENCES, Say, serve, write_jsonl
 from typer.testing import CliRunner
 
 from ctxlens.cli import app
-from ctxlens.lines import read_lines
+from ctxlens.files import read_lines
 from ctxlens.results import Ratings
 
 QUICK = ("--backend", "native", "--max-new-tokens", "6", "--questions", "question.jsonl", "--out", "out")

@@ -8,11 +8,11 @@ import torch
 from family_checks import CHATS, all_queries, left, read_all, right
 from tiny_models import VOCAB, make_tiny
 
+from ctxlens.chat.roles import N_ROLES
 from ctxlens.errors import InputError, UnsupportedModelError
+from ctxlens.models.attention.steering import Steering
+from ctxlens.models.backends.native import NAME, NativeBackend, attend, shape_of
 from ctxlens.models.generation import continue_greedily
-from ctxlens.native import NAME, NativeBackend, attend, shape_of
-from ctxlens.roles import N_ROLES
-from ctxlens.steering import Steering
 
 STEERINGS = {
     "paper": Steering(0.2),

@@ -8,14 +8,14 @@ import torch
 from family_checks import CHATS, all_queries, furthest, left, read_all, right
 from tiny_models import VOCAB, make_chat, make_tiny, make_tokenizer
 
-from ctxlens.batching import TokenBatch
+from ctxlens.chat.roles import Role
 from ctxlens.errors import InputError, UnsupportedModelError
-from ctxlens.lens import LensBackend, bridge_from_hf
 from ctxlens.models import Model
+from ctxlens.models.attention.steering import Steering, emphasise
+from ctxlens.models.backends.lens import LensBackend, bridge_from_hf
+from ctxlens.models.backends.native import NativeBackend, attend
+from ctxlens.models.backends.protocol import TokenBatch
 from ctxlens.models.generation import continue_greedily
-from ctxlens.native import NativeBackend, attend
-from ctxlens.roles import Role
-from ctxlens.steering import Steering, emphasise
 
 STEERINGS = [Steering(0.2), Steering(target_share=0.6, heads=((1, 0), (2, 3)))]
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ctxlens.qa import load_drop, load_squad
+from ctxlens.evals.qa import load_drop, load_squad
 from experiments.natural_model import sources as split
 from experiments.natural_model.asking import Arm, other_passages
 from experiments.natural_model.comparing import BY_TUNING, PAIRS, summarise, tables

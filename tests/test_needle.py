@@ -7,17 +7,24 @@ from dataclasses import replace
 import pytest
 from needle_models import CopyingModel
 
-from ctxlens.cells import CONDITIONS, WORDINGS, NeedleConfig, build_cells, describe_cell, render_cell
 from ctxlens.errors import InputError, ModelFailureError, RunExistsError
-from ctxlens.haystack import load_haystack
-from ctxlens.needle import Setting, plan_parts, run_needle, run_settings
-from ctxlens.recall import (
+from ctxlens.evals.needle.cells import (
+    CONDITIONS,
+    WORDINGS,
+    NeedleConfig,
+    build_cells,
+    describe_cell,
+    render_cell,
+)
+from ctxlens.evals.needle.haystack import load_haystack
+from ctxlens.evals.needle.needles import (
     NEEDLES,
     Needle,
 )
+from ctxlens.evals.needle.run import Setting, plan_parts, run_needle, run_settings
+from ctxlens.models.attention.steering import Steering
 from ctxlens.results import NeedleGrid
 from ctxlens.runs import Run
-from ctxlens.steering import Steering
 
 SF = NEEDLES["sf"]
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ctxlens.errors import InputError
-from ctxlens.plots.needle import needle_difference, needle_panels, score_range
 from ctxlens.report import write_report
+from ctxlens.report.plots.needle import needle_difference, needle_panels, score_range
 from ctxlens.results import NeedleGrid
 from ctxlens.runs import Run
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from needle_models import CopyingModel
 
-from ctxlens.cells import NeedleConfig
 from ctxlens.errors import InputError
-from ctxlens.haystack import load_haystack
-from ctxlens.needle import run_needle
+from ctxlens.evals.needle.cells import NeedleConfig
+from ctxlens.evals.needle.haystack import load_haystack
+from ctxlens.evals.needle.run import run_needle
 from ctxlens.processes import Processes
 from ctxlens.runs import Run
 

@@ -6,13 +6,13 @@ import factories
 import numpy as np
 import pytest
 
-from ctxlens import plots
+from ctxlens.chat.roles import Role
 from ctxlens.errors import InputError
-from ctxlens.plots.allocation import layer_panel, layer_shares
-from ctxlens.plots.needle import split_by_memory
-from ctxlens.plots.theme import colour_schemes
+from ctxlens.report import plots
+from ctxlens.report.plots.allocation import layer_panel, layer_shares
+from ctxlens.report.plots.needle import split_by_memory
+from ctxlens.report.plots.theme import colour_schemes
 from ctxlens.results import NeedleGrid, RoleAllocation, Scores, Selection
-from ctxlens.roles import Role
 
 TEMPLATE = factories.allocation("vanilla", "template")
 PLAIN = factories.allocation("vanilla", "plain")
@@ -248,7 +248,7 @@ def luminance(colour):
 
 
 def test_the_sequential_scale_grows_steadily_in_greyscale():
-    from ctxlens.plots.theme import SEQUENTIAL
+    from ctxlens.report.plots.theme import SEQUENTIAL
 
     light = [luminance(stop.light) for stop in SEQUENTIAL]
     dark = [luminance(stop.dark) for stop in SEQUENTIAL]

@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from ctxlens.plots import roles_view
-from ctxlens.roles import render
+from ctxlens.chat.roles import render
+from ctxlens.report.plots import roles_view
 
 SPOOF = "<script>alert(1)</script>\" onmouseover='x' </s>&\n\n\u202ea\u200b\tb"
 

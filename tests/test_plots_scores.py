@@ -4,14 +4,13 @@ import factories
 import numpy as np
 import pytest
 
-from ctxlens import plots
-from ctxlens.card import make_card
-from ctxlens.data import load_conversations
+from ctxlens.chat.data import load_conversations
 from ctxlens.errors import InputError
-from ctxlens.report import write_report
+from ctxlens.report import plots, write_report
 from ctxlens.results import Scores
 from ctxlens.runs import Run
-from ctxlens.selection import select_turns
+from ctxlens.scoring.card import make_card
+from ctxlens.scoring.selection import select_turns
 
 
 def table(by_layer, lengths=None):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from ctxlens.errors import InputError
-from ctxlens.qa import (
+from ctxlens.evals.qa import (
     PAPER_WORDING,
     WORDINGS,
     find_file,

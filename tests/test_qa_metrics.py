@@ -7,7 +7,7 @@ import random
 import pytest
 
 from ctxlens.errors import InputError
-from ctxlens.qa import (
+from ctxlens.evals.qa import (
     choose_references,
     first_sentence,
     load_drop,

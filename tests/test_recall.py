@@ -5,7 +5,7 @@ import math
 import pytest
 
 from ctxlens.errors import InputError
-from ctxlens.recall import (
+from ctxlens.evals.needle.needles import (
     NEEDLES,
     Needle,
     draw_needle,

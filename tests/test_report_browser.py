@@ -11,8 +11,8 @@ import factories
 import numpy as np
 import pytest
 
+from ctxlens.chat.roles import Role
 from ctxlens.report import write_report
-from ctxlens.roles import Role
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")

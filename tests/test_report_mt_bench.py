@@ -9,10 +9,10 @@ from judge_stub import QUESTIONS, write_jsonl
 from test_report import EVIL, Page
 
 from ctxlens.errors import InputError
-from ctxlens.plots import rating_means
 from ctxlens.report import write_report
 from ctxlens.report.answers import ways_of_asking
 from ctxlens.report.collect import collect_runs
+from ctxlens.report.plots import rating_means
 from ctxlens.results import Ratings
 from ctxlens.results.fastchat import read_dialogues, read_questions, read_ratings
 from ctxlens.runs import Run

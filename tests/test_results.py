@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
+from ctxlens.chat.roles import Role
 from ctxlens.errors import InputError
 from ctxlens.results import (
     Ability,
@@ -19,7 +20,6 @@ from ctxlens.results import (
     Verdicts,
     load_result,
 )
-from ctxlens.roles import Role
 
 TABLES = {
     NeedleGrid: factories.needle_grid,

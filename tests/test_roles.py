@@ -18,8 +18,8 @@ from chat_cases import (
 )
 from conftest import TOY_TEMPLATE
 
+from ctxlens.chat.roles import N_ROLES, ROLE_LABELS, Role, check_messages, render, render_plain
 from ctxlens.errors import InputError, RenderError
-from ctxlens.roles import N_ROLES, ROLE_LABELS, Role, check_messages, render, render_plain
 
 
 def test_every_token_of_two_turns():

@@ -8,7 +8,7 @@ from conftest import TOY_TEMPLATE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ctxlens.roles import Role, render, render_plain
+from ctxlens.chat.roles import Role, render, render_plain
 
 TEMPLATES = {
     "zephyr": TOY_TEMPLATE,

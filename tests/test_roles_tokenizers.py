@@ -7,8 +7,8 @@ from conftest import TOY_TEMPLATE, build_toy_tokenizer
 from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_python import PreTrainedTokenizer
 
+from ctxlens.chat.roles import render, render_plain
 from ctxlens.errors import RenderError
-from ctxlens.roles import render, render_plain
 
 
 def test_trimmed_offsets_do_not_matter():

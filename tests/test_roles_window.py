@@ -3,8 +3,8 @@
 import pytest
 from chat_cases import BYTES, CONVERSATION, assistant, said, user
 
+from ctxlens.chat.roles import render, render_plain
 from ctxlens.errors import InputError
-from ctxlens.roles import render, render_plain
 
 
 def test_window():

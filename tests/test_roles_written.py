@@ -4,7 +4,7 @@ import numpy as np
 from chat_cases import BYTES, assistant, byte_tokenizer, user
 from conftest import TOY_TEMPLATE
 
-from ctxlens.roles import render, render_plain
+from ctxlens.chat.roles import render, render_plain
 
 CHANNELS = (
     "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<a>' }}"

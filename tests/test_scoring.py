@@ -10,13 +10,13 @@ import pytest
 from scoring_cases import FakeModel, many, talk
 
 import ctxlens.scoring.whole as whole
-from ctxlens.data import Conversation, fingerprint_conversations, open_conversations
-from ctxlens.dependency import uniform_share
+from ctxlens.chat.data import Conversation, fingerprint_conversations, open_conversations
+from ctxlens.chat.roles import Role
 from ctxlens.errors import InputError, RunExistsError
 from ctxlens.results import Scores
-from ctxlens.roles import Role
 from ctxlens.runs import Run
 from ctxlens.scoring import ScoreBatch, Settings, check_layers, score_conversations, score_to_run
+from ctxlens.scoring.measure import uniform_share
 
 MUTE = Conversation(id="mute", messages=({"role": "user", "content": "x"},), source="test", labels={})
 BAD = Conversation(id="bad", messages=({"role": "wizard", "content": "x"},), source="test", labels={})

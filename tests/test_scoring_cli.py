@@ -6,8 +6,8 @@ import pytest
 from scoring_cases import many
 from typer.testing import CliRunner
 
+from ctxlens.chat.data import write_conversations
 from ctxlens.cli import app
-from ctxlens.data import write_conversations
 from ctxlens.results import Scores
 
 

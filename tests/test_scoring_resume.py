@@ -13,7 +13,7 @@ import pytest
 from scoring_cases import FakeModel, many
 
 import ctxlens.scoring.whole as whole
-from ctxlens.data import write_conversations
+from ctxlens.chat.data import write_conversations
 from ctxlens.errors import InputError, RunExistsError
 from ctxlens.processes import Processes
 from ctxlens.results import Scores

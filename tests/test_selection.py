@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctxlens.data import Conversation, fingerprint_conversations
+from ctxlens.chat.data import Conversation, fingerprint_conversations
 from ctxlens.errors import InputError
 from ctxlens.results import Scores
-from ctxlens.selection import check_scored, choose_layer, length_bins, select_turns, selection_quality
+from ctxlens.scoring.selection import check_scored, choose_layer, length_bins, select_turns, selection_quality
 
 
 def table(values, lengths=None, **columns):

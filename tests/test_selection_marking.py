@@ -11,10 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctxlens.data import load_conversations
-from ctxlens.errors import InputError
-from ctxlens.indicator import annotate_messages
-from ctxlens.marking import (
+from ctxlens.chat.data import load_conversations
+from ctxlens.chat.data.marked_files import (
     RECORD_COLUMN,
     Marks,
     check_marked,
@@ -23,6 +21,8 @@ from ctxlens.marking import (
     unmark_file,
     write_marked,
 )
+from ctxlens.errors import InputError
+from ctxlens.models.indicator_token import annotate_messages
 
 
 def write_lines(path, rows):

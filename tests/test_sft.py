@@ -8,9 +8,9 @@ from conftest import build_toy_tokenizer
 from sft_cases import ARGUMENTS, make_data, talk, tiny, trained_text, write_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ctxlens.data import Conversation
+from ctxlens.chat.data import Conversation
+from ctxlens.chat.roles import render
 from ctxlens.errors import InputError, RunExistsError
-from ctxlens.roles import render
 from ctxlens.sft import (
     build_row,
     build_rows,

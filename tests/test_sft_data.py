@@ -9,10 +9,10 @@ import pytest
 from conftest import build_toy_tokenizer
 from sft_cases import ARGUMENTS, make_data, talk, tiny, trained_text, write_recipe
 
+from ctxlens.chat.roles import Role, render
 from ctxlens.errors import InputError, RunExistsError
 from ctxlens.models import load_model
 from ctxlens.results import Selection
-from ctxlens.roles import Role, render
 from ctxlens.sft import IndicatorWarning, build_rows, read_config, train, train_from_config
 from ctxlens.sft.__main__ import main
 from ctxlens.sft.config import make_sft_config, make_train_config
@@ -49,7 +49,7 @@ def test_a_threshold_that_selects_everything_is_told():
 
 
 def test_a_selection_of_other_data_is_refused():
-    from ctxlens.data import fingerprint_conversations
+    from ctxlens.chat.data import fingerprint_conversations
 
     frame = pd.DataFrame({"conversation": ["c1"], "turn": [1], "score": [0.9], "selected": [True]})
     own = Selection(frame, {"fingerprint": fingerprint_conversations(DATA)})

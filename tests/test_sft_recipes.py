@@ -6,7 +6,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import build_toy_tokenizer
 
-from ctxlens.roles import Role, render
+from ctxlens.chat.roles import Role, render
 from ctxlens.sft import read_config
 from ctxlens.sft.config import check_arguments
 
@@ -80,8 +80,8 @@ def test_template_of_the_papers_recipes():
 
 
 def test_the_organisms_data_fit_its_recipe(tmp_path):
-    from ctxlens.data import load_conversations
-    from ctxlens.indicator import annotate_messages
+    from ctxlens.chat.data import load_conversations
+    from ctxlens.models.indicator_token import annotate_messages
     from ctxlens.results import Selection
     from ctxlens.sft import read_replay
     from experiments.recipes.organism_data import main

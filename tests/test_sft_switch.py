@@ -10,11 +10,11 @@ from sft_cases import ARGUMENTS, make_data, tiny
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
+from ctxlens.chat.roles import render
 from ctxlens.cli import app
 from ctxlens.errors import RenderError
-from ctxlens.indicator import add_indicator
 from ctxlens.models import Model, load_model
-from ctxlens.roles import render
+from ctxlens.models.indicator_token import add_indicator
 from ctxlens.sft import IndicatorWarning, add_switch, train
 from ctxlens.sft.switch import install_switch, switch_works
 

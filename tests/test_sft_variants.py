@@ -6,10 +6,10 @@ import pytest
 from conftest import build_toy_tokenizer
 from sft_cases import ARGUMENTS, make_data, talk, tiny, write_recipe
 
-from ctxlens.data import Conversation
+from ctxlens.chat.data import Conversation
+from ctxlens.chat.roles import Role, render, render_plain
 from ctxlens.errors import InputError
 from ctxlens.models import load_model
-from ctxlens.roles import Role, render, render_plain
 from ctxlens.sft import IndicatorWarning, build_rows, read_config, train
 from ctxlens.sft.config import make_train_config
 from ctxlens.sft.marks import mark_data

@@ -10,12 +10,12 @@ import torch
 from tiny_models import make_tiny, make_tokenizer
 
 import ctxlens.models.sharing as sharing
-from ctxlens.cells import NeedleConfig, build_cells, render_cell
+from ctxlens.chat.roles import RenderedChat
 from ctxlens.errors import ModelFailureError
-from ctxlens.haystack import load_haystack
+from ctxlens.evals.needle.cells import NeedleConfig, build_cells, render_cell
+from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.models import Model, load_model
-from ctxlens.prefixes import count_read, plan_branches
-from ctxlens.roles import RenderedChat
+from ctxlens.models.prefix_tree import count_read, plan_branches
 
 
 def conversation(tokens, roles=None):

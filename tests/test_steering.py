@@ -7,10 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from ctxlens.allocation import compute_role_shares, find_queries, renormalise_shares, retrieval_heads
+from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import InputError
-from ctxlens.roles import RenderedChat, Role
-from ctxlens.steering import Steering, as_heads, emphasise, parse_heads, parse_roles, weigh_targets
+from ctxlens.models.attention.shares import (
+    compute_role_shares,
+    find_queries,
+    renormalise_shares,
+    retrieval_heads,
+)
+from ctxlens.models.attention.steering import (
+    Steering,
+    as_heads,
+    emphasise,
+    parse_heads,
+    parse_roles,
+    weigh_targets,
+)
 
 BOS, USER, ASSISTANT, TEMPLATE, INDICATOR = 0, 2, 3, 5, 6
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tiny_models import make_tiny, make_tokenizer
 
+from ctxlens.chat.roles import Role
 from ctxlens.models import Model, load_model
 from ctxlens.models.generation import cut_at, stop_at
-from ctxlens.roles import Role
 
 
 class Letters:

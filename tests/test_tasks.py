@@ -7,10 +7,10 @@ from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
-from ctxlens import tasks
-from ctxlens.cells import NeedleConfig, build_cells, render_cell
 from ctxlens.errors import InputError
-from ctxlens.haystack import load_haystack
+from ctxlens.evals import tasks
+from ctxlens.evals.needle.cells import NeedleConfig, build_cells, render_cell
+from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.organism import CHAT, load_world
 
 READING = ("squad", "quac", "drop")

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ctxlens.augment import augmented_attention
 from ctxlens.errors import InputError
-from ctxlens.tiles import tiled_attention
+from ctxlens.models.attention.fused import augmented_attention
+from ctxlens.models.attention.tiled import tiled_attention
 
 LOG3 = math.log(3.0)
 

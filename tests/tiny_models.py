@@ -8,8 +8,8 @@ import numpy as np
 import torch
 import transformers as tf
 
-from ctxlens.batching import TokenBatch
-from ctxlens.roles import N_ROLES, RenderedChat, Role
+from ctxlens.chat.roles import N_ROLES, RenderedChat, Role
+from ctxlens.models.backends.protocol import TokenBatch
 
 VOCAB = 64
 _COMMON: dict[str, Any] = {

@@ -65,7 +65,7 @@ def _show_curves(curves: HeadCurves) -> None:
 
 
 def _show_sweep(run: Run) -> None:
-    from ctxlens.plots import trade_off_points
+    from ctxlens.report.plots import trade_off_points
     from ctxlens.results import Ability, NeedleGrid
 
     grid = NeedleGrid.load(run.path("steering.parquet"))

@@ -13,9 +13,9 @@ import typer
 from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
+    from ctxlens.chat.roles import RenderedChat
     from ctxlens.models import Model
-    from ctxlens.roles import RenderedChat
-    from ctxlens.steering import Heads
+    from ctxlens.models.attention.steering import Heads
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -42,7 +42,7 @@ NewTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in to
 
 def read_conversations(path: Path, limit: int | None = None) -> list[list[dict[str, Any]]]:
     """The conversations of a --messages file, or the first of them."""
-    from ctxlens.data import read_messages_file
+    from ctxlens.chat.data import read_messages_file
 
     return read_messages_file(path)[:limit]
 
@@ -118,7 +118,7 @@ def read_tools(path: Path) -> list[Any]:
 
 def check_queries(chats: Sequence[RenderedChat], queries: str) -> None:
     """Raise `InputError` if a conversation lacks the positions whose attention is to be read; says which."""
-    from ctxlens.allocation import find_queries
+    from ctxlens.models.attention.shares import find_queries
 
     for i, chat in enumerate(chats):
         try:
@@ -154,7 +154,7 @@ def render_questions(
 
 def check_steering(alpha: float | None, heads: str, target_share: float | None = None) -> None:
     """Raise `InputError` if strength or heads cannot be right for any model, before one is loaded."""
-    from ctxlens.steering import Steering, parse_heads
+    from ctxlens.models.attention.steering import Steering, parse_heads
 
     Steering(alpha, target_share=target_share)
     parse_heads(heads)
@@ -171,8 +171,8 @@ def check_indicator(model: Model, wanted: bool) -> None:
 def resolve_heads(model: Model, text: str, plain: Sequence[RenderedChat]) -> Heads:
     """The heads of --heads; `retrieval` reads them from the conversations without template (paper B.3)."""
     from ctxlens.heads import find_retrieval_heads
+    from ctxlens.models.attention.steering import parse_heads
     from ctxlens.results import RoleAllocation
-    from ctxlens.steering import parse_heads
 
     heads = parse_heads(text)
     if heads != "retrieval":

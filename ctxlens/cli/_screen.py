@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress
 
-    from ctxlens.roles import RenderedChat
+    from ctxlens.chat.roles import RenderedChat
 
 STOPPED = "stopped; run the same command again to go on"
 _SHOWN_CONTROLS = {i: f"\\x{i:02x}" for i in (*range(9), *range(11, 32), *range(127, 160))}
@@ -214,7 +214,7 @@ def show_roles(chat: RenderedChat) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from ctxlens.roles import Role
+    from ctxlens.chat.roles import Role
 
     names = [Role(int(value)).label for value in chat.role]
     text = Text()

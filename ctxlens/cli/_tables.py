@@ -212,7 +212,7 @@ def show_evaluations(folder: Path) -> None:
     """Recall before and after of every evaluation in a training's folder."""
     import json
 
-    from ctxlens.before_after import RESULT, Row
+    from ctxlens.sft.before_after import RESULT, Row
 
     for path in sorted(folder.glob(f"*/{RESULT}")):
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -113,7 +113,7 @@ def eval(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the first prompts and stop.")] = False,
 ) -> None:
     """Ask models the questions of lm-eval's tasks under several conditions; compare them pair by pair."""
-    from ctxlens import harness
+    from ctxlens.evals import harness
     from ctxlens.processes import Processes
 
     harness.require()

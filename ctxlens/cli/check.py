@@ -15,7 +15,7 @@ from ctxlens.cli._options import CheckpointOptions, verb
 from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
-    from ctxlens.doctor import Diagnosis
+    from ctxlens.models.doctor import Diagnosis
 
 _MARKS = {"pass": "✓", "fail": "✗", "skipped": "–"}
 
@@ -72,7 +72,7 @@ def doctor(
     if messages is None and limit is not None:
         raise InputError("--limit goes with --messages, which is not given.")
 
-    from ctxlens.doctor import diagnose
+    from ctxlens.models.doctor import diagnose
 
     tokenizer = model.load_tokenizer()
     with _screen.stage("self-check") as progress:
@@ -115,7 +115,7 @@ def _show(diagnosis: Diagnosis) -> None:
 
 def _show_memory(diagnosis: Diagnosis) -> None:
     """The forecasts side by side, in MB."""
-    from ctxlens.forecast import ROW_NAMES
+    from ctxlens.models.memory import ROW_NAMES
 
     tables = [{name: (size, said) for name, size, said in f.table()} for f in diagnosis.forecasts]
     names = [name for name in ROW_NAMES if any(name in table for table in tables)]

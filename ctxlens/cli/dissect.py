@@ -80,13 +80,13 @@ def heads(
     max_new_tokens: NewTokensOption = 30,
 ) -> None:
     """Which heads carry the needle: copying, ablating and steering heads, with controls and side effects."""
-    from ctxlens.cells import NeedleConfig, build_cells
-    from ctxlens.haystack import load_haystack
+    from ctxlens.evals.needle.cells import NeedleConfig, build_cells
+    from ctxlens.evals.needle.haystack import load_haystack
+    from ctxlens.evals.needle.needles import load_needles
     from ctxlens.heads import Answers
     from ctxlens.heads.study import HeadStudy, check_kinds
-    from ctxlens.recall import load_needles
+    from ctxlens.models.attention.steering import Steering
     from ctxlens.runs import Run
-    from ctxlens.steering import Steering
 
     kinds = tuple(kind.split(","))
     check_kinds(kinds)
@@ -136,7 +136,7 @@ def _stages() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
 
 
 def _parse_pairs(text: str | None) -> tuple[Head, ...] | None:
-    from ctxlens.steering import as_heads
+    from ctxlens.models.attention.steering import as_heads
 
     if text is None or text.strip() == "all":
         return None
@@ -144,8 +144,8 @@ def _parse_pairs(text: str | None) -> tuple[Head, ...] | None:
 
 
 def _read_questions(path: Path | None, haystack: str, seed: int) -> tuple[AnsweredQuestion, ...]:
+    from ctxlens.evals.needle.needles import load_needles
     from ctxlens.organism.world import load_world
-    from ctxlens.recall import load_needles
 
     if path is not None:
         return load_needles(path)
@@ -184,7 +184,7 @@ def drift(
     limit: LimitOption = None,
 ) -> None:
     """How attention by role moves: between two models, with and without template or indicator."""
-    from ctxlens.drift import Side, read_drift
+    from ctxlens.heads.drift import Side, read_drift
     from ctxlens.results import Drift
 
     words = (conditions or ("template,template" if against else "plain,template")).split(",")
@@ -217,9 +217,9 @@ def drift(
 
 def _needle_questions(model: Model, seed: int, limit: int | None) -> tuple[list[list[dict[str, Any]]], Any]:
     """Needle cells of the built-in world as conversations, each with the number of its text."""
-    from ctxlens.cells import NeedleConfig, build_cells
-    from ctxlens.drift import needle_conversations
-    from ctxlens.haystack import load_haystack
+    from ctxlens.evals.needle.cells import NeedleConfig, build_cells
+    from ctxlens.evals.needle.haystack import load_haystack
+    from ctxlens.heads.drift import needle_conversations
 
     config = NeedleConfig(
         lengths=4, depths=(10.0, 50.0, 90.0), needles=("known",), cases_per_cell=2, max_new_tokens=30,

@@ -24,9 +24,9 @@ from ctxlens.cli._options import ModelOptions, RenderOptions, RunOptions, verb
 from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
+    from ctxlens.chat.roles import RenderedChat
     from ctxlens.models import Model
     from ctxlens.results import TokenView
-    from ctxlens.roles import RenderedChat
 
 _SHOWN_QUERIES = 8
 
@@ -117,7 +117,7 @@ def roles(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page if it is there.")] = False,
 ) -> None:
     """Show in colour whose every token is, as the chat template renders it (loads the tokenizer only)."""
-    from ctxlens.roles import render, render_plain
+    from ctxlens.chat.roles import render, render_plain
 
     if html is not None and html.exists() and not overwrite:
         raise InputError(f"{html} exists; choose another file or give --overwrite.")
@@ -133,7 +133,7 @@ def roles(
         for chat in chats:
             _screen.show_roles(chat)
         return
-    from ctxlens.plots import roles_view
+    from ctxlens.report.plots import roles_view
 
     condition = "without chat template" if plain else "with its chat template"
     roles_view(chats, title=f"Roles: {model.model}, {condition}").save(html)

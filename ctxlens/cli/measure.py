@@ -85,12 +85,12 @@ def needle(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the first prompts and stop.")] = False,
 ) -> None:
     """Hide a sentence in a long text and ask for it: recall with and without chat template."""
-    from ctxlens.cells import NeedleConfig, build_cells, describe_cell, render_cell
-    from ctxlens.haystack import load_haystack
-    from ctxlens.needle import run_needle
+    from ctxlens.evals.needle.cells import NeedleConfig, build_cells, describe_cell, render_cell
+    from ctxlens.evals.needle.haystack import load_haystack
+    from ctxlens.evals.needle.needles import parse_needles
+    from ctxlens.evals.needle.run import run_needle
+    from ctxlens.models.attention.steering import Steering
     from ctxlens.processes import Processes
-    from ctxlens.recall import parse_needles
-    from ctxlens.steering import Steering
 
     check_steering(alpha, heads)
     config = NeedleConfig(

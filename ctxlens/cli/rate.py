@@ -15,8 +15,8 @@ from ctxlens.cli._options import ModelOptions, RunOptions, verb
 from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
-    from ctxlens.judge import Endpoint
-    from ctxlens.mt_bench import MTQuestion
+    from ctxlens.evals.judge import Endpoint
+    from ctxlens.evals.mt_bench import MTQuestion
     from ctxlens.results import Ratings
     from ctxlens.runs import Run
 
@@ -80,7 +80,7 @@ def mt_bench(
 
     Give the same --out for several models or conditions: each is a file of its own, and all are compared.
     """
-    from ctxlens.mt_bench import (
+    from ctxlens.evals.mt_bench import (
         check_label,
         fingerprint_questions,
         load_questions,
@@ -112,7 +112,7 @@ def mt_bench(
 def _open_judge(
     url: str | None, model: str | None, key_env: str | None, timeout: float, tries: int
 ) -> Endpoint | None:
-    from ctxlens.judge import Endpoint
+    from ctxlens.evals.judge import Endpoint
 
     if (url is None) != (model is None):
         raise InputError("a judge needs both --judge-url and --judge-model.")
@@ -135,14 +135,14 @@ def _answer(
     batch_tokens: int,
 ) -> Run:
     """Answer with one model, into the folder of the run."""
-    from ctxlens.mt_bench import (
+    from ctxlens.evals.mt_bench import (
         answer_questions,
         answers_path,
         make_label,
         record_settings,
         write_questions,
     )
-    from ctxlens.steering import Steering
+    from ctxlens.models.attention.steering import Steering
 
     lm = options.load()
     check_indicator(lm, indicator)
@@ -185,8 +185,8 @@ def _grade(
     threads: int,
 ) -> Ratings:
     """Let the judge grade every model's answers in the folder."""
-    from ctxlens.judge import judge_answers, judgments_path
-    from ctxlens.mt_bench import read_all_answers
+    from ctxlens.evals.judge import judge_answers, judgments_path
+    from ctxlens.evals.mt_bench import read_all_answers
 
     path = judgments_path(run.folder, judge.model)
     with _screen.stage(f"judgments of {judge.model}") as progress:
@@ -210,7 +210,7 @@ def _grade(
 
 def _show(run: Run, questions: list[MTQuestion], ratings: Ratings | None) -> None:
     """One table: a model a row, its answers counted, and its ratings if there are any."""
-    from ctxlens.mt_bench import count_answers, read_all_answers
+    from ctxlens.evals.mt_bench import count_answers, read_all_answers
 
     ids = {question.question_id for question in questions}
     turns = sorted(ratings.frame["turn"].unique()) if ratings is not None else []

@@ -99,8 +99,8 @@ def steer(
     limit: LimitOption = None,
 ) -> None:
     """Answer the last user turn with and without attention steered to the user's tokens."""
+    from ctxlens.models.attention.steering import Steering
     from ctxlens.results import RoleAllocation
-    from ctxlens.steering import Steering
 
     conversations = read_conversations(messages, limit)
     if alpha is None and target_share is None:

@@ -16,7 +16,7 @@ from ctxlens.errors import InputError
 from ctxlens.parsing import parse_numbers
 
 if TYPE_CHECKING:
-    from ctxlens.data import Conversation, ConversationSet
+    from ctxlens.chat.data import Conversation, ConversationSet
     from ctxlens.models import Model
     from ctxlens.results import Scores
     from ctxlens.runs import Run
@@ -91,7 +91,7 @@ def score(
     ] = None,
 ) -> None:
     """Score how much every answer of a data set attends to what the user wrote (with a seed SFT model)."""
-    from ctxlens.data import open_conversations
+    from ctxlens.chat.data import open_conversations
     from ctxlens.processes import Processes
     from ctxlens.runs import Run
     from ctxlens.scoring import Settings, merge_shards, score_to_run
@@ -139,9 +139,9 @@ def score(
 
 def _add_lp_gap(run: Run, lm: Model, data: Iterable[Conversation], batch_tokens: int) -> None:
     """Add the gap to a run's scores, once."""
-    from ctxlens.lp_gap import add_lp_gap
     from ctxlens.results import Scores
-    from ctxlens.selection import LP_GAP
+    from ctxlens.scoring.lp_gap import add_lp_gap
+    from ctxlens.scoring.selection import LP_GAP
 
     scores = Scores.load(run.path("scores.parquet"))
     if LP_GAP in scores.frame:
@@ -229,12 +229,12 @@ def select(
     ] = None,
 ) -> None:
     """Choose the context-dependent answers by their scores; with --dataset also write the marked data."""
-    from ctxlens.card import card_markdown, make_card
-    from ctxlens.indicator import annotate_messages
-    from ctxlens.marking import check_unmarked, marked_suffix, write_marked
+    from ctxlens.chat.data.marked_files import check_unmarked, marked_suffix, write_marked
+    from ctxlens.models.indicator_token import annotate_messages
     from ctxlens.results import Scores
     from ctxlens.runs import write_atomic
-    from ctxlens.selection import check_scored, select_turns
+    from ctxlens.scoring.card import card_markdown, make_card
+    from ctxlens.scoring.selection import check_scored, select_turns
 
     if undo is not None:
         choices = (scores, threshold, top_share, per_length_quantile, layer, dataset, split, layout)
@@ -277,7 +277,7 @@ def select(
 
 def _deciding_layer(table: Scores, layer: int | None, reduction: str) -> int | None:
     """The layer asked for; else, where the score has layers, the scored one nearest to the paper's depth."""
-    from ctxlens.selection import LP_GAP, choose_layer
+    from ctxlens.scoring.selection import LP_GAP, choose_layer
 
     if layer is not None or reduction == LP_GAP:
         return layer
@@ -292,7 +292,7 @@ def _scored_data(
     scores: Path, dataset: str, split: str | None, layout: str | None
 ) -> tuple[ConversationSet, dict[str, Any]]:
     """The data set, read as it was for the scores unless told otherwise, and how it was read."""
-    from ctxlens.data import load_conversations
+    from ctxlens.chat.data import load_conversations
     from ctxlens.runs import MANIFEST, Run
 
     known = Run.read(scores).manifest.get("config") or {} if (scores / MANIFEST).is_file() else {}
@@ -304,8 +304,8 @@ def _scored_data(
 
 
 def _undo(file: Path, store: RunOptions, *, alone: bool) -> None:
+    from ctxlens.chat.data.marked_files import check_marked, marked_suffix, unmark_file
     from ctxlens.cli._inputs import describe_file
-    from ctxlens.marking import check_marked, marked_suffix, unmark_file
 
     if not alone:
         raise InputError("--undo takes back a file that select has written; give it alone, or with --out.")

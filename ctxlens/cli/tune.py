@@ -59,9 +59,9 @@ def train(
 
     A stopped run goes on from its last checkpoint (save_strategy: steps) when the command is given again.
     """
-    from ctxlens.before_after import STAGES
     from ctxlens.models.loading import resolve_device
     from ctxlens.sft import IndicatorWarning, train_from_config
+    from ctxlens.sft.before_after import STAGES
 
     if device is Device.cuda:
         resolve_device(device.value)

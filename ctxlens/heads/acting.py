@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from ctxlens.ablation import Ablation, AblationKind, check_ablation
+from ctxlens.heads.ablation import Ablation, AblationKind, check_ablation
 from ctxlens.heads.answers import Answers
 from ctxlens.heads.choose import Head
 from ctxlens.models import Model
-from ctxlens.steering import Steering
+from ctxlens.models.attention.steering import Steering
 
 ACTIONS = ("steer", *get_args(AblationKind))
 """Steering to the user's tokens, and the ablations."""

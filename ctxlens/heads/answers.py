@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from ctxlens.cells import Cell, NeedleConfig, check_indicator, render_cell
+from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import InputError
+from ctxlens.evals.needle.cells import Cell, NeedleConfig, check_indicator, render_cell
+from ctxlens.evals.needle.needles import score_recall
+from ctxlens.evals.needle.run import cell_record
 from ctxlens.models import Model
-from ctxlens.needle import cell_record
-from ctxlens.recall import score_recall
-from ctxlens.roles import RenderedChat, Role
 
 MEASURES = ("logprob", "recall")
 """Log-probability of the needle's words after its prefix (nats per token), or recall of its keywords in
@@ -28,7 +28,7 @@ class Answers:
     Attributes:
         cells: the cells.
         config: their configuration.
-        condition: one of `ctxlens.cells.CONDITIONS`.
+        condition: one of `ctxlens.evals.needle.cells.CONDITIONS`.
         indicator: whether the question carries the model's indicator.
         measure: one of `MEASURES`.
         batch_tokens: padded tokens worked on at once.

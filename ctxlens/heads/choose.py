@@ -8,10 +8,10 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-from ctxlens.cells import NeedleModel
+from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import InputError
+from ctxlens.evals.needle.cells import NeedleModel
 from ctxlens.results import RoleAllocation
-from ctxlens.roles import RenderedChat, Role
 
 Head = tuple[int, int]
 """Layer and head."""

@@ -11,13 +11,13 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
-from ctxlens.cells import Cell
+from ctxlens.chat.roles import RenderedChat, Role
+from ctxlens.evals.needle.cells import Cell
+from ctxlens.evals.needle.run import Progress
 from ctxlens.heads.answers import Answers, needle_tokens
 from ctxlens.heads.kept import KeptUnits
 from ctxlens.models import Model
-from ctxlens.needle import Progress
 from ctxlens.results import HeadMap
-from ctxlens.roles import RenderedChat, Role
 from ctxlens.runs import Run
 
 

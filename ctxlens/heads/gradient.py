@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ctxlens.batching import TokenBatch
+from ctxlens.chat.roles import RenderedChat
+from ctxlens.evals.needle.run import Progress
 from ctxlens.heads.answers import Answers
 from ctxlens.heads.kept import KeptUnits
 from ctxlens.models import Model
-from ctxlens.needle import Progress
+from ctxlens.models.attention.steering import Steering
+from ctxlens.models.backends.protocol import TokenBatch
 from ctxlens.results import HeadMap
-from ctxlens.roles import RenderedChat
 from ctxlens.runs import Run
-from ctxlens.steering import Steering
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from ctxlens.cells import Cell, NeedleConfig, render_cell
+from ctxlens.chat.roles import Role
+from ctxlens.evals.needle.cells import Cell, NeedleConfig, render_cell
 from ctxlens.heads.answers import needle_tokens
 from ctxlens.heads.choose import HeadModel, spread
-from ctxlens.roles import Role
 from ctxlens.stats import bootstrap_mean
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from ctxlens.errors import InputError
+from ctxlens.evals.needle.run import Progress
 from ctxlens.heads.answers import Answers
 from ctxlens.heads.choose import Head
 from ctxlens.heads.copying import copying_map, user_share_map
@@ -17,10 +18,9 @@ from ctxlens.heads.maps import act_on_each_head, rank_heads
 from ctxlens.heads.sweep import steering_sweep
 from ctxlens.heads.tradeoff import AnsweredQuestion, side_effects
 from ctxlens.models import Model
-from ctxlens.needle import Progress
+from ctxlens.models.attention.steering import Steering
 from ctxlens.results import Ability, HeadCurves, HeadMap, NeedleGrid
 from ctxlens.runs import Run
-from ctxlens.steering import Steering
 
 KINDS = ("retrieval", "gradient", "steer", "ablate", "cumulative", "sweep")
 """Which heads read and copy the needle; derivative by every head's bias; steering one head at a time;

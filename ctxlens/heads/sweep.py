@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ctxlens.cells import Cell, NeedleConfig, render_cell
+from ctxlens.chat.roles import Role
 from ctxlens.errors import InputError
+from ctxlens.evals.needle.cells import Cell, NeedleConfig, render_cell
+from ctxlens.evals.needle.run import Progress, Setting, run_settings
 from ctxlens.heads.choose import Head, HeadModel, draw_random_heads, find_retrieval_heads, spread
-from ctxlens.needle import Progress, Setting, run_settings
+from ctxlens.models.attention.steering import DEFAULT_ROLES, Steering, SteeringMode
 from ctxlens.results import NeedleGrid, RoleAllocation
-from ctxlens.roles import Role
 from ctxlens.runs import Run
-from ctxlens.steering import DEFAULT_ROLES, Steering, SteeringMode
 
 HEAD_SETS = ("all", "retrieval", "random")
 """All heads; the retrieval head of every layer; as many others of the same layers, drawn at random."""

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from ctxlens.ability import Question, run_closed_book
 from ctxlens.errors import InputError
+from ctxlens.evals.closed_book import Question, run_closed_book
+from ctxlens.evals.needle.run import Progress
 from ctxlens.heads.kept import KeptUnits
 from ctxlens.models import Model
-from ctxlens.needle import Progress
 from ctxlens.results import Ability, NeedleGrid
 from ctxlens.runs import Run
 

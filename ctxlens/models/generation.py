@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ctxlens.batching import Backend, TokenBatch
+from ctxlens.models.attention.steering import Steering
+from ctxlens.models.backends.protocol import Backend, TokenBatch
 from ctxlens.models.sharing import Stop, choose
-from ctxlens.steering import Steering
 
 _SPARE = 4
 """Tokens that are decoded beyond the bytes of a stop string, for such as hold no text."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from ctxlens.chat.roles import DEFAULT_INDICATOR
 from ctxlens.errors import InputError
-from ctxlens.roles import DEFAULT_INDICATOR
 
 PACKAGED = {"organism": "base", "organism-chat": "chat"}
 """Names of the models that come with ctxlens, and their folders below `organism/`."""

@@ -14,8 +14,18 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from ctxlens.allocation import Queries, find_queries, make_allocation
-from ctxlens.batching import (
+from ctxlens.chat.roles import DEFAULT_INDICATOR, RenderedChat, Role, render, render_plain
+from ctxlens.errors import InputError
+from ctxlens.models.attention.shares import Queries, find_queries, make_allocation
+from ctxlens.models.attention.steering import (
+    DEFAULT_ROLES,
+    Heads,
+    Steering,
+    SteeringMode,
+    as_heads,
+    parse_roles,
+)
+from ctxlens.models.backends.protocol import (
     Backend,
     PrefixBackend,
     Readout,
@@ -24,8 +34,6 @@ from ctxlens.batching import (
     pad_queries,
     plan_batches,
 )
-from ctxlens.errors import InputError
-from ctxlens.forecast import fit_batch_tokens, free_memory
 from ctxlens.models.generation import continue_greedily, cut_at, stop_at
 from ctxlens.models.loading import (
     find_indicator,
@@ -38,10 +46,9 @@ from ctxlens.models.loading import (
     resolve_device,
     resolve_dtype,
 )
+from ctxlens.models.memory import fit_batch_tokens, free_memory
 from ctxlens.models.sharing import CannotShare, Sharing, Stop
 from ctxlens.results import RoleAllocation
-from ctxlens.roles import DEFAULT_INDICATOR, RenderedChat, Role, render, render_plain
-from ctxlens.steering import DEFAULT_ROLES, Heads, Steering, SteeringMode, as_heads, parse_roles
 
 Progress = Callable[[int, int], None]
 BackendName = Literal["lens", "native"]
@@ -189,7 +196,7 @@ class Model:
         cls, lens_model: Any, tokenizer: Any, *, name: str = "model", indicator: str | None = None
     ) -> Model:
         """Wrap a TransformerLens model: a `TransformerBridge` or a `HookedTransformer`."""
-        from ctxlens.lens import LensBackend
+        from ctxlens.models.backends.lens import LensBackend
 
         stop_ids = find_stop_ids(None, tokenizer)
         return cls(LensBackend(lens_model), tokenizer, name=name, stop_ids=stop_ids, indicator=indicator)
@@ -434,7 +441,7 @@ class Model:
 
         The targets are the tokens of some roles or, with `emphasised`, those marked by `ctxlens.emphasise`.
         The steering holds for the time of the block. Blocks can be nested; their biases add up. See
-        `ctxlens.steering.Steering`.
+        `ctxlens.models.attention.steering.Steering`.
 
         Raises:
             InputError: not exactly one of alpha and target share, one of them out of range, unknown roles
@@ -615,10 +622,10 @@ def _check_backend(backend: str, readout: str) -> None:
 
 def _make_backend(hf_model: Any, tokenizer: Any, backend: str, readout: str, *, copied: bool) -> Backend:
     if backend == "native":
-        from ctxlens.native import NativeBackend
+        from ctxlens.models.backends.native import NativeBackend
 
         return NativeBackend(hf_model, readout=readout)
-    from ctxlens.lens import LensBackend, bridge_from_hf
+    from ctxlens.models.backends.lens import LensBackend, bridge_from_hf
 
     return LensBackend(bridge_from_hf(hf_model, tokenizer, copied=copied))
 

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ctxlens.batching import KeyValues, PrefixBackend, TokenBatch, plan_batches
+from ctxlens.chat.roles import RenderedChat
 from ctxlens.errors import ModelFailureError
-from ctxlens.prefixes import Branch, plan_branches
-from ctxlens.roles import RenderedChat
-from ctxlens.steering import Steering
+from ctxlens.models.attention.steering import Steering
+from ctxlens.models.backends.protocol import KeyValues, PrefixBackend, TokenBatch, plan_batches
+from ctxlens.models.prefix_tree import Branch, plan_branches
 
 _ALIKE = 0.75
 """Prompts are read side by side if the shortest has this share of the longest one's unread tokens."""

@@ -18,11 +18,11 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from ctxlens.errors import InputError
-from ctxlens.plots.theme import SEQUENTIAL, colour_schemes
-from ctxlens.plots.tokens import TOKEN_CSS
 from ctxlens.report.blocks import bounds, embed, number
 from ctxlens.report.collect import RunContents, collect_runs, short_name
 from ctxlens.report.making import demo_command, honest_notes
+from ctxlens.report.plots.theme import SEQUENTIAL, colour_schemes
+from ctxlens.report.plots.tokens import TOKEN_CSS
 from ctxlens.report.sections import build_sections
 from ctxlens.runs import write_atomic
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ctxlens.plots.allocation import layer_panel, layer_shares, mean_over_queries, shown_roles
-from ctxlens.plots.theme import DIVERGING, INK, SEQUENTIAL, colorscale
-from ctxlens.plots.tokens import token_markup
+from ctxlens.chat.roles import ROLE_LABELS, Role
 from ctxlens.report.blocks import Block, Explorer, Figure, Figures, Tokens, figure_json
 from ctxlens.report.collect import RunContents, short_name
+from ctxlens.report.plots.allocation import layer_panel, layer_shares, mean_over_queries, shown_roles
+from ctxlens.report.plots.theme import DIVERGING, INK, SEQUENTIAL, colorscale
+from ctxlens.report.plots.tokens import token_markup
 from ctxlens.results import RoleAllocation, TokenView
-from ctxlens.roles import ROLE_LABELS, Role
 
 VIEWS = {"plain": "no template", "template": "template"}
 MOST_WEIGHTS = 400_000

@@ -9,7 +9,7 @@ from ctxlens.report.blocks import Block, Cell, Table, number
 
 
 def card_blocks(card: Mapping[str, Any]) -> list[Block]:
-    """Shares by group, thresholds by length and examples, as `ctxlens.card.make_card` gives them."""
+    """Shares by group, thresholds by length and examples, as `ctxlens.scoring.card.make_card` gives them."""
     blocks: list[Block] = [_groups(name, groups) for name, groups in card.get("shares", {}).items() if groups]
     if card.get("bins"):
         blocks.append(_bins(card["bins"]))

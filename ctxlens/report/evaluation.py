@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ctxlens.plots.evaluation import evaluation_means
 from ctxlens.report.blocks import (
     Answers,
     Block,
@@ -20,6 +19,7 @@ from ctxlens.report.blocks import (
     number,
 )
 from ctxlens.report.collect import RunContents, short_name
+from ctxlens.report.plots.evaluation import evaluation_means
 from ctxlens.results import Evaluation
 
 _MOST_EXAMPLES = 80

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ctxlens.plots.drift import drift_by_layer, drift_map, drift_slider
-from ctxlens.plots.heads import NAMES, gradient_scatter, head_curves, head_map
-from ctxlens.plots.tradeoff import trade_off
 from ctxlens.report.blocks import Block, Cell, Figure, Figures, Table, figure_json, in_text, interval_cell
 from ctxlens.report.collect import RunContents
+from ctxlens.report.plots.drift import drift_by_layer, drift_map, drift_slider
+from ctxlens.report.plots.heads import NAMES, gradient_scatter, head_curves, head_map
+from ctxlens.report.plots.tradeoff import trade_off
 from ctxlens.results import Ability, Drift, HeadCurves, HeadMap, correlate_maps
 
 _TRUTHS = ("steer", "blind", "zero", "mean")

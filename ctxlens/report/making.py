@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ctxlens.plots.training import loss_curve
 from ctxlens.report.blocks import Block, Cell, Figure, Figures, Note, Table, figure_json
 from ctxlens.report.collect import RunContents
+from ctxlens.report.plots.training import loss_curve
 
 _LONGEST_VALUE = 160
 

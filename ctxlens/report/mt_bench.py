@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ctxlens.plots.ratings import rating_means
 from ctxlens.report.answers import answer_blocks, ways_of_asking
 from ctxlens.report.blocks import (
     Block,
@@ -21,6 +20,7 @@ from ctxlens.report.blocks import (
     number,
 )
 from ctxlens.report.collect import RunContents
+from ctxlens.report.plots.ratings import rating_means
 from ctxlens.results import Dialogues, Ratings
 
 _REASON = 160

@@ -7,17 +7,6 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Literal
 
-from ctxlens.plots.compare import compare_models, cure_models
-from ctxlens.plots.needle import (
-    COLUMNS,
-    NeedlePanel,
-    needle_difference,
-    needle_panel,
-    needle_panels,
-    score_range,
-    split_by_memory,
-)
-from ctxlens.plots.steering import LINES, steering_curves, steering_points
 from ctxlens.report.blocks import (
     Block,
     Cell,
@@ -31,6 +20,17 @@ from ctxlens.report.blocks import (
     number,
 )
 from ctxlens.report.collect import RunContents
+from ctxlens.report.plots.compare import compare_models, cure_models
+from ctxlens.report.plots.needle import (
+    COLUMNS,
+    NeedlePanel,
+    needle_difference,
+    needle_panel,
+    needle_panels,
+    score_range,
+    split_by_memory,
+)
+from ctxlens.report.plots.steering import LINES, steering_curves, steering_points
 from ctxlens.results import Ability, NeedleGrid
 from ctxlens.stats import Interval, bootstrap_mean
 

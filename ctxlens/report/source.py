@@ -6,14 +6,17 @@ import math
 
 import numpy as np
 
-from ctxlens.plots.score_layers import (
+from ctxlens.report.blocks import Block, Cell, Figure, Figures, Table, figure_json, interval_cell, number
+from ctxlens.report.card import card_blocks
+from ctxlens.report.collect import RunContents
+from ctxlens.report.plots.score_layers import (
     BETAS,
     TOP_SHARE,
     layer_disagreement,
     score_density,
     threshold_shares,
 )
-from ctxlens.plots.scores import (
+from ctxlens.report.plots.scores import (
     KINDS,
     length_histogram,
     read_from,
@@ -22,9 +25,6 @@ from ctxlens.plots.scores import (
     selection_histogram,
     selection_quality,
 )
-from ctxlens.report.blocks import Block, Cell, Figure, Figures, Table, figure_json, interval_cell, number
-from ctxlens.report.card import card_blocks
-from ctxlens.report.collect import RunContents
 from ctxlens.results import Scores, Selection
 from ctxlens.stats import Interval, auroc
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from jaxtyping import Float, Int
 
+from ctxlens.chat.roles import ROLE_LABELS, Role
 from ctxlens.errors import InputError
 from ctxlens.results.files import META_KEY, check_record, make_record, read_safetensors_record
-from ctxlens.roles import ROLE_LABELS, Role
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float, Int
 
+from ctxlens.chat.roles import ROLE_LABELS, Role
 from ctxlens.errors import InputError
 from ctxlens.results.arrays import _load_arrays, _save_arrays
 from ctxlens.results.heads import HeadMap
-from ctxlens.roles import ROLE_LABELS, Role
 from ctxlens.stats import Interval, bootstrap_mean
 
 VIEWS: Mapping[str, tuple[Role, ...]] = {

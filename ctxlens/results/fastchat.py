@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeGuard
 
 from ctxlens.errors import InputError
-from ctxlens.lines import read_lines
+from ctxlens.files import read_lines
 from ctxlens.results.ratings import Ratings
 from ctxlens.results.tables import _Table
 

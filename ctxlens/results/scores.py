@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 import numpy as np
 from jaxtyping import Float
 
+from ctxlens.chat.roles import Role
 from ctxlens.errors import InputError
 from ctxlens.results.files import META_KEY, check_record, make_record, read_file
 from ctxlens.results.tables import _Table
-from ctxlens.roles import Role
 
 if TYPE_CHECKING:
     import pandas as pd

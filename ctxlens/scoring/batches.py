@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctxlens.data import Conversation, conversation_from_row
+from ctxlens.chat.data import Conversation, conversation_from_row
 from ctxlens.errors import InputError
 from ctxlens.results.scores import Precision
 from ctxlens.scoring.shard import Scorer, Settings, score_shard
@@ -52,7 +52,7 @@ class ScoreBatch:
 
         Args:
             model: what `ctxlens.load_model` takes (by default on the backend `native`), or a model.
-            layout: layout of the rows, one of `ctxlens.data.LAYOUTS`.
+            layout: layout of the rows, one of `ctxlens.chat.data.LAYOUTS`.
             id_column: the column with the conversations' ids.
             layers: see `score_conversations`, as `max_tokens`, `batch_tokens` and `precision`.
             max_tokens: truncate to fewer tokens than the model's window.

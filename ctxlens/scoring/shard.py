@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from ctxlens.batching import TurnReduce, plan_batches
-from ctxlens.data import Conversation, fingerprint_conversations
-from ctxlens.dependency import VALUES, reduce_turns, uniform_share
+from ctxlens.chat.data import Conversation, fingerprint_conversations
+from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import InputError
+from ctxlens.models.backends.protocol import TurnReduce, plan_batches
 from ctxlens.results.scores import LAYER_COLUMNS, TURN_COLUMNS, Precision, check_precision, make_turns
-from ctxlens.roles import RenderedChat, Role
-from ctxlens.selection import choose_layer
+from ctxlens.scoring.measure import VALUES, reduce_turns, uniform_share
+from ctxlens.scoring.selection import choose_layer
 
 if TYPE_CHECKING:
     import pyarrow as pa

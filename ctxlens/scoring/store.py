@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctxlens.data import Fingerprint
+from ctxlens.chat.data import Fingerprint
 from ctxlens.errors import InputError, RunExistsError
 from ctxlens.results.scores import read_head, read_turns, write_turns
 from ctxlens.runs import Run, package_versions, write_atomic

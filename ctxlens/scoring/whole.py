@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from itertools import islice
 from typing import Any
 
-from ctxlens.data import Conversation, ConversationSet, ConversationStream, Fingerprint
+from ctxlens.chat.data import Conversation, ConversationSet, ConversationStream, Fingerprint
 from ctxlens.errors import InputError
 from ctxlens.processes import ALONE, Processes
 from ctxlens.results import Scores
 from ctxlens.results.scores import Precision
 from ctxlens.runs import Run
+from ctxlens.scoring.selection import choose_layer
 from ctxlens.scoring.shard import Scorer, Settings, Shard, Turn, score_shard
 from ctxlens.scoring.store import RESULT, ShardStore, finished_scores, merge_in_memory, merge_shards
-from ctxlens.selection import choose_layer
 
 SHARD_CONVERSATIONS = 512
 """Conversations a shard: what is done again after a kill, and the window that batches are sorted in."""

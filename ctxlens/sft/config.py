@@ -13,9 +13,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, cast, get_args, get_type_hints
 
-from ctxlens.before_after import EvaluationKeys
+from ctxlens.chat.roles.truncation import SIDES
 from ctxlens.errors import InputError
-from ctxlens.roles.truncation import SIDES
+from ctxlens.sft.before_after import EvaluationKeys
 from ctxlens.sft.rows import LOSS_ON
 
 NULL_WORDS = frozenset({"null", "none", "~", ""})

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ctxlens.card import code_block, code_span, escape_markdown
 from ctxlens.runs import Run, package_versions, write_atomic
+from ctxlens.scoring.card import code_block, code_span, escape_markdown
 from ctxlens.sft.adapter import ADAPTER, merge_adapter
 from ctxlens.sft.rows import TrainRows
 from ctxlens.sft.start import Start

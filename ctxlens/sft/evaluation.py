@@ -8,10 +8,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ctxlens.before_after import RESULT, EvaluationKeys, EvaluationPlan, evaluate_checkpoint, plan_evaluation
 from ctxlens.errors import InputError, UnsupportedModelError
 from ctxlens.models import Model, load_model
 from ctxlens.models.loading import hash_checkpoint, resolve_device
+from ctxlens.sft.before_after import (
+    RESULT,
+    EvaluationKeys,
+    EvaluationPlan,
+    evaluate_checkpoint,
+    plan_evaluation,
+)
 from ctxlens.sft.start import Start
 
 StageProgress = Callable[[str, int, int], None]

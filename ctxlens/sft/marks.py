@@ -7,11 +7,11 @@ import json
 import warnings
 from collections.abc import Collection, Iterable, Sequence
 
-from ctxlens.data import Conversation, fingerprint_conversations
+from ctxlens.chat.data import Conversation, fingerprint_conversations
+from ctxlens.chat.roles import INDICATOR_KEY
 from ctxlens.errors import InputError
-from ctxlens.indicator import annotate_messages
+from ctxlens.models.indicator_token import annotate_messages
 from ctxlens.results import Selection
-from ctxlens.roles import INDICATOR_KEY
 from ctxlens.sft.config import TrainConfig
 from ctxlens.sft.variants import answered_messages, draw_control, drop_marks, mark_rest, repeat_selected
 

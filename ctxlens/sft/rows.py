@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ctxlens.data import Conversation
+from ctxlens.chat.data import Conversation
+from ctxlens.chat.roles import INDICATOR_KEY, RenderedChat, render, render_plain
+from ctxlens.chat.roles.truncation import fit_to_window
 from ctxlens.errors import InputError
-from ctxlens.roles import INDICATOR_KEY, RenderedChat, render, render_plain
-from ctxlens.roles.truncation import fit_to_window
 
 IGNORED = -100
 """The label of a token that the loss is not on."""

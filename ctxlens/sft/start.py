@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ctxlens.chat.roles import render
 from ctxlens.errors import InputError, RenderError
-from ctxlens.indicator import EMBEDDING_MULTIPLE, add_indicator
+from ctxlens.models.indicator_token import EMBEDDING_MULTIPLE, add_indicator
 from ctxlens.models.loading import (
     INDICATOR_RECORD,
     hash_checkpoint,
@@ -18,7 +19,6 @@ from ctxlens.models.loading import (
     read_chat_template,
     resolve_dtype,
 )
-from ctxlens.roles import render
 from ctxlens.sft.adapter import make_quantization_config
 from ctxlens.sft.config import TrainConfig, first_line
 

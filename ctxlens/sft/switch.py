@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from ctxlens.chat.roles import INDICATOR_KEY, render
 from ctxlens.errors import RenderError
-from ctxlens.roles import INDICATOR_KEY, render
 from ctxlens.sft.marks import IndicatorWarning
 
 SWITCH = "context_dependent"

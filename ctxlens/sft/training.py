@@ -13,13 +13,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
-from ctxlens.before_after import EvaluationKeys
-from ctxlens.data import Conversation, load_conversations
+from ctxlens.chat.data import Conversation, load_conversations
 from ctxlens.errors import InputError
 from ctxlens.models.loading import read_chat_template
 from ctxlens.results import Selection
 from ctxlens.runs import MANIFEST, Run
 from ctxlens.sft.adapter import check_model_arguments, make_peft_config
+from ctxlens.sft.before_after import EvaluationKeys
 from ctxlens.sft.config import (
     DATA_KEYS,
     EVALUATION_KEYS,

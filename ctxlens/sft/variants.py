@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ctxlens.data import Conversation
+from ctxlens.chat.data import Conversation
+from ctxlens.chat.roles import INDICATOR_KEY
 from ctxlens.errors import InputError
-from ctxlens.roles import INDICATOR_KEY
 
 
 def answered_messages(conversation: Conversation) -> dict[int, int]:

@@ -76,7 +76,7 @@ def make_requests(model: Any, preset: Preset) -> dict[str, list[Any]]:
     """Requests of three kinds: a text a question, one text for four questions, four choices a question."""
     from lm_eval.api.instance import Instance
 
-    from ctxlens.harness import load_tasks
+    from ctxlens.evals.harness import load_tasks
 
     count = preset.requests
     metadata = {"organism_items": count, "organism_fillers": 10}
@@ -108,7 +108,7 @@ def measure(model: Any, preset: Preset) -> dict[str, Any]:
     """Seconds of both on every kind of request, in turns, and whether they say the same."""
     from lm_eval.models.huggingface import HFLM
 
-    from ctxlens.harness import CtxlensLM
+    from ctxlens.evals.harness import CtxlensLM
     from ctxlens.processes import ALONE
 
     ours = CtxlensLM(model, batch_size=preset.batch_size, processes=ALONE)

@@ -22,12 +22,12 @@ from pathlib import Path
 import torch
 
 from ctxlens import load_model
-from ctxlens.cells import NeedleConfig, build_cells, render_cell
-from ctxlens.haystack import load_haystack
+from ctxlens.chat.roles import RenderedChat
+from ctxlens.evals.needle.cells import NeedleConfig, build_cells, render_cell
+from ctxlens.evals.needle.haystack import load_haystack
+from ctxlens.evals.needle.needles import draw_needle
 from ctxlens.models import Model
-from ctxlens.prefixes import count_read, plan_branches
-from ctxlens.recall import draw_needle
-from ctxlens.roles import RenderedChat
+from ctxlens.models.prefix_tree import count_read, plan_branches
 from ctxlens.runs import package_versions, write_atomic
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ctxlens.augment import augmented_attention
-from ctxlens.roles import N_ROLES
+from ctxlens.chat.roles import N_ROLES
+from ctxlens.models.attention.fused import augmented_attention
 from experiments.bench_readout.presets import Preset
 from experiments.bench_readout.subject import make_batch
 from experiments.bench_readout.timing import seconds

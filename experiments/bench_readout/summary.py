@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ctxlens.plots.theme import SERIES
+from ctxlens.report.plots.theme import SERIES
 
 _SYMBOLS = {"floor": "line-ew", "ours": "circle", "peer": "x"}
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ctxlens.native import NativeBackend
-from ctxlens.steering import Steering
+from ctxlens.models.attention.steering import Steering
+from ctxlens.models.backends.native import NativeBackend
 from experiments.bench_readout.presets import Preset
 from experiments.bench_readout.subject import Subject, make_batch, make_twin
 from experiments.bench_readout.ways import ALPHA, WAYS, steered_heads

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctxlens.allocation import compute_role_shares
-from ctxlens.native import attend
-from ctxlens.roles import N_ROLES
-from ctxlens.steering import Steering
+from ctxlens.chat.roles import N_ROLES
+from ctxlens.models.attention.shares import compute_role_shares
+from ctxlens.models.attention.steering import Steering
+from ctxlens.models.backends.native import attend
 from experiments.bench_readout.presets import Preset
 from experiments.bench_readout.subject import Subject, make_batch, response_rows
 

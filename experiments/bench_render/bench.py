@@ -1,9 +1,9 @@
 """What does labelling cost beside rendering alone?
 
 Question: how many times as long as ``tokenizer.apply_chat_template(tokenize=True)`` does
-`ctxlens.roles.render` take over a data set, and does its time grow in proportion to the text's length?
+`ctxlens.chat.roles.render` take over a data set, and does its time grow in proportion to the text's length?
 Run:      python experiments/bench_render/bench.py DATA.json TOKENIZER --out results.json
-          (DATA.json: any file that `ctxlens.data.load_conversations` reads; TOKENIZER: a folder)
+          (DATA.json: any file that `ctxlens.chat.data.load_conversations` reads; TOKENIZER: a folder)
 Expected: a ratio of at most 3 over the data set, and a time per character that does not grow.
 """
 
@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ctxlens.data import load_conversations
-from ctxlens.roles import render
+from ctxlens.chat.data import load_conversations
+from ctxlens.chat.roles import render
 from ctxlens.runs import write_atomic
 
 LENGTHS = (1_000, 10_000, 100_000, 1_000_000)

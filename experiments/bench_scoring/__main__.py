@@ -48,10 +48,10 @@ def measure_speed(
     """Reading alone against plain, batch by batch in turn; and the whole of scoring, text to file."""
     import torch
 
-    from ctxlens.batching import TokenBatch
-    from ctxlens.dependency import reduce_turns
+    from ctxlens.models.backends.protocol import TokenBatch
     from ctxlens.runs import Run
     from ctxlens.scoring import Settings, score_conversations, score_to_run
+    from ctxlens.scoring.measure import reduce_turns
     from experiments.bench_scoring.subject import make_batches, make_twin, render_all
 
     settings = Settings.of(model, max_tokens=options.window, batch_tokens=options.batch_tokens)
@@ -152,7 +152,7 @@ def measure_paper(
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("data", type=Path, help="any file that ctxlens.data reads, such as lima.json")
+    parser.add_argument("data", type=Path, help="any file that ctxlens.chat.data reads, such as lima.json")
     parser.add_argument("tokenizer", type=Path, help="a folder")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--conversations", type=int, default=48, help="for speed; spread over the data")

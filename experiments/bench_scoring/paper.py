@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ctxlens.roles import RenderedChat, Role
+from ctxlens.chat.roles import RenderedChat, Role
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ctxlens.data import Conversation, open_conversations, write_conversations
+from ctxlens.chat.data import Conversation, open_conversations, write_conversations
 from ctxlens.models import Model
 from ctxlens.runs import Run
 from ctxlens.scoring import Settings, score_to_run

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from ctxlens.batching import plan_batches
-from ctxlens.data import Conversation, load_conversations
+from ctxlens.chat.data import Conversation, load_conversations
+from ctxlens.chat.roles import RenderedChat
 from ctxlens.models import Model
-from ctxlens.roles import RenderedChat
+from ctxlens.models.backends.protocol import plan_batches
 
 TEMPLATE = (
     "{% for message in messages %}"

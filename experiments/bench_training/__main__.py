@@ -186,7 +186,7 @@ class Bench:
 
     def indicator(self) -> dict[str, float]:
         """ctxlens: the indicator on turns answered from their document, loss on all tokens as in `plain`."""
-        from ctxlens.data import Conversation
+        from ctxlens.chat.data import Conversation
         from ctxlens.sft import train
 
         model, tokenizer = self.model(), self.tokenizer()

@@ -130,7 +130,7 @@ class Pipeline:
     @cached_property
     def conversations(self) -> list[Any]:
         """The fine-tuning data with the true kind of every answer."""
-        from ctxlens.data import Conversation
+        from ctxlens.chat.data import Conversation
         from ctxlens.organism import load_world, recipe
 
         made = load_world().conversations(self.preset.conversations, seed=self.seed, **recipe.SHARES)
@@ -191,11 +191,11 @@ class Pipeline:
 
     def select(self) -> Figures:
         """Choose the turns that get the indicator, in the layer that carries the needle."""
-        from ctxlens.cells import NeedleConfig, build_cells
-        from ctxlens.haystack import load_haystack
+        from ctxlens.evals.needle.cells import NeedleConfig, build_cells
+        from ctxlens.evals.needle.haystack import load_haystack
         from ctxlens.heads import needle_layer
         from ctxlens.results import Scores
-        from ctxlens.selection import choose_layer, select_turns, selection_quality
+        from ctxlens.scoring.selection import choose_layer, select_turns, selection_quality
 
         model = self._model("vanilla")
         config = NeedleConfig(

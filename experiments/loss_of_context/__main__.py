@@ -14,9 +14,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ctxlens.cells import CONDITIONS, NeedleConfig, build_cells
-from ctxlens.haystack import load_haystack
-from ctxlens.needle import Setting, run_settings
+from ctxlens.evals.needle.cells import CONDITIONS, NeedleConfig, build_cells
+from ctxlens.evals.needle.haystack import load_haystack
+from ctxlens.evals.needle.run import Setting, run_settings
 from ctxlens.organism import recipe
 from ctxlens.results import NeedleGrid
 from ctxlens.runs import Run

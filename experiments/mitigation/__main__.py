@@ -21,17 +21,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctxlens.ability import run_closed_book
-from ctxlens.cells import NeedleConfig, build_cells
-from ctxlens.haystack import load_haystack
+from ctxlens.chat.roles import DEFAULT_INDICATOR
+from ctxlens.evals.closed_book import run_closed_book
+from ctxlens.evals.needle.cells import NeedleConfig, build_cells
+from ctxlens.evals.needle.haystack import load_haystack
+from ctxlens.evals.needle.run import Setting, run_settings
 from ctxlens.models import load_model
-from ctxlens.needle import Setting, run_settings
 from ctxlens.organism import load_world, recipe
 from ctxlens.results import Ability, NeedleGrid, Scores
-from ctxlens.roles import DEFAULT_INDICATOR
 from ctxlens.runs import Run
 from ctxlens.scoring import score_conversations
-from ctxlens.selection import select_turns, selection_quality
+from ctxlens.scoring.selection import select_turns, selection_quality
 from ctxlens.stats import bootstrap_mean, compare_pairs
 from experiments.common import markdown, over_seeds, run_experiment, seed_study
 from experiments.organism.measure import CASES, LENGTHS, QUESTIONS, SeedStudy

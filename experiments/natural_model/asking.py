@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ctxlens.cells import Cell, NeedleConfig, build_cells
-from ctxlens.data import Conversation
-from ctxlens.haystack import load_haystack, split_sentences
+from ctxlens.chat.data import Conversation
+from ctxlens.chat.roles import RenderedChat
+from ctxlens.evals.needle.cells import Cell, NeedleConfig, build_cells
+from ctxlens.evals.needle.haystack import load_haystack, split_sentences
+from ctxlens.evals.needle.needles import Needle
+from ctxlens.evals.needle.run import Setting, run_settings
+from ctxlens.evals.qa import score_contains
 from ctxlens.models import Model
-from ctxlens.needle import Setting, run_settings
-from ctxlens.qa import score_contains
-from ctxlens.recall import Needle
 from ctxlens.results import NeedleGrid
-from ctxlens.roles import RenderedChat
 from experiments.natural_model.presets import Preset
 from experiments.natural_model.sources import Question, Sources, drop_question, squad_questions
 from experiments.natural_text.__main__ import without_needle

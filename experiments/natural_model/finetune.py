@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from ctxlens.cells import NeedleConfig, build_cells
-from ctxlens.data import Conversation
-from ctxlens.haystack import load_haystack, split_sentences
+from ctxlens.chat.data import Conversation
+from ctxlens.chat.roles import DEFAULT_INDICATOR, render
+from ctxlens.evals.needle.cells import NeedleConfig, build_cells
+from ctxlens.evals.needle.haystack import load_haystack, split_sentences
 from ctxlens.heads import needle_layer
 from ctxlens.models import Model, load_model
 from ctxlens.results import Scores, Selection
-from ctxlens.roles import DEFAULT_INDICATOR, render
 from ctxlens.scoring import score_conversations
-from ctxlens.selection import score_rows, select_turns, selection_quality
+from ctxlens.scoring.selection import score_rows, select_turns, selection_quality
 from ctxlens.sft import train
 from ctxlens.stats import auroc
 from experiments.natural_model.corpus import reading_text

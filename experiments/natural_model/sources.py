@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctxlens.data import Conversation, load_conversations
+from ctxlens.chat.data import Conversation, load_conversations
 from experiments.score_quality.data import family_of
 
 SHINGLE_WORDS = 13

@@ -1,4 +1,4 @@
-"""SQuAD, DROP and IFEval through lm-eval, by `ctxlens.harness`, on held-out questions."""
+"""SQuAD, DROP and IFEval through lm-eval, by `ctxlens.evals.harness`, on held-out questions."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ctxlens.harness.evaluate import run_evaluation
+from ctxlens.evals.harness.evaluate import run_evaluation
+from ctxlens.evals.tasks import folder
 from ctxlens.models import Model
 from ctxlens.results import Evaluation
 from ctxlens.runs import write_atomic
-from ctxlens.tasks import folder
 from experiments.natural_model.asking import Arm, Item
 from experiments.natural_model.sources import IFEVAL, Question
 

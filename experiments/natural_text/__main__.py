@@ -18,13 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ctxlens.cells import Cell, NeedleConfig, build_cells
-from ctxlens.haystack import load_haystack
+from ctxlens.evals.needle.cells import Cell, NeedleConfig, build_cells
+from ctxlens.evals.needle.haystack import load_haystack
+from ctxlens.evals.needle.run import Setting, run_settings
 from ctxlens.models import load_model
-from ctxlens.needle import Setting, run_settings
+from ctxlens.models.attention.steering import Steering
 from ctxlens.results import NeedleGrid
 from ctxlens.runs import Run
-from ctxlens.steering import Steering
 from experiments.common import markdown, run_experiment
 
 CONDITIONS = ("plain+prefix", "template+prefix")

@@ -13,21 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctxlens.ability import run_closed_book
-from ctxlens.cells import NeedleConfig, build_cells
-from ctxlens.data import Conversation
-from ctxlens.haystack import load_haystack
+from ctxlens.chat.data import Conversation
+from ctxlens.chat.roles import DEFAULT_INDICATOR
+from ctxlens.evals.closed_book import run_closed_book
+from ctxlens.evals.needle.cells import NeedleConfig, build_cells
+from ctxlens.evals.needle.haystack import load_haystack
+from ctxlens.evals.needle.run import Setting, run_settings
 from ctxlens.heads import needle_layer
 from ctxlens.models import Model, load_model
-from ctxlens.needle import Setting, run_settings
+from ctxlens.models.attention.steering import Steering
 from ctxlens.organism import load_world, recipe
 from ctxlens.results import NeedleGrid, Scores, Selection
-from ctxlens.roles import DEFAULT_INDICATOR
 from ctxlens.scoring import score_conversations
-from ctxlens.selection import choose_layer, select_turns, selection_quality
+from ctxlens.scoring.selection import choose_layer, select_turns, selection_quality
 from ctxlens.sft import train
 from ctxlens.stats import auroc
-from ctxlens.steering import Steering
 
 LENGTHS = (64, 160, 260, 360, 480)
 DEPTHS = (0.0, 25.0, 50.0, 75.0, 100.0)

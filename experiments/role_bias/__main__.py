@@ -14,10 +14,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ctxlens.cells import NeedleConfig, build_cells, render_cell
-from ctxlens.drift import Side, read_drift
-from ctxlens.haystack import load_haystack
+from ctxlens.evals.needle.cells import NeedleConfig, build_cells, render_cell
+from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.heads import Answers
+from ctxlens.heads.drift import Side, read_drift
 from ctxlens.organism import recipe
 from ctxlens.results import Drift
 from ctxlens.runs import Run

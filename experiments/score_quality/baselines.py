@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ctxlens.data import Conversation
+from ctxlens.chat.data import Conversation
 
 
 def containment(response: str, prompt: str, n: int) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctxlens.data import Conversation, load_conversations
+from ctxlens.chat.data import Conversation, load_conversations
 from ctxlens.organism import load_world, recipe
 
 FAMILIES: Mapping[str, tuple[str, str]] = {

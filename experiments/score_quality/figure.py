@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ctxlens.plots.theme import INK, SERIES, style
+from ctxlens.report.plots.theme import INK, SERIES, style
 
 _BASELINES = ("uniform", "prompt length", "response length", "overlap, words", "overlap, pairs of words")
 

@@ -21,13 +21,13 @@ from data import FAMILIES, Labelled, family_of, organism_world, t0_world
 from figure import draw
 from ranking import auroc, auroc_at_equal_length, difference, rank
 
-from ctxlens.data import Conversation
-from ctxlens.lp_gap import add_lp_gap
+from ctxlens.chat.data import Conversation
 from ctxlens.models import Model, load_model
 from ctxlens.results import Scores
 from ctxlens.runs import package_versions
 from ctxlens.scoring import score_conversations
-from ctxlens.selection import choose_layer, select_turns, selection_quality
+from ctxlens.scoring.lp_gap import add_lp_gap
+from ctxlens.scoring.selection import choose_layer, select_turns, selection_quality
 
 CHATML = (
     "{{ bos_token }}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + "

@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ctxlens.cells import NeedleConfig, build_cells
-from ctxlens.haystack import load_haystack
+from ctxlens.evals.needle.cells import NeedleConfig, build_cells
+from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.heads import side_effects, steering_sweep
 from ctxlens.models import Model
 from ctxlens.organism import load_world, recipe

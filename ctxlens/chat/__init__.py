@@ -1,0 +1,1 @@
+"""Conversations: who said which token (`roles`), and instruction data as conversations (`data`)."""

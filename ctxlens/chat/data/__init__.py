@@ -1,0 +1,35 @@
+"""Conversations in: from the field's layouts and files, cleaned as in the paper, every step counted.
+
+Layouts (`load_conversations` finds out which, or is told):
+
+* ``messages``: a column ``messages`` (or ``conversations``) of mappings with ``role`` and ``content``;
+* ``sharegpt``: a column ``conversations`` of mappings with ``from`` and ``value``, or of bare texts that
+  alternate between user and assistant; a ``chosen`` turn beside it is its last answer;
+* ``alpaca``: ``instruction``, ``output`` (or ``response``), optionally ``input`` (or ``context``),
+  ``history`` and ``system``;
+* ``prompt-completion``: ``prompt`` and ``completion`` (or ``response``, ``chosen``), texts or messages.
+
+Cleaning (paper, appendix on data): empty turns, turns before the first user turn other than the system's,
+and a last user turn without answer are dropped; conversations with a refusal too, if asked for. All other
+columns are kept as labels. `open_conversations` does this row by row, `load_conversations` at once.
+"""
+
+from ctxlens.chat.data.cleaning import REFUSALS
+from ctxlens.chat.data.conversations import (
+    Conversation,
+    ConversationSet,
+    ConversationStream,
+    conversation_from_row,
+    load_conversations,
+    open_conversations,
+    read_messages_file,
+    write_conversations,
+)
+from ctxlens.chat.data.fingerprint import Fingerprint, fingerprint_conversations
+from ctxlens.chat.data.layouts import LAYOUTS
+
+__all__ = [
+    "LAYOUTS", "REFUSALS", "Conversation", "ConversationSet", "ConversationStream", "Fingerprint",
+    "conversation_from_row", "fingerprint_conversations", "load_conversations", "open_conversations",
+    "read_messages_file", "write_conversations",
+]  # fmt: skip

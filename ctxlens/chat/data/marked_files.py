@@ -1,0 +1,372 @@
+"""Chosen instructions marked in a data set's own rows, and the same rows back again.
+
+`write_marked` copies a data set and appends the indicator to the text of the chosen user messages, wherever
+the layout keeps it; nothing else is changed. Where it was put is recorded in a column of its own
+(`RECORD_COLUMN`), so `unmark_file` gives back the rows as they were.
+
+Which string of a row holds a message is not assumed from the layout: a candidate is taken if the row, with
+the indicator appended to it, parses to the same conversation with the indicator in that message and nowhere
+else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctxlens.chat.data import Conversation
+from ctxlens.chat.data.cleaning import clean_messages
+from ctxlens.chat.data.layouts import parse_row
+from ctxlens.chat.data.reading import read_rows
+from ctxlens.chat.roles import DEFAULT_INDICATOR, INDICATOR_KEY
+from ctxlens.errors import InputError
+from ctxlens.runs import write_atomic
+
+RECORD_COLUMN = "ctxlens_indicator"
+"""The column that says where the indicator was put: its `text`, and `at`, JSON pointers (RFC 6901)."""
+
+_NUMBER = "ctxlens_number"
+_BATCH_ROWS = 1024
+_Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What was written: rows in all, rows that were marked, indicators put into them."""
+
+    rows: int
+    marked_rows: int
+    indicators: int
+
+
+def marked_suffix(source: str | Path) -> str:
+    """The suffix of the file that `write_marked` makes of a data set: Parquet stays Parquet."""
+    return ".parquet" if _is_parquet(source) else ".jsonl"
+
+
+def write_marked(
+    path: str | Path,
+    source: str | Path,
+    conversations: Iterable[Conversation],
+    *,
+    layout: str,
+    split: str = "train",
+    indicator: str = DEFAULT_INDICATOR,
+) -> Marks:
+    """Copy a data set with the indicator appended, after one space, to its marked user messages.
+
+    Args:
+        path: the file to write: Parquet where the source is a Parquet file, else JSON lines.
+        source: the data set, as it was given to `load_conversations`.
+        conversations: its conversations in its order, marked by `annotate_messages`; rows that gave none
+            (skipped, beyond a limit) are copied as they are.
+        layout: the layout that they were read in.
+        split: split of a folder or Hub data set.
+        indicator: the indicator; see `check_unmarked` for data that hold it already.
+
+    Returns:
+        What was written.
+
+    Raises:
+        InputError: a data set that was marked before; rows that do not give these conversations; values
+            that JSON cannot keep; a place that cannot be written to.
+    """
+    editor = _Marker(list(conversations), layout, indicator, str(source))
+
+    def write(file: Path) -> None:
+        if _is_parquet(source):
+            _edit_parquet(Path(source), file, editor.edit, adds_record=True)
+        else:
+            rows = read_rows(str(source), split=split, limit=None)
+            _write_lines(file, map(editor.edit, rows), str(source))
+        editor.check_finished()
+
+    write_atomic(path, write)
+    return Marks(editor.rows, editor.marked_rows, editor.indicators)
+
+
+def check_unmarked(conversations: Iterable[Conversation], indicator: str = DEFAULT_INDICATOR) -> None:
+    """Refuse data whose texts hold the indicator already: it would stand in them by accident as well.
+
+    Raises:
+        InputError: they do, or they are the output of an earlier selection.
+    """
+    conversations = list(conversations)
+    held = [c.id for c in conversations if any(indicator in message["content"] for message in c.messages)]
+    before = [c.id for c in conversations if c.labels.get(RECORD_COLUMN)]
+    if before:
+        raise InputError(
+            f"{before[0]!r} and {len(before) - 1} more conversations were marked by an earlier selection; "
+            "select from the original data (ctxlens select --undo gives it back)."
+        )
+    if held:
+        raise InputError(
+            f"{len(held)} of {len(conversations)} conversations hold the text {indicator!r} already, "
+            f"{held[0]!r} for one; choose another --indicator, or pass --allow-existing."
+        )
+
+
+def check_marked(path: str | Path) -> None:
+    """Raise `InputError` if a file holds no record of an indicator that `write_marked` put into it."""
+    if _is_parquet(path):
+        import pyarrow.parquet as pq
+
+        found = RECORD_COLUMN in pq.read_schema(Path(path).expanduser()).names
+    else:
+        rows = read_rows(str(path), split="train", limit=None)
+        found = any(isinstance(row, Mapping) and RECORD_COLUMN in row for row in rows)
+    if not found:
+        raise InputError(f"{path} has no record of an indicator put into it; give a file of ctxlens select.")
+
+
+def unmark_file(path: str | Path, out: str | Path) -> Marks:
+    """Give back the rows that `write_marked` made a file of, exactly as they were.
+
+    Args:
+        path: the marked file.
+        out: the file to write, in the same format.
+
+    Raises:
+        InputError: the file holds no record of marks, or a text no longer ends with the indicator.
+    """
+    check_marked(path)
+    counts = Counter[str]()
+
+    def edit(row: Any) -> Any:
+        counts["rows"] += 1
+        record = row.get(RECORD_COLUMN) if isinstance(row, Mapping) else None
+        if record is None:
+            return _without_record(row)
+        if not isinstance(record, Mapping) or not isinstance(record.get("at"), list) or "text" not in record:
+            raise InputError(
+                f"row {counts['rows']} of {path} has a {RECORD_COLUMN} that ctxlens never wrote."
+            )
+        counts["marked"] += 1
+        counts["indicators"] += len(record["at"])
+        return _unmarked(row, record, counts["rows"], path)
+
+    if _is_parquet(path):
+        write_atomic(out, lambda file: _edit_parquet(Path(path), file, edit, adds_record=False))
+    else:
+        rows = read_rows(str(path), split="train", limit=None)
+        write_atomic(out, lambda file: _write_lines(file, map(edit, rows), str(path)))
+    return Marks(counts["rows"], counts["marked"], counts["indicators"])
+
+
+class _Marker:
+    """Walks through the rows and the conversations that were made of them, side by side."""
+
+    def __init__(
+        self, conversations: Sequence[Conversation], layout: str, indicator: str, source: str
+    ) -> None:
+        self.layout, self.indicator, self.source = layout, indicator, source
+        self.rows = self.marked_rows = self.indicators = 0
+        self._waiting = iter(conversations)
+        self._next = next(self._waiting, None)
+
+    def edit(self, row: Any) -> Any:
+        """The row, marked if its conversation is."""
+        self.rows += 1
+        if isinstance(row, Mapping) and RECORD_COLUMN in row:
+            raise InputError(
+                f"{self.source} has a column {RECORD_COLUMN}: it was marked before; undo that first "
+                f"(ctxlens select --undo {self.source})."
+            )
+        conversation = self._next
+        if conversation is None:
+            return row
+        parsed, kept = _read(row, self.layout)
+        if [parsed[number] for number in kept] != _unannotated(conversation):
+            return row
+        self._next = next(self._waiting, None)
+        marked = [kept[at] for at, message in enumerate(conversation.messages) if message.get(INDICATOR_KEY)]
+        if not marked:
+            return row
+        self.marked_rows += 1
+        self.indicators += len(marked)
+        return self._mark(row, parsed, marked, conversation.id)
+
+    def check_finished(self) -> None:
+        """Raise `InputError` if conversations are left that no row gave."""
+        if self._next is not None:
+            raise InputError(
+                f"conversation {self._next.id!r} was not found in the rows of {self.source}; the data have "
+                "changed since they were read."
+            )
+
+    def _mark(self, row: Any, parsed: list[dict[str, Any]], marked: Sequence[int], name: str) -> Any:
+        suffix = f" {self.indicator}"
+        pointers = []
+        for number in marked:
+            expected = [dict(message) for message in parsed]
+            expected[number]["content"] += suffix
+            place = _find(row, parsed[number]["content"], expected, self.layout, suffix)
+            if place is None:
+                raise InputError(
+                    f"no single text of conversation {name!r} in {self.source} holds its message {number}, "
+                    "so the indicator cannot be put there."
+                )
+            row, parsed = _replaced(row, place, _leaf(row, place) + suffix), expected
+            pointers.append(place)
+        if isinstance(row, list):
+            column = "conversations" if self.layout == "sharegpt" else "messages"
+            record = {"text": suffix, "at": [_pointer((column, *place)) for place in pointers]}
+            return {column: row, RECORD_COLUMN: {**record, "bare": column}}
+        return {**row, RECORD_COLUMN: {"text": suffix, "at": [_pointer(place) for place in pointers]}}
+
+
+def _read(row: Any, layout: str) -> tuple[list[dict[str, Any]], list[int]]:
+    """A row's messages, and the numbers of those that cleaning keeps; none if it is malformed."""
+    try:
+        parsed = parse_row(row, layout).messages
+    except InputError:
+        return [], []
+    numbered = [{**message, _NUMBER: number} for number, message in enumerate(parsed)]
+    return parsed, [message[_NUMBER] for message in clean_messages(numbered, Counter())]
+
+
+def _unannotated(conversation: Conversation) -> list[dict[str, Any]]:
+    return [{k: v for k, v in message.items() if k != INDICATOR_KEY} for message in conversation.messages]
+
+
+def _find(row: Any, content: str, expected: list[dict[str, Any]], layout: str, suffix: str) -> _Path | None:
+    """The place of the text that has to be extended so that the row parses as expected."""
+    for place, text in _texts(row, ()):
+        if text and content.endswith(text):
+            messages, _ = _read(_replaced(row, place, text + suffix), layout)
+            if messages == expected:
+                return place
+    return None
+
+
+def _texts(value: Any, place: _Path) -> Iterator[tuple[_Path, str]]:
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _texts(part, (*place, key))
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            yield from _texts(part, (*place, number))
+
+
+def _leaf(row: Any, place: _Path) -> Any:
+    for key in place:
+        row = row[key]
+    return row
+
+
+def _replaced(value: Any, place: _Path, text: str) -> Any:
+    """The value with another text at a place; what does not lie on the way is shared with the original."""
+    if not place:
+        return text
+    key, *rest = place
+    if isinstance(value, Mapping):
+        return {**value, key: _replaced(value[key], tuple(rest), text)}
+    parts = list(value)
+    parts[int(key)] = _replaced(parts[int(key)], tuple(rest), text)
+    return parts
+
+
+def _pointer(place: _Path) -> str:
+    return "".join(f"/{str(key).replace('~', '~0').replace('/', '~1')}" for key in place)
+
+
+def _follow(row: Any, pointer: str) -> _Path:
+    """The place that a pointer means; an error of Python's own if there is none."""
+    place: list[str | int] = []
+    for word in pointer.split("/")[1:]:
+        name = word.replace("~1", "/").replace("~0", "~")
+        key = name if isinstance(row, Mapping) else int(name)
+        row = row[key]
+        place.append(key)
+    return tuple(place)
+
+
+def _unmarked(row: Mapping[str, Any], record: Mapping[str, Any], number: int, path: str | Path) -> Any:
+    suffix = record["text"]
+    result: Any = _without_record(row)
+    for pointer in record["at"]:
+        try:
+            place = _follow(result, pointer)
+            text = _leaf(result, place)
+        except (KeyError, IndexError, TypeError, ValueError):
+            text = None
+        if not isinstance(text, str) or not text.endswith(suffix):
+            raise InputError(
+                f"row {number} of {path} does not end with {suffix.strip()!r} at {pointer}; the file was "
+                "edited after it was marked, so it cannot be undone."
+            )
+        result = _replaced(result, place, text.removesuffix(suffix))
+    return result[record["bare"]] if record.get("bare") else result
+
+
+def _without_record(row: Any) -> Any:
+    if not isinstance(row, Mapping):
+        return row
+    return {key: value for key, value in row.items() if key != RECORD_COLUMN}
+
+
+def _write_lines(file: Path, rows: Iterable[Any], source: str) -> None:
+    with file.open("wb") as lines:
+        for number, row in enumerate(rows, start=1):
+            try:
+                line = json.dumps(row, ensure_ascii=False)
+            except (TypeError, ValueError) as error:
+                raise InputError(
+                    f"row {number} of {source} holds a value that JSON cannot keep ({error}); save the data "
+                    "set as a Parquet file and give that."
+                ) from error
+            try:
+                encoded = line.encode("utf-8")
+            except UnicodeEncodeError:  # half a surrogate pair, which JSON can only keep as an escape
+                encoded = json.dumps(row).encode("ascii")
+            lines.write(encoded + b"\n")
+
+
+def _is_parquet(source: str | Path) -> bool:
+    path = Path(source).expanduser()
+    return path.suffix.lower() == ".parquet" and path.is_file()
+
+
+def _edit_parquet(source: Path, file: Path, edit: Callable[[Any], Any], *, adds_record: bool) -> None:
+    """Edit the rows of a Parquet file; columns of a batch in which no text changes are copied as they are."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(source.expanduser()) as table:
+        old = table.schema_arrow
+        record = pa.field(RECORD_COLUMN, pa.struct({"text": pa.string(), "at": pa.list_(pa.string())}))
+        new = old.append(record) if adds_record else old.remove(old.get_field_index(RECORD_COLUMN))
+        with pq.ParquetWriter(file, new) as writer:
+            for batch in table.iter_batches(_BATCH_ROWS):
+                before = batch.to_pylist()
+                after = [edit(row) for row in before]
+                columns = []
+                for field in new:
+                    if field.name == RECORD_COLUMN:
+                        column = pa.array([row.get(RECORD_COLUMN) for row in after], record.type)
+                    elif any(
+                        a is not b and a[field.name] != b[field.name]
+                        for a, b in zip(before, after, strict=True)
+                    ):
+                        column = pa.array([row[field.name] for row in after], field.type)
+                    else:
+                        column = batch.column(field.name)
+                    columns.append(column)
+                writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=new))
+
+
+__all__ = [
+    "RECORD_COLUMN",
+    "Marks",
+    "check_marked",
+    "check_unmarked",
+    "marked_suffix",
+    "unmark_file",
+    "write_marked",
+]

@@ -1,0 +1,36 @@
+"""lm-evaluation-harness on models that ctxlens can read and steer.
+
+`run_evaluation` measures models under several conditions; `CtxlensLM` is the model class that lm-eval gets.
+From lm-eval's own command line: `python -m ctxlens.evals.harness run --model ctxlens --model_args
+pretrained=...,template=true,alpha=0.5 --tasks ...`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any
+
+from ctxlens.errors import InputError
+
+_HOME = {
+    "Condition": "conditions", "parse_condition": "conditions", "parse_conditions": "conditions",
+    "CtxlensLM": "adapter", "run_evaluation": "evaluate", "first_prompts": "evaluate",
+    "check_names": "tasks", "load_tasks": "tasks",
+}  # fmt: skip
+
+
+def require() -> None:
+    """Raise `InputError` if lm-eval is not installed."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise InputError("evaluation needs lm-evaluation-harness: pip install 'ctxlens[eval]'.")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ctxlens.evals.harness' has no attribute {name!r}")
+    require()
+    return getattr(importlib.import_module(f"ctxlens.evals.harness.{_HOME[name]}"), name)
+
+
+__all__ = sorted([*_HOME, "require"])  # pyright: ignore[reportUnsupportedDunderAll]

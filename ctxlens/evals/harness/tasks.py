@@ -1,0 +1,149 @@
+"""Tasks of lm-eval and of ctxlens by name."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.util
+import logging
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ctxlens.errors import InputError
+from ctxlens.evals.tasks import folder, group_names, task_names
+
+_NEAR = 3
+_OURS = "ctxlens_"
+_DECLARED = re.compile(r"""^["']?(?:task|group|tag)["']? *: *["']?([^\s"'#\[{|>&*!]+)""", re.MULTILINE)
+"""Where the text of a task file gives the name of a task, a group or a tag."""
+_NO_TASKS = (".py", ".pyc", ".md", ".jpg", ".png")
+_SEED = 1234
+"""The seed with which lm-eval draws its examples by default."""
+
+
+def check_names(names: Sequence[str], include_path: str | Path | None = None) -> None:
+    """Raise `InputError` if there is no such task; the nearest names are offered.
+
+    lm-eval's own index of its fourteen thousand task files takes long to make. It is made only for a name
+    that the text of these files holds, but not where names of tasks stand.
+    """
+    _check_given(names, include_path)
+    if include_path is None:
+        own: Sequence[str] = [*task_names(), *group_names()]
+        for name in names:
+            if name.startswith(_OURS) and not _is_known(name, own):
+                raise InputError(f"there is no task {name!r}{_offer(name, own)}")
+    else:
+        own = _make_manager(include_path, None).all_tasks
+    if _find_unsure(names, own):
+        _open(names, include_path, None)
+
+
+def load_tasks(
+    names: Sequence[str], *, include_path: str | Path | None = None, metadata: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Load tasks with their documents; groups become their tasks.
+
+    Args:
+        names: tasks, groups or tags of ctxlens, of a folder of one's own, or of lm-eval; or YAML files.
+        include_path: a folder with further task files.
+        metadata: what tasks are told, such as `data_dir`.
+
+    Returns:
+        lm-eval's tasks by name, each ready to be asked.
+
+    Raises:
+        InputError: no such task (the nearest names are offered), or one whose data cannot be had.
+    """
+    manager = _open(names, include_path, metadata)
+    try:
+        loaded = manager.load(list(names))["tasks"]
+    except InputError:
+        raise
+    except Exception as error:  # data sets and task files may raise anything
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"the tasks {', '.join(names)} cannot be loaded: {reason}.") from error
+    for task in loaded.values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=_SEED)
+    return dict(loaded)
+
+
+def _open(names: Sequence[str], include_path: str | Path | None, metadata: Mapping[str, Any] | None) -> Any:
+    """The manager that knows all these tasks."""
+    _check_given(names, include_path)
+    manager = _make_manager(include_path, metadata)
+    if not all(_is_known(name, manager.all_tasks) for name in names):
+        _find_unsure(names, manager.all_tasks)
+        manager = _make_manager(include_path, metadata, include_defaults=True)
+    for name in names:
+        if not _is_known(name, manager.all_tasks):
+            raise InputError(f"there is no task {name!r}{_offer(name, manager.all_tasks)}")
+    return manager
+
+
+def _check_given(names: Sequence[str], include_path: str | Path | None) -> None:
+    if not names:
+        raise InputError("no task is given; ctxlens_smoke needs no data, ctxlens_qa is SQuAD, QuAC and DROP.")
+    if include_path is not None and not Path(include_path).is_dir():
+        raise InputError(f"--include-path {include_path} is no folder; give one with task files (YAML).")
+
+
+def _make_manager(
+    include_path: str | Path | None, metadata: Mapping[str, Any] | None, *, include_defaults: bool = False
+) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    folders: list[str | Path] = [str(place) for place in (folder(), include_path) if place is not None]
+    told: Any = dict(metadata or {})
+    return TaskManager(include_path=folders, include_defaults=include_defaults, metadata=told)
+
+
+def _find_unsure(names: Sequence[str], own: Sequence[str]) -> list[str]:
+    """The names that are not among one's own and of which the text of lm-eval's files leaves it open.
+
+    Raises:
+        InputError: a name that is none for sure.
+    """
+    others = frozenset(name for name in names if not _is_known(name, own))
+    if not others:
+        return []
+    declared, occurring = _read_lm_eval_names(others)
+    for name in names:
+        if name in others - declared - occurring:
+            raise InputError(f"there is no task {name!r}{_offer(name, {*own, *declared})}")
+    return sorted(others - declared)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_lm_eval_names(wanted: frozenset[str]) -> tuple[frozenset[str], frozenset[str]]:
+    """The names that lm-eval's files declare, and which of those wanted stand anywhere in their text."""
+    package = importlib.util.find_spec("lm_eval")
+    places = package.submodule_search_locations if package else None
+    declared: set[str] = set()
+    occurring: set[str] = set()
+    for place in places or ():
+        for path in Path(place, "tasks").rglob("*"):
+            # Task files include others of any name, also without suffix.
+            if path.suffix in _NO_TASKS or not path.is_file():
+                continue
+            text = path.read_text(encoding="utf-8", errors="replace")
+            declared.update(_DECLARED.findall(text))
+            occurring.update(name for name in wanted if name in text)
+    return frozenset(declared), frozenset(occurring)
+
+
+def _is_known(name: str, known: Collection[str]) -> bool:
+    return name in known or (name.endswith((".yaml", ".yml")) and Path(name).is_file())
+
+
+def _offer(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(known), n=_NEAR, cutoff=0.5)
+    return f"; did you mean {' or '.join(near)}?" if near else "; `lm-eval ls tasks` lists those of lm-eval."
+
+
+__all__ = ["check_names", "load_tasks"]

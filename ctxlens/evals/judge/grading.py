@@ -1,0 +1,219 @@
+"""Answers graded one by one; judgments are written as they come, and only what has none is asked again."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any
+
+from ctxlens.errors import InputError, ModelFailureError
+from ctxlens.evals.judge.endpoint import Endpoint, Reply, Session
+from ctxlens.evals.judge.prompts import Prompt, make_prompt, parse_rating
+from ctxlens.evals.mt_bench import MTQuestion
+from ctxlens.files import append_lines, read_lines, write_lines
+from ctxlens.results import Ratings
+from ctxlens.results.fastchat import NO_RATING
+
+_GIVE_UP = 8
+"""If so many judgments fail and none succeeds, the others are not tried."""
+
+Answers = Mapping[str, Mapping[int | str, Mapping[str, Any]]]
+"""Rows of FastChat's layout, by model and question."""
+
+
+def judgments_path(folder: Path, judge: str) -> Path:
+    """Where a judge's judgments stand in a folder of FastChat's layout."""
+    return (
+        folder / "model_judgment" / f"{re.sub(r'[^A-Za-z0-9.+@=_-]+', '_', judge).lstrip('.')}_single.jsonl"
+    )
+
+
+@dataclass(frozen=True)
+class _Task:
+    model: str
+    question: MTQuestion
+    turn: int
+    prompt: Prompt
+
+    def is_answered_by(self, row: Mapping[str, Any] | None) -> bool:
+        return row is not None and row["score"] != NO_RATING and row.get("user_prompt") == self.prompt.user
+
+
+def judge_answers(
+    endpoint: Endpoint,
+    questions: Sequence[MTQuestion],
+    answers: Answers,
+    *,
+    path: Path,
+    references: Mapping[int | str, Sequence[str]] | None = None,
+    threads: int = 4,
+    progress: Callable[[int, int], None] | None = None,
+) -> Ratings:
+    """Let a judge grade every answer by itself, each turn with those before it.
+
+    What is in the file with a rating, by this judge and for the very same prompt, is not asked again; what
+    has none (the judge did not answer, or gave no rating) is.
+
+    Args:
+        endpoint: the judge.
+        questions: what was asked.
+        answers: what the models answered; answers to other questions are left alone.
+        path: the file of judgments. It grows with every judgment; rows of other judges in it are kept.
+        references: good answers by question, in place of the questions' own.
+        threads: how many judgments are asked for at once.
+        progress: called with the numbers of judgments done and in all.
+
+    Returns:
+        One row a judgment; `score` is NaN where there is none, and `error` says why.
+
+    Raises:
+        InputError: no answers, or a file of something else.
+        ModelFailureError: the judge refuses every question (a wrong key, address or model), or none of the
+            first has worked. What was judged before is kept.
+    """
+    tasks = list(_make_tasks(questions, answers, references or {}))
+    if not tasks:
+        raise InputError("there are no answers to these questions to be judged.")
+    rows = _read_judgments(path)
+    open_ = [task for task in tasks if not task.is_answered_by(rows.get(_key(endpoint, task)))]
+    done = len(tasks) - len(open_)
+    if progress:
+        progress(done, len(tasks))
+    with closing(_ask_all(endpoint, open_, threads)) as judged:
+        for task, row in judged:
+            append_lines(path, [row])
+            rows[_key(endpoint, task)] = row
+            done += 1
+            if progress:
+                progress(done, len(tasks))
+    if open_:
+        write_lines(path, rows.values())
+    return _as_ratings(endpoint, tasks, rows)
+
+
+def _make_tasks(
+    questions: Sequence[MTQuestion], answers: Answers, references: Mapping[int | str, Sequence[str]]
+) -> Iterator[_Task]:
+    for model, of_model in answers.items():
+        for question in questions:
+            if question.question_id not in of_model:
+                continue
+            said = of_model[question.question_id]["choices"][0]["turns"]
+            reference = references.get(question.question_id, question.reference)
+            shown = replace(question, reference=tuple(reference))
+            for turn in range(1, min(len(said), len(question.turns)) + 1):
+                yield _Task(model, question, turn, make_prompt(shown, said, turn))
+
+
+def _key(endpoint: Endpoint, task: _Task) -> tuple[Any, ...]:
+    return (endpoint.model, task.prompt.name, task.model, task.question.question_id, task.turn)
+
+
+def _read_judgments(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    found = {}
+    for number, row in enumerate(read_lines(path), start=1):
+        try:
+            judge, name = row["judge"]
+            key = (judge, name, row["model"], row["question_id"], row["turn"])
+            float(row["score"])
+            hash(key)
+        except (KeyError, ValueError, TypeError):
+            raise InputError(f"{path}, row {number}, is no judgment as FastChat writes them.") from None
+        found[key] = row
+    return found
+
+
+def _ask_all(
+    endpoint: Endpoint, tasks: Sequence[_Task], threads: int
+) -> Generator[tuple[_Task, dict[str, Any]], None, None]:
+    """A row a task, in the order in which the judge answers."""
+    failed, succeeded = 0, 0
+    with endpoint.open() as session:
+        for task, reply in _ask_in_threads(session, tasks, threads):
+            if reply.fatal:
+                raise ModelFailureError(
+                    f"the judge {endpoint.model} at {endpoint.url} cannot be asked: {reply.error}"
+                )
+            yield task, _as_row(endpoint, task, reply)
+            failed, succeeded = failed + _is_failure(reply), succeeded + (not _is_failure(reply))
+            if failed >= _GIVE_UP and not succeeded:
+                raise ModelFailureError(
+                    f"the judge {endpoint.model} at {endpoint.url} has answered none of {failed} "
+                    f"questions ({reply.error}); run the same command again to go on."
+                )
+
+
+def _ask_in_threads(session: Session, tasks: Sequence[_Task], threads: int) -> Iterator[tuple[_Task, Reply]]:
+    """Replies as they come, from threads that nobody has to wait for when the work is broken off."""
+    todo: SimpleQueue[_Task] = SimpleQueue()
+    replies: SimpleQueue[tuple[_Task, Reply | Exception]] = SimpleQueue()
+    for task in tasks:
+        todo.put(task)
+
+    def work() -> None:
+        while not session.stopped:
+            try:
+                task = todo.get_nowait()
+            except Empty:
+                return
+            try:
+                replies.put((task, session.ask(task.prompt.system, task.prompt.user)))
+            except Exception as error:  # is raised where the replies are read
+                replies.put((task, error))
+
+    for _ in range(min(threads, len(tasks))):
+        Thread(target=work, daemon=True).start()
+    for _ in tasks:
+        task, reply = replies.get()
+        if isinstance(reply, Exception):
+            raise reply
+        yield task, reply
+
+
+def _as_row(endpoint: Endpoint, task: _Task, reply: Reply) -> dict[str, Any]:
+    rating, missing = parse_rating(reply.text) if not _is_failure(reply) else (None, "")
+    return {
+        "question_id": task.question.question_id,
+        "model": task.model,
+        "judge": [endpoint.model, task.prompt.name],
+        "user_prompt": task.prompt.user,
+        "judgment": reply.text,
+        "score": NO_RATING if rating is None else rating,
+        "turn": task.turn,
+        "tstamp": time.time(),
+        "error": "" if rating is not None else "; ".join(filter(None, (reply.error, missing))),
+    }
+
+
+def _is_failure(reply: Reply) -> bool:
+    """Whether there is nothing that the judge said (a reply that was cut may hold a rating all the same)."""
+    return bool(reply.error) and not reply.cut
+
+
+def _as_ratings(
+    endpoint: Endpoint, tasks: Sequence[_Task], rows: Mapping[tuple[Any, ...], Mapping[str, Any]]
+) -> Ratings:
+    found = []
+    for task in tasks:
+        row = rows[_key(endpoint, task)]
+        score = float(row["score"])
+        found.append(
+            {
+                "model": task.model,
+                "question_id": str(task.question.question_id),
+                "category": task.question.category,
+                "turn": task.turn,
+                "score": float("nan") if score == NO_RATING else score,
+                "error": str(row.get("error", "")),
+            }
+        )
+    return Ratings.from_rows(found, {"judge": endpoint.model, "url": endpoint.url})
+
+
+__all__ = ["NO_RATING", "judge_answers", "judgments_path"]

@@ -1,0 +1,1 @@
+"""Needle in a haystack: does a model use a fact that stands in its context?"""

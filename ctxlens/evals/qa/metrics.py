@@ -1,0 +1,194 @@
+"""How right an answer to a question about a text is: exact match, word F1, containment.
+
+Exact match and F1 are SQuAD v1.1's (Rajpurkar et al., 2016). Containment is the paper's: the gold answer
+stands in the response, which is cut at the end of its first sentence. None of these sees meaning: `1,000`
+and `a thousand` differ.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ctxlens.errors import InputError
+from ctxlens.evals.needle.haystack import split_sentences
+from ctxlens.evals.needle.needles import words_occur
+from ctxlens.evals.qa.examples import QAExample
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def normalize_answer(text: str) -> str:
+    """SQuAD's normal form: lower case, without ASCII punctuation and articles, blanks made single.
+
+    Accents stay, and so do dashes and quotes that are not ASCII; a blank that does not break a line is a
+    blank. Punctuation is taken out, not replaced: `well-known` becomes `wellknown`.
+    """
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def first_sentence(response: str) -> str:
+    """The response up to the end of its first sentence, where the paper cuts it.
+
+    A sentence ends as in `split_sentences`. Abbreviations are not known: `Dr. Smith` is cut after `Dr.`
+    """
+    return next(iter(split_sentences(response)), "")
+
+
+def score_exact_match(prediction: str, answers: Sequence[str]) -> float:
+    """1 if the prediction is one of the gold answers in SQuAD's normal form, else 0.
+
+    Raises:
+        InputError: there is no gold answer.
+    """
+    return best_of(lambda answer: float(normalize_answer(prediction) == normalize_answer(answer)), answers)
+
+
+def score_f1(prediction: str, answers: Sequence[str]) -> float:
+    """F1 of the words that prediction and gold answer share, 0 to 1; the best over the gold answers.
+
+    Words are counted as often as they stand there. As in SQuAD v1.1, a prediction without words scores 0,
+    also against a gold answer without words.
+
+    Raises:
+        InputError: there is no gold answer.
+    """
+    return best_of(lambda answer: word_f1(prediction, answer), answers)
+
+
+def word_f1(prediction: str, answer: str) -> float:
+    """SQuAD's F1 against one gold answer."""
+    predicted, gold = (normalize_answer(text).split() for text in (prediction, answer))
+    shared = sum((Counter(predicted) & Counter(gold)).values())
+    return 2 * shared / (len(predicted) + len(gold)) if shared else 0.0
+
+
+def score_contains(
+    response: str,
+    references: Sequence[str | Sequence[str]],
+    *,
+    normalize: Callable[[str], str] = normalize_answer,
+) -> float:
+    """1 if a gold answer stands in the response's first sentence, word for word, else 0.
+
+    Both are compared in their normal form; a gold answer that has no words there (`The`) is looked for as
+    it is, as by `score_contains_released`. The gold answer `2` does not stand in `2012`.
+
+    Args:
+        response: the text to look in, as the model gave it.
+        references: the gold answers; of one that consists of several spans, all must stand there.
+        normalize: the normal form.
+
+    Raises:
+        InputError: there is no gold answer.
+    """
+    sentence = first_sentence(response)
+    words = normalize(sentence).split()
+
+    def holds(span: str) -> bool:
+        wanted = normalize(span).split()
+        return words_occur(wanted, words) if wanted else _stands_in(span, sentence)
+
+    return best_of(lambda reference: float(all(map(holds, as_spans(reference)))), references)
+
+
+def score_contains_released(response: str, references: Sequence[str | Sequence[str]]) -> float:
+    """Containment as the paper's released code counts it: 1 or 0.
+
+    There, the response ends at the first period with a blank behind it, and nothing is normalised but the
+    case: the gold answer `2` stands in `2012`. Of several spans one is enough.
+
+    Args:
+        response: the text to look in, as the model gave it.
+        references: the gold answers.
+
+    Raises:
+        InputError: there is no gold answer.
+    """
+    said = response.split(". ", 1)[0]
+    return best_of(
+        lambda reference: float(any(_stands_in(span, said) for span in as_spans(reference))), references
+    )
+
+
+def as_spans(reference: str | Sequence[str]) -> Sequence[str]:
+    """The spans of a gold answer; a text is the only one."""
+    return (reference,) if isinstance(reference, str) else reference
+
+
+def best_of(score: Callable[[Any], float], answers: Sequence[Any]) -> float:
+    """The largest score over the gold answers.
+
+    Raises:
+        InputError: there is no gold answer.
+    """
+    check_answers(answers)
+    return max(score(answer) for answer in answers)
+
+
+def check_answers(answers: Sequence[Any]) -> None:
+    """Raise `InputError` if there is no gold answer, or only a text where a list of them is expected."""
+    if isinstance(answers, str) or not answers:
+        raise InputError(f"gold answers must be a list of at least one, got {answers!r}.")
+
+
+def _stands_in(span: str, text: str) -> bool:
+    return span.lower() in text.lower()
+
+
+def score_squad_file(
+    predictions: str | Path | Mapping[str, str], dataset: str | Path | Iterable[QAExample]
+) -> dict[str, float]:
+    """Exact match and F1 of a file of predictions, in percent, as SQuAD's own script gives them.
+
+    Args:
+        predictions: a JSON file that maps question ids to answers, or such a mapping.
+        dataset: a file in one of the layouts of `load_squad`, or its examples. A question without
+            prediction counts as wrong, with a warning.
+
+    Returns:
+        `exact_match` and `f1`, means over the questions, 0 to 100.
+
+    Raises:
+        InputError: a file that cannot be read, or no predictions in it.
+    """
+    from ctxlens.evals.qa.loading import load_squad
+
+    examples = load_squad(str(dataset)) if isinstance(dataset, str | Path) else list(dataset)
+    texts = predictions if isinstance(predictions, Mapping) else _read_predictions(Path(predictions))
+    if not examples:
+        raise InputError("the data set holds no questions; give at least one.")
+    if missing := [example.id for example in examples if example.id not in texts]:
+        warnings.warn(
+            f"{len(missing)} of {len(examples)} questions have no prediction and count as wrong, the first "
+            f"is {missing[0]}",
+            stacklevel=2,
+        )
+    totals = {"exact_match": 0.0, "f1": 0.0}
+    for example in examples:
+        if example.id in texts:
+            totals["exact_match"] += score_exact_match(texts[example.id], example.answers)
+            totals["f1"] += score_f1(texts[example.id], example.answers)
+    return {name: 100 * total / len(examples) for name, total in totals.items()}
+
+
+def _read_predictions(path: Path) -> dict[str, str]:
+    from ctxlens.chat.data.reading import read_json_rows
+
+    rows = list(read_json_rows(path))
+    found = rows[0] if len(rows) == 1 and isinstance(rows[0], dict) else None
+    if not found or not all(isinstance(text, str) for text in found.values()):
+        raise InputError(f"{path} holds no predictions; expected one JSON object of question ids and texts.")
+    return found
+
+
+__all__ = [
+    "as_spans", "best_of", "check_answers", "first_sentence", "normalize_answer", "score_contains",
+    "score_contains_released", "score_exact_match", "score_f1", "score_squad_file", "word_f1",
+]  # fmt: skip

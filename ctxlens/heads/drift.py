@@ -1,0 +1,187 @@
+"""Attention drift: role shares of the same conversations, read from two models or in two conditions.
+
+The paper's Figures 3 to 5 compare such shares: with and without template, before and after fine-tuning, with
+and without indicator. Here every difference is paired by conversation and has an interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int
+
+from ctxlens.chat.roles import RenderedChat
+from ctxlens.errors import InputError
+from ctxlens.evals.needle.cells import Cell, NeedleConfig, word_question
+from ctxlens.evals.needle.run import Progress
+from ctxlens.heads import find_retrieval_heads
+from ctxlens.models import Model
+from ctxlens.results import Drift, RoleAllocation
+
+DRIFT_CONDITIONS = ("plain", "template", "indicator")
+"""Without chat template; with it; with it and with the model's indicator in the last question."""
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of the comparison.
+
+    Attributes:
+        model: the model.
+        condition: one of `DRIFT_CONDITIONS`.
+        label: the model's name in figures; its own by default.
+
+    Raises:
+        InputError: an unknown condition, or an indicator is asked of a model that has none.
+    """
+
+    model: Model
+    condition: str = "template"
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.condition not in DRIFT_CONDITIONS:
+            raise InputError(
+                f"unknown condition {self.condition!r}; choose of {', '.join(DRIFT_CONDITIONS)}."
+            )
+        if self.condition == "indicator" and self.model.indicator is None:
+            raise InputError(
+                f"{self.model.name} has no indicator token; train it with one, or compare plain and template."
+            )
+
+    @property
+    def name(self) -> str:
+        """Model and condition in words."""
+        return f"{self.label or self.model.name}, {self.condition}"
+
+    def render(self, messages: Messages, **options: Any) -> RenderedChat:
+        """A conversation as this side sees it; one that ends with a user turn is left open."""
+        marked = [dict(message) for message in messages]
+        for message in marked:
+            message.pop("indicator", None)
+        if self.condition == "indicator":
+            asked = [i for i, message in enumerate(marked) if message["role"] == "user"]
+            if not asked:
+                raise InputError("the conversation has no user turn that could carry the indicator.")
+            marked[asked[-1]]["indicator"] = True
+        render = self.model.render_plain if self.condition == "plain" else self.model.render
+        return render(marked, **{"add_generation_prompt": marked[-1]["role"] != "assistant", **options})
+
+
+def read_drift(
+    first: Side,
+    second: Side,
+    conversations: Sequence[Messages],
+    *,
+    queries: Literal["first_answer", "response_mean"] | str = "first_answer",
+    contexts: Int[np.ndarray, " conversation"] | None = None,
+    render_options: Mapping[str, Any] | None = None,
+    batch_tokens: int = 8192,
+    progress: Progress | None = None,
+) -> Drift:
+    """Read role shares of the same conversations on both sides.
+
+    Args:
+        first: what the other side is held against.
+        second: the other side.
+        conversations: lists of messages; every side renders them for itself.
+        queries: `first_answer` or `response_mean`.
+        contexts: which text each conversation is made from, where some share one; intervals are made
+            over these. By default each conversation is its own.
+        render_options: further options of rendering, for instance `truncate=True`, or
+            `continue_final_message=True` where the conversations end with the beginning of an answer.
+        batch_tokens: padded tokens in one forward pass.
+        progress: called with the numbers of readings done and in all.
+
+    Raises:
+        InputError: no conversations, sides of other layers or heads, or a conversation that cannot be
+            rendered or read; says which.
+    """
+    if not conversations:
+        raise InputError("no conversations were given; drift needs at least one, better twenty.")
+    shapes = [(side.model.n_layers, side.model.n_heads) for side in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            f"only models of one shape can be compared head by head; {first.model.name} has {shapes[0][0]} "
+            f"layers of {shapes[0][1]} heads, {second.model.name} {shapes[1][0]} of {shapes[1][1]}."
+        )
+    if queries not in ("first_answer", "response_mean"):
+        raise InputError(f"unknown queries {queries!r}; choose first_answer or response_mean.")
+    options = dict(render_options or {})
+    rendered = [_render_all(side, conversations, options) for side in (first, second)]
+    plain_side = replace(first, condition="plain")
+    plain = rendered[0] if first.condition == "plain" else _render_all(plain_side, conversations, options)
+    total = len(conversations) * (2 + (first.condition != "plain"))
+    done = 0
+
+    def read(model: Model, chats: list[RenderedChat]) -> RoleAllocation:
+        nonlocal done
+
+        def tell(finished: int, _: int) -> None:
+            if progress:
+                progress(done + finished, total)
+
+        found = model.read_roles(chats, queries=queries, batch_tokens=batch_tokens, progress=tell)
+        done += len(chats)
+        return RoleAllocation.concat(found)
+
+    sides = [read(side.model, chats) for side, chats in zip((first, second), rendered, strict=True)]
+    unmoved = sides[0] if first.condition == "plain" else read(first.model, plain)
+    heads = find_retrieval_heads(unmoved)
+    return Drift(
+        np.stack([side.shares for side in sides]).astype(np.float32),
+        np.stack([side.key_counts for side in sides]).astype(np.float32),
+        np.arange(len(conversations)) if contexts is None else np.asarray(contexts, dtype=np.int64),
+        sides[0].layers,
+        np.array([head for _, head in heads], dtype=np.int64),
+        queries,
+        {
+            "sides": [first.name, second.name],
+            "models": [dict(first.model.identity), dict(second.model.identity)],
+            "conditions": [first.condition, second.condition],
+            "conversations": len(conversations),
+            "same_tokens": _same_tokens(*rendered),
+        },
+    )
+
+
+def needle_conversations(
+    cells: Sequence[Cell], config: NeedleConfig
+) -> tuple[list[list[dict[str, Any]]], Int[np.ndarray, " conversation"]]:
+    """Needle cells as conversations that end with the beginning of the answer, and the text of each.
+
+    Read them with `render_options={"continue_final_message": True}`.
+    """
+    asked = [
+        [
+            {"role": "user", "content": word_question(cell, config)},
+            {"role": "assistant", "content": cell.needle.prefix},
+        ]
+        for cell in cells
+    ]
+    texts = [(cell.context_tokens, cell.case) for cell in cells]
+    known = sorted(set(texts))
+    return asked, np.array([known.index(text) for text in texts], dtype=np.int64)
+
+
+def _render_all(side: Side, conversations: Sequence[Messages], options: dict[str, Any]) -> list[RenderedChat]:
+    chats = []
+    for i, messages in enumerate(conversations):
+        try:
+            chats.append(side.render(messages, **options))
+        except InputError as error:
+            raise type(error)(f"conversation {i} ({side.name}): {error}") from error
+    return chats
+
+
+def _same_tokens(first: Sequence[RenderedChat], second: Sequence[RenderedChat]) -> bool:
+    """Whether both sides see the very same tokens, as two models in one condition should."""
+    return all(np.array_equal(a.tokens, b.tokens) for a, b in zip(first, second, strict=True))
+
+
+__all__ = ["DRIFT_CONDITIONS", "Side", "needle_conversations", "read_drift"]

@@ -1,0 +1,1 @@
+"""Ways into a model: TransformerLens hooks (`lens`) or transformers' own attention (`native`)."""

@@ -1,0 +1,200 @@
+"""The indicator: one token that tells the model to answer from the context.
+
+`add_indicator` gives a model the token; `annotate_messages` marks the user messages whose answers were
+selected, so that `render(..., indicator="[IND]")` appends it there (paper section 4.1). To write them as
+plain training data, see `ctxlens.chat.data.marked_files`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from ctxlens.chat.data import Conversation
+from ctxlens.chat.roles import DEFAULT_INDICATOR, INDICATOR_KEY, Role, render
+from ctxlens.errors import InputError, RenderError
+
+EMBEDDING_MULTIPLE = 64
+_PLACES = (
+    "{}", "text{}", "text {}", "text. {}", "text?{}", "text,{}", "text\n{}", "text\n\n{}", "text\t{}", "({})",
+    "1{}", "é{}", "文{}", "{}\ntext", "{} text", "{}text", "{}.",
+)  # fmt: skip
+"""Where a user may put the indicator."""
+
+
+def add_indicator(
+    hf_model: Any,
+    tokenizer: Any,
+    token: str = DEFAULT_INDICATOR,
+    init: str = "mean",
+    *,
+    pad_to_multiple_of: int | None = EMBEDDING_MULTIPLE,
+) -> int:
+    """Give a model the indicator as a special token of its own, in place.
+
+    The token's embedding, and its row of an untied output head, start at the mean of the rows of the
+    vocabulary as it was; so do the rows added to round the size up, whose logit can therefore never be
+    the largest. All other rows stay as they are. A token that the tokenizer already has is used as it is.
+
+    Args:
+        hf_model: a transformers decoder; its embeddings are resized where they have no row for the token.
+        tokenizer: its tokenizer; the token is added to it.
+        token: the indicator.
+        init: `mean`, the mean of all rows; or a phrase, the mean of the rows of its tokens.
+        pad_to_multiple_of: round the number of rows up to a multiple of this when resizing.
+
+    Returns:
+        The token's id.
+
+    Raises:
+        InputError: the tokenizer does not give the token one id wherever a user can put it, the chat
+            template loses it, or `init` names no phrase.
+    """
+    import torch
+
+    if not token or token != token.strip():
+        raise InputError(f"the indicator must be text without spaces around it, got {token!r}.")
+    n_tokens = len(tokenizer)
+    sources = list(range(n_tokens))
+    if init != "mean":
+        sources = tokenizer(init, add_special_tokens=False)["input_ids"]
+        if not sources:
+            raise InputError(f'init must be "mean" or a phrase whose tokens to start from, got {init!r}.')
+    is_new = token not in tokenizer.get_vocab()
+    if is_new:
+        from tokenizers import AddedToken
+
+        special = AddedToken(token, special=True, normalized=False, lstrip=False, rstrip=False)
+        tokenizer.add_special_tokens({"extra_special_tokens": [special]}, replace_extra_special_tokens=False)
+    number = check_indicator(tokenizer, token)
+    with _whole_weights(hf_model):
+        n_rows = hf_model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > n_rows:
+        hf_model.resize_token_embeddings(
+            len(tokenizer), pad_to_multiple_of=pad_to_multiple_of, mean_resizing=False
+        )
+    with torch.no_grad(), _whole_weights(hf_model) as weights:
+        for weight in weights:
+            fresh = list(range(n_rows, weight.shape[0]))
+            fresh += [number] if is_new and number < n_rows else []
+            known = [row for row in sources if row < n_rows]
+            weight[fresh] = weight[known].mean(dim=0)
+    return number
+
+
+@contextmanager
+def _whole_weights(hf_model: Any) -> Iterator[list[Any]]:
+    """The parameters with one row a token, put together where ZeRO-3 has split them over processes."""
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    weights = _vocabulary_weights(hf_model)
+    if not is_deepspeed_zero3_enabled():
+        yield weights
+        return
+    zero = importlib.import_module("deepspeed").zero
+    with zero.GatheredParameters(weights, modifier_rank=0):
+        yield weights
+
+
+def _vocabulary_weights(hf_model: Any) -> list[Any]:
+    """The parameters with one row a token: embedding, and head (weight and bias) where it is its own."""
+    embedding = hf_model.get_input_embeddings().weight
+    head = hf_model.get_output_embeddings()
+    weights = [embedding]
+    if head is not None and head.weight is not embedding:
+        weights.append(head.weight)
+    if head is not None and getattr(head, "bias", None) is not None:
+        weights.append(head.bias)
+    return weights
+
+
+def check_indicator(tokenizer: Any, token: str = DEFAULT_INDICATOR) -> int:
+    """The id of the indicator, checked wherever a user can put it: it must be one token there.
+
+    Raises:
+        InputError: it is not one token of the vocabulary, is split or merged somewhere, or the chat
+            template (if there is one) changes or loses it.
+    """
+    number = tokenizer.get_vocab().get(token)
+    if number is None:
+        raise InputError(
+            f"the tokenizer has no token {token!r}; add it with ctxlens.add_indicator, or train with it."
+        )
+    for place in _PLACES:
+        text = place.replace("{}", token)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if ids.count(number) != 1:
+            raise InputError(
+                f"the tokenizer splits the indicator {token!r} in {text!r}; choose another indicator, one "
+                "that is a special token of its own."
+            )
+    if getattr(tokenizer, "chat_template", None):
+        messages = [
+            {"role": "user", "content": "text", INDICATOR_KEY: True},
+            {"role": "assistant", "content": "text"},
+        ]
+        try:
+            chat = render(tokenizer, messages, indicator=token)
+        except RenderError as error:
+            raise InputError(f"the chat template does not carry the indicator {token!r}: {error}") from error
+        if chat.tokens[chat.mask(Role.INDICATOR)].tolist().count(number) != 1:
+            raise InputError(f"the chat template does not carry the indicator {token!r} as one token.")
+    return number
+
+
+def annotate_messages(
+    conversations: Iterable[Conversation], turns: Collection[tuple[str, int]]
+) -> list[Conversation]:
+    """Mark the user messages that the selected assistant turns answer.
+
+    Args:
+        conversations: the data set.
+        turns: pairs of conversation id and index of the assistant message, such as `Selection.turns`.
+
+    Returns:
+        The conversations in their order; a marked user message carries `{"indicator": True}`, which
+        `render(..., indicator="[IND]")` turns into the token. Nothing else is changed.
+
+    Raises:
+        InputError: a turn that is not in the data, is no assistant's, or answers no user message.
+    """
+    wanted: dict[str, set[int]] = defaultdict(set)
+    for name, turn in turns:
+        wanted[name].add(int(turn))
+    annotated = []
+    for conversation in conversations:
+        chosen = wanted.pop(conversation.id, set())
+        marked = {_asking(conversation, turn) for turn in chosen}
+        messages = tuple(
+            {**message, INDICATOR_KEY: True} if index in marked else message
+            for index, message in enumerate(conversation.messages)
+        )
+        annotated.append(replace(conversation, messages=messages) if marked else conversation)
+    if wanted:
+        missing = next(iter(wanted))
+        raise InputError(
+            f"{len(wanted)} selected conversations are not in the data set, {missing!r} for one; the "
+            "selection belongs to other data."
+        )
+    return annotated
+
+
+def _asking(conversation: Conversation, turn: int) -> int:
+    """Index of the user message that an assistant turn answers."""
+    messages = conversation.messages
+    if not 0 <= turn < len(messages) or messages[turn]["role"] != "assistant":
+        raise InputError(
+            f"turn {turn} of conversation {conversation.id!r} is selected but is no assistant message; the "
+            "selection belongs to other data."
+        )
+    for index in range(turn - 1, -1, -1):
+        if messages[index]["role"] == "user":
+            return index
+    raise InputError(f"turn {turn} of conversation {conversation.id!r} answers no user message.")
+
+
+__all__ = ["add_indicator", "annotate_messages", "check_indicator"]

@@ -1,0 +1,255 @@
+"""Role shares as figures: layer × head, and role by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+from jaxtyping import Float, Int
+from plotly.subplots import make_subplots
+
+from ctxlens.chat.roles import Role
+from ctxlens.errors import InputError
+from ctxlens.report.plots.theme import (
+    DIVERGING,
+    INK,
+    ROLE_PATTERNS,
+    ROLE_SHADES,
+    SEQUENTIAL,
+    colorbar,
+    colorscale,
+    plain,
+    style,
+)
+from ctxlens.results import RoleAllocation
+
+MOST_LABELLED_HEADS = 16
+
+
+def mean_over_queries(values: Float[np.ndarray, "*axes query"]) -> Float[np.ndarray, "*axes"]:
+    """Mean over the last axis; NaN (a query with no mass on the kept roles) is left out."""
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0).sum(-1)
+    count = known.sum(-1)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def role_heatmap(
+    allocation: RoleAllocation,
+    role: str | Role = "user",
+    *,
+    renormalised: bool = False,
+    compare: RoleAllocation | None = None,
+    mark_heads: Sequence[int] | Int[np.ndarray, " layer"] | None = None,
+) -> go.Figure:
+    """Draw the share of one role in every layer and head, mean over the queries.
+
+    Args:
+        allocation: what to draw.
+        role: the role whose share is shown.
+        renormalised: leave out template, indicator, pad and sink, and renormalise (paper section 2.2).
+        compare: subtract this one's shares: the figure shows `allocation - compare`, between −1 and 1.
+        mark_heads: one head a layer to frame, for instance `allocation.retrieval_heads()`.
+
+    Raises:
+        InputError: the two allocations are of other layers or heads.
+    """
+    label = Role.parse(role).label
+    z = mean_over_queries(allocation.share(label, renormalised=renormalised))
+    uniform = _uniform(allocation, label, renormalised)
+    n_layers, n_heads = z.shape
+    if compare is not None:
+        if (compare.layers, compare.shares.shape[1]) != (allocation.layers, n_heads):
+            raise InputError("only allocations of the same layers and heads can be compared.")
+        z = z - mean_over_queries(compare.share(label, renormalised=renormalised))
+        limit = _ceiling(z)
+        scale, low, high, unit = DIVERGING, -limit, limit, "difference"
+    else:
+        scale, low, high, unit = SEQUENTIAL, 0.0, _ceiling(z), "share"
+    figure = go.Figure(
+        go.Heatmap(
+            z=np.round(z, 4).tolist(),
+            x=list(range(n_heads)),
+            y=list(allocation.layers),
+            zmin=low,
+            zmax=high,
+            colorscale=colorscale(scale),
+            colorbar=colorbar(),
+            xgap=2,
+            ygap=2,
+            texttemplate=cell_text(n_heads, signed=compare is not None),
+            hoverongaps=False,
+            hovertemplate=hover_text(label, unit, uniform, allocation.shares.shape[2]),
+        )
+    )
+    style(figure, height=heatmap_height(n_layers))
+    figure.update_xaxes(title_text="head", showgrid=False, **_whole_ticks(n_heads))
+    figure.update_yaxes(
+        title_text="layer", showgrid=False, autorange="reversed", **_whole_ticks(n_layers, allocation.layers)
+    )
+    if mark_heads is not None:
+        figure.update_layout(shapes=head_frames(allocation.layers, mark_heads))
+    return figure
+
+
+def hover_text(role: str, unit: str, uniform: float, n_queries: int) -> str:
+    """The hover text of a role heatmap, as a plotly template."""
+    number = "%{z:+.3f}" if unit == "difference" else "%{z:.3f}"
+    baseline = "" if unit == "difference" else f"<br>if attention were uniform: {uniform:.3f}"
+    return (
+        f"layer %{{y}}, head %{{x}}<br>{unit} of <b>{role}</b>: <b>{number}</b>{baseline}"
+        f"<br>mean over {n_queries} {'query' if n_queries == 1 else 'queries'}<extra></extra>"
+    )
+
+
+def cell_text(n_heads: int, *, signed: bool) -> str:
+    """The number written into each cell; none where cells are too small for it."""
+    if n_heads > MOST_LABELLED_HEADS:
+        return ""
+    return "%{z:+.2f}" if signed else "%{z:.2f}"
+
+
+def head_frames(layers: Sequence[int], heads: Sequence[int] | Int[np.ndarray, " layer"]) -> list[dict]:
+    """Frames around one head a layer."""
+    return [
+        {"type": "rect", "x0": int(head) - 0.5, "x1": int(head) + 0.5, "y0": layer - 0.5, "y1": layer + 0.5,
+         "line": {"color": INK.built, "width": 2}}
+        for layer, head in zip(layers, heads, strict=True)
+    ]  # fmt: skip
+
+
+def heatmap_height(n_layers: int) -> int:
+    """A height in pixels that keeps cells readable."""
+    return min(900, max(260, 44 * n_layers + 90))
+
+
+def role_by_layer(
+    allocations: RoleAllocation | Mapping[str, RoleAllocation],
+    *,
+    renormalised: bool = False,
+    difference: bool = False,
+) -> go.Figure:
+    """Draw how each layer spreads its attention over the roles, mean over heads and queries.
+
+    Args:
+        allocations: one allocation, or several by title, drawn side by side (for instance with and
+            without template).
+        renormalised: leave out template, indicator, pad and sink, and renormalise.
+        difference: draw one more panel, the last allocation minus the first.
+
+    Raises:
+        InputError: a difference was asked for of fewer than two allocations, or of unequal layers.
+    """
+    panels = {"": allocations} if isinstance(allocations, RoleAllocation) else dict(allocations)
+    shares = {title: layer_shares(one, renormalised=renormalised) for title, one in panels.items()}
+    layers = {one.layers for one in panels.values()}
+    titles = list(shares)
+    if difference:
+        if len(titles) < 2 or len(layers) > 1:
+            raise InputError("a difference needs two allocations of the same layers.")
+        shares[f"{titles[-1]} minus {titles[0]}"] = shares[titles[-1]] - shares[titles[0]]
+    figure = make_subplots(
+        1, len(shares), subplot_titles=[plain(title) for title in shares], horizontal_spacing=0.08
+    )
+    layer_names = [str(layer) for layer in next(iter(panels.values())).layers]
+    named: set[str] = set()
+    for column, values in enumerate(shares.values(), start=1):
+        for bar in _role_bars(values, layer_names):
+            bar.showlegend = bar.name not in named
+            named.add(str(bar.name))
+            figure.add_trace(bar, row=1, col=column)
+    style(figure, height=340)
+    figure.update_xaxes(title_text="layer", type="category", showgrid=False)
+    figure.update_yaxes(title_text="attention share", col=1)
+    for column in range(1, len(shares) + 1 - difference):
+        figure.update_yaxes(range=[0, 1.0], col=column)
+    if difference:
+        figure.update_yaxes(zeroline=True, zerolinecolor=INK.built, col=len(shares))
+    figure.update_annotations(font={"size": 13})
+    figure.update_layout(legend={"y": -0.22, "yanchor": "top", "traceorder": "normal"}, bargap=0.12,
+                         margin={"t": 32 if any(shares) else 12, "b": 24})  # fmt: skip
+    return figure
+
+
+def layer_panel(
+    values: Float[np.ndarray, "layer role"],
+    layers: Sequence[int],
+    *,
+    difference: bool = False,
+    legend: Sequence[str] = (),
+) -> go.Figure:
+    """Draw one panel of `role_by_layer` alone, for a page that lays panels out itself.
+
+    Args:
+        values: shares as `layer_shares` gives them, or the difference of two such.
+        layers: the model's layer numbers.
+        difference: whether the values are a difference.
+        legend: roles that the legend names even where they have no share.
+    """
+    figure = go.Figure(_role_bars(values, [str(layer) for layer in layers], legend))
+    style(figure, height=330)
+    figure.update_xaxes(title_text="layer", type="category", showgrid=False)
+    figure.update_yaxes(title_text="change of share" if difference else "attention share")
+    if difference:
+        figure.update_yaxes(zeroline=True, zerolinecolor=INK.built)
+    else:
+        figure.update_yaxes(range=[0, 1.0])
+    figure.update_layout(showlegend=True, bargap=0.12, margin={"t": 8, "b": 24},
+                         legend={"y": -0.24, "yanchor": "top", "traceorder": "normal"})  # fmt: skip
+    return figure
+
+
+def layer_shares(
+    allocation: RoleAllocation, *, renormalised: bool = False
+) -> Float[np.ndarray, "layer role"]:
+    """Role shares by layer, mean over heads and queries."""
+    source = allocation.renormalised() if renormalised else allocation
+    flat = np.moveaxis(source.shares, 3, 1).reshape(len(source.layers), len(source.roles), -1)
+    return mean_over_queries(flat)
+
+
+def shown_roles(allocations: Sequence[RoleAllocation]) -> list[str]:
+    """The roles that hold any token or attention, in the order of their values."""
+    here = np.zeros(len(RoleAllocation.roles), dtype=bool)
+    for one in allocations:
+        here |= (one.key_counts > 0).any(0) | (np.nan_to_num(one.shares) > 1e-6).any((0, 1, 2))
+    return [label for label, there in zip(RoleAllocation.roles, here, strict=True) if there]
+
+
+def _role_bars(values: np.ndarray, layers: list[str], always: Sequence[str] = ()) -> list[go.Bar]:
+    order = ("user", "assistant", "template", "indicator", "system", "tool", "bos", "sink", "pad")
+    bars = []
+    for role in order:
+        column = values[:, Role.parse(role)]
+        if role not in always and not (np.nan_to_num(np.abs(column)) > 1e-6).any():
+            continue
+        bars.append(
+            go.Bar(
+                name=role,
+                x=layers,
+                y=np.round(column, 4).tolist(),
+                marker={"color": ROLE_SHADES[role].built, "line": {"width": 0},
+                        "pattern": {"shape": ROLE_PATTERNS[role], "size": 6, "solidity": 0.2,
+                                    "fillmode": "overlay", "fgopacity": 0.55}},
+                legendgroup=role,
+                hovertemplate=f"layer %{{x}}<br><b>{role}</b>: %{{y:.3f}}<extra></extra>",
+            )
+        )  # fmt: skip
+    return bars
+
+
+def _uniform(allocation: RoleAllocation, label: str, renormalised: bool) -> float:
+    source = allocation.renormalised() if renormalised else allocation
+    return float(source.uniform()[:, Role.parse(label)].mean())
+
+
+def _ceiling(z: np.ndarray) -> float:
+    largest = float(np.nanmax(np.abs(z))) if np.isfinite(z).any() else 0.0
+    return max(0.05, float(np.ceil(largest * 20) / 20))
+
+
+def _whole_ticks(n: int, values: Sequence[int] | None = None) -> dict:
+    values = list(range(n)) if values is None else list(values)
+    step = max(1, -(-n // 16))
+    return {"tickvals": values[::step], "ticktext": [str(v) for v in values[::step]]}

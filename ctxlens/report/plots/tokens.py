@@ -1,0 +1,108 @@
+"""One conversation, token by token: role as colour, attention as intensity and as a bar below."""
+
+from __future__ import annotations
+
+import numpy as np
+from markupsafe import Markup, escape
+
+from ctxlens.chat.roles import ROLE_LABELS, Role
+from ctxlens.errors import InputError
+from ctxlens.report.plots.html import HtmlView
+from ctxlens.report.plots.theme import ROLE_SHADES
+from ctxlens.results import TokenView
+
+
+def role_css() -> str:
+    """Custom properties `--role-user` and so on, for light and dark pages."""
+    light = "".join(f"--role-{name}:{shade.light};" for name, shade in ROLE_SHADES.items())
+    dark = "".join(f"--role-{name}:{shade.dark};" for name, shade in ROLE_SHADES.items())
+    return f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
+
+
+TOKEN_CSS = (
+    role_css()
+    + """
+.tokens{line-height:2.15;overflow-wrap:anywhere}
+.tok{--w:0;white-space:pre-wrap;padding:.16em .06em .3em;border-radius:3px;margin:0 1px 0 0;
+background:color-mix(in srgb,var(--role) calc(var(--w)*42%),transparent);
+box-shadow:inset 0 calc(-2px - var(--w)*7px) 0 -1px
+color-mix(in srgb,var(--role) calc(25% + var(--w)*75%),transparent)}
+.tok.query{outline:2px solid var(--role);outline-offset:0}
+.tok .nl{opacity:.45}
+.rolename{font-size:.68rem;letter-spacing:.06em;text-transform:uppercase;font-weight:600;color:var(--role);
+border:1px solid var(--role);border-radius:3px;padding:.05rem .3rem;
+margin:0 .35rem 0 .15rem;white-space:nowrap}
+"""
+    + "".join(f".r-{name}{{--role:var(--role-{name})}}" for name in ROLE_LABELS)
+)
+"""The style sheet of token views."""
+
+
+def token_view(
+    view: TokenView, *, layer: int | None = None, head: int | None = None, query: int = -1
+) -> HtmlView:
+    """Show the tokens of one conversation with the attention that one query pays to them.
+
+    Every token carries its role as colour (named at the start of each stretch) and its attention weight
+    as intensity and as the height of a bar below it; the scale is the square root of the weight over
+    the largest one. The exact weight is in the token's tooltip.
+
+    Args:
+        view: what to draw.
+        layer: the model's layer number; by default the last one that is there.
+        head: the head; by default the one with most attention on user tokens.
+        query: index into `view.query_positions`.
+
+    Raises:
+        InputError: no such layer, head or query.
+    """
+    layer = view.layers[-1] if layer is None else layer
+    if layer not in view.layers:
+        raise InputError(f"layer {layer} is not among the layers of this view ({_listed(view.layers)}).")
+    row = view.layers.index(layer)
+    n_queries = len(view.query_positions)
+    if not -n_queries <= query < n_queries:
+        raise InputError(f"query {query} is out of range; the view has {n_queries}.")
+    patterns = view.pattern[row, :, query]
+    if head is None:
+        head = int(patterns[:, view.token_roles == Role.USER].sum(-1).argmax())
+    if not 0 <= head < len(patterns):
+        raise InputError(f"head {head} is out of range; the view has {len(patterns)}.")
+    weights = np.asarray(patterns[head], dtype=float)
+    shown = np.sqrt(weights / max(float(weights.max()), 1e-9))
+    position = view.query_positions[query]
+    markup = token_markup(view, position, weights, shown)
+    title = escape(f"Layer {layer}, head {head}, attention from token {position}")
+    return HtmlView(f'<p class="token-title">{title}</p>{markup}', TOKEN_CSS)
+
+
+def token_markup(
+    view: TokenView, query_position: int, weights: np.ndarray | None = None, shown: np.ndarray | None = None
+) -> Markup:
+    """The tokens as spans; with weights they are drawn, without they wait for a script to set them."""
+    pieces = ['<div class="tokens" dir="auto">']
+    before = None
+    for i, (text, value) in enumerate(zip(view.tokens, view.token_roles, strict=True)):
+        role = ROLE_LABELS[int(value)]
+        if role != before and role not in ("pad", "template"):
+            pieces.append(f'<span class="rolename r-{role}">{role}</span>')
+        before = role
+        classes = f"tok r-{role}" + (" query" if i == query_position else "")
+        style, title = "", f"{role} · token {i}"
+        if weights is not None and shown is not None:
+            style = f' style="--w:{shown[i]:.3f}"'
+            title += f" · attention {weights[i]:.4f}"
+        pieces.append(f'<span class="{classes}" title="{title}"{style}>{_visible(text)}</span>')
+    return Markup("".join([*pieces, "</div>"]))
+
+
+def _visible(text: str) -> str:
+    """Escaped text in which line breaks are shown and break the line once."""
+    if not text:
+        return '<span class="nl">∅</span>'
+    parts = [str(escape(part)) for part in text.replace("\r", "␍").split("\n")]
+    return '<span class="nl">↵</span>\n'.join(parts)
+
+
+def _listed(values: tuple[int, ...]) -> str:
+    return ", ".join(map(str, values))

@@ -1,0 +1,311 @@
+"""Which turns to call context-dependent: threshold, layer and reduction, chosen after scoring."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int
+
+from ctxlens.chat.data import Conversation, fingerprint_conversations
+from ctxlens.errors import InputError
+from ctxlens.results import Scores, Selection
+from ctxlens.stats import mixture_threshold, otsu_threshold, valley_threshold
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LP_GAP = "lp_gap"
+"""The column of `ctxlens.scoring.lp_gap`, which is chosen as if it were a reduction; it has no layer."""
+
+MIDDLE_LAYER = 15 / 22
+"""Depth of the paper's layer, 15 of TinyLlama's 22."""
+
+
+def select_turns(
+    scores: Scores,
+    *,
+    beta: float | str | None = None,
+    layer: int | None = None,
+    reduction: str = "mean_of_best",
+    top_share: float | int | None = None,
+    per_length_quantile: float | int | None = None,
+) -> Selection:
+    """Choose the context-dependent turns, by one of three rules.
+
+    Args:
+        scores: scores of a data set.
+        beta: a turn is chosen if its score is above this, 0 to 1 (the paper's is 0.6), or the name of a rule
+            that takes the threshold from the scores (`THRESHOLD_RULES`): `"mixture"` (the default where no
+            other rule is given), where the highest of up to three groups begins; `"valley"` below the
+            highest peak of their density; `"otsu"` between two groups.
+        layer: the layer whose scores decide (see `choose_layer`); not for `lp_gap`.
+        reduction: `mean_of_best` (the paper's code), `best_of_mean` (its text), `mean_heads`, or `lp_gap`
+            (see `ctxlens.scoring.lp_gap`; a number as `beta` is then in nats per token).
+        top_share: choose this share of the turns instead, those with the highest scores, above 0 and at
+            most 1; of equal scores those that come first. Turns without a score (`lp_gap` may be NaN) do not
+            count and are never chosen.
+        per_length_quantile: choose a turn if its score is above this quantile (between 0 and 1) of the
+            scores of turns with as much context as it has (`length_bins` of `context_tokens`), so that long
+            contexts, which draw attention by their mere length, are not preferred.
+
+    Raises:
+        InputError: more than one rule; a threshold, share or quantile outside its range, or one that
+            leaves no turn to choose from; a layer or reduction that was not scored.
+    """
+    given = {"beta": beta, "top_share": top_share, "per_length_quantile": per_length_quantile}
+    rules = [name for name, value in given.items() if value is not None]
+    if len(rules) > 1:
+        raise InputError(f"give one rule for what is selected, not {' and '.join(rules)} together.")
+    rows = score_rows(scores, layer, reduction)
+    score = rows["score"].to_numpy(dtype=float)
+    if not len(score):
+        raise InputError("there are no scored turns to select from.")
+    meta: dict[str, Any] = {"threshold": None}
+    if top_share is not None:
+        selected = _highest(score, top_share)
+        meta |= {
+            "threshold": float(score[selected].min()),
+            "rule": f"the {top_share:.4g} of the turns with the highest scores",
+        }
+    elif per_length_quantile is not None:
+        selected, bins = _above_quantile(score, rows["context_tokens"].to_numpy(), per_length_quantile)
+        meta |= {
+            "rule": f"score above the {per_length_quantile:g} quantile of turns with as many context tokens",
+            "bins": bins,
+        }
+    else:
+        threshold, rule = _threshold(
+            score, DEFAULT_RULE if beta is None else beta, bounded=reduction != LP_GAP
+        )
+        selected = score > threshold
+        meta |= {"threshold": threshold, "rule": rule}
+    names = [name for name in ("conversation", "turn", "score", "kind") if name in rows]
+    meta |= {
+        "layer": layer, "reduction": reduction,
+        "turns": len(score), "selected": int(selected.sum()), "model": scores.meta.get("model"),
+        "fingerprint": scores.meta.get("fingerprint"),
+    }  # fmt: skip
+    return Selection(rows[names].assign(selected=selected), meta)
+
+
+def score_rows(scores: Scores, layer: int | None, reduction: str) -> pd.DataFrame:
+    """One row a turn: what is known of it, and in `score` what decides.
+
+    Raises:
+        InputError: a layer or reduction that was not scored; no layer where the reduction needs one.
+    """
+    turns = scores.frame.drop_duplicates(["conversation", "turn"]).reset_index(drop=True)
+    if reduction == LP_GAP:
+        if LP_GAP not in turns:
+            raise InputError("these scores hold no lp_gap; score again with --lp-gap.")
+        return turns.assign(score=turns[LP_GAP])
+    if layer is None:
+        raise InputError(f"the reduction {reduction} needs the layer whose scores decide; see choose_layer.")
+    score = scores.layer(layer, reduction).rename("score").reset_index()
+    return score.merge(turns, on=["conversation", "turn"], how="left")
+
+
+def _highest(score: np.ndarray, top_share: float | int) -> np.ndarray:
+    if not 0 < top_share <= 1:
+        raise InputError(f"top_share is a share of the turns, 0 to 1 and above 0, got {top_share}.")
+    n_scored = int((~np.isnan(score)).sum())
+    count = round(top_share * n_scored)
+    if not count:
+        raise InputError(f"top_share {top_share:g} of {n_scored} turns is less than one turn; give more.")
+    selected = np.zeros(len(score), dtype=bool)
+    selected[np.argsort(-score, kind="stable")[:count]] = True
+    return selected
+
+
+def _above_quantile(
+    score: np.ndarray, lengths: np.ndarray, quantile: float | int
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    if not 0 < quantile < 1:
+        raise InputError(f"per_length_quantile must lie between 0 and 1, got {quantile}.")
+    selected = np.zeros(len(score), dtype=bool)
+    numbers = length_bins(lengths)
+    bins = []
+    for number in range(numbers.max() + 1):
+        inside = numbers == number
+        known = score[inside & ~np.isnan(score)]
+        threshold = float(np.quantile(known, quantile)) if known.size else math.nan
+        selected |= inside & (score > threshold)
+        bins.append(
+            {
+                "from": int(lengths[inside].min()), "to": int(lengths[inside].max()),
+                "turns": int(inside.sum()), "threshold": threshold,
+                "selected": int((selected & inside).sum()),
+            }
+        )  # fmt: skip
+    return selected, bins
+
+
+def length_bins(
+    lengths: Int[np.ndarray, " turn"], *, n_bins: int = 10, min_count: int = 20
+) -> Int[np.ndarray, " turn"]:
+    """Put lengths into bins of about equal counts.
+
+    From the shortest on, a bin takes whole groups of equal lengths until it holds a share of `1 / n_bins`
+    of all and at least `min_count`; what is left at the end and is fewer than `min_count` goes into the
+    last full bin. Equal lengths are never parted.
+
+    Returns:
+        The number of the bin of each length, from 0, shortest first.
+    """
+    values, inverse, counts = np.unique(lengths, return_inverse=True, return_counts=True)
+    full = max(min_count, math.ceil(len(lengths) / n_bins))
+    bins = np.zeros(len(values), dtype=np.int64)
+    number = held = 0
+    for at, count in enumerate(counts):
+        if held >= full:
+            number, held = number + 1, 0
+        bins[at] = number
+        held += count
+    if number and held < min_count:
+        bins[bins == number] = number - 1
+    return bins[inverse]
+
+
+DEFAULT_RULE = "mixture"
+
+THRESHOLD_RULES = {
+    "mixture": (
+        mixture_threshold,
+        "score in the highest of up to three groups (mixture of Gaussians over log-odds)",
+    ),
+    "valley": (valley_threshold, "score above the valley below the highest peak of the scores' density"),
+    "otsu": (
+        otsu_threshold,
+        "score in the higher of the two groups with the least variance inside them (Otsu)",
+    ),
+}
+"""Rules that take the threshold from the scores, each with its wording."""
+
+
+def check_threshold(beta: float | str) -> None:
+    """Refuse a threshold that is neither a number from 0 to 1 nor the name of a rule, with `InputError`."""
+    number = isinstance(beta, int | float) and 0 <= beta <= 1
+    if not number and beta not in THRESHOLD_RULES:
+        names = " or ".join(f'"{name}"' for name in THRESHOLD_RULES)
+        raise InputError(f"the threshold β must be a number from 0 to 1, or {names}, got {beta!r}.")
+
+
+def _threshold(score: np.ndarray, beta: float | str, *, bounded: bool) -> tuple[float, str]:
+    if bounded or isinstance(beta, str) or not math.isfinite(beta):
+        check_threshold(beta)
+    if isinstance(beta, str):
+        find, rule = THRESHOLD_RULES[beta]
+        return find(score), rule
+    return float(beta), f"score above the given threshold {beta:g}"
+
+
+def choose_layer(n_layers: int, *, rule: str = "needle", needle_layer: int | None = None) -> int:
+    """The layer whose scores decide, by a stated rule.
+
+    Args:
+        n_layers: layers of the seed model.
+        rule: `needle`: the layer whose head copies the needle (`heads.needle_layer` finds it), because
+            the score shall see copying; `middle`: the paper's, 15 of 22, scaled to this depth.
+        needle_layer: that layer, for the rule `needle`.
+
+    Raises:
+        InputError: an unknown rule, or no `needle_layer` in range for the rule `needle`.
+    """
+    if rule == "middle":
+        return min(round(MIDDLE_LAYER * n_layers), n_layers - 1)
+    if rule != "needle":
+        raise InputError(f'the rule for the layer must be "needle" or "middle", got {rule!r}.')
+    if needle_layer is None or not 0 <= needle_layer < n_layers:
+        raise InputError(
+            f'the rule "needle" needs needle_layer from 0 to {n_layers - 1}, got {needle_layer}.'
+        )
+    return needle_layer
+
+
+def check_scored(scores: Scores, conversations: Iterable[Conversation]) -> str:
+    """Refuse a data set that is not the one which was scored.
+
+    Returns:
+        The fingerprint of the conversations.
+
+    Raises:
+        InputError: a scored turn is not in the data or is no assistant's, or the data's fingerprint is not
+            the one in the scores.
+    """
+    data = list(conversations)
+    found = fingerprint_conversations(data)
+    known = scores.meta.get("fingerprint")
+    messages = {conversation.id: conversation.messages for conversation in data}
+    turns = scores.frame[["conversation", "turn"]].drop_duplicates()
+    for name, turn in zip(turns["conversation"].astype(str), turns["turn"].astype(int), strict=True):
+        said = messages.get(name)
+        if said is None or not 0 <= turn < len(said) or said[turn]["role"] != "assistant":
+            raise InputError(
+                f"turn {turn} of conversation {name!r} was scored, but is not in the data set; these scores "
+                "belong to other data, or the data were read in another way (split, layout, limit)."
+            )
+    if known is not None and known != found:
+        raise InputError(
+            "the conversations are not those that were scored: they have the same ids but other texts; "
+            "these scores belong to other data, or to an earlier state of them."
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class SelectionQuality:
+    """A selection held against the truth.
+
+    Attributes:
+        precision: share of the selected turns that are truly context-dependent; NaN if none is selected.
+        recall: share of the truly context-dependent turns that are selected; NaN if there is none.
+        selected: number of selected turns.
+        true: number of truly context-dependent turns among all scored ones.
+        both: number of turns that are both.
+        turns: number of turns in all.
+    """
+
+    precision: float
+    recall: float
+    selected: int
+    true: int
+    both: int
+    turns: int
+
+
+def selection_quality(selection: Selection, truth: Collection[tuple[str, int]]) -> SelectionQuality:
+    """Precision and recall of a selection where the context-dependent turns are known.
+
+    Args:
+        selection: the selection.
+        truth: the turns that are context-dependent; those that were not scored do not count.
+    """
+    frame = selection.frame
+    known = set(truth)
+    true = np.array(
+        [
+            turn in known
+            for turn in zip(frame["conversation"].astype(str), frame["turn"].astype(int), strict=True)
+        ],
+        dtype=bool,
+    )
+    selected = frame["selected"].to_numpy(dtype=bool)
+    both = int((true & selected).sum())
+    return SelectionQuality(
+        precision=both / int(selected.sum()) if selected.any() else math.nan,
+        recall=both / int(true.sum()) if true.any() else math.nan,
+        selected=int(selected.sum()),
+        true=int(true.sum()),
+        both=both,
+        turns=len(frame),
+    )
+
+
+__all__ = [
+    "DEFAULT_RULE", "LP_GAP", "THRESHOLD_RULES", "SelectionQuality", "check_scored", "check_threshold",
+    "choose_layer", "length_bins", "score_rows", "select_turns", "selection_quality",
+]  # fmt: skip
