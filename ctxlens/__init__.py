@@ -23,11 +23,12 @@ _EXPORTS = {
     "models.attention.steering": ("Steering", "emphasise"),
     "models": ("Model", "load_model"),
     "evals.needle.needles": ("NEEDLES", "Needle"),
-    "evals.needle.cells": ("NeedleConfig",),
+    "evals.needle.config": ("NeedleConfig",),
     "evals.needle.run": ("run_needle",),
     "scoring": ("score_conversations",),
     "scoring.selection": ("choose_layer", "select_turns"),
-    "models.indicator_token": ("add_indicator", "annotate_messages"),
+    "models.indicator_token": ("add_indicator",),
+    "chat.data.annotate": ("annotate_messages",),
     "evals.harness": ("run_evaluation",),
     "sft": ("TrainConfig", "train"),
     "demo": ("run_demo",),
@@ -71,6 +72,7 @@ _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 if TYPE_CHECKING:
     from ctxlens.chat.data import load_conversations as load_conversations
     from ctxlens.chat.data import read_messages_file as read_messages_file
+    from ctxlens.chat.data.annotate import annotate_messages as annotate_messages
     from ctxlens.chat.roles import RenderedChat as RenderedChat
     from ctxlens.chat.roles import Role as Role
     from ctxlens.chat.roles import render as render
@@ -82,9 +84,9 @@ if TYPE_CHECKING:
     from ctxlens.errors import RunExistsError as RunExistsError
     from ctxlens.errors import UnsupportedModelError as UnsupportedModelError
     from ctxlens.evals.harness import run_evaluation as run_evaluation
-    from ctxlens.evals.needle.run import NEEDLES as NEEDLES
-    from ctxlens.evals.needle.run import Needle as Needle
-    from ctxlens.evals.needle.run import NeedleConfig as NeedleConfig
+    from ctxlens.evals.needle.config import NeedleConfig as NeedleConfig
+    from ctxlens.evals.needle.needles import NEEDLES as NEEDLES
+    from ctxlens.evals.needle.needles import Needle as Needle
     from ctxlens.evals.needle.run import run_needle as run_needle
     from ctxlens.models import Model as Model
     from ctxlens.models import load_model as load_model
@@ -92,7 +94,6 @@ if TYPE_CHECKING:
     from ctxlens.models.attention.steering import Steering as Steering
     from ctxlens.models.attention.steering import emphasise as emphasise
     from ctxlens.models.indicator_token import add_indicator as add_indicator
-    from ctxlens.models.indicator_token import annotate_messages as annotate_messages
     from ctxlens.results import Ability as Ability
     from ctxlens.results import Drift as Drift
     from ctxlens.results import Evaluation as Evaluation

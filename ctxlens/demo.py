@@ -18,8 +18,10 @@ from typing import Any
 from ctxlens.chat.data import Conversation
 from ctxlens.chat.roles import DEFAULT_INDICATOR
 from ctxlens.evals.closed_book import run_closed_book
-from ctxlens.evals.needle.cells import Cell, NeedleConfig, build_cells, render_cell
+from ctxlens.evals.needle.cells import build_cells
+from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import load_haystack
+from ctxlens.evals.needle.prompts import Cell, render_cell
 from ctxlens.evals.needle.run import Setting, run_settings
 from ctxlens.heads import find_retrieval_heads, needle_layer, steering_sweep
 from ctxlens.models import Model, load_model

@@ -1,16 +1,67 @@
-"""JSON lines that grow while work goes on: what was written stays, whenever the process is killed."""
+"""Files that are wholly there or not at all, and JSON lines that grow while work goes on.
+
+What was written stays, whenever the process is killed.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
 from ctxlens.errors import InputError
-from ctxlens.runs import write_atomic
+
+
+def write_atomic(path: str | Path, content: bytes | str | Callable[[Path], object]) -> Path:
+    """Write a file so that it is either wholly there or not at all.
+
+    Args:
+        path: where the file shall be; its folder is made if it is missing.
+        content: the bytes or text (UTF-8), or a function that writes the file at the path it is given.
+
+    Raises:
+        InputError: the place cannot be written to, or the disk is full.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"Cannot write {path}: it is a folder; give the path of a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise InputError(
+            f"Cannot write {path}: {error.strerror}; choose a folder that can be written to."
+        ) from error
+    temporary = Path(name)
+    try:
+        os.close(handle)
+        if callable(content):
+            content(temporary)
+        else:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"Cannot write {path}: {os.strerror(error.errno) if error.errno else error}; free some space or "
+            "choose another folder. What was written before is kept."
+        ) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def without_nan(value: Any) -> Any:
+    """The value as JSON values, with null in place of NaN and infinities, which JSON does not have."""
+    return json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -89,4 +140,10 @@ def _mend_end(file: BufferedRandom) -> None:
         file.write(b"\n")
 
 
-__all__ = ["append_lines", "read_lines", "write_lines"]
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+__all__ = ["append_lines", "read_lines", "without_nan", "write_atomic", "write_lines"]

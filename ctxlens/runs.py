@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ctxlens.errors import InputError, RunExistsError
+from ctxlens.files import write_atomic
 
 MANIFEST = "manifest.json"
 _REPORTED_PACKAGES = (
@@ -31,60 +30,6 @@ class Savable(Protocol):
     """What `Run.save` needs of a result."""
 
     def save(self, path: Path) -> None: ...
-
-
-def write_atomic(path: str | Path, content: bytes | str | Callable[[Path], object]) -> Path:
-    """Write a file so that it is either wholly there or not at all.
-
-    Args:
-        path: where the file shall be; its folder is made if it is missing.
-        content: the bytes or text (UTF-8), or a function that writes the file at the path it is given.
-
-    Raises:
-        InputError: the place cannot be written to, or the disk is full.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"Cannot write {path}: it is a folder; give the path of a file.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    except OSError as error:
-        raise InputError(
-            f"Cannot write {path}: {error.strerror}; choose a folder that can be written to."
-        ) from error
-    temporary = Path(name)
-    try:
-        os.close(handle)
-        if callable(content):
-            content(temporary)
-        else:
-            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(
-            f"Cannot write {path}: {os.strerror(error.errno) if error.errno else error}; free some space or "
-            "choose another folder. What was written before is kept."
-        ) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path
-
-
-def without_nan(value: Any) -> Any:
-    """The value as JSON values, with null in place of NaN and infinities, which JSON does not have."""
-    return json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def package_versions() -> dict[str, str]:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ctxlens.files import write_atomic
 from ctxlens.organism import recipe
-from ctxlens.runs import package_versions, write_atomic
+from ctxlens.runs import package_versions
 from ctxlens.stats import Interval, t_interval
 from experiments.organism.measure import SeedStudy
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import UnsupportedModelError
 from ctxlens.models.attention.steering import Steering
+from ctxlens.models.backends.batch import TokenBatch, pad_queries
 from ctxlens.models.backends.lens import LensBackend, bridge_from_hf
 from ctxlens.models.backends.native import NativeBackend, attend
-from ctxlens.models.backends.protocol import Backend, TokenBatch, pad_queries
+from ctxlens.models.backends.protocol import Backend
 
 CHATS = [make_chat(20, 1, prompt=14), make_chat(13, 2, prompt=9)]
 ASKED = Steering(target_share=0.7)

@@ -16,7 +16,7 @@ from ctxlens.organism import load_world
 from ctxlens.report.collect import collect_runs
 from ctxlens.report.plots.still import drift_still
 from ctxlens.results import Ability, Drift, NeedleGrid
-from ctxlens.scoring.card import code_block, code_span
+from ctxlens.results.markdown import code_block, code_span
 from ctxlens.sft import before_after, train
 from ctxlens.sft import evaluation as of_training
 from ctxlens.sft.before_after import EvaluationKeys, Row, insert_section, load_questions, plan_evaluation

@@ -7,7 +7,8 @@ import pytest
 from ctxlens.chat.data import load_conversations
 from ctxlens.errors import InputError
 from ctxlens.results import Scores
-from ctxlens.scoring.card import card_facts, card_markdown, escape_markdown, make_card, shorten
+from ctxlens.results.markdown import escape_markdown
+from ctxlens.scoring.card import card_facts, card_markdown, make_card, shorten
 from ctxlens.scoring.selection import select_turns
 
 NASTY = "<script>alert(1)</script> | **bold** [a](http://x) `c` # h\n- item\x1b[31m"

@@ -15,7 +15,7 @@ import ctxlens.models.doctor.spans as spans
 from ctxlens.cli import app
 from ctxlens.errors import InputError, UnsupportedModelError
 from ctxlens.models import Model
-from ctxlens.models.backends.protocol import TokenBatch
+from ctxlens.models.backends.batch import TokenBatch
 from ctxlens.models.doctor import diagnose
 from ctxlens.models.doctor.findings import compare
 from ctxlens.models.doctor.spans import check_roles

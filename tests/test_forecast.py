@@ -14,9 +14,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from ctxlens.errors import InputError
 from ctxlens.models.attention.steering import Steering
+from ctxlens.models.backends.batch import TokenBatch
 from ctxlens.models.backends.lens import LensBackend, bridge_from_hf
 from ctxlens.models.backends.native import NativeBackend
-from ctxlens.models.backends.protocol import TokenBatch
 from ctxlens.models.memory import fit_batch_tokens, forecast_memory, free_memory, layer_windows
 
 LENGTH = 320

@@ -5,7 +5,8 @@ import pytest
 from needle_models import CopyingModel
 
 from ctxlens.errors import InputError
-from ctxlens.evals.needle.cells import NeedleConfig, build_cells
+from ctxlens.evals.needle.cells import build_cells
+from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.heads import draw_random_heads, find_retrieval_heads, needle_layer, steering_sweep
 from ctxlens.results import RoleAllocation

@@ -7,7 +7,8 @@ import pytest
 from tiny_models import make_chat, make_tiny, make_tokenizer
 
 from ctxlens.errors import InputError
-from ctxlens.evals.needle.cells import NeedleConfig, build_cells
+from ctxlens.evals.needle.cells import build_cells
+from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.evals.needle.run import Needle
 from ctxlens.heads import (

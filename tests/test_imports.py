@@ -1,40 +1,51 @@
 """The house: what may import what, and what `import ctxlens` may load."""
 
 import ast
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "ctxlens"
+DESIGN = PACKAGE.parent / "docs" / "design.md"
 HEAVY = (
     "torch", "transformers", "datasets", "trl", "plotly", "transformer_lens", "lm_eval", "pandas", "scipy",
 )  # fmt: skip
 LAYERS = {
-    "errors": 0, "roles": 0, "data": 0, "runs": 0, "stats": 0, "organism": 0, "processes": 0, "lines": 0,
-    "parsing": 0,
-    "results": 1, "allocation": 1, "steering": 1, "augment": 1, "tiles": 1, "batching": 1,
-    "prefixes": 1, "claims": 1,
-    "lens": 2, "native": 2, "caching": 2,
-    "models": 3, "forecast": 3, "doctor": 4,
-    "recall": 4, "haystack": 4, "cells": 4, "answering": 4, "needle": 4, "ability": 4, "dependency": 4,
-    "scoring": 4, "selection": 4, "indicator": 4, "marking": 4, "lp_gap": 4, "ablation": 4,
-    "qa": 4, "mt_bench": 4, "judge": 4,
-    "card": 5, "tasks": 5, "heads": 5, "drift": 5, "harness": 5,
-    "plots": 6, "report": 6,
-    "before_after": 7, "sft": 7, "demo": 7,
-    "cli": 8, "__main__": 8,
+    "errors": 0, "stats": 0, "processes": 0, "organism": 0,
+    "files": 1, "parsing": 1,
+    "runs": 2, "chat": 2,
+    "results": 3,
+    "models": 4, "report": 4,
+    "evals": 5, "scoring": 5,
+    "heads": 6,
+    "sft": 7,
+    "demo": 8,
+    "cli": 9, "__main__": 10,
 }  # fmt: skip
-ONLY_IMPORTER = {"transformer_lens": "lens", "trl": "sft", "lm_eval": "harness"}
-FACES = {"plots", "report"}
-FACES_MAY_IMPORT = {"results", "roles", "stats", "runs", "errors", *FACES}
+"""A room imports only rooms of lower layers. `docs/design.md` shows the same table."""
+ONLY_IMPORTER = {
+    "transformer_lens": "ctxlens.models.backends.lens",
+    "trl": "ctxlens.sft",
+    "lm_eval": "ctxlens.evals.harness",
+}
+FACES_MAY_IMPORT = {"results", "chat", "stats", "runs", "files", "errors"}
+MOST_NAMES, MOST_MODULE_LINES = 18, 700
+
+
+def room_of(module: str) -> str:
+    """The room of a dotted module: `ctxlens.cli.steer` belongs to `cli`."""
+    return [*module.split("."), "__init__"][1]
 
 
 def module_of(path: Path, package: Path) -> str:
-    """The layer name of a file: `cli/speak.py` belongs to `cli`."""
-    return path.relative_to(package).parts[0].removesuffix(".py")
+    """The dotted name of a file; a package's `__init__.py` has the package's name."""
+    parts = ("ctxlens", *path.relative_to(package).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imported_names(source: str) -> Iterator[str]:
@@ -47,54 +58,103 @@ def imported_names(source: str) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def read_imports(package: Path) -> dict[str, set[str]]:
+    """What every file of a package imports: other files of it, and dotted names from elsewhere.
+
+    The package's own `__init__.py` is left out: it exports names of all rooms when they are first used.
+    """
+    paths = {module_of(path, package): path for path in sorted(package.rglob("*.py"))}
+    paths.pop("ctxlens", None)
+    graph = {}
+    for module, path in paths.items():
+        names = imported_names(path.read_text(encoding="utf-8"))
+        graph[module] = {name if name in paths else _owner(name, paths) for name in names}
+    return graph
+
+
+def _owner(name: str, paths: Collection[str]) -> str:
+    """The file that defines an imported name; the name itself where no file of the package does."""
+    parent = name.rpartition(".")[0]
+    return parent if parent in paths else name
+
+
+def folder_of(module: str, graph: Collection[str]) -> str:
+    """The folder in which a module's file lies; packages, and files at the top, stand for themselves."""
+    is_package = any(other.startswith(f"{module}.") for other in graph)
+    return module if is_package or module.count(".") == 1 else module.rpartition(".")[0]
+
+
+def find_circle(graph: Mapping[str, Collection[str]]) -> list[str]:
+    """Modules that import each other in a ring, or nothing."""
+    try:
+        tuple(TopologicalSorter({node: set(graph[node]) - {node} for node in graph}).static_order())
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
 def broken_rules(package: Path) -> list[str]:
     """One sentence for every import of the package that breaks a rule of the house."""
     found = []
-    graph: dict[str, set[str]] = {}
-    for path in sorted(package.rglob("*.py")):
-        module = module_of(path, package)
-        if module == "__init__":  # exports by name, when they are first used
+    graph = read_imports(package)
+    folders: dict[str, set[str]] = {}
+    for module, imports in graph.items():
+        room = room_of(module)
+        if room not in LAYERS:
+            found.append(f"{room} has no layer")
             continue
-        if module not in LAYERS:
-            found.append(f"{module} has no layer")
-            continue
-        for name in imported_names(path.read_text(encoding="utf-8")):
-            head, *rest = name.split(".")
-            if head in ONLY_IMPORTER and module != ONLY_IMPORTER[head]:
-                found.append(f"{module} imports {head}, which only {ONLY_IMPORTER[head]} may")
-            if head != "ctxlens" or not rest or rest[0] == module or rest[0] == "__version__":
+        for name in sorted(imports):
+            head = name.split(".")[0]
+            only = ONLY_IMPORTER.get(head)
+            if only and not f"{module}.".startswith(f"{only}."):
+                found.append(f"{module} imports {head}, which only {only} may")
+            if head != "ctxlens" or name in ("ctxlens", "ctxlens.__version__"):
                 continue
-            if rest[0] not in LAYERS:
+            if name not in graph and room_of(name) not in LAYERS:
                 found.append(f"{module} imports {name} from the package itself")
                 continue
-            graph.setdefault(module, set()).add(rest[0])
-            if LAYERS[rest[0]] > LAYERS[module]:
-                found.append(f"{module} (layer {LAYERS[module]}) imports {rest[0]} (layer {LAYERS[rest[0]]})")
-            if module in FACES and rest[0] not in FACES_MAY_IMPORT:
-                found.append(f"{module} imports {rest[0]}, but draws from results alone")
-    return found + [
-        f"{a} and {b} import each other" for a in graph for b in graph[a] if a in graph.get(b, ())
-    ]
+            other = room_of(name)
+            if name in graph:
+                folders.setdefault(folder_of(module, graph), set()).add(folder_of(name, graph))
+            if other == room:
+                continue
+            if LAYERS[other] >= LAYERS[room]:
+                found.append(f"{room} (layer {LAYERS[room]}) imports {other} (layer {LAYERS[other]})")
+            if room == "report" and other not in FACES_MAY_IMPORT:
+                found.append(f"report imports {other}, but draws from results alone")
+    circles = (find_circle(graph), find_circle(folders))
+    return found + [f"a circle of imports: {' -> '.join(circle)}" for circle in circles if circle]
 
 
-def test_modules_import_only_from_lower_layers():
+def test_rooms_import_only_from_lower_layers_and_in_no_circle():
     assert broken_rules(PACKAGE) == []
+
+
+def test_the_house_stays_small_at_the_top():
+    names = {
+        path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
+    assert len(names - {"__init__", "__main__"}) <= MOST_NAMES
+    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert [name for name, count in lines.items() if count > MOST_MODULE_LINES] == []
+
+
+def test_the_design_shows_the_layers_of_this_test():
+    table = re.findall(r"^\| (\d+) \| ([^|]+) \|", DESIGN.read_text(encoding="utf-8"), re.MULTILINE)
+    shown = {room: int(layer) for layer, rooms in table for room in re.findall(r"`(\w+)`", rooms)}
+    assert shown == LAYERS
 
 
 @pytest.mark.parametrize(
     ("file", "source", "complaint"),
     [
-        ("roles.py", "from ctxlens.models import load_model", "roles (layer 0) imports models (layer 3)"),
-        (
-            "roles.py",
-            "def f():\n    import ctxlens.models.backends.lens",
-            "roles (layer 0) imports lens (layer 2)",
-        ),
-        ("needle.py", "from ctxlens import cli", "needle (layer 4) imports cli (layer 8)"),
-        ("needle.py", "from ctxlens import load_model", "needle imports ctxlens.load_model from the package"),
-        ("native.py", "import transformer_lens.hook_points", "only lens may"),
-        ("cli/tune.py", "from trl import SFTTrainer", "only sft may"),
-        ("report/__init__.py", "from ctxlens.models import Model", "draws from results alone"),
+        ("chat/roles.py", "from ctxlens.models import load_model", "chat (layer 2) imports models (layer 4)"),
+        ("runs.py", "def f():\n    import ctxlens.chat.data", "runs (layer 2) imports chat (layer 2)"),
+        ("evals/needle.py", "from ctxlens import cli", "evals (layer 5) imports cli (layer 9)"),
+        ("heads.py", "from ctxlens import load_model", "heads imports ctxlens.load_model from the package"),
+        ("models/native.py", "import transformer_lens.hook_points", "only ctxlens.models.backends.lens may"),
+        ("cli/train.py", "from trl import SFTTrainer", "only ctxlens.sft may"),
+        ("report/__init__.py", "from ctxlens.organism import World", "draws from results alone"),
         ("extra.py", "", "extra has no layer"),
     ],
 )
@@ -107,10 +167,30 @@ def test_checker_finds_a_planted_import(tmp_path, file, source, complaint):
     assert complaint in found[0]
 
 
-def test_checker_finds_modules_that_import_each_other(tmp_path):
-    (tmp_path / "heads.py").write_text("import ctxlens.sft")
-    (tmp_path / "sft.py").write_text("from ctxlens.heads import steering_sweep")
-    assert "heads and sft import each other" in broken_rules(tmp_path)
+def plant(package: Path, files: Mapping[str, str]) -> None:
+    for name, source in files.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(source)
+
+
+def test_checker_finds_a_circle_of_three_files(tmp_path):
+    ring = {"a.py": "from ctxlens.heads.b import f", "b.py": "def f():\n    import ctxlens.heads.c",
+            "c.py": "from ctxlens.heads import a", "d.py": "import ctxlens.heads.a"}  # fmt: skip
+    plant(tmp_path, {f"heads/{name}": source for name, source in {**ring, "__init__.py": ""}.items()})
+    (complaint,) = broken_rules(tmp_path)
+    assert all(f"ctxlens.heads.{name}" in complaint for name in "abc")
+    assert "ctxlens.heads.d" not in complaint
+    plant(tmp_path, {"heads/c.py": ""})
+    assert broken_rules(tmp_path) == []
+
+
+def test_checker_finds_a_circle_of_folders_whose_files_form_none(tmp_path):
+    plant(tmp_path, {
+        "evals/a/__init__.py": "", "evals/a/one.py": "import ctxlens.evals.b.one", "evals/a/two.py": "",
+        "evals/b/__init__.py": "", "evals/b/one.py": "", "evals/b/two.py": "from ctxlens.evals.a import two",
+    })  # fmt: skip
+    (complaint,) = broken_rules(tmp_path)
+    assert {"ctxlens.evals.a", "ctxlens.evals.b"} <= set(complaint.split())
 
 
 def loaded_heavy_modules(statement: str) -> set[str]:

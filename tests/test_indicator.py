@@ -6,9 +6,10 @@ from conftest import build_toy_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from ctxlens.chat.data import Conversation
+from ctxlens.chat.data.annotate import annotate_messages
 from ctxlens.chat.roles import Role, render
 from ctxlens.errors import InputError
-from ctxlens.models.indicator_token import add_indicator, annotate_messages, check_indicator
+from ctxlens.models.indicator_token import add_indicator, check_indicator
 
 
 def tiny(rows, *, tied=False):

@@ -11,6 +11,7 @@ from ctxlens.chat.roles import Role
 from ctxlens.errors import UnsupportedModelError
 from ctxlens.models import Model
 from ctxlens.models.attention.steering import Steering
+from ctxlens.models.backends.batch import TokenBatch, pad_queries
 from ctxlens.models.backends.lens import (
     LensBackend,
     bridge_from_hf,
@@ -19,7 +20,6 @@ from ctxlens.models.backends.lens import (
     scores_hook,
 )
 from ctxlens.models.backends.native import NativeBackend
-from ctxlens.models.backends.protocol import TokenBatch, pad_queries
 from ctxlens.models.generation import continue_greedily
 from ctxlens.models.loading import load_causal_lm, load_tokenizer, locate_checkpoint
 

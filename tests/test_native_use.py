@@ -12,9 +12,9 @@ from ctxlens.chat.roles import Role
 from ctxlens.errors import InputError, UnsupportedModelError
 from ctxlens.models import Model
 from ctxlens.models.attention.steering import Steering, emphasise
+from ctxlens.models.backends.batch import TokenBatch
 from ctxlens.models.backends.lens import LensBackend, bridge_from_hf
 from ctxlens.models.backends.native import NativeBackend, attend
-from ctxlens.models.backends.protocol import TokenBatch
 from ctxlens.models.generation import continue_greedily
 
 STEERINGS = [Steering(0.2), Steering(target_share=0.6, heads=((1, 0), (2, 3)))]

@@ -8,19 +8,14 @@ import pytest
 from needle_models import CopyingModel
 
 from ctxlens.errors import InputError, ModelFailureError, RunExistsError
-from ctxlens.evals.needle.cells import (
-    CONDITIONS,
-    WORDINGS,
-    NeedleConfig,
-    build_cells,
-    describe_cell,
-    render_cell,
-)
+from ctxlens.evals.needle.cells import build_cells
+from ctxlens.evals.needle.config import CONDITIONS, WORDINGS, NeedleConfig
 from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.evals.needle.needles import (
     NEEDLES,
     Needle,
 )
+from ctxlens.evals.needle.prompts import describe_cell, render_cell
 from ctxlens.evals.needle.run import Setting, plan_parts, run_needle, run_settings
 from ctxlens.models.attention.steering import Steering
 from ctxlens.results import NeedleGrid

@@ -12,7 +12,7 @@ import pytest
 from needle_models import CopyingModel
 
 from ctxlens.errors import InputError
-from ctxlens.evals.needle.cells import NeedleConfig
+from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.evals.needle.run import run_needle
 from ctxlens.processes import Processes

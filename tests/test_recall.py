@@ -5,14 +5,8 @@ import math
 import pytest
 
 from ctxlens.errors import InputError
-from ctxlens.evals.needle.needles import (
-    NEEDLES,
-    Needle,
-    draw_needle,
-    load_needles,
-    score_containment,
-    score_recall,
-)
+from ctxlens.evals.needle.match import score_containment, score_recall
+from ctxlens.evals.needle.needles import NEEDLES, Needle, draw_needle, load_needles
 
 SF = NEEDLES["sf"]
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from ctxlens.errors import InputError, RunExistsError
-from ctxlens.runs import Run, write_atomic
+from ctxlens.files import write_atomic
+from ctxlens.runs import Run
 
 
 def test_the_same_run_is_resumed_and_another_is_refused(tmp_path):

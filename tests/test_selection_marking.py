@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctxlens.chat.data import load_conversations
+from ctxlens.chat.data.annotate import annotate_messages
 from ctxlens.chat.data.marked_files import (
     RECORD_COLUMN,
     Marks,
@@ -22,7 +23,6 @@ from ctxlens.chat.data.marked_files import (
     write_marked,
 )
 from ctxlens.errors import InputError
-from ctxlens.models.indicator_token import annotate_messages
 
 
 def write_lines(path, rows):

@@ -81,7 +81,7 @@ def test_template_of_the_papers_recipes():
 
 def test_the_organisms_data_fit_its_recipe(tmp_path):
     from ctxlens.chat.data import load_conversations
-    from ctxlens.models.indicator_token import annotate_messages
+    from ctxlens.chat.data.annotate import annotate_messages
     from ctxlens.results import Selection
     from ctxlens.sft import read_replay
     from experiments.recipes.organism_data import main

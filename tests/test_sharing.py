@@ -12,8 +12,10 @@ from tiny_models import make_tiny, make_tokenizer
 import ctxlens.models.sharing as sharing
 from ctxlens.chat.roles import RenderedChat
 from ctxlens.errors import ModelFailureError
-from ctxlens.evals.needle.cells import NeedleConfig, build_cells, render_cell
+from ctxlens.evals.needle.cells import build_cells
+from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import load_haystack
+from ctxlens.evals.needle.prompts import render_cell
 from ctxlens.models import Model, load_model
 from ctxlens.models.prefix_tree import count_read, plan_branches
 

@@ -9,12 +9,7 @@ import torch
 
 from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import InputError
-from ctxlens.models.attention.shares import (
-    compute_role_shares,
-    find_queries,
-    renormalise_shares,
-    retrieval_heads,
-)
+from ctxlens.models.attention.shares import compute_role_shares, renormalise_shares, retrieval_heads
 from ctxlens.models.attention.steering import (
     Steering,
     as_heads,
@@ -23,6 +18,7 @@ from ctxlens.models.attention.steering import (
     parse_roles,
     weigh_targets,
 )
+from ctxlens.models.queries import find_queries
 
 BOS, USER, ASSISTANT, TEMPLATE, INDICATOR = 0, 2, 3, 5, 6
 

@@ -9,8 +9,10 @@ from lm_eval.tasks import TaskManager
 
 from ctxlens.errors import InputError
 from ctxlens.evals import tasks
-from ctxlens.evals.needle.cells import NeedleConfig, build_cells, render_cell
+from ctxlens.evals.needle.cells import build_cells
+from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import load_haystack
+from ctxlens.evals.needle.prompts import render_cell
 from ctxlens.organism import CHAT, load_world
 
 READING = ("squad", "quac", "drop")

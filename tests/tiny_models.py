@@ -9,7 +9,7 @@ import torch
 import transformers as tf
 
 from ctxlens.chat.roles import N_ROLES, RenderedChat, Role
-from ctxlens.models.backends.protocol import TokenBatch
+from ctxlens.models.backends.batch import TokenBatch
 
 VOCAB = 64
 _COMMON: dict[str, Any] = {

@@ -11,16 +11,21 @@ import typer
 
 import ctxlens
 from ctxlens.cli import _screen
-from ctxlens.cli.appraise import eval
-from ctxlens.cli.check import doctor
-from ctxlens.cli.dissect import drift, heads
-from ctxlens.cli.look import allocate, roles
-from ctxlens.cli.measure import needle
-from ctxlens.cli.rate import mt_bench
-from ctxlens.cli.speak import generate, steer
-from ctxlens.cli.trace import score, select
-from ctxlens.cli.tune import train
-from ctxlens.cli.whole import demo, report
+from ctxlens.cli.allocate import allocate
+from ctxlens.cli.demo import demo
+from ctxlens.cli.doctor import doctor
+from ctxlens.cli.drift import drift
+from ctxlens.cli.eval import eval
+from ctxlens.cli.generate import generate
+from ctxlens.cli.heads import heads
+from ctxlens.cli.mt_bench import mt_bench
+from ctxlens.cli.needle import needle
+from ctxlens.cli.report import report
+from ctxlens.cli.roles import roles
+from ctxlens.cli.score import score
+from ctxlens.cli.select import select
+from ctxlens.cli.steer import steer
+from ctxlens.cli.train import train
 
 app = typer.Typer(
     name="ctxlens",

@@ -118,7 +118,7 @@ def read_tools(path: Path) -> list[Any]:
 
 def check_queries(chats: Sequence[RenderedChat], queries: str) -> None:
     """Raise `InputError` if a conversation lacks the positions whose attention is to be read; says which."""
-    from ctxlens.models.attention.shares import find_queries
+    from ctxlens.models.queries import find_queries
 
     for i, chat in enumerate(chats):
         try:

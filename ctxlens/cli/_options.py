@@ -156,6 +156,11 @@ class RunOptions:
         )
 
 
+LayoutOption = Annotated[
+    str | None, typer.Option(help="messages, sharegpt, alpaca or prompt-completion; found out by default.")
+]
+
+
 def _default(field: Field[Any]) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 

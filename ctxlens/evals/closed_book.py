@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from ctxlens.errors import InputError
-from ctxlens.evals.needle.cells import NeedleModel, check_indicator
-from ctxlens.evals.needle.needles import score_recall
-from ctxlens.models.backends.protocol import plan_batches
+from ctxlens.evals.needle.match import score_recall
+from ctxlens.evals.needle.prompts import NeedleModel, check_indicator
+from ctxlens.models.backends.batch import plan_batches
 from ctxlens.results import Ability
 
 

@@ -20,7 +20,8 @@ from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import InputError, UnsupportedModelError
 from ctxlens.models import Model
 from ctxlens.models.attention.steering import Steering
-from ctxlens.models.backends.protocol import Backend, TokenBatch, plan_batches
+from ctxlens.models.backends.batch import TokenBatch, plan_batches
+from ctxlens.models.backends.protocol import Backend
 
 AblationKind = Literal["zero", "mean", "blind"]
 BLINDING_ALPHA = 1e-300

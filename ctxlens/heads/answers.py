@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float, Int
 
 from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import InputError
-from ctxlens.evals.needle.cells import Cell, NeedleConfig, check_indicator, render_cell
-from ctxlens.evals.needle.needles import score_recall
+from ctxlens.evals.needle.config import NeedleConfig
+from ctxlens.evals.needle.match import score_recall
+from ctxlens.evals.needle.prompts import Cell, check_indicator, render_cell
 from ctxlens.evals.needle.run import cell_record
 from ctxlens.models import Model
 
@@ -28,7 +29,7 @@ class Answers:
     Attributes:
         cells: the cells.
         config: their configuration.
-        condition: one of `ctxlens.evals.needle.cells.CONDITIONS`.
+        condition: one of `ctxlens.evals.needle.config.CONDITIONS`.
         indicator: whether the question carries the model's indicator.
         measure: one of `MEASURES`.
         batch_tokens: padded tokens worked on at once.

@@ -10,7 +10,7 @@ import numpy as np
 
 from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import InputError
-from ctxlens.evals.needle.cells import NeedleModel
+from ctxlens.evals.needle.prompts import NeedleModel
 from ctxlens.results import RoleAllocation
 
 Head = tuple[int, int]

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ctxlens.chat.roles import RenderedChat, Role
-from ctxlens.evals.needle.cells import Cell
+from ctxlens.evals.needle.prompts import Cell
 from ctxlens.evals.needle.run import Progress
 from ctxlens.heads.answers import Answers, needle_tokens
 from ctxlens.heads.kept import KeptUnits

@@ -15,7 +15,8 @@ from jaxtyping import Int
 
 from ctxlens.chat.roles import RenderedChat
 from ctxlens.errors import InputError
-from ctxlens.evals.needle.cells import Cell, NeedleConfig, word_question
+from ctxlens.evals.needle.config import NeedleConfig
+from ctxlens.evals.needle.prompts import Cell, word_question
 from ctxlens.evals.needle.run import Progress
 from ctxlens.heads import find_retrieval_heads
 from ctxlens.models import Model

@@ -16,7 +16,7 @@ from ctxlens.heads.answers import Answers
 from ctxlens.heads.kept import KeptUnits
 from ctxlens.models import Model
 from ctxlens.models.attention.steering import Steering
-from ctxlens.models.backends.protocol import TokenBatch
+from ctxlens.models.backends.batch import TokenBatch
 from ctxlens.results import HeadMap
 from ctxlens.runs import Run
 

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from ctxlens.chat.roles import Role
-from ctxlens.evals.needle.cells import Cell, NeedleConfig, render_cell
+from ctxlens.evals.needle.config import NeedleConfig
+from ctxlens.evals.needle.prompts import Cell, render_cell
 from ctxlens.heads.answers import needle_tokens
 from ctxlens.heads.choose import HeadModel, spread
 from ctxlens.stats import bootstrap_mean

@@ -11,7 +11,8 @@ from typing import Any
 
 from ctxlens.chat.roles import Role
 from ctxlens.errors import InputError
-from ctxlens.evals.needle.cells import Cell, NeedleConfig, render_cell
+from ctxlens.evals.needle.config import NeedleConfig
+from ctxlens.evals.needle.prompts import Cell, render_cell
 from ctxlens.evals.needle.run import Progress, Setting, run_settings
 from ctxlens.heads.choose import Head, HeadModel, draw_random_heads, find_retrieval_heads, spread
 from ctxlens.models.attention.steering import DEFAULT_ROLES, Steering, SteeringMode

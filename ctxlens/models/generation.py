@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from ctxlens.models.attention.steering import Steering
-from ctxlens.models.backends.protocol import Backend, TokenBatch
+from ctxlens.models.backends.batch import TokenBatch
+from ctxlens.models.backends.protocol import Backend
 from ctxlens.models.sharing import Stop, choose
 
 _SPARE = 4

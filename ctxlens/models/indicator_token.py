@@ -1,24 +1,21 @@
-"""The indicator: one token that tells the model to answer from the context.
+"""The indicator as a token of a model: one special token that tells it to answer from the context.
 
-`add_indicator` gives a model the token; `annotate_messages` marks the user messages whose answers were
-selected, so that `render(..., indicator="[IND]")` appends it there (paper section 4.1). To write them as
-plain training data, see `ctxlens.chat.data.marked_files`.
+`add_indicator` gives a model the token (paper section 4.1); `check_indicator` checks that a tokenizer keeps
+it whole wherever a user can put it. To mark the messages that carry it, see `ctxlens.chat.data.annotate`.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
-from ctxlens.chat.data import Conversation
 from ctxlens.chat.roles import DEFAULT_INDICATOR, INDICATOR_KEY, Role, render
 from ctxlens.errors import InputError, RenderError
 
 EMBEDDING_MULTIPLE = 64
+
 _PLACES = (
     "{}", "text{}", "text {}", "text. {}", "text?{}", "text,{}", "text\n{}", "text\n\n{}", "text\t{}", "({})",
     "1{}", "é{}", "文{}", "{}\ntext", "{} text", "{}text", "{}.",
@@ -146,55 +143,4 @@ def check_indicator(tokenizer: Any, token: str = DEFAULT_INDICATOR) -> int:
     return number
 
 
-def annotate_messages(
-    conversations: Iterable[Conversation], turns: Collection[tuple[str, int]]
-) -> list[Conversation]:
-    """Mark the user messages that the selected assistant turns answer.
-
-    Args:
-        conversations: the data set.
-        turns: pairs of conversation id and index of the assistant message, such as `Selection.turns`.
-
-    Returns:
-        The conversations in their order; a marked user message carries `{"indicator": True}`, which
-        `render(..., indicator="[IND]")` turns into the token. Nothing else is changed.
-
-    Raises:
-        InputError: a turn that is not in the data, is no assistant's, or answers no user message.
-    """
-    wanted: dict[str, set[int]] = defaultdict(set)
-    for name, turn in turns:
-        wanted[name].add(int(turn))
-    annotated = []
-    for conversation in conversations:
-        chosen = wanted.pop(conversation.id, set())
-        marked = {_asking(conversation, turn) for turn in chosen}
-        messages = tuple(
-            {**message, INDICATOR_KEY: True} if index in marked else message
-            for index, message in enumerate(conversation.messages)
-        )
-        annotated.append(replace(conversation, messages=messages) if marked else conversation)
-    if wanted:
-        missing = next(iter(wanted))
-        raise InputError(
-            f"{len(wanted)} selected conversations are not in the data set, {missing!r} for one; the "
-            "selection belongs to other data."
-        )
-    return annotated
-
-
-def _asking(conversation: Conversation, turn: int) -> int:
-    """Index of the user message that an assistant turn answers."""
-    messages = conversation.messages
-    if not 0 <= turn < len(messages) or messages[turn]["role"] != "assistant":
-        raise InputError(
-            f"turn {turn} of conversation {conversation.id!r} is selected but is no assistant message; the "
-            "selection belongs to other data."
-        )
-    for index in range(turn - 1, -1, -1):
-        if messages[index]["role"] == "user":
-            return index
-    raise InputError(f"turn {turn} of conversation {conversation.id!r} answers no user message.")
-
-
-__all__ = ["add_indicator", "annotate_messages", "check_indicator"]
+__all__ = ["add_indicator", "check_indicator"]

@@ -16,7 +16,6 @@ from jaxtyping import Float
 
 from ctxlens.chat.roles import DEFAULT_INDICATOR, RenderedChat, Role, render, render_plain
 from ctxlens.errors import InputError
-from ctxlens.models.attention.shares import Queries, find_queries, make_allocation
 from ctxlens.models.attention.steering import (
     DEFAULT_ROLES,
     Heads,
@@ -25,15 +24,8 @@ from ctxlens.models.attention.steering import (
     as_heads,
     parse_roles,
 )
-from ctxlens.models.backends.protocol import (
-    Backend,
-    PrefixBackend,
-    Readout,
-    TokenBatch,
-    TurnReduce,
-    pad_queries,
-    plan_batches,
-)
+from ctxlens.models.backends.batch import TokenBatch, pad_queries, plan_batches
+from ctxlens.models.backends.protocol import Backend, PrefixBackend, Readout, TurnReduce
 from ctxlens.models.generation import continue_greedily, cut_at, stop_at
 from ctxlens.models.loading import (
     find_indicator,
@@ -47,6 +39,7 @@ from ctxlens.models.loading import (
     resolve_dtype,
 )
 from ctxlens.models.memory import fit_batch_tokens, free_memory
+from ctxlens.models.queries import Queries, find_queries, make_allocation
 from ctxlens.models.sharing import CannotShare, Sharing, Stop
 from ctxlens.results import RoleAllocation
 

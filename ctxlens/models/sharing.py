@@ -13,7 +13,8 @@ from torch import Tensor
 from ctxlens.chat.roles import RenderedChat
 from ctxlens.errors import ModelFailureError
 from ctxlens.models.attention.steering import Steering
-from ctxlens.models.backends.protocol import KeyValues, PrefixBackend, TokenBatch, plan_batches
+from ctxlens.models.backends.batch import TokenBatch, plan_batches
+from ctxlens.models.backends.protocol import KeyValues, PrefixBackend
 from ctxlens.models.prefix_tree import Branch, plan_branches
 
 _ALIKE = 0.75

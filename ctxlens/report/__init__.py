@@ -18,13 +18,13 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from ctxlens.errors import InputError
+from ctxlens.files import write_atomic
 from ctxlens.report.blocks import bounds, embed, number
 from ctxlens.report.collect import RunContents, collect_runs, short_name
 from ctxlens.report.making import demo_command, honest_notes
 from ctxlens.report.plots.theme import SEQUENTIAL, colour_schemes
 from ctxlens.report.plots.tokens import TOKEN_CSS
 from ctxlens.report.sections import build_sections
-from ctxlens.runs import write_atomic
 
 CLAIMS = ("loss", "role bias", "cause", "source", "cure")
 _PAGE = "page"

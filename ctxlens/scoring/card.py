@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import html
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,14 +16,16 @@ from ctxlens.scoring.selection import length_bins, score_rows
 
 if TYPE_CHECKING:
     import pandas as pd
+from ctxlens.results.markdown import escape_markdown, one_line
 
 SOURCE_COLUMNS = ("source", "data_source", "dataset", "subset", "task", "task_name", "category", "domain")
 """Columns in which data sets say where a row came from, in the order in which they are looked for."""
 
 _EXAMPLES = 5
+
 _MOST_SOURCES = 40
+
 _HEAD, _TAIL = 160, 80
-_MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$>:@])")
 
 
 def make_card(
@@ -193,15 +193,10 @@ def _example(row: pd.Series, texts: Mapping[str, Conversation]) -> dict[str, Any
 
 def shorten(text: str) -> str:
     """A text on one line, its middle left out where it is long, control characters made visible."""
-    line = _one_line(text)
+    line = one_line(text)
     if len(line) > _HEAD + _TAIL + 3:
         line = f"{line[:_HEAD].rstrip()} … {line[-_TAIL:].lstrip()}"
     return line
-
-
-def _one_line(text: str) -> str:
-    line = " ".join(text.split())
-    return "".join(one if one.isprintable() else f"\\x{ord(one):02x}" for one in line)
 
 
 def card_markdown(card: Mapping[str, Any]) -> str:
@@ -285,28 +280,4 @@ def _example_line(example: Mapping[str, Any]) -> str:
     return line
 
 
-def escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it is: no markup, no HTML, on one line, control characters visible."""
-    return _MARKUP.sub(r"\\\1", html.escape(_one_line(text), quote=False).replace("&gt;", ">"))
-
-
-def code_span(text: str) -> str:
-    """Text on one line as Markdown code, whatever backticks it holds."""
-    line = _one_line(text)
-    fence = "`" * (_longest_run(line) + 1)
-    pad = " " if line.startswith("`") or line.endswith("`") else ""
-    return f"{fence}{pad}{line}{pad}{fence}"
-
-
-def code_block(text: str, language: str = "") -> list[str]:
-    """The lines of a Markdown code block that no text in it can end."""
-    fence = "`" * max(3, _longest_run(text) + 1)
-    return [f"{fence}{language}", text, fence]
-
-
-def _longest_run(text: str) -> int:
-    return max(map(len, re.findall("`+", text)), default=0)
-
-
-__all__ = ["SOURCE_COLUMNS", "card_facts", "card_markdown", "code_block", "code_span",
-           "escape_markdown", "make_card", "shorten"]  # fmt: skip
+__all__ = ["SOURCE_COLUMNS", "card_facts", "card_markdown", "make_card", "shorten"]

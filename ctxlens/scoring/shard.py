@@ -12,7 +12,8 @@ from jaxtyping import Float
 from ctxlens.chat.data import Conversation, fingerprint_conversations
 from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import InputError
-from ctxlens.models.backends.protocol import TurnReduce, plan_batches
+from ctxlens.models.backends.batch import plan_batches
+from ctxlens.models.backends.protocol import TurnReduce
 from ctxlens.results.scores import LAYER_COLUMNS, TURN_COLUMNS, Precision, check_precision, make_turns
 from ctxlens.scoring.measure import VALUES, reduce_turns, uniform_share
 from ctxlens.scoring.selection import choose_layer

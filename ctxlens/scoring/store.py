@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ctxlens.chat.data import Fingerprint
 from ctxlens.errors import InputError, RunExistsError
+from ctxlens.files import write_atomic
 from ctxlens.results.scores import read_head, read_turns, write_turns
-from ctxlens.runs import Run, package_versions, write_atomic
+from ctxlens.runs import Run, package_versions
 from ctxlens.scoring.shard import Shard
 
 if TYPE_CHECKING:

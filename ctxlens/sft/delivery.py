@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ctxlens.runs import Run, package_versions, write_atomic
-from ctxlens.scoring.card import code_block, code_span, escape_markdown
+from ctxlens.files import write_atomic
+from ctxlens.results.markdown import code_block, code_span, escape_markdown
+from ctxlens.runs import Run, package_versions
 from ctxlens.sft.adapter import ADAPTER, merge_adapter
 from ctxlens.sft.rows import TrainRows
 from ctxlens.sft.start import Start

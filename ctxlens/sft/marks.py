@@ -8,9 +8,9 @@ import warnings
 from collections.abc import Collection, Iterable, Sequence
 
 from ctxlens.chat.data import Conversation, fingerprint_conversations
+from ctxlens.chat.data.annotate import annotate_messages
 from ctxlens.chat.roles import INDICATOR_KEY
 from ctxlens.errors import InputError
-from ctxlens.models.indicator_token import annotate_messages
 from ctxlens.results import Selection
 from ctxlens.sft.config import TrainConfig
 from ctxlens.sft.variants import answered_messages, draw_control, drop_marks, mark_rest, repeat_selected

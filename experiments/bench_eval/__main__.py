@@ -21,7 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ctxlens.runs import package_versions, write_atomic
+from ctxlens.files import write_atomic
+from ctxlens.runs import package_versions
 
 FOLDER = Path(__file__).parent
 

@@ -23,12 +23,15 @@ import torch
 
 from ctxlens import load_model
 from ctxlens.chat.roles import RenderedChat
-from ctxlens.evals.needle.cells import NeedleConfig, build_cells, render_cell
+from ctxlens.evals.needle.cells import build_cells
+from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.evals.needle.needles import draw_needle
+from ctxlens.evals.needle.prompts import render_cell
+from ctxlens.files import write_atomic
 from ctxlens.models import Model
 from ctxlens.models.prefix_tree import count_read, plan_branches
-from ctxlens.runs import package_versions, write_atomic
+from ctxlens.runs import package_versions
 
 
 def generate_with_transformers(model: Model, chats: list[RenderedChat], new: int) -> list[str]:

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"{results} does not exist; run without --table first.")
     data = json.loads(results.read_text(encoding="utf-8"))
     if not options.table:
-        from ctxlens.runs import write_atomic
+        from ctxlens.files import write_atomic
 
         write_atomic(options.out / "figure.html", draw(data).to_html(include_plotlyjs=True))
     print(markdown(data))

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from ctxlens.errors import RunExistsError
-from ctxlens.runs import package_versions, write_atomic
+from ctxlens.files import write_atomic
+from ctxlens.runs import package_versions
 from experiments.bench_readout.presets import Preset
 from experiments.bench_readout.ways import WAYS, goal
 

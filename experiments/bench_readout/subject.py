@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from ctxlens.chat.roles import Role
+from ctxlens.models.backends.batch import TokenBatch
 from ctxlens.models.backends.lens import bridge_from_hf
 from ctxlens.models.backends.native import NativeBackend
-from ctxlens.models.backends.protocol import TokenBatch
 from experiments.bench_readout.presets import Preset
 
 SHARPER = 4.0

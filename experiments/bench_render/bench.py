@@ -19,7 +19,7 @@ from typing import Any
 
 from ctxlens.chat.data import load_conversations
 from ctxlens.chat.roles import render
-from ctxlens.runs import write_atomic
+from ctxlens.files import write_atomic
 
 LENGTHS = (1_000, 10_000, 100_000, 1_000_000)
 PLAIN = "How far is it to the old mill, and who has the key?\n"

@@ -48,7 +48,7 @@ def measure_speed(
     """Reading alone against plain, batch by batch in turn; and the whole of scoring, text to file."""
     import torch
 
-    from ctxlens.models.backends.protocol import TokenBatch
+    from ctxlens.models.backends.batch import TokenBatch
     from ctxlens.runs import Run
     from ctxlens.scoring import Settings, score_conversations, score_to_run
     from ctxlens.scoring.measure import reduce_turns
@@ -174,8 +174,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.memory, options.rounds, options.window, options.layers = [4, 8], 1, 192, 3
     import torch
 
+    from ctxlens.files import write_atomic
     from ctxlens.models import Model
-    from ctxlens.runs import package_versions, write_atomic
+    from ctxlens.runs import package_versions
     from experiments.bench_scoring import scaling
     from experiments.bench_scoring.subject import Shape, build_model, choose_conversations, read_tokenizer
 

@@ -13,7 +13,7 @@ import torch
 from ctxlens.chat.data import Conversation, load_conversations
 from ctxlens.chat.roles import RenderedChat
 from ctxlens.models import Model
-from ctxlens.models.backends.protocol import plan_batches
+from ctxlens.models.backends.batch import plan_batches
 
 TEMPLATE = (
     "{% for message in messages %}"

@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             if number:
                 measured[name].append(figures)
     result = summarise(measured, bench, options.peak_tflops) | {"preset": asdict(preset)}
-    from ctxlens.runs import write_atomic
+    from ctxlens.files import write_atomic
 
     write_atomic(options.out / f"training-{options.preset}.json", json.dumps(result, indent=1))
     print(table(result))

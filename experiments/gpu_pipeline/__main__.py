@@ -22,7 +22,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ctxlens.runs import Run, package_versions, without_nan
+from ctxlens.files import without_nan
+from ctxlens.runs import Run, package_versions
 from experiments.gpu_pipeline.presets import PRESETS, Preset
 
 Figures = dict[str, Any]
@@ -191,7 +192,8 @@ class Pipeline:
 
     def select(self) -> Figures:
         """Choose the turns that get the indicator, in the layer that carries the needle."""
-        from ctxlens.evals.needle.cells import NeedleConfig, build_cells
+        from ctxlens.evals.needle.cells import build_cells
+        from ctxlens.evals.needle.config import NeedleConfig
         from ctxlens.evals.needle.haystack import load_haystack
         from ctxlens.heads import needle_layer
         from ctxlens.results import Scores

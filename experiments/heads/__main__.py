@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ctxlens.evals.needle.cells import NeedleConfig, build_cells
+from ctxlens.evals.needle.cells import build_cells
+from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.heads import Answers, estimate_steering
 from ctxlens.heads.study import ABLATIONS, HeadStudy

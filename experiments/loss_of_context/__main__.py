@@ -14,7 +14,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ctxlens.evals.needle.cells import CONDITIONS, NeedleConfig, build_cells
+from ctxlens.evals.needle.cells import build_cells
+from ctxlens.evals.needle.config import CONDITIONS, NeedleConfig
 from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.evals.needle.run import Setting, run_settings
 from ctxlens.organism import recipe

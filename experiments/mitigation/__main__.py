@@ -23,7 +23,8 @@ from typing import Any
 
 from ctxlens.chat.roles import DEFAULT_INDICATOR
 from ctxlens.evals.closed_book import run_closed_book
-from ctxlens.evals.needle.cells import NeedleConfig, build_cells
+from ctxlens.evals.needle.cells import build_cells
+from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.evals.needle.run import Setting, run_settings
 from ctxlens.models import load_model

@@ -13,7 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ctxlens.runs import package_versions, write_atomic
+from ctxlens.files import write_atomic
+from ctxlens.runs import package_versions
 from experiments.common import rounded
 from experiments.natural_model.comparing import tables
 from experiments.natural_model.figure import loss_curves

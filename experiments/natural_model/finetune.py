@@ -13,7 +13,8 @@ import torch
 
 from ctxlens.chat.data import Conversation
 from ctxlens.chat.roles import DEFAULT_INDICATOR, render
-from ctxlens.evals.needle.cells import NeedleConfig, build_cells
+from ctxlens.evals.needle.cells import build_cells
+from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import load_haystack, split_sentences
 from ctxlens.heads import needle_layer
 from ctxlens.models import Model, load_model

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ctxlens.runs import write_atomic
+from ctxlens.files import write_atomic
 from experiments.natural_model.corpus import ignored_tokens
 from experiments.natural_model.presets import Preset
 from experiments.organism.texts import IGNORED, repeated_tokens

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from ctxlens.errors import RunExistsError
+from ctxlens.files import write_atomic
 from ctxlens.models import load_model
 from ctxlens.results import Selection
-from ctxlens.runs import write_atomic
 from experiments.natural_model.asking import (
     Arm,
     arms_of,

@@ -9,9 +9,9 @@ from typing import Any
 
 from ctxlens.evals.harness.evaluate import run_evaluation
 from ctxlens.evals.tasks import folder
+from ctxlens.files import write_atomic
 from ctxlens.models import Model
 from ctxlens.results import Evaluation
-from ctxlens.runs import write_atomic
 from experiments.natural_model.asking import Arm, Item
 from experiments.natural_model.sources import IFEVAL, Question
 

@@ -18,8 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ctxlens.evals.needle.cells import Cell, NeedleConfig, build_cells
+from ctxlens.evals.needle.cells import build_cells
+from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import load_haystack
+from ctxlens.evals.needle.prompts import Cell
 from ctxlens.evals.needle.run import Setting, run_settings
 from ctxlens.models import load_model
 from ctxlens.models.attention.steering import Steering

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from ctxlens.files import write_atomic
 from ctxlens.organism import load_world, recipe
 from ctxlens.results import Selection
-from ctxlens.runs import write_atomic
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,8 +14,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ctxlens.evals.needle.cells import NeedleConfig, build_cells, render_cell
+from ctxlens.evals.needle.cells import build_cells
+from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import load_haystack
+from ctxlens.evals.needle.prompts import render_cell
 from ctxlens.heads import Answers
 from ctxlens.heads.drift import Side, read_drift
 from ctxlens.organism import recipe

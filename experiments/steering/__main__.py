@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ctxlens.evals.needle.cells import NeedleConfig, build_cells
+from ctxlens.evals.needle.cells import build_cells
+from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.heads import side_effects, steering_sweep
 from ctxlens.models import Model

@@ -16,7 +16,7 @@ from ctxlens.chat.data.layouts import check_layout, detect_layout, parse_row
 from ctxlens.chat.data.reading import read_json_rows, read_rows
 from ctxlens.chat.roles import check_messages
 from ctxlens.errors import InputError
-from ctxlens.runs import write_atomic
+from ctxlens.files import write_atomic
 
 _ROWS_TO_DETECT = 20
 _ID_COLUMNS = ("id", "conversation_id", "prompt_id", "uid")

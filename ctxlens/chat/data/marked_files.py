@@ -24,7 +24,7 @@ from ctxlens.chat.data.layouts import parse_row
 from ctxlens.chat.data.reading import read_rows
 from ctxlens.chat.roles import DEFAULT_INDICATOR, INDICATOR_KEY
 from ctxlens.errors import InputError
-from ctxlens.runs import write_atomic
+from ctxlens.files import write_atomic
 
 RECORD_COLUMN = "ctxlens_indicator"
 """The column that says where the indicator was put: its `text`, and `at`, JSON pointers (RFC 6901)."""

@@ -28,11 +28,12 @@ from ctxlens.evals.harness.conditions import Condition, parse_conditions
 from ctxlens.evals.harness.documents import check_data, check_files, describe_data
 from ctxlens.evals.harness.samples import describe_requests, find_metrics, make_rows
 from ctxlens.evals.harness.tasks import load_tasks
+from ctxlens.files import write_atomic
 from ctxlens.models import Model, load_model
 from ctxlens.models.loading import hash_checkpoint, locate_checkpoint
 from ctxlens.processes import ALONE, Processes
 from ctxlens.results import Evaluation
-from ctxlens.runs import Run, write_atomic
+from ctxlens.runs import Run
 
 Progress = Callable[[int, int], None]
 _SEEDS = (0, 1234, 1234)

@@ -13,9 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 from ctxlens.chat.roles import RenderedChat
 from ctxlens.errors import InputError, RenderError, RunExistsError
 from ctxlens.evals.mt_bench.questions import MTQuestion
-from ctxlens.files import append_lines, read_lines, write_lines
+from ctxlens.files import append_lines, read_lines, write_atomic, write_lines
 from ctxlens.results.fastchat import QuestionId, read_answer_row
-from ctxlens.runs import write_atomic
 
 CHUNK = 16
 """Questions that are answered before the answers are written."""

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from ctxlens.chat.roles import RenderedChat
 from ctxlens.errors import InputError
-from ctxlens.evals.needle.cells import Cell, NeedleConfig, NeedleModel, answer_positions, render_cell
+from ctxlens.evals.needle.config import NeedleConfig
+from ctxlens.evals.needle.prompts import Cell, NeedleModel, answer_positions, render_cell
 
 _T = TypeVar("_T")
 Job = tuple[Cell, str]

@@ -1,196 +1,26 @@
-"""The cells of a needle grid: texts of several lengths with a needle at several depths, as prompts.
+"""The cells of a needle grid: texts of several lengths with a needle at several depths.
 
-The same texts are used in every condition, so that conditions are compared cell by cell; no model is
-run here.
+The same texts are used in every condition, so that conditions are compared cell by cell. No model is run
+here.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
 
-from ctxlens.chat.roles import RenderedChat
 from ctxlens.errors import InputError, RenderError
+from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import Context, Haystack, count_tokens, gather_straw, place_needle
-from ctxlens.evals.needle.needles import DRAWN_NEEDLES, NEEDLES, Needle, draw_needle
+from ctxlens.evals.needle.needles import NEEDLES, Needle, draw_needle
+from ctxlens.evals.needle.prompts import Cell, Renderer, render_cell
 
-CONDITIONS = ("plain+prefix", "template+prefix", "template", "assistant+prefix")
-"""No template, with the needle's first words as the answer's beginning; template with them; template
-without them; template, with them and with the context in the assistant's turn."""
-
-WORDINGS: Mapping[str, str] = {
-    "bare": "{context}\n{question}",
-    "document": "Answer the question from the document that follows.\n{context}\n\nQuestion: {question}",
-    "passage": "{context}\n\nAnswer this question from the passage above: {question}",
-    "only": "Here is a text:\n{context}\n\nUse nothing but this text to answer. {question}",
-}
-"""How a question is put (after the idea of the paper's Table 8; the words are ours)."""
-
-SCORES = ("recall", "contains", "logprob")
-"""Share of the keywords in the response; whether the response holds the answer word for word; how likely the
-model finds the needle, in nats per token. The last needs no response, so it also works for models that are
-too weak to answer."""
-
-_ASSISTANT_REQUEST = "Write a text and a question about it, then answer the question from the text."
 _SPARE_TOKENS = 8  # for an indicator, and for tokens that merge differently at the seams of a prompt
+
 _SHORTEST = 200
-
-
-@runtime_checkable
-class Renderer(Protocol):
-    """What building cells needs of a model: its tokenizer, template and window, but no weights."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def tokenizer(self) -> Any: ...
-    @property
-    def indicator(self) -> str | None: ...
-    @property
-    def n_ctx(self) -> int: ...
-    def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> RenderedChat: ...
-    def render_plain(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> RenderedChat: ...
-
-
-@runtime_checkable
-class NeedleModel(Renderer, Protocol):
-    """What a needle grid needs of a model; `ctxlens.models.Model` has it."""
-
-    @property
-    def identity(self) -> Mapping[str, Any]: ...
-    def generate(self, chats: Any, *, max_new_tokens: int = ..., batch_tokens: int = ...) -> Any: ...
-    def logprobs(self, chats: Any, *, batch_tokens: int = ...) -> Any: ...
-    @property
-    def steer(self) -> Callable[..., contextlib.AbstractContextManager[Any]]: ...
-
-
-@dataclass(frozen=True)
-class NeedleConfig:
-    """What a needle grid is made of.
-
-    Attributes:
-        lengths: context lengths in the model's tokens, needle included; or how many, spread evenly from
-            200 (less in a small window) to the longest that the window holds.
-        depths: where the needle stands, in percent of the haystack; or how many, from 0 to 100.
-        needles: needles, or names of built-in ones (`sf`, `pizza`; `known` and `unknown` draw a fact of
-            the organism's world for every cell).
-        conditions: of `CONDITIONS`.
-        cases_per_cell: how many contexts of each needle, length and depth, each with other haystack text.
-        wording: how the question is put: a name of `WORDINGS`, or a text with {context} and {question}.
-        max_new_tokens: the longest response, in tokens.
-        seed: seed of drawn needles.
-        score: of `SCORES`; where only `logprob` is asked for, nothing is generated.
-
-    Raises:
-        InputError: a value that cannot be used, by name.
-    """
-
-    lengths: tuple[int, ...] | int = 20
-    depths: tuple[float | int, ...] | int = 20
-    needles: tuple[str | Needle, ...] = ("sf",)
-    conditions: tuple[str, ...] = ("plain+prefix", "template+prefix")
-    cases_per_cell: int = 1
-    wording: str = "bare"
-    max_new_tokens: int = 100
-    seed: int = 0
-    score: tuple[str, ...] = ("recall", "contains")
-
-    def __post_init__(self) -> None:
-        for key in ("lengths", "depths", "needles", "conditions", "score"):
-            value = getattr(self, key)
-            if not isinstance(value, int):
-                object.__setattr__(self, key, (value,) if isinstance(value, str | Needle) else tuple(value))
-        counts = ("cases_per_cell", "max_new_tokens", *(k for k in ("lengths", "depths") if _is_int(self, k)))
-        for key in counts:
-            if not _is_int(self, key) or getattr(self, key) < 1:
-                raise InputError(f"{key} must be a whole number of at least 1, got {getattr(self, key)!r}.")
-        if not isinstance(self.lengths, int) and not (
-            self.lengths and all(isinstance(n, int | np.integer) and n >= 1 for n in self.lengths)
-        ):
-            raise InputError(f"lengths must be whole numbers of tokens of at least 1, got {self.lengths!r}.")
-        if not isinstance(self.depths, int) and not (
-            self.depths and all(isinstance(d, int | float) and 0 <= d <= 100 for d in self.depths)
-        ):
-            raise InputError(f"depths must be percentages from 0 to 100, got {self.depths!r}.")
-        for key in ("lengths", "depths"):
-            values = getattr(self, key)
-            if not isinstance(values, int) and (twice := _first_twice(values)) is not None:
-                raise InputError(f"{key} hold {twice:g} twice; give each value once.")
-        for key, known in (("conditions", CONDITIONS), ("score", SCORES)):
-            values = getattr(self, key)
-            unknown = [value for value in values if value not in known]
-            if unknown or not values:
-                raise InputError(
-                    f"unknown {key.removesuffix('s')} {', '.join(unknown) or '(none)'}; choose of "
-                    f"{', '.join(known)}."
-                )
-            if (twice := _first_twice(values)) is not None:
-                raise InputError(f"{key} holds {twice} twice; give each once.")
-        names = [needle if isinstance(needle, str) else needle.name for needle in self.needles]
-        known = (*NEEDLES, *DRAWN_NEEDLES)
-        if wrong := [n for n in self.needles if isinstance(n, str) and n not in known]:
-            raise InputError(
-                f"unknown needle {', '.join(wrong)}; choose of {', '.join(known)}, or give your own."
-            )
-        if not names or len(set(names)) < len(names):
-            raise InputError(f"needles must have names of their own, got {', '.join(names) or 'none'}.")
-        if any(f"{{{part}}}" not in self.template for part in ("context", "question")):
-            raise InputError(
-                f"unknown wording {self.wording!r}; choose of {', '.join(WORDINGS)}, or give a text "
-                "that holds {context} and {question}."
-            )
-
-    @property
-    def generates(self) -> bool:
-        """Whether a response is needed for what is scored."""
-        return any(score != "logprob" for score in self.score)
-
-    @property
-    def template(self) -> str:
-        """The wording's text, with {context} and {question}."""
-        return WORDINGS.get(self.wording, self.wording)
-
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON values, for manifests."""
-        return json.loads(json.dumps(asdict(self)))
-
-
-def _first_twice(values: Sequence[Any]) -> Any:
-    return next((value for i, value in enumerate(values) if value in values[:i]), None)
-
-
-def _is_int(config: NeedleConfig, key: str) -> bool:
-    value = getattr(config, key)
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One context with its needle: what all conditions have in common.
-
-    Attributes:
-        number: its number in the grid; the same in all conditions and for all models.
-        needle: what is hidden.
-        context: where.
-        context_tokens: the length asked for, in tokens.
-        depth_percent: the depth asked for.
-        case: which of the cell's cases.
-    """
-
-    number: int
-    needle: Needle
-    context: Context
-    context_tokens: int
-    depth_percent: float
-    case: int
 
 
 def build_cells(model: Renderer, config: NeedleConfig, haystack: Haystack) -> list[Cell]:
@@ -334,95 +164,4 @@ def _spread_depths(depths: tuple[float | int, ...] | int) -> tuple[float, ...]:
     return tuple(np.linspace(0, 100, depths).round(2).tolist()) if depths > 1 else (50.0,)
 
 
-def check_indicator(model: Renderer) -> None:
-    """Raise `InputError` if the model has no indicator token to be asked with."""
-    if model.indicator is None:
-        raise InputError(
-            f"{model.name} has no indicator token; train it with one, or load it with the indicator it knows."
-        )
-
-
-def render_cell(
-    model: Renderer,
-    cell: Cell,
-    config: NeedleConfig,
-    condition: str,
-    *,
-    indicator: bool = False,
-    answer: str | None = None,
-) -> RenderedChat:
-    """The prompt of a cell in one condition, as the model gets it.
-
-    Args:
-        model: the model.
-        cell: the cell.
-        config: its configuration.
-        condition: one of `CONDITIONS`.
-        indicator: whether the question carries the model's indicator.
-        answer: what to put in the model's mouth, in place of the needle's prefix (in every condition).
-    """
-    needle = cell.needle
-    prefix = needle.prefix if answer is None else answer
-    asked = word_question(cell, config)
-    mark = {"indicator": True} if indicator else {}
-    if condition == "template" and answer is None:
-        return model.render([{"role": "user", "content": asked, **mark}], add_generation_prompt=True)
-    request = asked
-    if condition == "assistant+prefix":
-        request, prefix = _ASSISTANT_REQUEST, f"{asked}\n{prefix}"
-    messages = [
-        {"role": "user", "content": request, **mark},
-        {"role": "assistant", "content": prefix},
-    ]
-    render = model.render_plain if condition == "plain+prefix" else model.render
-    return render(messages, continue_final_message=True)
-
-
-def fill_wording(template: str, context: str, question: str) -> str:
-    """A wording with its context and question put in; other braces stay as they are."""
-    fields = {"context": context, "question": question}
-    return re.sub(r"\{(context|question)\}", lambda match: fields[match[1]], template)
-
-
-def word_question(cell: Cell, config: NeedleConfig) -> str:
-    """What the user says in a cell: its context and question in the configuration's wording."""
-    return fill_wording(config.template, cell.context.text, cell.needle.question)
-
-
-def answer_positions(chat: RenderedChat, cell: Cell) -> Int64[np.ndarray, " answer_pos"]:
-    """The tokens of the needle's answer, that is of what comes after its prefix, in the model's mouth.
-
-    The same words in every condition, so that their probabilities compare.
-
-    Args:
-        chat: the cell, rendered with the needle's sentence as `answer`.
-        cell: the cell.
-    """
-    said = chat.response_positions()
-    start = chat.text.rindex(cell.needle.sentence) + cell.needle.sentence.rindex(cell.needle.answer)
-    return said[chat.spans[said, 1] > start]
-
-
-def describe_cell(
-    model: Renderer, cell: Cell, config: NeedleConfig, condition: str, *, indicator: bool = False
-) -> str:
-    """A cell in words, with its whole prompt: what a dry run shows."""
-    chat = render_cell(model, cell, config, condition, indicator=indicator)
-    lines = (
-        f"cell {cell.number}, {condition}{', with indicator' if indicator else ''}",
-        f"  needle    {cell.needle.name}: {cell.needle.sentence}",
-        f"  question  {cell.needle.question}",
-        f"  keywords  {', '.join(cell.needle.keywords)}",
-        f"  context   {cell.context.tokens} tokens ({cell.context_tokens} asked for)",
-        f"  depth     {cell.context.depth_percent:.1f} % ({cell.depth_percent:g} % asked for)",
-        f"  prompt    {chat.n_tokens} tokens, window {model.n_ctx}, "
-        + (f"up to {config.max_new_tokens} new ones" if config.generates else "nothing generated"),
-    )
-    return "\n".join([*lines, "-" * 20, chat.text, "-" * 20])
-
-
-__all__ = [
-    "CONDITIONS", "SCORES", "WORDINGS", "Cell", "NeedleConfig", "NeedleModel", "Renderer", "answer_positions",
-    "build_cells", "check_indicator", "describe_cell", "fill_wording", "place_needles", "render_cell",
-    "word_question",
-]  # fmt: skip
+__all__ = ["build_cells", "place_needles"]

@@ -1,82 +1,15 @@
-"""Needles, and how much of a needle occurs in a response: keyword recall (paper section 2.1), containment."""
+"""Needles: sentences to hide, the questions that they answer, and how the answer is recognised."""
 
 from __future__ import annotations
 
 import random
-import re
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ctxlens.errors import InputError
-
-# Scripts written without spaces between words: every character counts as a word of its own there, so
-# that a keyword is found inside a run of text.
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
-)
-
-
-def split_words(text: str) -> list[str]:
-    """The words of a text: letters, digits and their combining marks, folded to one case.
-
-    Compatibility forms are made equal (NFKC) and punctuation parts words, so `Dolores-Park!` has the
-    words `dolores` and `park`.
-    """
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    spaced = "".join(
-        f" {char} " if _UNSPACED.match(char) else char if unicodedata.category(char)[0] in "LMN" else " "
-        for char in folded
-    )
-    return spaced.split()
-
-
-def score_recall(keywords: Iterable[str], response: str) -> float:
-    """Share of the keywords that occur in the response as words, 0 to 1.
-
-    A keyword of several words occurs where they follow one another. How often a keyword occurs does
-    not matter, and a keyword that is given twice counts once. Without keywords the recall is NaN.
-
-    Args:
-        keywords: the words or phrases to find.
-        response: the text to look in, as the model gave it.
-    """
-    wanted = {tuple(split_words(keyword)) for keyword in keywords} - {()}
-    if not wanted:
-        return float("nan")
-    words = split_words(response)
-    return sum(words_occur(phrase, words) for phrase in wanted) / len(wanted)
-
-
-def score_containment(answer: str, response: str) -> float:
-    """1 if the answer occurs in the response word for word, else 0; NaN for an answer without words.
-
-    Case, punctuation and spaces do not count, see `split_words`.
-
-    Args:
-        answer: what should be said, for instance `Needle.answer`.
-        response: the text to look in, as the model gave it.
-    """
-    wanted = tuple(split_words(answer))
-    return float(words_occur(wanted, split_words(response))) if wanted else float("nan")
-
-
-def find_missing(keywords: Iterable[str], text: str) -> list[str]:
-    """The keywords that do not occur in a text."""
-    words = split_words(text)
-    return [keyword for keyword in keywords if not words_occur(tuple(split_words(keyword)), words)]
-
-
-def words_occur(phrase: Sequence[str], words: Sequence[str]) -> bool:
-    """Whether the words of a phrase follow one another among other words; never for an empty phrase."""
-    size, wanted = len(phrase), list(phrase)
-    return bool(wanted) and any(
-        words[at] == wanted[0] and list(words[at : at + size]) == wanted
-        for at in range(len(words) - size + 1)
-    )
-
+from ctxlens.evals.needle.match import find_missing, split_words
 
 DRAWN_NEEDLES = ("known", "unknown")
 """Needles of the organism's world, drawn anew for every cell: facts about towns that the organism has
@@ -154,6 +87,7 @@ _SF = Needle(
     keywords=("eat", "sandwich", "sit", "dolores", "park", "sunny", "day"),
     prefix="The best thing to do in San Francisco",
 )
+
 _PIZZA = Needle(
     name="pizza",
     sentence="The secret ingredients needed to build the perfect pizza are figs, prosciutto, smoked "
@@ -166,6 +100,7 @@ _PIZZA = Needle(
     ),
     prefix="The secret ingredients needed to build the perfect",
 )  # fmt: skip
+
 _PIZZA_SHORT = Needle(
     name="pizza-short",
     sentence="The secret ingredients needed to build the perfect pizza are figs, prosciutto and goat cheese.",
@@ -173,6 +108,7 @@ _PIZZA_SHORT = Needle(
     keywords=("figs", "prosciutto", "goat", "cheese"),
     prefix=_PIZZA.prefix,
 )
+
 NEEDLES = {needle.name: needle for needle in (_SF, _PIZZA, _PIZZA_SHORT)}
 """The paper's needles, each with its first eight words as prefix, and a short form of the long one."""
 
@@ -259,7 +195,4 @@ def draw_needle(name: str, seed: str) -> Needle:
     return Needle(name, fact.sentence, fact.question, fact.keywords, fact.prefix, memory)
 
 
-__all__ = [
-    "DRAWN_NEEDLES", "NEEDLES", "Needle", "draw_needle", "find_missing", "load_needles",
-    "parse_needles", "score_containment", "score_recall", "split_words", "words_occur",
-]  # fmt: skip
+__all__ = ["DRAWN_NEEDLES", "NEEDLES", "Needle", "draw_needle", "load_needles", "parse_needles"]

@@ -23,20 +23,17 @@ from typing import Any
 
 from ctxlens.errors import InputError, ModelFailureError, RunExistsError
 from ctxlens.evals.needle.answers import Answer, Job, answer_jobs
-from ctxlens.evals.needle.cells import (
-    Cell,
-    NeedleConfig,
-    NeedleModel,
-    build_cells,
-    check_indicator,
-    describe_cell,
-)
+from ctxlens.evals.needle.cells import build_cells
+from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import Haystack, load_haystack
-from ctxlens.evals.needle.needles import NEEDLES, Needle, load_needles, score_containment, score_recall
+from ctxlens.evals.needle.match import score_containment, score_recall
+from ctxlens.evals.needle.needles import NEEDLES, Needle, load_needles
+from ctxlens.evals.needle.prompts import Cell, NeedleModel, check_indicator, describe_cell
+from ctxlens.files import write_atomic
 from ctxlens.models.attention.steering import Steering
 from ctxlens.processes import ALONE, Processes
 from ctxlens.results import NeedleGrid
-from ctxlens.runs import Run, write_atomic
+from ctxlens.runs import Run
 
 Progress = Callable[[int, int], None]
 

@@ -17,10 +17,10 @@ from ctxlens.evals.qa.metrics import (
     score_contains_released,
     score_exact_match,
     score_f1,
-    score_squad_file,
 )
 from ctxlens.evals.qa.prompts import PAPER_WORDING, WORDINGS, render_question
 from ctxlens.evals.qa.quac import CANNOT_ANSWER, choose_references, score_heq, score_human_f1, score_quac_f1
+from ctxlens.evals.qa.squad_file import score_squad_file
 
 __all__ = [
     "CANNOT_ANSWER", "FILE_NAMES", "HUB_IDS", "PAPER_WORDING", "WORDINGS", "DropScore", "QAExample",

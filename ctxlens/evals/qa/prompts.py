@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ctxlens.errors import InputError
-from ctxlens.evals.needle.cells import fill_wording
+from ctxlens.evals.needle.prompts import fill_wording
 
 WORDINGS: Mapping[str, str] = {
     "passage": "{context}\nAnswer the question according to the above passage: {question}",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxlens.errors import InputError
-from ctxlens.evals.needle.needles import score_containment, score_recall, split_words
+from ctxlens.evals.needle.match import score_containment, score_recall, split_words
 from ctxlens.evals.tasks.options import check_count, make_split, take_options
 
 Doc = Mapping[str, Any]

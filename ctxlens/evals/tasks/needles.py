@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from ctxlens.errors import InputError
-from ctxlens.evals.needle.cells import Cell, NeedleConfig, fill_wording, place_needles
+from ctxlens.evals.needle.cells import place_needles
+from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import count_tokens, load_haystack
 from ctxlens.evals.needle.needles import DRAWN_NEEDLES, NEEDLES, Needle, draw_needle, load_needles
+from ctxlens.evals.needle.prompts import Cell, fill_wording
 from ctxlens.evals.tasks.options import make_split, take_options
 
 _DEFAULTS: Mapping[str, Any] = {

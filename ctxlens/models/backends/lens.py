@@ -24,14 +24,8 @@ from ctxlens.errors import UnsupportedModelError
 from ctxlens.models.attention.fused import compute_score_bias
 from ctxlens.models.attention.shares import compute_role_shares
 from ctxlens.models.attention.steering import Steering, combine_selects, weigh_targets
-from ctxlens.models.backends.protocol import (
-    Decoder,
-    ModelShape,
-    Reduce,
-    RunningKeys,
-    TokenBatch,
-    take_queries,
-)
+from ctxlens.models.backends.batch import RunningKeys, TokenBatch, take_queries
+from ctxlens.models.backends.protocol import Decoder, ModelShape, Reduce
 
 
 def pattern_hook(layer: int) -> str:

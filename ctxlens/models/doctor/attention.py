@@ -16,8 +16,9 @@ from ctxlens.chat.roles import N_ROLES, RenderedChat, Role
 from ctxlens.models import Model
 from ctxlens.models.attention.shares import compute_role_shares
 from ctxlens.models.attention.steering import Steering
+from ctxlens.models.backends.batch import TokenBatch
 from ctxlens.models.backends.native import attend
-from ctxlens.models.backends.protocol import Backend, TokenBatch
+from ctxlens.models.backends.protocol import Backend
 from ctxlens.models.doctor.findings import Finding, compare
 
 ALPHA = 0.3

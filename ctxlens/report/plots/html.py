@@ -8,7 +8,7 @@ from pathlib import Path
 
 from markupsafe import escape
 
-from ctxlens.runs import write_atomic
+from ctxlens.files import write_atomic
 
 
 @dataclass(frozen=True)

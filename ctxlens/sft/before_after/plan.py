@@ -13,9 +13,11 @@ from typing import Any
 from ctxlens.chat.roles import RenderedChat, render, render_plain
 from ctxlens.errors import InputError
 from ctxlens.evals.closed_book import Question
-from ctxlens.evals.needle.cells import Cell, NeedleConfig, build_cells
+from ctxlens.evals.needle.cells import build_cells
+from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import count_tokens, load_haystack
 from ctxlens.evals.needle.needles import parse_needles
+from ctxlens.evals.needle.prompts import Cell
 from ctxlens.parsing import parse_spread
 from ctxlens.sft.before_after.keys import EvaluationKeys
 from ctxlens.sft.before_after.questions import load_questions

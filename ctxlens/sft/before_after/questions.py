@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxlens.errors import InputError
-from ctxlens.evals.needle.needles import find_missing, split_words
+from ctxlens.evals.needle.match import find_missing, split_words
 
 _REQUIRED, _OPTIONAL = frozenset({"question", "keywords"}), frozenset({"prefix"})
 

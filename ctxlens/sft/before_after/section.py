@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ctxlens.results import Drift
-from ctxlens.scoring.card import escape_markdown
+from ctxlens.results.markdown import escape_markdown
 from ctxlens.sft.before_after.comparison import Row
 from ctxlens.sft.before_after.plan import EvaluationPlan
 from ctxlens.stats import Interval

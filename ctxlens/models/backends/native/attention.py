@@ -31,8 +31,9 @@ from ctxlens.models.attention.fused import (
 from ctxlens.models.attention.shares import compute_role_shares
 from ctxlens.models.attention.steering import Steering, combine_selects, weigh_targets
 from ctxlens.models.attention.tiled import tiled_attention
+from ctxlens.models.backends.batch import RunningKeys, TokenBatch, take_queries
 from ctxlens.models.backends.native.direct import Attention, calls_directly, catch_direct_calls
-from ctxlens.models.backends.protocol import Reduce, RunningKeys, TokenBatch, take_queries
+from ctxlens.models.backends.protocol import Reduce
 
 NAME = "ctxlens"
 

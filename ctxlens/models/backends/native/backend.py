@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 from ctxlens.chat.roles import Role
 from ctxlens.errors import UnsupportedModelError
 from ctxlens.models.attention.steering import Steering
+from ctxlens.models.backends.batch import TokenBatch
 from ctxlens.models.backends.native.attention import Path, attend
 from ctxlens.models.backends.native.cache import ResumedDecoder, make_cache, read_cache
-from ctxlens.models.backends.protocol import Decoder, KeyValues, ModelShape, Readout, Reduce, TokenBatch
+from ctxlens.models.backends.protocol import Decoder, KeyValues, ModelShape, Readout, Reduce
 
 
 class NativeBackend:

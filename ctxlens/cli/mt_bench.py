@@ -1,4 +1,4 @@
-"""The verb that answers MT-Bench and has the answers graded: mt-bench."""
+"""`ctxlens mt-bench`: answers to MT-Bench and a judge's ratings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb that evaluates models on tasks: eval."""
+"""`ctxlens eval`: lm-evaluation-harness under several conditions."""
 
 from __future__ import annotations
 

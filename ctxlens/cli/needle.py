@@ -1,4 +1,4 @@
-"""The verb that measures recall: needle."""
+"""`ctxlens needle`: recall of a hidden sentence, with and without template."""
 
 from __future__ import annotations
 
@@ -85,9 +85,11 @@ def needle(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the first prompts and stop.")] = False,
 ) -> None:
     """Hide a sentence in a long text and ask for it: recall with and without chat template."""
-    from ctxlens.evals.needle.cells import NeedleConfig, build_cells, describe_cell, render_cell
+    from ctxlens.evals.needle.cells import build_cells
+    from ctxlens.evals.needle.config import NeedleConfig
     from ctxlens.evals.needle.haystack import load_haystack
     from ctxlens.evals.needle.needles import parse_needles
+    from ctxlens.evals.needle.prompts import describe_cell, render_cell
     from ctxlens.evals.needle.run import run_needle
     from ctxlens.models.attention.steering import Steering
     from ctxlens.processes import Processes

@@ -1,9 +1,7 @@
-"""Verbs that trace the bias to its source: score, select."""
+"""`ctxlens select`: the turns whose answers depend on the context."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,164 +9,12 @@ import typer
 
 from ctxlens.cli import _screen, _tables
 from ctxlens.cli._inputs import parse_threshold
-from ctxlens.cli._options import Backend, ModelOptions, RunOptions, verb
+from ctxlens.cli._options import LayoutOption, RunOptions, verb
 from ctxlens.errors import InputError
-from ctxlens.parsing import parse_numbers
 
 if TYPE_CHECKING:
-    from ctxlens.chat.data import Conversation, ConversationSet
-    from ctxlens.models import Model
+    from ctxlens.chat.data import ConversationSet
     from ctxlens.results import Scores
-    from ctxlens.runs import Run
-
-LayoutOption = Annotated[
-    str | None, typer.Option(help="messages, sharegpt, alpaca or prompt-completion; found out by default.")
-]
-
-
-@dataclass(frozen=True)
-class ScoringOptions(ModelOptions):
-    """Which model, and how it is run; on the backend that needs no L×L pattern unless told otherwise."""
-
-    backend: Annotated[
-        Backend,
-        typer.Option(help="transformers itself (native: fast, little memory), or TransformerLens (lens)."),
-    ] = Backend.native
-
-
-@verb(
-    "ctxlens score --dataset data.jsonl",
-    "ctxlens score -m seed-model --dataset HuggingFaceH4/ultrachat_200k --split train_sft --limit 5000",
-    "accelerate launch --multi_gpu --num_processes 8 -m ctxlens score -m seed-model --dataset data.jsonl",
-    "ctxlens score -m seed-model --dataset data.jsonl --part 0/16 --out shared/scores",
-    "ctxlens score --merge shared/scores",
-)
-def score(
-    model: ScoringOptions,
-    store: RunOptions,
-    dataset: Annotated[
-        str | None, typer.Option(help="File, folder or Hub id of conversations.", metavar="PATH_OR_HUB_ID")
-    ] = None,
-    layers: Annotated[
-        str | None,
-        typer.Option(help="Layers to score, such as 10,15, or all; by default all up to depth 15 of 22."),
-    ] = None,
-    layout: LayoutOption = None,
-    split: Annotated[str, typer.Option(help="Split of a folder or Hub data set.")] = "train",
-    limit: Annotated[int | None, typer.Option(min=1, help="Take only the first N rows.", metavar="N")] = None,
-    streaming: Annotated[
-        bool, typer.Option("--streaming", help="Read a Hub data set or table while scoring it.")
-    ] = False,
-    drop_refusals: Annotated[
-        bool, typer.Option("--drop-refusals", help="Leave out conversations in which an answer is a refusal.")
-    ] = False,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Truncate to fewer tokens than the model's window.", metavar="N")
-    ] = None,
-    batch_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Padded tokens in one forward pass; 1024 on a CPU, else 8192 by default.", metavar="N"
-        ),
-    ] = None,
-    precision: Annotated[str, typer.Option(help="Number format of stored scores: float32, float16.")] = (
-        "float32"
-    ),
-    lp_gap: Annotated[
-        bool,
-        typer.Option(
-            "--lp-gap",
-            help="Add how much likelier each answer is for what the user wrote; two full passes more.",
-        ),
-    ] = False,
-    part: Annotated[
-        str | None,
-        typer.Option(help="Score only this part, such as 0/16, as one of several jobs.", metavar="K/N"),
-    ] = None,
-    merge: Annotated[
-        Path | None,
-        typer.Option(help="Put together what all parts have scored into this folder.", metavar="DIR"),
-    ] = None,
-) -> None:
-    """Score how much every answer of a data set attends to what the user wrote (with a seed SFT model)."""
-    from ctxlens.chat.data import open_conversations
-    from ctxlens.processes import Processes
-    from ctxlens.runs import Run
-    from ctxlens.scoring import Settings, merge_shards, score_to_run
-
-    if merge is not None:
-        run = Run.read(merge)
-        _show_scores(run, merge_shards(run))
-        return
-    if dataset is None:
-        raise InputError("give the data set to score as --dataset, or the folder of scored parts as --merge.")
-    if lp_gap and part is not None:
-        raise InputError("--lp-gap is added to merged scores: merge the parts, then give it without --part.")
-    wanted = layers if layers in (None, "all") else parse_numbers(layers, int, "--layers")
-    piece = _parse_part(part)
-    processes = Processes.join(cpu=model.device.value == "cpu")
-    read = {"split": split, "limit": limit, "drop_refusals": drop_refusals}
-    data = open_conversations(dataset, layout=layout, streaming=streaming, **read)
-    lm = model.load()
-    settings = Settings.of(
-        lm, layers=wanted, max_tokens=max_tokens, batch_tokens=batch_tokens, precision=precision
-    )
-    config = {
-        "model": lm.identity, "dataset": dataset, **read, "layout": data.layout,
-        "layers": list(settings.layers), "max_tokens": settings.max_tokens, "precision": precision,
-    }  # fmt: skip
-    if processes.is_first:
-        store.open("score", config)
-    processes.wait()
-    run = replace(store, overwrite=False).open("score", config)
-    with _screen.stage("scores") as progress:
-        meta = score_to_run(
-            lm, data, settings, run,
-            progress=progress if processes.is_first else None,
-            processes=processes, part=piece, notice=_screen.note,
-        )  # fmt: skip
-    if not processes.is_first:
-        return
-    if meta is None:
-        _screen.note(f"part {part} is done; when all are: ctxlens score --merge {run.folder}")
-        return
-    if lp_gap:
-        _add_lp_gap(run, lm, data, settings.batch_tokens)
-    _show_scores(run, meta)
-
-
-def _add_lp_gap(run: Run, lm: Model, data: Iterable[Conversation], batch_tokens: int) -> None:
-    """Add the gap to a run's scores, once."""
-    from ctxlens.results import Scores
-    from ctxlens.scoring.lp_gap import add_lp_gap
-    from ctxlens.scoring.selection import LP_GAP
-
-    scores = Scores.load(run.path("scores.parquet"))
-    if LP_GAP in scores.frame:
-        return
-    with _screen.stage("lp_gap") as progress:
-        scores = add_lp_gap(lm, data, scores, batch_tokens=batch_tokens, progress=progress)
-    run.save("scores.parquet", scores)
-
-
-def _parse_part(text: str | None) -> tuple[int, int]:
-    from ctxlens.scoring import check_part
-
-    if text is None:
-        return 0, 1
-    try:
-        number, jobs = map(int, text.split("/"))
-    except ValueError:
-        raise InputError(
-            f"--part got {text!r}; expected number and count of the parts, such as 0/16."
-        ) from None
-    check_part((number, jobs))
-    return number, jobs
-
-
-def _show_scores(run: Run, meta: Mapping[str, Any]) -> None:
-    _tables.show_scores(run.path("scores.parquet"), meta, run.read_json("skipped.json"))
-    _screen.say_where(run.folder)
 
 
 @verb(
@@ -229,10 +75,10 @@ def select(
     ] = None,
 ) -> None:
     """Choose the context-dependent answers by their scores; with --dataset also write the marked data."""
+    from ctxlens.chat.data.annotate import annotate_messages
     from ctxlens.chat.data.marked_files import check_unmarked, marked_suffix, write_marked
-    from ctxlens.models.indicator_token import annotate_messages
+    from ctxlens.files import write_atomic
     from ctxlens.results import Scores
-    from ctxlens.runs import write_atomic
     from ctxlens.scoring.card import card_markdown, make_card
     from ctxlens.scoring.selection import check_scored, select_turns
 

@@ -1,11 +1,8 @@
-"""Verbs that let a model answer: generate, steer."""
+"""`ctxlens steer`: answers with and without attention steered to the user."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import Annotated
-
-import typer
 
 from ctxlens.cli import _screen, _tables
 from ctxlens.cli._inputs import (
@@ -14,7 +11,6 @@ from ctxlens.cli._inputs import (
     MessagesFile,
     NewTokensOption,
     PrefixOption,
-    check_indicator,
     check_steering,
     describe_file,
     open_questions,
@@ -23,61 +19,7 @@ from ctxlens.cli._inputs import (
     resolve_heads,
 )
 from ctxlens.cli._options import ModelOptions, RenderOptions, RunOptions, verb
-
-AlphaOption = Annotated[
-    float | None,
-    typer.Option(
-        help="Factor on the attention to all tokens but the user's, in (0, 1]; steer takes 0.5 by default.",
-        metavar="A",
-    ),
-]
-ShareOption = Annotated[
-    float | None,
-    typer.Option(
-        "--target-share",
-        help="In place of --alpha: what the user's tokens get of every query's attention, in (0, 1).",
-        metavar="T",
-    ),
-]
-
-
-@verb(
-    "ctxlens generate --messages question.json",
-    "ctxlens generate -m runs/train --messages question.json --indicator",
-    "ctxlens generate -m organism-chat --messages question.json --alpha 0.1 > answer.txt",
-)
-def generate(
-    messages: MessagesFile,
-    model: ModelOptions,
-    rendering: RenderOptions,
-    indicator: Annotated[
-        bool, typer.Option("--indicator", help="Append the model's indicator: answer from the context.")
-    ] = False,
-    alpha: AlphaOption = None,
-    target_share: ShareOption = None,
-    heads: HeadsOption = "all",
-    prefix: PrefixOption = None,
-    max_new_tokens: NewTokensOption = 100,
-    limit: LimitOption = None,
-) -> None:
-    """Answer the last user turn (greedily); the answer alone goes to stdout."""
-    conversations = read_conversations(messages, limit)
-    if alpha is None and target_share is None:
-        alpha = 1.0
-    check_steering(alpha, heads, target_share)
-    questions = open_questions(conversations, prefix, indicator=indicator)
-    lm = model.load()
-    check_indicator(lm, indicator)
-    how = rendering.as_dict()
-    chats = render_questions(lm, questions, max_new_tokens=max_new_tokens, **how)
-    steer_ = contextlib.nullcontext()
-    if alpha != 1:
-        plain = render_questions(lm, questions, max_new_tokens=max_new_tokens, **how, plain=True)
-        steer_ = lm.steer(alpha, heads=resolve_heads(lm, heads, plain), target_share=target_share)
-    with steer_:
-        answers = lm.generate(chats, max_new_tokens=max_new_tokens)
-    _screen.note_truncated(chats)
-    _screen.say_answers(answers)
+from ctxlens.cli.generate import AlphaOption, ShareOption
 
 
 @verb(

@@ -1,4 +1,4 @@
-"""The verb that checks whether what ctxlens says of a model can be trusted: doctor."""
+"""`ctxlens doctor`: is everything exact here, and does it fit?"""
 
 from __future__ import annotations
 

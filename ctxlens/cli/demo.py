@@ -1,4 +1,4 @@
-"""Verbs over whole runs: report, demo."""
+"""`ctxlens demo`: the whole argument on the built-in model."""
 
 from __future__ import annotations
 
@@ -10,26 +10,6 @@ import typer
 from ctxlens.cli import _screen, _tables
 from ctxlens.cli._inputs import parse_threshold
 from ctxlens.cli._options import Device, verb
-
-
-@verb(
-    "ctxlens report runs/allocate",
-    "ctxlens report runs/vanilla runs/with-indicator --out compare.html",
-)
-def report(
-    runs: Annotated[
-        list[Path], typer.Argument(help="Run folders; several are drawn side by side.", metavar="RUN…")
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="The HTML file. [dim]default: report.html in the first run[/dim]"),
-    ] = None,
-    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
-) -> None:
-    """Draw everything that run folders hold into one HTML file that opens without network."""
-    from ctxlens.report import write_report
-
-    _screen.say(str(write_report(runs, out or runs[0] / "report.html", title)))
 
 
 @verb(

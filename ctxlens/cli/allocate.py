@@ -1,10 +1,8 @@
-"""Verbs that look at a model without changing it: allocate, roles."""
+"""`ctxlens allocate`: attention by role, with and without chat template."""
 
 from __future__ import annotations
 
 import enum
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,12 +14,9 @@ from ctxlens.cli._inputs import (
     check_queries,
     describe_file,
     read_conversations,
-    read_tools,
     render_all,
-    render_each,
 )
 from ctxlens.cli._options import ModelOptions, RenderOptions, RunOptions, verb
-from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
     from ctxlens.chat.roles import RenderedChat
@@ -91,50 +86,3 @@ def _read_tokens(model: Model, chat: RenderedChat) -> TokenView:
     meta = {"model": model.name, "condition": "template"}
     layers = tuple(range(model.n_layers))
     return TokenView(pattern, tuple(chat.token_strings()), chat.role, layers, queries, meta)
-
-
-@verb(
-    "ctxlens roles --messages chat.json",
-    "ctxlens roles -m HuggingFaceH4/zephyr-7b-beta --messages chat.json --limit 1",
-    "ctxlens roles --messages chat.json --html roles.html",
-)
-def roles(
-    messages: MessagesFile,
-    model: ModelOptions,
-    rendering: RenderOptions,
-    plain: Annotated[bool, typer.Option("--plain", help="Without the chat template.")] = False,
-    tools: Annotated[
-        Path | None, typer.Option(help="JSON list of tool schemas, passed to the template.", metavar="FILE")
-    ] = None,
-    window: Annotated[
-        int | None, typer.Option(min=1, help="Longest conversation, in tokens; see --truncate.", metavar="N")
-    ] = None,
-    limit: LimitOption = None,
-    html: Annotated[
-        Path | None,
-        typer.Option(help="Write a page with role, turn and id of every token instead.", metavar="FILE"),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page if it is there.")] = False,
-) -> None:
-    """Show in colour whose every token is, as the chat template renders it (loads the tokenizer only)."""
-    from ctxlens.chat.roles import render, render_plain
-
-    if html is not None and html.exists() and not overwrite:
-        raise InputError(f"{html} exists; choose another file or give --overwrite.")
-    if plain and tools is not None:
-        raise InputError("--tools are for the chat template, but --plain leaves it out; drop one of them.")
-    conversations = read_conversations(messages, limit)
-    options = {**rendering.as_dict(), "max_tokens": window}
-    if tools is not None:
-        options["tools"] = read_tools(tools)
-    render_one = partial(render_plain if plain else render, model.load_tokenizer())
-    chats = render_each(render_one, conversations, **options)
-    if html is None:
-        for chat in chats:
-            _screen.show_roles(chat)
-        return
-    from ctxlens.report.plots import roles_view
-
-    condition = "without chat template" if plain else "with its chat template"
-    roles_view(chats, title=f"Roles: {model.model}, {condition}").save(html)
-    _screen.note(f"page in {html}")

@@ -1,4 +1,4 @@
-"""Verbs that take attention apart, head by head: heads, drift."""
+"""`ctxlens heads`: which heads carry the needle, and what happens without them."""
 
 from __future__ import annotations
 
@@ -6,27 +6,22 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ctxlens.cli import _screen
-from ctxlens.cli._heads_tables import show_drift, show_head_study
+from ctxlens.cli._heads_tables import show_head_study
 from ctxlens.cli._inputs import (
-    LimitOption,
     NewTokensOption,
     check_indicator,
-    describe_file,
-    read_conversations,
 )
-from ctxlens.cli._options import ModelOptions, RenderOptions, RunOptions, verb
-from ctxlens.errors import InputError
+from ctxlens.cli._options import ModelOptions, RunOptions, verb
 from ctxlens.parsing import parse_numbers, parse_spread
 
 if TYPE_CHECKING:
     from ctxlens.heads import Head
     from ctxlens.heads.tradeoff import AnsweredQuestion
-    from ctxlens.models import Model
 
 _EVERYTHING = "retrieval,gradient,steer,ablate,cumulative,sweep"
 
@@ -80,7 +75,8 @@ def heads(
     max_new_tokens: NewTokensOption = 30,
 ) -> None:
     """Which heads carry the needle: copying, ablating and steering heads, with controls and side effects."""
-    from ctxlens.evals.needle.cells import NeedleConfig, build_cells
+    from ctxlens.evals.needle.cells import build_cells
+    from ctxlens.evals.needle.config import NeedleConfig
     from ctxlens.evals.needle.haystack import load_haystack
     from ctxlens.evals.needle.needles import load_needles
     from ctxlens.heads import Answers
@@ -150,80 +146,3 @@ def _read_questions(path: Path | None, haystack: str, seed: int) -> tuple[Answer
     if path is not None:
         return load_needles(path)
     return tuple(load_world().closed_book(24, seed=seed)) if haystack == "organism" else ()
-
-
-@verb(
-    "ctxlens drift -m organism-chat",
-    "ctxlens drift -m organism --against organism-chat --conditions template,template",
-    "ctxlens drift -m runs/train --conditions template,indicator --messages chats.jsonl",
-)
-def drift(
-    model: ModelOptions,
-    rendering: RenderOptions,
-    store: RunOptions,
-    against: Annotated[
-        str | None,
-        typer.Option(help="A second model, held against the first; the same one by default.", metavar="PATH"),
-    ] = None,
-    conditions: Annotated[
-        str | None,
-        typer.Option(
-            help="Of the first and the second: plain, template, indicator. By default plain,template for "
-            "one model, template,template for two."
-        ),
-    ] = None,
-    messages: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON or JSONL conversations; by default needle cells of the built-in world.", metavar="FILE"
-        ),
-    ] = None,
-    queries: Annotated[
-        str, typer.Option(help="first_answer (where the answer begins) or response_mean.")
-    ] = "first_answer",
-    limit: LimitOption = None,
-) -> None:
-    """How attention by role moves: between two models, with and without template or indicator."""
-    from ctxlens.heads.drift import Side, read_drift
-    from ctxlens.results import Drift
-
-    words = (conditions or ("template,template" if against else "plain,template")).split(",")
-    if len(words) != 2:
-        raise InputError(
-            f"--conditions got {conditions!r}; expected two, separated by a comma, such as plain,template."
-        )
-    asked = None if messages is None else read_conversations(messages, limit)
-    lm = model.load()
-    other = lm if against is None else replace(model, model=against).load()
-    sides = Side(lm, words[0]), Side(other, words[1])
-    contexts, options = None, rendering.as_dict()
-    if asked is None:
-        asked, contexts = _needle_questions(lm, store.seed, limit)
-        options["continue_final_message"] = True
-    config = {
-        "model": lm.identity, "against": other.identity, "conditions": words, "queries": queries,
-        "limit": limit, **rendering.as_dict(), **(describe_file(messages) if messages else {}),
-    }  # fmt: skip
-    run = store.open("drift", config)
-    if not run.has("drift.safetensors"):
-        with _screen.stage("attention") as progress:
-            found = read_drift(
-                *sides, asked, queries=queries, contexts=contexts, render_options=options, progress=progress
-            )
-        run.save("drift.safetensors", found)
-    show_drift(Drift.load(run.path("drift.safetensors")))
-    _screen.say_where(run.folder)
-
-
-def _needle_questions(model: Model, seed: int, limit: int | None) -> tuple[list[list[dict[str, Any]]], Any]:
-    """Needle cells of the built-in world as conversations, each with the number of its text."""
-    from ctxlens.evals.needle.cells import NeedleConfig, build_cells
-    from ctxlens.evals.needle.haystack import load_haystack
-    from ctxlens.heads.drift import needle_conversations
-
-    config = NeedleConfig(
-        lengths=4, depths=(10.0, 50.0, 90.0), needles=("known",), cases_per_cell=2, max_new_tokens=30,
-        seed=seed,
-    )  # fmt: skip
-    cells = build_cells(model, config, load_haystack("organism", seed=seed))
-    return needle_conversations(cells[:limit], config)

@@ -1,4 +1,4 @@
-"""The verb that trains: train."""
+"""`ctxlens train`: fine-tuning with the indicator."""
 
 from __future__ import annotations
 

@@ -1,0 +1,68 @@
+"""User messages marked to carry the indicator, so that `render(..., indicator="[IND]")` appends it there.
+
+To write the marks into a data set's own rows, see `ctxlens.chat.data.marked_files`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+
+from ctxlens.chat.data import Conversation
+from ctxlens.chat.roles import INDICATOR_KEY
+from ctxlens.errors import InputError
+
+
+def annotate_messages(
+    conversations: Iterable[Conversation], turns: Collection[tuple[str, int]]
+) -> list[Conversation]:
+    """Mark the user messages that the selected assistant turns answer.
+
+    Args:
+        conversations: the data set.
+        turns: pairs of conversation id and index of the assistant message, such as `Selection.turns`.
+
+    Returns:
+        The conversations in their order; a marked user message carries `{"indicator": True}`, which
+        `render(..., indicator="[IND]")` turns into the token. Nothing else is changed.
+
+    Raises:
+        InputError: a turn that is not in the data, is no assistant's, or answers no user message.
+    """
+    wanted: dict[str, set[int]] = defaultdict(set)
+    for name, turn in turns:
+        wanted[name].add(int(turn))
+    annotated = []
+    for conversation in conversations:
+        chosen = wanted.pop(conversation.id, set())
+        marked = {_asking(conversation, turn) for turn in chosen}
+        messages = tuple(
+            {**message, INDICATOR_KEY: True} if index in marked else message
+            for index, message in enumerate(conversation.messages)
+        )
+        annotated.append(replace(conversation, messages=messages) if marked else conversation)
+    if wanted:
+        missing = next(iter(wanted))
+        raise InputError(
+            f"{len(wanted)} selected conversations are not in the data set, {missing!r} for one; the "
+            "selection belongs to other data."
+        )
+    return annotated
+
+
+def _asking(conversation: Conversation, turn: int) -> int:
+    """Index of the user message that an assistant turn answers."""
+    messages = conversation.messages
+    if not 0 <= turn < len(messages) or messages[turn]["role"] != "assistant":
+        raise InputError(
+            f"turn {turn} of conversation {conversation.id!r} is selected but is no assistant message; the "
+            "selection belongs to other data."
+        )
+    for index in range(turn - 1, -1, -1):
+        if messages[index]["role"] == "user":
+            return index
+    raise InputError(f"turn {turn} of conversation {conversation.id!r} answers no user message.")
+
+
+__all__ = ["annotate_messages"]
