@@ -27,3 +27,12 @@ class UnsupportedModelError(InputError):
 
 class ModelFailureError(CtxlensError, RuntimeError):
     """A model that raises, or whose output cannot be used, where it should answer."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message without its full stop, to be quoted in another message.
+
+    An error without a message gives the name of its class.
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".")[:300] if lines else type(error).__name__

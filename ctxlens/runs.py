@@ -1,27 +1,36 @@
-"""Run folders: atomic writes, and a manifest that says what a folder's results came from.
+"""Run folders: a manifest that says what the results came from, and the finished parts of long work.
 
 A run folder holds `manifest.json` (study, configuration, seed, package versions, model identity)
 and the results of that study. Opening the folder again with the same study and configuration
 resumes it; with another one it is refused, so that no result is ever overwritten unasked.
+
+Long work keeps each finished part in the folder (`Parts`), so that the same command goes on where it was
+stopped, however roughly.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import ctxlens
 from ctxlens.errors import InputError, RunExistsError
 from ctxlens.files import write_atomic
 
 MANIFEST = "manifest.json"
+Progress = Callable[[int, int], None]
+"""Called with how much is done and how much there is to do, in the unit that the caller documents."""
+
 _REPORTED_PACKAGES = (
-    "ctxlens", "torch", "transformers", "transformer-lens", "trl", "datasets", "numpy", "scipy", "plotly",
+    "torch", "transformers", "transformer-lens", "trl", "datasets", "numpy", "scipy", "plotly",
 )  # fmt: skip
 
 
@@ -34,7 +43,7 @@ class Savable(Protocol):
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on, for manifests."""
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), "ctxlens": ctxlens.__version__}
     for name in _REPORTED_PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
@@ -131,6 +140,113 @@ class Run:
     def read_json(self, name: str) -> Any:
         """Read a JSON file of this run."""
         return json.loads(self.path(name).read_text(encoding="utf-8"))
+
+
+def digest(value: Any) -> str:
+    """A short fingerprint of JSON values: the first 16 hexadecimal digits of a SHA-256.
+
+    Equal values give equal fingerprints whatever the order of their keys. What JSON does not know is taken by
+    its `str`.
+    """
+    content = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class PartFormat:
+    """How a finished part becomes a file.
+
+    Attributes:
+        suffix: ending of the file's name.
+        save: writes a part at a path.
+        load: reads it back.
+    """
+
+    suffix: str
+    save: Callable[[Any, Path], object]
+    load: Callable[[Path], Any]
+
+
+JSON_PARTS = PartFormat(
+    ".json",
+    lambda value, path: path.write_text(json.dumps(value, default=str), encoding="utf-8"),
+    lambda path: json.loads(path.read_text(encoding="utf-8")),
+)
+"""Parts that are JSON values."""
+
+
+class Parts:
+    """Finished parts of a result until it is whole: each in a file of its own, or in memory without a run.
+
+    A part is written atomically, so a killed process leaves only whole parts. Parts belong to one result of
+    one run: what they were made of and when the run was created are in the name of their folder, so that parts
+    of other settings are never taken for them.
+
+    ```python
+    parts = Parts(run, "needle", {"config": config.as_dict()})
+    answers = [parts.get(str(number), lambda: ask(cell)) for number, cell in enumerate(cells)]
+    run.save("needle.parquet", join(answers))
+    parts.remove()
+    ```
+    """
+
+    def __init__(self, out: Run | None, name: str, made_of: Any, *, form: PartFormat = JSON_PARTS) -> None:
+        """Open the parts of a result.
+
+        Args:
+            out: the run folder; None: parts are kept in memory only.
+            name: the result's name in the folder.
+            made_of: JSON values on which the parts depend.
+            form: how a part becomes a file.
+        """
+        self._form = form
+        self._memory: dict[str, Any] = {}
+        self._folder: Path | None = None
+        if out is not None:
+            key = digest([made_of, out.manifest.get("created")])
+            self._folder = out.path("parts") / f"{name}-{key}"
+
+    def has(self, part: str) -> bool:
+        """Whether a part is finished."""
+        return part in self._memory if self._folder is None else self._path(part).is_file()
+
+    def read(self, part: str) -> Any:
+        """A finished part."""
+        return self._memory[part] if self._folder is None else self._form.load(self._path(part))
+
+    def write(self, part: str, content: Any) -> None:
+        """Keep a part; side files of it are no longer needed and are removed."""
+        if self._folder is None:
+            self._memory[part] = content
+            return
+        write_atomic(self._path(part), lambda path: self._form.save(content, path))
+        for path in self._folder.glob(f"{part}.side-*"):
+            path.unlink(missing_ok=True)
+
+    def get(self, part: str, compute: Callable[[], Any]) -> Any:
+        """A part: read if it is finished, else computed and kept."""
+        if not self.has(part):
+            self.write(part, compute())
+        return self.read(part)
+
+    def side_path(self, part: str, name: str) -> Path | None:
+        """Where work on an unfinished part can keep a file of its own; None without a run folder."""
+        if self._folder is None:
+            return None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder / f"{part}.side-{name}"
+
+    def remove(self) -> None:
+        """Remove all parts, once the whole result is written."""
+        self._memory.clear()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            if self._folder.parent.is_dir() and not any(self._folder.parent.iterdir()):
+                self._folder.parent.rmdir()
+
+    def _path(self, part: str) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{part}{self._form.suffix}"
 
 
 def _set_aside(folder: Path) -> None:

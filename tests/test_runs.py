@@ -1,12 +1,13 @@
 """Run folders: what is resumed, refused and set aside."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from ctxlens.errors import InputError, RunExistsError
 from ctxlens.files import write_atomic
-from ctxlens.runs import Run
+from ctxlens.runs import PartFormat, Parts, Run, digest
 
 
 def test_the_same_run_is_resumed_and_another_is_refused(tmp_path):
@@ -58,3 +59,72 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         write_atomic(path, lambda place: 1 / 0)
     assert path.read_text() == "old"
     assert [file.name for file in path.parent.iterdir()] == ["b.txt"]
+
+
+def test_a_digest_depends_on_values_and_not_on_their_order():
+    assert digest({"a": 1, "b": [2, 3]}) == digest({"b": (2, 3), "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
+    assert digest({}) == "44136fa355b3678a"  # the first half of the SHA-256 of "{}"
+
+
+def open_run(folder):
+    return Run.open(folder, study="parts", config={})
+
+
+def test_finished_parts_are_not_computed_again_after_a_restart(tmp_path):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return {"answer": 42}
+
+    for _ in range(2):
+        parts = Parts(open_run(tmp_path / "run"), "result", {"seed": 0})
+        assert parts.get("3", compute) == {"answer": 42}
+    assert len(calls) == 1
+    assert not parts.has("4")
+
+
+def test_parts_of_other_settings_and_of_other_runs_are_never_taken(tmp_path):
+    Parts(open_run(tmp_path / "run"), "result", {"seed": 0}).write("0", "mine")
+    run = open_run(tmp_path / "run")
+    assert not Parts(run, "result", {"seed": 1}).has("0")
+    assert not Parts(run, "other", {"seed": 0}).has("0")
+    later = Run(run.folder, {**run.manifest, "created": "later"})
+    assert not Parts(later, "result", {"seed": 0}).has("0")
+    assert Parts(run, "result", {"seed": 0}).read("0") == "mine"
+
+
+def test_parts_without_a_run_are_kept_in_memory():
+    parts = Parts(None, "result", {})
+    assert parts.get("0", lambda: 1) == 1
+    assert parts.get("0", lambda: 2) == 1
+    assert parts.side_path("0", "cache") is None
+    parts.remove()
+    assert not parts.has("0")
+
+
+def test_parts_take_another_format_and_leave_nothing_behind(tmp_path):
+    form = PartFormat(".txt", lambda value, path: path.write_text(value), lambda path: path.read_text())
+    run = open_run(tmp_path / "run")
+    parts = Parts(run, "result", {}, form=form)
+    side = parts.side_path("0", "cache")
+    side.write_text("half")
+    other = parts.side_path("00", "cache")
+    other.write_text("half")
+    parts.write("0", "whole")
+    assert (parts.read("0"), side.exists(), other.exists()) == ("whole", False, True)
+    parts.remove()
+    assert [path.name for path in run.folder.iterdir()] == ["manifest.json"]
+
+
+def test_a_part_that_cannot_be_written_leaves_no_half_file(tmp_path):
+    def fail(value, path):
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    parts = Parts(open_run(tmp_path / "run"), "r", {}, form=PartFormat(".txt", fail, Path.read_text))
+    with pytest.raises(KeyboardInterrupt):
+        parts.write("0", "whole")
+    assert not parts.has("0")
+    assert [path for path in (tmp_path / "run" / "parts").rglob("*") if path.is_file()] == []

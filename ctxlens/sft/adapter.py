@@ -25,7 +25,9 @@ def check_model_arguments(model_args: Any) -> None:
     import torch
 
     if model_args.use_peft and importlib.util.find_spec("peft") is None:
-        raise InputError('use_peft needs the package peft; install it with pip install "ctxlens[lora]".')
+        raise InputError(
+            'use_peft needs the package peft; install it with pip install "ctxlens-interp[lora]".'
+        )
     quantized = [name for name in ("load_in_4bit", "load_in_8bit") if getattr(model_args, name)]
     if not quantized:
         return

@@ -6,11 +6,13 @@ To write the marks into a data set's own rows, see `ctxlens.chat.data.marked_fil
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ctxlens.chat.data import Conversation
 from ctxlens.chat.roles import INDICATOR_KEY
+from ctxlens.chat.roles.chat import Message
 from ctxlens.errors import InputError
 
 
@@ -65,4 +67,23 @@ def _asking(conversation: Conversation, turn: int) -> int:
     raise InputError(f"turn {turn} of conversation {conversation.id!r} answers no user message.")
 
 
-__all__ = ["annotate_messages"]
+def mark_last_question(messages: Sequence[Message], mark: bool | str = True) -> list[dict[str, Any]]:
+    """Copy a conversation with the indicator's mark on its last user message, and on no other.
+
+    Args:
+        messages: the conversation; marks that it carries already are dropped.
+        mark: `True` for the model's indicator, a text for another token, `False` to drop marks only.
+
+    Raises:
+        InputError: there is no user message that could carry the mark.
+    """
+    copied = [{key: value for key, value in message.items() if key != INDICATOR_KEY} for message in messages]
+    if mark:
+        asked = [index for index, message in enumerate(copied) if message["role"] == "user"]
+        if not asked:
+            raise InputError("the conversation has no user message that could carry the indicator.")
+        copied[asked[-1]][INDICATOR_KEY] = mark
+    return copied
+
+
+__all__ = ["annotate_messages", "mark_last_question"]

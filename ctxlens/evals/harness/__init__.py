@@ -23,7 +23,9 @@ _HOME = {
 def require() -> None:
     """Raise `InputError` if lm-eval is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
-        raise InputError("evaluation needs lm-evaluation-harness: pip install 'ctxlens[eval]'.")
+        raise InputError(
+            "evaluation needs lm-evaluation-harness; install it with pip install 'ctxlens-interp[eval]'."
+        )
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,165 @@
+"""Under which condition a model is asked: one value, and one spelling of it for every study.
+
+A condition is spelled as words joined by `+`, in this order:
+
+| word | meaning |
+|---|---|
+| `plain`, `template` or `assistant` | without chat template; with it; with it, and with the context in the assistant's turn |
+| `prefix` | the answer is begun with the first words of the expected one |
+| `indicator` | the question carries the model's indicator |
+| `steered:DOSE` | attention is steered to the user's tokens: `steered:0.5` multiplies the attention to all other tokens by 0.5 before it is normalised again, `steered:share=0.6` gives the user's tokens 0.6 of it; `steered:0.5:1.2/3.0` steers head 2 of layer 1 and head 0 of layer 3 alone |
+
+```python
+>>> Condition.parse("template+prefix").name
+'template+prefix'
+>>> Condition.parse("vanilla") == Condition()  # the spelling of earlier versions
+True
+>>> str(Condition(template=False, alpha=0.5))
+'plain+steered:0.5'
+
+```
+"""  # noqa: E501
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ctxlens.errors import InputError
+
+SPELLING = (
+    "plain (no chat template), template, or assistant (template, context in the assistant's turn); then, as "
+    "needed, +prefix, +indicator and +steered:ALPHA, +steered:share=SHARE or "
+    "+steered:ALPHA:LAYER.HEAD/LAYER.HEAD"
+)
+"""The grammar in one sentence, for help texts and messages."""
+
+_BASES = ("plain", "template", "assistant")
+_EARLIER = {"vanilla": "template"}
+"""Words of earlier versions; a condition without any of `_BASES` has the template, as it had then."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How a model is asked.
+
+    Attributes:
+        template: whether the chat template is applied.
+        prefix: whether the answer is begun with the first words of the expected one.
+        context_in: whose turn holds the context. With `assistant` there is always a template.
+        indicator: whether the last user message carries the model's indicator.
+        alpha: factor on the attention to all tokens but the user's, in (0, 1]; None: not steered by a factor.
+        target_share: what the user's tokens get of every query's attention, in (0, 1), in place of `alpha`.
+        heads: the heads that are steered: `all`, `retrieval`, or `LAYER.HEAD` pairs with `/` between them.
+
+    Raises:
+        InputError: parts that exclude each other, or a dose out of range.
+    """
+
+    template: bool = True
+    prefix: bool = False
+    context_in: Literal["user", "assistant"] = "user"
+    indicator: bool = False
+    alpha: float | None = None
+    target_share: float | None = None
+    heads: str = "all"
+
+    def __post_init__(self) -> None:
+        if self.context_in == "assistant" and not self.template:
+            raise InputError("the context cannot stand in the assistant's turn without a chat template.")
+        if self.alpha is not None and self.target_share is not None:
+            raise InputError("steer by alpha or by a target share, not by both.")
+        if self.alpha is not None and not 0 < self.alpha <= 1:
+            raise InputError(f"alpha must be greater than 0 and at most 1, got {self.alpha!r}.")
+        if self.target_share is not None and not 0 < self.target_share < 1:
+            raise InputError(f"the target share must lie between 0 and 1, got {self.target_share!r}.")
+
+    @property
+    def name(self) -> str:
+        """The condition as it is spelled everywhere."""
+        base = "assistant" if self.context_in == "assistant" else "template" if self.template else "plain"
+        words = [base, *(word for word in ("prefix", "indicator") if getattr(self, word))]
+        if self.steered:
+            dose = f"share={self.target_share:g}" if self.alpha is None else f"{self.alpha:g}"
+            words.append(f"steered:{dose}" + ("" if self.heads == "all" else f":{self.heads}"))
+        return "+".join(words)
+
+    @property
+    def steered(self) -> bool:
+        """Whether attention is steered."""
+        return self.alpha is not None or self.target_share is not None
+
+    @property
+    def asking(self) -> Condition:
+        """The same condition without indicator and steering: what decides the words of the prompt.
+
+        Tables in which indicator, alpha and heads are columns of their own hold this part's name.
+        """
+        return replace(self, indicator=False, alpha=None, target_share=None, heads="all")
+
+    def __str__(self) -> str:
+        return self.name
+
+    @classmethod
+    def parse(cls, words: str | Condition) -> Condition:
+        """A condition from its spelling; spellings of earlier versions are understood.
+
+        Raises:
+            InputError: words that mean nothing, that exclude each other, or that occur twice.
+        """
+        if isinstance(words, Condition):
+            return words
+        parts = [part.strip() for part in words.strip().split("+")]
+        parts = [_EARLIER.get(part, part) for part in parts]
+        kinds = [part.partition(":")[0] for part in parts]
+        for kind, part in zip(kinds, parts, strict=True):
+            known = kind in (*_BASES, "prefix", "indicator") and kind == part
+            if not known and (kind != "steered" or part == "steered"):
+                raise InputError(
+                    f"condition {words!r} cannot be read at {part!r}; conditions are {SPELLING}."
+                )
+        if len(set(kinds)) < len(kinds) or len(set(kinds) & set(_BASES)) > 1:
+            raise InputError(f"condition {words!r} contradicts itself or says something twice.")
+        steering = _parse_dose(parts[kinds.index("steered")]) if "steered" in kinds else cls()
+        return replace(
+            steering,
+            template="plain" not in kinds,
+            prefix="prefix" in kinds,
+            context_in="assistant" if "assistant" in kinds else "user",
+            indicator="indicator" in kinds,
+        )
+
+
+def parse_conditions(words: str | Sequence[str | Condition]) -> tuple[Condition, ...]:
+    """Conditions from their spellings, or from one text with commas between them.
+
+    Raises:
+        InputError: there is none, one cannot be read, or one occurs twice.
+    """
+    each = words.split(",") if isinstance(words, str) else words
+    found = tuple(Condition.parse(one) for one in each if isinstance(one, Condition) or one.strip())
+    if not found:
+        raise InputError(f"no condition is given; conditions are {SPELLING}.")
+    if len(set(found)) < len(found):
+        raise InputError(f"a condition is named twice: {', '.join(map(str, found))}.")
+    return found
+
+
+def _parse_dose(part: str) -> Condition:
+    """A condition that is steered as `steered:DOSE[:HEADS]` says."""
+    dose, _, heads = part.removeprefix("steered:").partition(":")
+    kind, equals, number = dose.rpartition("=")
+    try:
+        strength = float(number)
+    except ValueError:
+        strength = float("nan")
+    if strength != strength or kind not in ("", "share") or (equals and not kind):
+        raise InputError(f"{part} needs a number after the colon, as in steered:0.95 or steered:share=0.6.")
+    heads = heads.replace(",", "/") or "all"
+    if kind == "share":
+        return Condition(target_share=strength, heads=heads)
+    return Condition(alpha=strength, heads=heads)
+
+
+__all__ = ["SPELLING", "Condition", "parse_conditions"]
