@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from ctxlens.errors import InputError
 from ctxlens.models.attention.fused import augmented_attention
-from ctxlens.models.attention.tiled import tiled_attention
+from ctxlens.models.attention.tiled import TILE_COPIES, tiled_attention
 
 LOG3 = math.log(3.0)
 
@@ -425,3 +425,57 @@ def test_wrong_arguments_are_named(change, words):
     arguments = {"query": query, "key": key, "value": value, "role_ids": role_ids, "n_roles": 4, **change}
     with pytest.raises(InputError, match=words):
         inspect.unwrap(tiled_attention)(**arguments)  # without the tests' own check of shapes
+
+
+def test_the_default_tile_has_256_queries():
+    query, key, value, role_ids = random_inputs(1, 2, 1, 300, 300)
+    sizes = []
+
+    class Shapes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made = func(*args, **(kwargs or {}))
+            sizes.extend(
+                x.shape[-2] for x in tree_leaves(made) if torch.is_tensor(x) and x.shape[-1:] == (300,)
+            )
+            return made
+
+    with Shapes():
+        tiled_attention(query, key, value, role_ids=role_ids, n_roles=4, softcap=5.0)
+    assert max(sizes) == 512  # 256 queries of two heads of one group
+    assert TILE_COPIES == 3
+
+
+def test_a_float_mask_and_causality_together():
+    # Equal scores, two queries, three keys; the mask doubles the weight of key 0: 2, 1 and 2, 1, 1.
+    zeros = torch.zeros(1, 1, 3, 1)
+    mask = torch.zeros(1, 1, 2, 3)
+    mask[..., 0] = math.log(2.0)
+    _, shares = tiled_attention(
+        zeros[:, :, :2], zeros, zeros, role_ids=torch.tensor([[0, 1, 2]]), n_roles=3, attn_mask=mask,
+        is_causal=True, tile=1,
+    )  # fmt: skip
+    assert shares[0, 0].tolist() == [near([2 / 3, 1 / 3, 0]), near([1 / 2, 1 / 4, 1 / 4])]
+
+
+def test_a_tile_takes_its_own_rows_of_every_term():
+    # Scores are equal, but query 0 doubles key 0 and query 1 triples key 1. The steering weighs query 0 once
+    # and query 1 twice, so the first key loses a factor of 2 and of 4.
+    zeros = torch.zeros(1, 1, 2, 1)
+    position = torch.tensor([[math.log(2.0), 0.0], [0.0, LOG3]])[None, None]
+    _, shares = tiled_attention(
+        zeros, zeros, zeros, role_ids=ROLES, n_roles=2, position_bias=position, tile=1,
+        key_bias=torch.tensor([[math.log(0.5), 0.0]]), head_select=torch.tensor([[[1.0, 2.0]]]),
+    )  # fmt: skip
+    assert shares[0, 0].tolist() == [near([1 / 2, 1 / 2]), near([1 / 13, 12 / 13])]
+
+
+def test_gradients_of_leaves_that_are_not_queries():
+    query, key, value, role_ids = random_inputs()
+    sinks = torch.zeros(4, requires_grad=True)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
+        output, _ = tiled_attention(query, key, value, role_ids=role_ids, n_roles=4, sinks=sinks, tile=2)
+    assert max(saved, default=0) < 4 * 7 * 7
+    output.sum().backward()
+    assert sinks.grad is not None
+    assert sinks.grad.abs().max() > 0
