@@ -1,4 +1,4 @@
-"""The indicator as a token of a model: one special token that tells the model to answer from the context.
+"""The indicator as a token of a model: one special token that tells it to answer from the context.
 
 `add_indicator` adds the token to a model (paper section 4.1). `check_indicator` checks that a tokenizer keeps
 it whole wherever a user can put it. `require_indicator` refuses models that have none. To mark the messages

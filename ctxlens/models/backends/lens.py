@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from ctxlens.models.attention.fused import append_sink, compute_score_bias
 from ctxlens.models.attention.shares import compute_role_shares
 from ctxlens.models.attention.steering import Steering, combine_selects, weigh_targets
 from ctxlens.models.backends.batch import RunningKeys, TokenBatch, take_queries
-from ctxlens.models.backends.protocol import Decoder, DecoderCosts, LayerFacts, ModelShape, Reduce
+from ctxlens.models.backends.protocol import Decoder, DecoderCosts, HeadEdit, LayerFacts, ModelShape, Reduce
 from ctxlens.models.backends.sizes import count_feed_forward, weigh
 
 
@@ -37,6 +37,11 @@ def pattern_hook(layer: int) -> str:
 def scores_hook(layer: int) -> str:
     """The name of the hook on a layer's masked attention scores, before softmax."""
     return f"blocks.{layer}.attn.hook_attn_scores"
+
+
+def head_output_hook(layer: int) -> str:
+    """The name of the hook on the outputs of a layer's heads `[batch, pos, head, d_head]`."""
+    return f"blocks.{layer}.attn.hook_z"
 
 
 class _StopForward(Exception):
@@ -179,6 +184,29 @@ class LensBackend:
 
         with self.lens_model.hooks(fwd_hooks=[(pattern_hook(n), look) for n in range(self.shape.n_layers)]):
             return self._forward(batch)
+
+    @contextmanager
+    def edit_heads(self, edits: Mapping[int, HeadEdit]) -> Iterator[None]:
+        """See `Backend.edit_heads`."""
+        names = {layer: head_output_hook(layer) for layer in edits}
+        if missing := [name for name in names.values() if name not in self.lens_model.hook_dict]:
+            raise UnsupportedModelError(f"TransformerLens offers no hook {missing[0]} for this model.")
+        hooks = [(names[layer], self._head_hook(layer, edit)) for layer, edit in edits.items()]
+        with self.lens_model.hooks(fwd_hooks=hooks):
+            yield
+
+    def _head_hook(self, layer: int, edit: HeadEdit) -> Callable[..., Tensor]:
+        heads = (self.shape.n_heads, self.shape.d_head)
+
+        def hook(z: Tensor, hook: Any) -> Tensor:
+            if z.shape[-2:] != heads:
+                raise UnsupportedModelError(
+                    f"{head_output_hook(layer)} has shape {tuple(z.shape)}; expected [batch, pos, "
+                    f'{heads[0]}, {heads[1]}]; try backend="native".'
+                )
+            return edit(z)
+
+        return hook
 
     @contextmanager
     def decoder(self, batch: TokenBatch, steerings: Sequence[Steering]) -> Iterator[Decoder]:

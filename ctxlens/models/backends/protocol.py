@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -91,6 +91,9 @@ class DecoderCosts:
     is_eager: bool
 
 
+HeadEdit = Callable[[Float[Tensor, "batch pos head d_head"]], Float[Tensor, "batch pos head d_head"]]
+"""A function from the outputs of a layer's heads to those that replace them."""
+
 Decoder = Callable[[Int[Tensor, "batch new"]], Float[Tensor, "batch vocab"]]
 """Takes the next tokens of every row (first the whole left-padded prompt) and returns the next logits."""
 
@@ -154,6 +157,17 @@ class Backend(Protocol):
 
     def logits_while_reading(self, batch: TokenBatch) -> Float[Tensor, "batch pos vocab"]:
         """Next-token logits of a right-padded batch from a forward pass in which every layer is read."""
+        ...
+
+    def edit_heads(self, edits: Mapping[int, HeadEdit]) -> AbstractContextManager[None]:
+        """Replace the outputs of heads, before the output projection, in every forward pass of the block.
+
+        Args:
+            edits: the function to apply, by layer.
+
+        Raises:
+            UnsupportedModelError: the model has no place where these outputs can be identified.
+        """
         ...
 
     def decoder(self, batch: TokenBatch, steerings: Sequence[Steering]) -> AbstractContextManager[Decoder]:
@@ -224,6 +238,6 @@ class EagerBackend(Protocol):
 
 
 __all__ = [
-    "Backend", "Decoder", "DecoderCosts", "EagerBackend", "KeyValues", "LayerFacts", "LayerPath",
+    "Backend", "Decoder", "DecoderCosts", "EagerBackend", "HeadEdit", "KeyValues", "LayerFacts", "LayerPath",
     "ModelShape", "PrefixBackend", "PrefixDecoder", "Readout", "Reduce", "TurnReduce",
 ]  # fmt: skip

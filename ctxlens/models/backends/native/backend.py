@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -18,10 +20,12 @@ from ctxlens.models.attention.steering import Steering
 from ctxlens.models.backends.batch import TokenBatch
 from ctxlens.models.backends.native.attention import attend
 from ctxlens.models.backends.native.cache import ResumedDecoder, make_cache, read_cache
+from ctxlens.models.backends.native.projections import find_output_projections
 from ctxlens.models.backends.native.sizes import layer_windows, measure_costs, shape_of
 from ctxlens.models.backends.protocol import (
     Decoder,
     DecoderCosts,
+    HeadEdit,
     KeyValues,
     LayerFacts,
     LayerPath,
@@ -158,6 +162,28 @@ class NativeBackend:
         if not out.attentions or any(pattern is None for pattern in out.attentions):
             raise ValueError("its eager attention gives no patterns")
         return out.logits, list(out.attentions)
+
+    @contextmanager
+    def edit_heads(self, edits: Mapping[int, HeadEdit]) -> Iterator[None]:
+        """See `Backend.edit_heads`. The edit happens at the input of the layer's output projection."""
+        projections = self._output_projections
+        with ExitStack() as stack:
+            for layer, edit in edits.items():
+                handle = projections[layer].register_forward_pre_hook(self._head_hook(edit))
+                stack.callback(handle.remove)
+            yield
+
+    @cached_property
+    def _output_projections(self) -> Mapping[int, torch.nn.Module]:
+        width = self.shape.n_heads * self.shape.d_head
+        return find_output_projections(self.hf_model, self.shape.n_layers, width)
+
+    def _head_hook(self, edit: HeadEdit) -> Callable[..., tuple[Tensor, ...]]:
+        def hook(module: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            z = rearrange(args[0], "... (head d_head) -> ... head d_head", head=self.shape.n_heads)
+            return rearrange(edit(z), "... head d_head -> ... (head d_head)"), *args[1:]
+
+        return hook
 
     @contextmanager
     def decoder(self, batch: TokenBatch, steerings: Sequence[Steering]) -> Iterator[Decoder]:
