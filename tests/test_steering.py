@@ -293,6 +293,8 @@ class TestShares:
         shares[[BOS, USER, ASSISTANT, TEMPLATE]] = torch.tensor([0.1, 0.3, 0.1, 0.5])
         kept = renormalise_shares(shares)
         assert kept[[BOS, USER, ASSISTANT, TEMPLATE]].tolist() == near([0.2, 0.6, 0.2, 0])
+        two = renormalise_shares(torch.stack([shares, 2 * shares]))  # every row by its own sum
+        assert two[1].tolist() == two[0].tolist() == near(kept.tolist())
 
     def test_retrieval_head_has_most_user_attention(self):
         shares = torch.zeros(2, 3, 9)
