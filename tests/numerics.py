@@ -44,13 +44,14 @@ def assert_close(
 
     Args:
         got: what was computed.
-        want: what it must be.
+        want: what it must be; a float stands for all numbers.
         n_terms: how many terms one number sums up.
         magnitude: the size of the numbers; by default the largest of `want`.
         dtype: the dtype of the computation; by default the coarser of both.
         room: how many times the expected rounding error is allowed.
     """
-    got, want = torch.as_tensor(got).detach().cpu(), torch.as_tensor(want).detach().cpu()
+    got = torch.as_tensor(got).detach().cpu()
+    want = torch.full_like(got, want) if isinstance(want, float) else torch.as_tensor(want).detach().cpu()
     assert got.shape == want.shape, f"shape {tuple(got.shape)}, expected {tuple(want.shape)}"
     if dtype is None:
         dtype = max((x.dtype for x in (got, want)), key=lambda d: torch.finfo(d).eps)

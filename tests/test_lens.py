@@ -81,7 +81,7 @@ class TestBothGenerations:
     def test_shares_equal_eager_attention(self, lens):
         for got, want in zip(read_all(lens, CHATS), eager_shares("llama", CHATS), strict=True):
             assert_close(got, want, n_terms=MODEL_TERMS)
-            assert_close(got.sum(-1), 1, n_terms=MODEL_TERMS)
+            assert_close(got.sum(-1), 1.0, n_terms=MODEL_TERMS)
 
     def test_logits_are_the_models_own(self, lens):
         with torch.no_grad():
