@@ -1,5 +1,6 @@
-"""The README's and the documentation's Python examples run as written."""
+"""The examples of the README and the documentation run as written, and no text names a foreign package."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,47 @@ def test_a_broken_example_is_found(tmp_path):
     page.write_text("```python\nimport ctxlens\nctxlens.no_such_name\n```\n")
     with pytest.raises(AttributeError, match="no_such_name"):
         check_md_file(fpath=page)
+
+
+INSTALL_FROM_AN_INDEX = re.compile(
+    r"(?<![\w./-])ctxlens\["
+    r"|(?:pip3?|uv|pipx|poetry|conda)\s+(?:install|add)\b[^\n`&|;]*?[\s'\"]ctxlens(?![\w.-])"
+)
+"""On a package index, `ctxlens` may be somebody else's; this distribution is called `ctxlens-interp`."""
+TEXT_SUFFIXES = {".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".cff", ".j2", ".json", ".jinja", ""}
+
+
+def texts_of_the_tree(root: Path) -> dict[str, str]:
+    """Every text file of the project that a reader may see, by its path."""
+    tops = ["ctxlens", "docs", "experiments", "tests", ".ci", ".github"]
+    paths = [path for top in tops for path in sorted((root / top).rglob("*"))]
+    paths += sorted(path for path in root.iterdir() if path.name != ".git")
+    return {
+        path.relative_to(root).as_posix(): path.read_text(encoding="utf-8")
+        for path in paths
+        if path.is_file() and path.suffix in TEXT_SUFFIXES and path.stat().st_size < 2**20
+        if "__pycache__" not in path.parts and path != Path(__file__)
+    }
+
+
+def test_nothing_tells_anybody_to_install_ctxlens_from_an_index():
+    texts = texts_of_the_tree(ROOT)
+    assert {"README.md", "pyproject.toml", "ctxlens/cli/__init__.py", "tests/conftest.py"} <= texts.keys()
+    assert [name for name, text in texts.items() if INSTALL_FROM_AN_INDEX.search(text)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("pip install ctxlens", True),
+        ("pip install -U 'ctxlens'", True),
+        ("uv add ctxlens", True),
+        ("install ctxlens[eval], or nltk", True),
+        ("pip install 'ctxlens-interp[eval]'", False),
+        ("pip install -c constraints.txt -e . && ctxlens demo", False),
+        ('pip install -c constraints.txt -e ".[dev]" && pytest', False),
+        ("ctxlens needle --model MODEL", False),
+    ],
+)
+def test_a_text_that_names_ctxlens_as_a_package_is_found(text, found):
+    assert bool(INSTALL_FROM_AN_INDEX.search(text)) == found

@@ -104,8 +104,8 @@ def _load_all() -> None:
         import langdetect
     except ImportError as error:
         raise InputError(
-            f"ctxlens_ifeval needs the package {error.name}; install ctxlens[eval], or langdetect, "
-            "immutabledict and nltk."
+            f"ctxlens_ifeval needs the package {error.name}; install lm-eval, langdetect, immutabledict and "
+            "nltk, which the extra eval of ctxlens-interp contains."
         ) from None
     except AssertionError as error:
         raise InputError(f"ctxlens_ifeval cannot be used: {' '.join(str(error).split())[:200]}") from None
