@@ -1,7 +1,7 @@
-"""What is asked of every model, with and without template: needles, held-out passages, closed book.
+"""What every model is asked, with and without template: needles, held-out passages, closed-book questions.
 
-Every figure is a list of items (`Item`): one value a unit, with the cluster that the unit belongs to, so that
-all conditions are compared pair by pair.
+Every figure is a list of items (`Item`): one value per unit, with the cluster that the unit belongs to, so
+that all conditions are compared in pairs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ctxlens.chat.condition import Condition
 from ctxlens.chat.data import Conversation
 from ctxlens.chat.roles import RenderedChat
 from ctxlens.evals.needle.cells import build_cells
@@ -70,10 +71,14 @@ class Arm:
     indicator: bool = False
 
     @property
+    def condition(self) -> Condition:
+        """How the model is asked."""
+        return Condition(template=self.template, indicator=self.indicator)
+
+    @property
     def name(self) -> str:
-        """The arm in words."""
-        condition = "template" if self.template else "plain"
-        return f"{self.model}, {condition}{' + [IND]' if self.indicator else ''}"
+        """Model and condition."""
+        return f"{self.model}, {self.condition}"
 
 
 def arms_of(model: str) -> tuple[Arm, ...]:
@@ -110,7 +115,8 @@ def ask_needles(
 
 
 def _needle_items(grid: NeedleGrid, control: NeedleGrid, cells: Sequence[Cell], arm: Arm) -> list[Item]:
-    chosen = {"condition": "template+prefix" if arm.template else "plain+prefix", "indicator": arm.indicator}
+    asked = replace(arm.condition, prefix=True).asking
+    chosen = {"condition": asked.name, "indicator": arm.indicator}
     rows = grid.where(**chosen).frame.set_index("cell")
     without = control.where(**chosen).frame.set_index("cell")["needle_logprob"]
     return [

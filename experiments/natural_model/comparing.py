@@ -28,11 +28,11 @@ PAIRS: Mapping[str, tuple[str, str]] = {
     "loss under the template, base": ("base, plain", "base, template"),
     "loss under the template, vanilla": ("vanilla, plain", "vanilla, template"),
     "fine-tuning, plain: vanilla minus base": ("base, plain", "vanilla, plain"),
-    "cure: indicator given, minus vanilla, template": ("vanilla, template", "indicator, template + [IND]"),
+    "cure: indicator given, minus vanilla, template": ("vanilla, template", "indicator, template+indicator"),
     "trained with it, asked without, minus vanilla": ("vanilla, template", "indicator, template"),
-    "the token alone: with minus without": ("indicator, template", "indicator, template + [IND]"),
-    "true turns: indicator given, minus vanilla": ("vanilla, template", "oracle, template + [IND]"),
-    "true turns: with minus without": ("oracle, template", "oracle, template + [IND]"),
+    "the token alone: with minus without": ("indicator, template", "indicator, template+indicator"),
+    "true turns: indicator given, minus vanilla": ("vanilla, template", "oracle, template+indicator"),
+    "true turns: with minus without": ("oracle, template", "oracle, template+indicator"),
 }
 """Paired differences, second minus first."""
 

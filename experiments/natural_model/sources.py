@@ -71,23 +71,42 @@ class Sources:
 def load_sources(data: Path) -> Sources:
     """Read and split everything."""
     made = Sources()
-    articles = json.loads((data / SQUAD).read_text(encoding="utf-8"))
-    held = [one for one in articles["data"] if is_held_article(one["title"])]
-    made.squad = {"version": articles.get("version", "1.1"), "data": held}
-    trained = (one for one in articles["data"] if one not in held)
-    made.passages = [_squad_passage(paragraph) for one in trained for paragraph in one["paragraphs"]]
-    with gzip.open(data / DROP, "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    made.drop = [row for row in rows if is_held_passage(split_drop(row)[0])]
-    made.passages += _drop_passages(row for row in rows if not is_held_passage(split_drop(row)[0]))
-    essays = {file.name: file.read_text(encoding="utf-8", errors="replace") for file in essay_files(data)}
-    made.essays = {name: text for name, text in essays.items() if share(name, "essays") < 1 / 3}
-    made.texts["essays"] = [text for name, text in essays.items() if name not in made.essays]
-    made.texts |= {"reading": [], "tasks": [], "instructions": []}
+    made.texts |= {"essays": [], "reading": [], "tasks": [], "instructions": []}
+    _take_squad(made, data)
+    _take_drop(made, data)
+    _take_essays(made, data)
     _take_instructions(made, data)
     _take_t0(made, data)
     _drop_overlapping(made, data)
     return made
+
+
+def _take_squad(made: Sources, data: Path) -> None:
+    """Held-out articles are kept in their layout; the paragraphs of the others are pretrained on."""
+    articles = json.loads((data / SQUAD).read_text(encoding="utf-8"))
+    held = [one for one in articles["data"] if is_held_article(one["title"])]
+    made.squad = {"version": articles.get("version", "1.1"), "data": held}
+    for article in articles["data"]:
+        if not is_held_article(article["title"]):
+            made.passages += [_squad_passage(paragraph) for paragraph in article["paragraphs"]]
+
+
+def _take_drop(made: Sources, data: Path) -> None:
+    """Rows about held-out passages are kept; the other passages are pretrained on."""
+    with gzip.open(data / DROP, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    made.drop = [row for row in rows if is_held_passage(split_drop(row)[0])]
+    made.passages += _drop_passages(row for row in rows if not is_held_passage(split_drop(row)[0]))
+
+
+def _take_essays(made: Sources, data: Path) -> None:
+    """A third of the essays is held out; the others are pretrained on."""
+    for file in essay_files(data):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        if share(file.name, "essays") < 1 / 3:
+            made.essays[file.name] = text
+        else:
+            made.texts["essays"].append(text)
 
 
 def is_held_article(title: str) -> bool:

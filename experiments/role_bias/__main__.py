@@ -31,10 +31,13 @@ COMPARISONS = {
     "vanilla: template minus plain": (("vanilla", "plain"), ("vanilla", "template")),
     "plain: vanilla minus base": (("base", "plain"), ("vanilla", "plain")),
     "template: vanilla minus base": (("base", "template"), ("vanilla", "template")),
-    "indicator model: asked with minus without": (("indicator", "template"), ("indicator", "indicator")),
+    "indicator model: asked with minus without": (
+        ("indicator", "template"),
+        ("indicator", "template+indicator"),
+    ),
     "template: indicator model asked with, minus vanilla": (
         ("vanilla", "template"),
-        ("indicator", "indicator"),
+        ("indicator", "template+indicator"),
     ),
 }
 READINGS = (
