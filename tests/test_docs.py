@@ -65,3 +65,22 @@ def test_nothing_tells_anybody_to_install_ctxlens_from_an_index():
 )
 def test_a_text_that_names_ctxlens_as_a_package_is_found(text, found):
     assert bool(INSTALL_FROM_AN_INDEX.search(text)) == found
+
+
+def test_the_design_names_code_that_exists():
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    lines = re.findall(r"\*\*Where\.\*\*(.*(?:\n  .*)*)", text)
+    places = re.findall(r"`([^`]+)`", "".join(lines))
+    assert len(places) > 50
+    roots = (ROOT / "ctxlens", ROOT)
+    assert [place for place in places if not any((root / place).exists() for root in roots)] == []
+
+
+def test_every_decision_of_the_design_has_its_four_parts():
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    decisions = re.split(r"^### ", text, flags=re.MULTILINE)[1:]
+    assert len(decisions) >= 45
+    for decision in decisions:
+        assert re.findall(r"^- \*\*(\w+)\.\*\*", decision, re.MULTILINE) == [
+            "Decision", "Why", "Alternatives", "Where",
+        ], decision.splitlines()[0]  # fmt: skip
