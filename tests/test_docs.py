@@ -3,8 +3,11 @@
 import re
 from pathlib import Path
 
+import griffe
 import pytest
 from mktestdocs import check_md_file
+
+import ctxlens
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -84,3 +87,28 @@ def test_every_decision_of_the_design_has_its_four_parts():
         assert re.findall(r"^- \*\*(\w+)\.\*\*", decision, re.MULTILINE) == [
             "Decision", "Why", "Alternatives", "Where",
         ], decision.splitlines()[0]  # fmt: skip
+
+
+def names_on_the_api_page(text: str) -> set[str]:
+    """The names that the API reference shows, as its generator sees them: without importing anything."""
+    package = griffe.load("ctxlens", search_paths=[str(ROOT)])
+    shown: set[str] = set()
+    for path in re.findall(r"^::: ctxlens\.([\w.]+)$", text, re.MULTILINE):
+        module = package[path]
+        exports = module.exports
+        shown |= {
+            name
+            for name, member in module.members.items()
+            if (name in exports if exports is not None else not member.is_alias)
+        }
+    return shown
+
+
+def test_the_api_page_shows_every_public_name():
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert set(ctxlens.__all__) - names_on_the_api_page(text) == set()
+
+
+def test_a_package_that_exports_lazily_shows_nothing_by_itself():
+    assert {"Model", "load_model"} <= names_on_the_api_page("::: ctxlens.models.model\n")
+    assert "load_model" not in names_on_the_api_page("::: ctxlens.models\n")

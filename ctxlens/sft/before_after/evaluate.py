@@ -51,8 +51,10 @@ def evaluate_checkpoint(
     Args:
         folder: the checkpoint.
         plan: what to ask.
-        base, trained: name and fingerprint of both models, for the manifest.
-        load_base, load_trained: load them, when they are needed.
+        base: name and fingerprint of the model that the training started from, for the manifest.
+        trained: name and fingerprint of the checkpoint, for the manifest.
+        load_base: loads the model that the training started from, when it is needed.
+        load_trained: loads the checkpoint, when it is needed.
         progress: called with stage (see `measure.STAGES`), done and total.
 
     Returns:
