@@ -112,3 +112,12 @@ def test_the_api_page_shows_every_public_name():
 def test_a_package_that_exports_lazily_shows_nothing_by_itself():
     assert {"Model", "load_model"} <= names_on_the_api_page("::: ctxlens.models.model\n")
     assert "load_model" not in names_on_the_api_page("::: ctxlens.models\n")
+
+
+def test_the_changelog_sends_nobody_to_a_module_that_does_not_exist():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    modules = re.findall(r"^\| `ctxlens\.[^|]+ \| `(ctxlens[\w.]+)` \|$", text, re.MULTILINE)
+    assert len(modules) > 40
+    for new in modules:
+        place = ROOT / new.replace(".", "/")
+        assert place.is_dir() or place.with_suffix(".py").is_file(), new
