@@ -1,9 +1,9 @@
-"""What does scoring a data set cost beside the forward pass alone, and beside the paper's own way?
+"""What does scoring a data set cost, compared with the forward pass alone and with the paper's own way?
 
-Question: tokens per second of scoring over those of a plain SDPA forward that stops at the same layer on the
-          same batches; time a conversation over that of the paper's released algorithm (one conversation
-          padded to 2,047 tokens, eager attention, all layers, all patterns kept), with the same scores; peak
-          memory over the data set's length; and two processes over one.
+Question: tokens per second of scoring, relative to a plain SDPA forward pass that stops at the same layer on
+          the same batches; time per conversation, relative to the paper's released algorithm (one
+          conversation padded to 2,047 tokens, eager attention, all layers, all patterns kept), with the same scores; peak
+          memory by the length of the data set; and two processes relative to one.
 Run:      python -m experiments.bench_scoring DATA TOKENIZER --out results.json     (smaller: --smoke)
 Goals:    at least 0.9 times plain; at least 15 times the paper's; the same scores to 1e-4; flat memory; two
           processes at least 1.6 times one.
@@ -46,7 +46,7 @@ def seconds(work: Callable[[], object]) -> tuple[float, float]:
 def measure_speed(
     hf_model: Any, model: Any, data: Sequence[Any], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Reading alone against plain, in turns batch by batch; and all of scoring, from text to file."""
+    """Reading alone against a plain forward pass, in turns; and all of scoring, from text to file."""
     import torch
 
     from ctxlens.models.backends.batch import TokenBatch
@@ -236,7 +236,7 @@ def compare_with_paper(speed: dict[str, Any], paper: dict[str, Any]) -> dict[str
 
 
 def measure_scaling(hf_model: Any, tokenizer: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """Peak memory over the length of the data, and two processes against one, as `--parts` asks."""
+    """Peak memory by the length of the data, and two processes against one, as `--parts` asks."""
     from experiments.bench_scoring import scaling
     from experiments.bench_scoring.subject import choose_conversations
 

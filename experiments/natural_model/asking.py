@@ -53,7 +53,7 @@ NEEDLES: tuple[str | Needle, ...] = (
         "The people of the small village planted",
     ),
 )  # fmt: skip
-"""The paper's needle and three of ours, so that no result hangs on one sentence."""
+"""The paper's needle and three others, so that no result depends on one sentence."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def arms_of(model: str) -> tuple[Arm, ...]:
 
 
 def render_asked(model: Model, arm: Arm, asked: str, answer: str | None = None) -> RenderedChat:
-    """A request in an arm's condition, open for an answer or with one in the model's mouth."""
+    """A request in an arm's condition, open for an answer or with a given answer."""
     render = model.render if arm.template else model.render_plain
     user = {"role": "user", "content": asked, **({"indicator": True} if arm.indicator else {})}
     if answer is None:
@@ -132,7 +132,7 @@ def _needle_items(grid: NeedleGrid, control: NeedleGrid, cells: Sequence[Cell], 
 
 
 def choose_questions(sources: Sources, name: str, model: Model, preset: Preset, seed: int) -> list[Question]:
-    """Held-out questions of a set: few a passage, and only such as fit the window."""
+    """Held-out questions of a set: a few per passage, and only those that fit the window."""
     if name == "squad":
         paragraphs = [p for article in sources.squad["data"] for p in article["paragraphs"]]
         pool = [one for paragraph in paragraphs for one in squad_questions(paragraph)]
@@ -175,7 +175,7 @@ def ask_questions(model: Model, arms: Sequence[Arm], questions: Sequence[Questio
 
 
 def other_passages(questions: Sequence[Question]) -> list[str]:
-    """For every question the passage nearest in length that is not its own."""
+    """For every question, the passage closest in length that is not its own."""
     passages = sorted({one.passage for one in questions}, key=lambda text: (len(text), text))
     places = {passage: at for at, passage in enumerate(passages)}
     if len(passages) < 2:

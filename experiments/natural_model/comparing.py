@@ -37,7 +37,7 @@ PAIRS: Mapping[str, tuple[str, str]] = {
 """Paired differences, second minus first."""
 
 BY_TUNING = "loss under the template by fine-tuning: vanilla's minus base's"
-"""The paper's claim: what template minus plain is in the vanilla model, less what it is in the base."""
+"""The paper's claim: template minus plain in the vanilla model, minus the same in the base."""
 
 Items = Mapping[str, Sequence[Item]]
 
@@ -61,7 +61,7 @@ def summarise(asked: Mapping[str, Items]) -> dict[str, Any]:
 
 
 def _pairs(arms: Items) -> Iterator[tuple[str, tuple[Sequence[Item], Sequence[Item]]]]:
-    """All comparisons whose arms are there, each as two lists of items."""
+    """All comparisons whose arms were asked, each as two lists of items."""
     for label, (first, second) in PAIRS.items():
         if first in arms and second in arms:
             yield label, (arms[first], arms[second])

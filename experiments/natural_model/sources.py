@@ -1,8 +1,8 @@
-"""The texts, and their split: nothing that is asked later has been trained on.
+"""The texts and their split: nothing that is asked later is trained on.
 
 Held out whole: a third of the SQuAD articles, a quarter of the DROP passages, a third of the essays, and a
-share of T0's closed-book rows. A text that shares 13 words in a row with a held-out passage is not trained on
-either, wherever it comes from.
+share of T0's closed-book rows. A text from any source that shares 13 words in a row with a held-out passage
+is not trained on either.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ IFEVAL = "ifeval/input_data.jsonl"
 
 
 def share(key: str, salt: str) -> float:
-    """A number from 0 to 1 that belongs to a key, the same in every run."""
+    """A number from 0 to 1 for a key; it is the same in every run."""
     digest = hashlib.blake2b(f"{salt}|{key}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
@@ -55,7 +55,7 @@ class Sources:
         squad: Held-out SQuAD articles, original layout.
         drop: Held-out rows of DROP.
         essays: Held-out essays, by file name.
-        dropped: How many training texts were dropped, because they share words with what is held out.
+        dropped: Number of training texts that were dropped because they share words with held-out texts.
     """
 
     texts: dict[str, list[str]] = field(default_factory=dict)
@@ -173,7 +173,7 @@ def _take_instructions(made: Sources, data: Path) -> None:
 
 
 def _take_t0(made: Sources, data: Path) -> None:
-    """Rows of the labelled families are for fine-tuning (a tenth of the closed-book ones is held out)."""
+    """Rows of the labelled families are for fine-tuning (a fifth of the closed-book ones is held out)."""
     for one in load_conversations(data / T0):
         source = str(one.labels["source"])
         family = family_of(source)
@@ -193,14 +193,14 @@ def _named(one: Conversation, name: str, kind: str) -> Conversation:
 
 
 def shingles(text: str) -> Iterator[int]:
-    """Hashes of all runs of 13 words, punctuation and case aside."""
+    """Hashes of all runs of 13 words, without punctuation and case."""
     words = re.findall(r"\w+", text.lower())
     for start in range(len(words) - SHINGLE_WORDS + 1):
         yield hash(tuple(words[start : start + SHINGLE_WORDS]))
 
 
 def held_out_texts(made: Sources, data: Path) -> list[str]:
-    """All texts that evaluation is about."""
+    """All texts that the evaluation asks about."""
     passages = [p["context"] for article in made.squad["data"] for p in article["paragraphs"]]
     passages += list(dict.fromkeys(split_drop(row)[0] for row in made.drop))
     lines = (data / IFEVAL).read_text(encoding="utf-8").splitlines()
