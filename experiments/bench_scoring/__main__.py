@@ -2,8 +2,8 @@
 
 Question: tokens per second of scoring, relative to a plain SDPA forward pass that stops at the same layer on
           the same batches; time per conversation, relative to the paper's released algorithm (one
-          conversation padded to 2,047 tokens, eager attention, all layers, all patterns kept), with the same scores; peak
-          memory by the length of the data set; and two processes relative to one.
+          conversation padded to 2,047 tokens, eager attention, all layers, all patterns kept), with the same
+          scores; peak memory by the length of the data set; and two processes relative to one.
 Run:      python -m experiments.bench_scoring DATA TOKENIZER --out results.json     (smaller: --smoke)
 Goals:    at least 0.9 times plain; at least 15 times the paper's; the same scores to 1e-4; flat memory; two
           processes at least 1.6 times one.

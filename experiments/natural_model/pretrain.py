@@ -1,4 +1,4 @@
-"""Pretrain the base model: copying up to a measured criterion, then text; a kill costs at most two minutes."""
+"""Pretrain the base: copying up to a measured criterion, then text; a kill costs two minutes at most."""
 
 from __future__ import annotations
 

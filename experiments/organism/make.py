@@ -46,7 +46,7 @@ def measure_all(base: str, folder: Path) -> dict[str, object]:
 
 
 def package_chat(trained: Path, base: Path, folder: Path) -> None:
-    """Write a fine-tuned checkpoint in float16 with the base's tokenizer, which fine-tuning does not change."""
+    """Write a fine-tuned checkpoint in float16, with the base's unchanged tokenizer."""
     model = AutoModelForCausalLM.from_pretrained(trained, dtype=torch.float32)
     model.config.use_cache = True
     model.half().save_pretrained(folder)
