@@ -288,20 +288,29 @@ def test_needle_prompts_are_those_of_the_needle_command(organism_chat, suffix, t
     assert [doc["keywords"] for doc in docs] == [list(cell.needle.keywords) for cell in cells]
 
 
-def test_needle_lengths_are_those_of_the_needle_command(organism_chat):
-    """Both count out the lengths that fit the window, whether all are spread or one is too long."""
-    config = NeedleConfig(lengths=4, depths=(50,), needles=("known",), seed=3)
+@pytest.mark.parametrize("needle", ["known", "sf"])
+def test_needle_lengths_are_those_of_the_needle_command(organism_chat, needle):
+    config = NeedleConfig(lengths=4, depths=(50,), needles=(needle,), seed=3)
     cells = build_cells(organism_chat, config, load_haystack("organism", seed=3))
-    options = {"pretrained": str(CHAT), "needle_depths": [50], "needle_seed": 3}
     for suffix in ("", "_prefix"):
-        docs = load(f"ctxlens_needle_known{suffix}", needle_lengths=4, **options).test_docs()
+        docs = load(
+            f"ctxlens_needle_{needle}{suffix}", pretrained=str(CHAT), needle_lengths=4, needle_depths=[50],
+            needle_seed=3,
+        ).test_docs()  # fmt: skip
         assert list(docs["length"]) == [cell.context_tokens for cell in cells]
         assert list(docs["context"]) == [cell.context.text for cell in cells]
-    longest = cells[-1].context_tokens
-    fits = load("ctxlens_needle_known", needle_lengths=[longest], **options).test_docs()
-    assert list(fits["length"]) == [longest]
-    with pytest.raises(InputError, match=f"of at most {longest}, because"):
-        load("ctxlens_needle_known", needle_lengths=[longest + 1], **options)
+
+
+def test_longest_needle_context_is_that_of_the_needle_command(organism_chat):
+    straw = load_haystack("organism")
+    longest = build_cells(organism_chat, NeedleConfig(lengths=4, depths=1), straw)[-1].context_tokens
+    docs = load("ctxlens_needle_sf", pretrained=str(CHAT), needle_lengths=[longest]).test_docs()
+    assert set(docs["length"]) == {longest}
+    complaint = f"contexts of {longest + 1} tokens do not fit: .* at most {longest}, because"
+    with pytest.raises(InputError, match=complaint):
+        load("ctxlens_needle_sf", pretrained=str(CHAT), needle_lengths=[longest + 1])
+    with pytest.raises(InputError, match=complaint):
+        build_cells(organism_chat, NeedleConfig(lengths=(longest + 1,), depths=1), straw)
 
 
 def test_needle_without_prefix_can_be_asked_without_one(tmp_path):
