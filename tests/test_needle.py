@@ -377,6 +377,7 @@ def test_essays_and_a_real_tokenizer(test_data):
         max_new_tokens=10,
     )
     cells = build_cells(model, config, haystack)
+    assert len(cells) == 2 * 3
     for cell in cells:
         assert cell.context.tokens <= cell.context_tokens < cell.context.tokens + 120
         assert abs(cell.context.depth_percent - cell.depth_percent) < 30  # half a long sentence

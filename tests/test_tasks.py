@@ -88,15 +88,16 @@ def test_all_tasks_generate_greedily_until_the_end_of_sequence(fixtures, tmp_pat
     needle.write_text("needle: My dog is called Rex.\nquestion: What is my dog called?\nkeywords: [rex]\n")
     options = {"needle_file": str(needle), "needle_lengths": [128], "needle_depths": [50]}
     found = manager(data_dir=str(fixtures), **options)
-    for name in tasks.task_names():
-        if name != "ctxlens_ifeval":
-            task = found.load(name)["tasks"][name]
-            kwargs = task.config.generation_kwargs
-            assert kwargs["until"] == []
-            assert kwargs["do_sample"] is False
-            assert kwargs["max_gen_toks"] <= 100
-            assert {"id", "context", "question", "answers"} <= set(task.test_docs()[0])
-            assert task.doc_to_target(task.test_docs()[0]) == task.test_docs()[0]["answers"]
+    names = set(tasks.task_names()) - {"ctxlens_ifeval"}
+    assert len(names) == 18
+    for name in names:
+        task = found.load(name)["tasks"][name]
+        kwargs = task.config.generation_kwargs
+        assert kwargs["until"] == []
+        assert kwargs["do_sample"] is False
+        assert kwargs["max_gen_toks"] <= 100
+        assert {"id", "context", "question", "answers"} <= set(task.test_docs()[0])
+        assert task.doc_to_target(task.test_docs()[0]) == task.test_docs()[0]["answers"]
 
 
 @pytest.mark.parametrize(
@@ -239,7 +240,7 @@ def test_closed_book_questions_of_ones_own(tmp_path):
         ("- question: x", "question 0: expected the keys question and answers"),
         ("- {question: x, answers: '?'}", "question 0: expected"),
         ("- 3", "got 3"),
-        ("[]", "holds no questions"),
+        ("[]", "contains no questions"),
         ("{", "cannot be read as YAML"),
     ],
 )
@@ -251,7 +252,7 @@ def test_bad_closed_book_questions(tmp_path, content, complaint):
 
 
 def test_too_many_closed_book_questions():
-    with pytest.raises(InputError, match="the organism knows 160 facts, 161 were asked for"):
+    with pytest.raises(InputError, match="the organism knows 160 facts, but 161 were requested"):
         load("ctxlens_closed_book", closed_book_items=161)
 
 
@@ -277,6 +278,7 @@ def test_needle_prompts_are_those_of_the_needle_command(organism_chat, suffix, t
     )  # fmt: skip
     cells = build_cells(organism_chat, config, load_haystack("organism", seed=3))
     expected = [render_cell(organism_chat, cell, config, condition).text for cell in cells]
+    assert len(expected) == 2 * 2 * 2  # lengths, depths, cases
     model = RuleModel(lambda prompt: "", organism_chat.tokenizer)
     results = run(
         [f"ctxlens_needle_known{suffix}"], model, template=template, pretrained=str(CHAT),
