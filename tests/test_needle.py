@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
@@ -60,6 +62,27 @@ def test_conditions_are_pairs_of_the_same_texts(model):
             assert chats[condition].text.endswith(f"\n{cell.needle.prefix}")
         held = chats["assistant+prefix"].response_positions()
         assert len(held) > cell.context.tokens
+
+
+def test_conditions_without_prefix_end_where_the_answer_begins(organism_tokenizer):
+    model = CopyingModel(organism_tokenizer, indicator="[IND]")
+    cell = build_cells(model, CONFIG, HAYSTACK)[0]
+    question = cell.needle.question
+    plain = render_cell(model, cell, CONFIG, "plain").text
+    assert plain.endswith(f"{cell.context.text}\n{question}\n")
+    assert "<|user|>" not in plain
+    held = render_cell(model, cell, CONFIG, "assistant")
+    assert held.text.endswith(f"{cell.context.text}\n{question}")
+    assert cell.context.text not in held.text[: held.spans[held.response_positions()[0], 0]]
+    marked = render_cell(model, cell, CONFIG, Condition(indicator=True, alpha=0.5)).text
+    assert f"{question} [IND]" in marked
+    assert "[IND]" not in render_cell(model, cell, CONFIG, Condition(alpha=0.5)).text
+
+
+def test_package_needs_no_torch():
+    code = "import sys, ctxlens.evals.needle as n; n.run_settings; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_same_haystack_at_every_depth_of_a_length(model):
