@@ -271,7 +271,7 @@ def test_needle_settings(folder):
     Path("two.jsonl").write_text('{"a": "One.", "b": "Two."}')
     assert_says(refuse(folder, *NEEDLE, "--haystack", "two.jsonl"), "columns of text are a, b")
     Path("lost.yaml").write_text("needle: Tea is best.\nquestion: What is?\nkeywords: milk\n")
-    assert_says(refuse(folder, *NEEDLE, "--needle", "sf,lost.yaml"), "does not hold its keywords milk")
+    assert_says(refuse(folder, *NEEDLE, "--needle", "sf,lost.yaml"), "does not contain its keywords milk")
     assert_says(refuse(folder, *NEEDLE[:3], "--lengths", "60,60", *NEEDLE[5:]), "lengths hold 60 twice")
     assert_says(refuse(folder, *NEEDLE, "--depths", "5,5"), "depths hold 5 twice")
     assert_says(refuse(folder, *NEEDLE, "--score", "luck"), "unknown score luck", "logprob")
