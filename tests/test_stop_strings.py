@@ -3,8 +3,8 @@
 import contextlib
 from dataclasses import replace
 
-import numpy as np
 import pytest
+from numerics import MODEL_TERMS, assert_close
 from tiny_models import make_tiny, make_tokenizer
 
 from ctxlens.chat.roles import Role
@@ -123,7 +123,7 @@ def test_last_logprobs_are_those_of_one_conversation_at_a_time(organism, steerin
             organism._reuses_prefixes = True
             assert sorted(found) == list(range(len(chats)))
             for i, values in enumerate(wanted):
-                np.testing.assert_allclose(found[i].numpy(), values, atol=2e-5)
+                assert_close(found[i].numpy(), values, n_terms=MODEL_TERMS)
     assert list(organism.last_logprobs([], [])) == []
 
 
@@ -134,4 +134,4 @@ def test_caches_that_cannot_be_shared_are_read_whole():
     found = dict(model.last_logprobs(chats, [2, 1]))
     assert not model._reuses_prefixes
     for i, count in enumerate([2, 1]):
-        np.testing.assert_allclose(found[i].numpy(), naive(model, chats[i], count), atol=1e-5)
+        assert_close(found[i].numpy(), naive(model, chats[i], count), n_terms=MODEL_TERMS)

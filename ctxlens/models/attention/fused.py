@@ -16,7 +16,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from einops import einsum, rearrange, repeat
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -216,9 +216,8 @@ def score_keys(
         "batch (kv_head group) query d_head -> batch kv_head (group query) d_head",
         kv_head=key.shape[1],
     )
-    scores = einsum(rows, key, "batch kv_head row d_head, batch kv_head key d_head -> batch kv_head row key")
     return rearrange(
-        scores,
+        rows @ key.mT,
         "batch kv_head (group query) key -> batch (kv_head group) query key",
         query=query.shape[2],
     )

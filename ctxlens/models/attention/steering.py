@@ -41,7 +41,7 @@ class Steering:
     ```python
     import ctxlens as cl
 
-    steering = cl.Steering(0.5, roles=("user",), heads=((1, 2), (3, 0)))
+    steering = cl.Steering(0.5, roles=(cl.Role.USER,), heads=((1, 2), (3, 0)))
     assert steering.mode == "paper"
     assert steering.describe()["heads"] == ["1.2", "3.0"]
     assert cl.Steering(target_share=0.8).mode == "target-share"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -86,7 +86,9 @@ def tiled_attention(
     check_shapes(query, key, value, role_ids, key_bias, attn_mask, is_causal)
     _check_terms(query, key, softcap, sinks, position_bias, tile)
     wide = torch.promote_types(query.dtype, torch.float32)
-    select = None
+    one_hot = select = None
+    if role_ids is not None:
+        one_hot = rearrange(mark_roles(role_ids, n_roles, wide), "batch key role -> batch 1 key role")
     if key_bias is not None:
         biases, selects = split_biases(query, key_bias, head_select)
         key_bias, select = torch.stack(biases, -1), torch.stack(selects, -1)
@@ -94,7 +96,7 @@ def tiled_attention(
         query=query,
         wide_key=key.to(wide),
         value=value,
-        one_hot=None if role_ids is None else mark_roles(role_ids, n_roles, wide),
+        one_hot=one_hot,
         key_bias=key_bias,
         select=select,
         refuses_blindness=key_bias is not None and sinks is None and bool(torch.isneginf(key_bias).any()),
@@ -147,11 +149,7 @@ class _Tiles:
         output = _mix_values(pattern.to(self.value.dtype), self.value[:, :, :n_keys])
         if self.one_hot is None:
             return output, None
-        shares = einsum(
-            pattern,
-            self.one_hot[:, :n_keys],
-            "batch head query key, batch key role -> batch head query role",
-        )
+        shares = pattern @ self.one_hot[:, :, :n_keys]
         if in_sink is not None:
             shares = torch.cat([shares, in_sink], -1)
         return output, shares.float()
@@ -211,9 +209,8 @@ def _mix_values(pattern: Tensor, value: Tensor) -> Tensor:
     rows = rearrange(
         pattern, "batch (kv_head group) query key -> batch kv_head (group query) key", kv_head=value.shape[1]
     )
-    output = einsum(rows, value, "batch kv_head row key, batch kv_head key d -> batch kv_head row d")
     return rearrange(
-        output, "batch kv_head (group query) d -> batch (kv_head group) query d", query=pattern.shape[2]
+        rows @ value, "batch kv_head (group query) d -> batch (kv_head group) query d", query=pattern.shape[2]
     )
 
 

@@ -239,7 +239,7 @@ class NativeBackend:
 
     @torch.no_grad()
     def _check_model(self) -> None:
-        """Run a few tokens plainly and through our function: all layers must call it, and results agree."""
+        """Run a few tokens plainly and through our function: every layer must call it and agree."""
         model = self.hf_model
         tokens = torch.arange(8, device=self.device)[None] % self.shape.d_vocab
         roles = torch.arange(8, device=self.device)[None] % int(Role.PAD)

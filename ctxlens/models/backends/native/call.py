@@ -70,7 +70,8 @@ class Call:
 
     def steer_by_ready_mask(self, attending: Attending, layer: int) -> Call:
         """The same call, steered by an additive mask that layers and steps share."""
-        return replace(self, mask=attending.step_mask(layer, self.query, self.key.shape[2], self.mask))
+        mask = attending.step_mask(layer, self.query, self.key.shape[2], self.mask)
+        return Call(self.query, self.key, self.value, mask, self.causal, self.scale, self.terms)
 
     def steer_by_mask(self, attending: Attending, layer: int) -> Call:
         """The same call, steered by an additive mask of its own."""

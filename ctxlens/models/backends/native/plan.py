@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ctxlens.models.attention.fused import FEW_QUERIES
+from ctxlens.models.attention.steering import Steering
 from ctxlens.models.backends.native.attending import Attending
 from ctxlens.models.backends.protocol import LayerPath
 
@@ -56,19 +58,21 @@ def plan_call(
     path = "tiled" if has_terms else "fused"
     if attending is None:
         return Plan(path) if has_terms else PLAIN
-    steerings = attending.keys.steerings
     reads = layer in attending.layers
-    steers = any(steering.touches(layer) for steering in steerings)
-    if not (reads or steers or has_terms):
-        return PLAIN
-    steered: HowSteered = "not"
-    if steers:
-        is_step = n_queries <= FEW_QUERIES and not (is_causal or reads or has_terms)
-        knows_weights = all(steering.target_share is None for steering in steerings)
-        steered = "columns" if not is_step else "ready mask" if knows_weights else "mask"
-    if not reads:
-        return Plan(path, steered)
-    return Plan(path, steered, attending.keep, attending.stop and layer == max(attending.layers))
+    is_step = n_queries <= FEW_QUERIES and not (is_causal or reads or has_terms)
+    steered = _choose_steering(attending.keys.steerings, layer, is_step)
+    if reads:
+        return Plan(path, steered, attending.keep, attending.stop and layer == max(attending.layers))
+    return PLAIN if steered == "not" and not has_terms else Plan(path, steered)
+
+
+def _choose_steering(steerings: Sequence[Steering], layer: int, is_step: bool) -> HowSteered:
+    """How steerings enter a call of a layer; `is_step`: it has few queries and is only steered."""
+    if not any(steering.touches(layer) for steering in steerings):
+        return "not"
+    if not is_step:
+        return "columns"
+    return "mask" if any(steering.target_share is not None for steering in steerings) else "ready mask"
 
 
 __all__ = ["PLAIN", "HowSteered", "Kept", "Plan", "plan_call"]
