@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -22,8 +22,9 @@ from ctxlens.results import Ability, HeadCurves, HeadMap, NeedleGrid
 from ctxlens.runs import Progress, Run
 
 KINDS = ("retrieval", "gradient", "steer", "ablate", "cumulative", "sweep")
-"""Which heads read and copy the needle; derivative by every head's bias; steering one head at a time;
-switching one off at a time; the first k of each ranking; recall and side effects by α."""
+"""The experiments, in the order in which they run: which heads read and copy the needle; the derivative by
+every head's bias; steering one head at a time; switching one head off at a time; the first k heads of each
+ranking; recall and side effects by α."""
 ABLATIONS = ("zero", "mean", "blind")
 _R = TypeVar("_R", HeadMap, HeadCurves, NeedleGrid, Ability)
 
@@ -81,7 +82,7 @@ class HeadStudy:
         check_kinds(kinds)
         for kind in KINDS:
             if kind in kinds:
-                getattr(self, f"_{kind}")(tell)
+                _EXPERIMENTS[kind](self, tell)
         shutil.rmtree(self.run.path("parts"), ignore_errors=True)
 
     def _kept(self, name: str, kind: type[_R], compute: Callable[[], _R]) -> _R:
@@ -89,7 +90,8 @@ class HeadStudy:
             self.run.save(name, compute())
         return kind.load(self.run.path(name))
 
-    def _retrieval(self, tell: Tell) -> dict[str, HeadMap]:
+    def retrieval(self, tell: Tell) -> dict[str, HeadMap]:
+        """Read which heads attend to the user's text, and which copy the needle (Wu et al. 2024)."""
         return {
             "user share": self._kept(
                 "map-user-share.safetensors",
@@ -103,7 +105,8 @@ class HeadStudy:
             ),
         }
 
-    def _gradient(self, tell: Tell) -> HeadMap:
+    def gradient(self, tell: Tell) -> HeadMap:
+        """Differentiate the needle's log-probability by every head's steering."""
         return self._kept(
             "map-gradient.safetensors",
             HeadMap,
@@ -119,16 +122,19 @@ class HeadStudy:
 
         return self._kept(f"map-{kind}.safetensors", HeadMap, compute)
 
-    def _steer(self, tell: Tell) -> None:
+    def steer(self, tell: Tell) -> None:
+        """Steer one head at a time."""
         self._map("steer", tell)
 
-    def _ablate(self, tell: Tell) -> None:
+    def ablate(self, tell: Tell) -> None:
+        """Switch one head off at a time, in every way asked for."""
         for kind in self.ablations:
             self._map(kind, tell)
 
-    def _cumulative(self, tell: Tell) -> None:
+    def cumulative(self, tell: Tell) -> None:
+        """Act on the first k heads of each ranking, on texts that the ranking has not seen."""
         ranked_on, judged = self.answers.split()
-        maps: dict[str, HeadMap] = {**self._retrieval(tell), "gradient": self._gradient(tell)}
+        maps: dict[str, HeadMap] = {**self.retrieval(tell), "gradient": self.gradient(tell)}
         measured = [kind for kind in self.ablations if self.run.has(f"map-{kind}.safetensors")]
         if measured and self.heads is None:  # one of them: they rank much alike
             kind = "blind" if "blind" in measured else measured[0]
@@ -151,7 +157,8 @@ class HeadStudy:
 
             self._kept(f"curves-{action}.parquet", HeadCurves, compute)
 
-    def _sweep(self, tell: Tell) -> None:
+    def sweep(self, tell: Tell) -> None:
+        """Steer sets of heads at every α, and measure the side effects where there are questions."""
         config = replace(self.answers.config, conditions=(self.answers.condition,))
         sets = ("all", "retrieval", "random") if self.n_draws else ("all", "retrieval")
         grid = steering_sweep(
@@ -184,6 +191,16 @@ class HeadStudy:
             "draws": self.n_draws,
             "questions": len(self.questions),
         }
+
+
+_EXPERIMENTS: Mapping[str, Callable[[HeadStudy, Tell], object]] = {
+    "retrieval": HeadStudy.retrieval,
+    "gradient": HeadStudy.gradient,
+    "steer": HeadStudy.steer,
+    "ablate": HeadStudy.ablate,
+    "cumulative": HeadStudy.cumulative,
+    "sweep": HeadStudy.sweep,
+}
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
