@@ -157,7 +157,7 @@ def test_a_broken_file_is_left_out_and_the_rest_is_shown(tmp_path, place, row):
     write_jsonl(folder / place, [row])
     words = page_of(folder).words
     assert f"{place.split('/')[-1]} is left out: " in words
-    assert "row 1, is no " in words
+    assert "row 1, is not " in words
     assert "vanilla+indicator says 1" in words
 
 
@@ -214,7 +214,7 @@ def test_answers_stand_in_the_order_of_the_questions(tmp_path):
     assert frame["asked"].tolist()[:2] == QUESTIONS[0]["turns"]
     assert frame["asked"].tolist()[-1] == ""
     assert read_questions(tmp_path / "none.jsonl") == {}
-    with pytest.raises(InputError, match=r"row 1, is no answer as FastChat writes them"):
+    with pytest.raises(InputError, match=r"row 1, is not an answer in FastChat"):
         read_dialogues(write_jsonl(tmp_path / "n.jsonl", [{"question_id": True}]), {})
 
 

@@ -69,8 +69,9 @@ class ModelsOptions:
 
 
 @verb(
-    "ctxlens eval -m organism -m organism-chat --tasks ctxlens_smoke --conditions plain,vanilla --limit 20",
-    "ctxlens eval -m runs/sft -m runs/cured --tasks ctxlens_qa --conditions vanilla,indicator,steered:0.95",
+    "ctxlens eval -m organism -m organism-chat --tasks ctxlens_smoke --conditions plain,template --limit 20",
+    "ctxlens eval -m runs/sft -m runs/cured --tasks ctxlens_qa "
+    "--conditions template,template+indicator,template+steered:0.95",
     "ctxlens eval -m HuggingFaceH4/zephyr-7b-beta --tasks ctxlens_squad --data-dir data/ --dry-run",
     "torchrun --nproc_per_node 2 -m ctxlens eval -m organism-chat --tasks ctxlens_smoke --device cpu",
 )
@@ -87,10 +88,10 @@ def eval(
     conditions: Annotated[
         str,
         typer.Option(
-            help="Of plain, vanilla (chat template), indicator, steered:ALPHA, also joined: "
-            "indicator+steered:0.5."
+            help="Conditions, separated by commas: plain (no chat template) or template, then, as needed, "
+            "+indicator and +steered:ALPHA, such as template+indicator+steered:0.5."
         ),
-    ] = "vanilla",
+    ] = "template",
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first N examples of each task.", metavar="N")
     ] = None,
