@@ -12,7 +12,6 @@ from ctxlens.report.plots.theme import DIVERGING, INK, SEQUENTIAL, colorscale
 from ctxlens.report.plots.tokens import token_markup
 from ctxlens.results import RoleAllocation, TokenView
 
-VIEWS = {"plain": "no template", "template": "template"}
 MOST_WEIGHTS = 400_000
 _FACTS = {"gold": "The context says", "answer": "The answer read along", "response": "The model answers"}
 _QUERIES = {
@@ -35,11 +34,11 @@ def bias_blocks(run: RunContents, number_of_run: int) -> list[Block]:
 def _explorer(models: dict[str, dict[str, RoleAllocation]], group: str) -> Explorer:
     everything = [one for parts in models.values() for one in parts.values()]
     roles = shown_roles(everything)
-    views = {c: _named(c) for parts in models.values() for c in parts}
+    views = {c: c for parts in models.values() for c in parts}
     options = list(views.items())
     pair = _pair(models)
     if pair:
-        options.append(("difference", f"{views[pair[1]]} minus {views[pair[0]]}"))
+        options.append(("difference", f"{pair[1]} minus {pair[0]}"))
     data = {
         "group": group,
         "roles": roles,
@@ -82,10 +81,6 @@ def _pair(models: dict[str, dict[str, RoleAllocation]]) -> tuple[str, str] | Non
     return pair[0], pair[1]
 
 
-def _named(condition: str) -> str:
-    return VIEWS.get(condition, condition)
-
-
 def _entry(one: RoleAllocation, roles: list[str]) -> dict:
     entry = {"layers": list(one.layers), "n": one.shares.shape[2]}
     for key, source in (("raw", one), ("renormalised", one.renormalised())):
@@ -106,12 +101,10 @@ def _by_layer(models: dict[str, dict[str, RoleAllocation]], group: str, roles: l
     for model, parts in models.items():
         for key in ("raw", "renormalised"):
             shares = {c: layer_shares(one, renormalised=key == "renormalised") for c, one in parts.items()}
-            panels = [(_named(c), parts[c].layers, values, False) for c, values in shares.items()]
+            panels = [(c, parts[c].layers, values, False) for c, values in shares.items()]
             if pair and set(pair) <= parts.keys() and parts[pair[0]].layers == parts[pair[1]].layers:
                 change = shares[pair[1]] - shares[pair[0]]
-                panels.append(
-                    (f"{_named(pair[1])} minus {_named(pair[0])}", parts[pair[0]].layers, change, True)
-                )
+                panels.append((f"{pair[1]} minus {pair[0]}", parts[pair[0]].layers, change, True))
             for title, layers, values, difference in panels:
                 label = f"Shares of attention by role and layer, {model}, {title}, {key} shares."
                 figure = figure_json(layer_panel(values, layers, difference=difference, legend=roles))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ctxlens.errors import InputError
+from ctxlens.report.plots.conditions import steered_name
 from ctxlens.results import (
     Ability,
     Dialogues,
@@ -85,9 +86,7 @@ class RunContents:
         found: dict[str, dict[str, RoleAllocation]] = {}
         for name, one in self.all(RoleAllocation).items():
             model = short_name(one.meta.get("model", name))
-            condition = str(one.meta.get("condition", "as given"))
-            if one.meta.get("steering"):
-                condition += ", steered"
+            condition = steered_name(one.meta.get("condition", "as given"), one.meta.get("steering") or ())
             if condition in found.setdefault(model, {}):
                 condition = name
             found[model][condition] = one

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from markupsafe import escape
 
 from ctxlens.errors import InputError
+from ctxlens.report.plots.conditions import condition_name
 from ctxlens.report.plots.html import HtmlView
-from ctxlens.report.plots.needle import CONDITIONS
 from ctxlens.results import Ability, NeedleGrid
 from ctxlens.stats import Interval, bootstrap_mean, paired_difference
 
@@ -19,6 +19,9 @@ TABLE_CSS = """
 border-bottom:1px solid #8886}
 .figures-table .ci{opacity:.7;font-size:.85em;white-space:nowrap;display:block}
 """
+
+_AFTER_ONLY = " (after only)"
+"""The model before the cure has no indicator, so only the other one is asked with it."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Comparison:
 
 
 def cure_models(grid: NeedleGrid) -> tuple[str, str] | None:
-    """The models before (`vanilla`, else the last other one) and after the cure (asked with `[IND]`)."""
+    """The models before (`vanilla`, else the last other one) and after the cure (asked with the indicator)."""
     models = list(dict.fromkeys(grid.frame["model"]))
     after = list(dict.fromkeys(grid.frame.loc[grid.frame["indicator"].astype(bool), "model"]))
     others = [model for model in models if model not in after]
@@ -98,9 +101,9 @@ def _needle_rows(grid: NeedleGrid, before: str, after: str) -> Iterator[Comparis
                 both = first.dropna().index.intersection(second.dropna().index)
                 if both.empty:
                     continue
-                name = f"{what}: {CONDITIONS.get(condition, condition)}"
+                name = f"{what}: {condition_name(condition, indicator=indicator)}"
                 if indicator:
-                    name += " + [IND] (after only)"
+                    name += _AFTER_ONLY
                 first, second = first[both], second[both]
                 yield Comparison(name, grid.mean(first), grid.mean(second), grid.difference(first, second))
 
@@ -115,7 +118,7 @@ def _ability_rows(ability: Ability, before: str, after: str) -> Iterator[Compari
         first, second = (side.groupby("question")["recall"].mean() for side in (first, second))
         both = first.index.intersection(second.index)
         if not both.empty:
-            name = "closed-book questions" + (" + [IND] (after only)" if indicator else "")
+            name = "closed-book questions" + (f" +indicator{_AFTER_ONLY}" if indicator else "")
             yield _compare(name, first[both].to_numpy(), second[both].to_numpy())
 
 

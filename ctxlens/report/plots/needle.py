@@ -12,16 +12,9 @@ from jaxtyping import Float, Int
 from plotly.subplots import make_subplots
 
 from ctxlens.errors import InputError
+from ctxlens.report.plots.conditions import condition_name
 from ctxlens.report.plots.theme import DIVERGING, SEQUENTIAL, colorbar, colorscale, plain, style
 from ctxlens.results import NeedleGrid
-
-CONDITIONS = {
-    "plain+prefix": "no template",
-    "template+prefix": "template",
-    "template": "template, answer not begun",
-    "assistant+prefix": "context in the assistant's turn",
-}
-"""What the conditions are called in figures; the answer is begun where nothing else is said."""
 
 COLUMNS = {
     "recall": "recall",
@@ -31,6 +24,9 @@ COLUMNS = {
 }
 """What the scores are called in figures."""
 
+_ASKING = ("condition", "indicator", "alpha", "target_share", "heads")
+"""The columns that together say how a model was asked."""
+
 _MOST_LABELLED_COLUMNS = 12
 
 
@@ -39,7 +35,10 @@ class NeedlePanel:
     """The cells of one model and condition, as a matrix.
 
     Attributes:
-        key: the values of `model`, `condition`, `indicator`, `alpha` and `heads` that the rows share.
+        key: the values of `model`, `condition`, `indicator`, `alpha`, `heads` and, in grids that have it,
+            `target_share` that the rows share. None where the grid has no value.
+        context_tokens: the context lengths, in tokens.
+        depth_percent: the depths of the needle, in percent.
         mean: mean of the shown column, NaN where there is no cell.
         count: number of rows behind each cell.
     """
@@ -62,20 +61,19 @@ class NeedlePanel:
         return {
             name: value
             for name, value in self.key.items()
-            if (steered or name != "heads") and not (name == "alpha" and np.isnan(value))
+            if value is not None and (steered or name != "heads")
         }
 
 
-def panel_title(
-    model: str, condition: str, indicator: bool = False, alpha: float = 1.0, heads: str = "none"
-) -> str:
-    """Name one variant of the grid in words, for instance `vanilla: template + [IND]`."""
-    name = f"{model}: {CONDITIONS.get(condition, condition)}"
-    if indicator:
-        name += " + [IND]"
-    if alpha != 1.0:
-        name += f", α {alpha:g} on {heads} heads"
-    return name
+def panel_title(model: str, condition: str, **columns: Any) -> str:
+    """Name one variant of the grid by model and condition, for instance `tuned: template+indicator`.
+
+    Args:
+        model: the model's name.
+        condition: the column `condition`.
+        **columns: the columns `indicator`, `alpha`, `target_share` and `heads` (see `condition_name`).
+    """
+    return f"{model}: {condition_name(condition, **columns)}"
 
 
 def needle_panels(grid: NeedleGrid, column: str = "recall") -> list[NeedlePanel]:
@@ -85,7 +83,7 @@ def needle_panels(grid: NeedleGrid, column: str = "recall") -> list[NeedlePanel]
         grid: the cells.
         column: the score that is shown, one of `COLUMNS`.
     """
-    names = ["model", "condition", "indicator", "alpha", "heads"]
+    names = [name for name in ("model", *_ASKING) if name in grid.frame]
     frame = grid.frame.assign(heads=grid.frame["heads"].where(grid.frame["alpha"] != 1.0, "none"))
     lengths = sorted({int(v) for v in frame["context_tokens"]})
     depths = sorted({float(v) for v in frame["depth_percent"]})
@@ -94,18 +92,18 @@ def needle_panels(grid: NeedleGrid, column: str = "recall") -> list[NeedlePanel]
         cells = rows.groupby(["depth_percent", "context_tokens"])[column]
         mean = cells.mean().unstack().reindex(index=depths, columns=lengths)
         count = cells.count().unstack().reindex(index=depths, columns=lengths).fillna(0)
-        model, condition, indicator, alpha, heads = cast("tuple[Any, ...]", values)
-        key = {
-            "model": str(model),
-            "condition": str(condition),
-            "indicator": bool(indicator),
-            "alpha": float(alpha),
-            "heads": str(heads),
-        }
+        key = {name: _plain_value(value) for name, value in zip(names, cast("tuple", values), strict=True)}
         panels.append(
             NeedlePanel(key, tuple(lengths), tuple(depths), mean.to_numpy(float), count.to_numpy(int))
         )
     return panels
+
+
+def _plain_value(value: Any) -> Any:
+    """A cell of the table as a Python value; None for NaN."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def split_by_memory(grid: NeedleGrid) -> tuple[NeedleGrid, NeedleGrid | None]:
