@@ -244,7 +244,7 @@ def test_a_steered_run_shows_both_answers_and_the_difference(tmp_path):
     page = report(tmp_path, run)
     assert "because" in page.text
     data = [json.loads(text) for kind, text in page.scripts if kind == "application/json"]
-    assert next(one for one in data if "models" in one)["pair"] == ["template", "template, steered"]
+    assert next(one for one in data if "models" in one)["pair"] == ["template", "template+steered:0.3"]
 
 
 def test_a_training_run_shows_its_loss_and_not_its_weights(tmp_path):

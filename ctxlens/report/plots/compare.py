@@ -26,7 +26,7 @@ _AFTER_ONLY = " (after only)"
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row of the table: a measure of both models on the same units, and the paired difference."""
+    """One row of the table: a measure of both models on the same units, and their paired difference."""
 
     measure: str
     before: Interval
@@ -35,7 +35,11 @@ class Comparison:
 
 
 def cure_models(grid: NeedleGrid) -> tuple[str, str] | None:
-    """The models before (`vanilla`, else the last other one) and after the cure (asked with the indicator)."""
+    """The models before and after the cure; None if the grid does not hold both.
+
+    The model after the cure is the one that was asked with the indicator. The model before it is `vanilla` if
+    the grid has one, else the last of the others.
+    """
     models = list(dict.fromkeys(grid.frame["model"]))
     after = list(dict.fromkeys(grid.frame.loc[grid.frame["indicator"].astype(bool), "model"]))
     others = [model for model in models if model not in after]
@@ -47,24 +51,25 @@ def cure_models(grid: NeedleGrid) -> tuple[str, str] | None:
 def compare_models(
     grid: NeedleGrid, ability: Ability | None = None, *, before: str | None = None, after: str | None = None
 ) -> list[Comparison]:
-    """Compare two models on the cells and questions that both have.
+    """Compare two models on the cells and questions that both have answered.
 
-    The model after the cure appears with and without its indicator, always against the model before it
-    (which has none) on the same cells.
+    The model after the cure is asked with and without its indicator. Both are compared to the model before
+    the cure, which has no indicator, on the same cells.
 
     Args:
-        grid: unsteered cells of both models.
-        ability: closed-book answers of both.
-        before: model name; by default as `cure_models` finds it.
-        after: model name; by default as `cure_models` finds it.
+        grid: cells of both models without steering.
+        ability: closed-book answers of both models.
+        before: name of the model before the cure; found by `cure_models` by default.
+        after: name of the model after the cure; found by `cure_models` by default.
 
     Raises:
-        InputError: the grid has no pair of models to compare.
+        InputError: the grid does not hold a pair of models to compare.
     """
     found = cure_models(grid)
     if found is None and (before is None or after is None):
         raise InputError(
-            "the grid has no model with and without indicator; name the models before and after."
+            "the grid does not hold one model asked with the indicator and one without; name the models "
+            "with before=... and after=...."
         )
     before, after = before or (found or ("", ""))[0], after or (found or ("", ""))[1]
     return [*_needle_rows(grid, before, after), *(_ability_rows(ability, before, after) if ability else ())]
@@ -83,7 +88,8 @@ def before_after_table(
         for row in rows
     )
     return HtmlView(
-        '<table class="figures-table"><caption>Before and after, mean and 95 % interval</caption><thead><tr>'
+        '<table class="figures-table"><caption>Before and after the cure: mean and 95 % interval</caption>'
+        "<thead><tr>"
         f'<th scope="col">measure</th><th scope="col">{escape(head[0])}</th>'
         f'<th scope="col">{escape(head[1])}</th><th scope="col">difference</th></tr></thead>'
         f"<tbody>{cells}</tbody></table>",
