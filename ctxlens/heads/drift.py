@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int
 
+from ctxlens.chat.condition import Condition
 from ctxlens.chat.roles import RenderedChat
 from ctxlens.errors import InputError
 from ctxlens.evals.needle.config import NeedleConfig
@@ -22,7 +23,7 @@ from ctxlens.heads import find_retrieval_heads
 from ctxlens.models import Model
 from ctxlens.results import Drift, RoleAllocation
 
-DRIFT_CONDITIONS = ("plain", "template", "indicator")
+DRIFT_CONDITIONS = ("plain", "template", "template+indicator")
 """Without chat template; with it; with it and with the model's indicator in the last question."""
 
 Messages = Sequence[Mapping[str, Any]]
@@ -46,6 +47,7 @@ class Side:
     label: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "condition", Condition.parse(self.condition).name)
         if self.condition not in DRIFT_CONDITIONS:
             raise InputError(
                 f"unknown condition {self.condition!r}; choose of {', '.join(DRIFT_CONDITIONS)}."
@@ -65,7 +67,7 @@ class Side:
         marked = [dict(message) for message in messages]
         for message in marked:
             message.pop("indicator", None)
-        if self.condition == "indicator":
+        if self.condition == "template+indicator":
             asked = [i for i, message in enumerate(marked) if message["role"] == "user"]
             if not asked:
                 raise InputError("the conversation has no user turn that could carry the indicator.")
