@@ -179,8 +179,8 @@ class Parts:
     """Finished parts of a result until it is whole: each in a file of its own, or in memory without a run.
 
     A part is written atomically, so a killed process leaves only whole parts. Parts belong to one result of
-    one run: what they were made of and when the run was created are in the name of their folder, so that parts
-    of other settings are never taken for them.
+    one run: what they were made of and when the run was created are in the name of their folder, so that
+    parts of other settings are never taken for them.
 
     ```python
     parts = Parts(run, "needle", {"config": config.as_dict()})

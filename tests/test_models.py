@@ -184,7 +184,7 @@ class TestReading:
     def test_conversations_that_do_not_fit(self, model):
         with pytest.raises(InputError, match="65 tokens, but the model's window is 64"):
             model.read_roles(make_chat(65), queries="all")
-        with pytest.raises(InputError, match="window is 64 and must hold an answer too"):
+        with pytest.raises(InputError, match="window is 64 and must also hold an answer"):
             model.generate(make_chat(64))
         foreign = make_chat(5)
         foreign.tokens[2] = VOCAB

@@ -219,7 +219,7 @@ def test_an_encoder_is_refused():
     config = transformers.BertConfig(
         vocab_size=VOCAB, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32
     )
-    with pytest.raises(UnsupportedModelError, match="no decoder-only language model"):
+    with pytest.raises(UnsupportedModelError, match="not a decoder-only language model"):
         shape_of(transformers.BertModel(config))
 
 

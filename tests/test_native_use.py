@@ -150,7 +150,9 @@ def test_a_compiled_model_gives_the_same_numbers(llama):
 
 
 def test_what_is_no_transformers_model_is_refused():  # such as the wrapper that torch.compile returns
-    with pytest.raises(UnsupportedModelError, match=r"a Linear is no transformers model.* model.compile\(\)"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"a Linear is not a transformers model.* model.compile\(\)"
+    ):
         Model.from_hf(torch.nn.Linear(2, 2), make_tokenizer())
 
 

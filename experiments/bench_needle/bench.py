@@ -49,11 +49,11 @@ def generate_with_transformers(model: Model, chats: list[RenderedChat], new: int
 
 def generate_unshared(model: Model, chats: list[RenderedChat], new: int, batch_tokens: int) -> list[str]:
     """Batches in which nothing is shared."""
-    model._shares = False
+    model._reuses_prefixes = False
     try:
         return model.generate(chats, max_new_tokens=new, batch_tokens=batch_tokens)
     finally:
-        model._shares = True
+        model._reuses_prefixes = True
 
 
 def measure(backend: str, condition: str, n: int, new: int, batch_tokens: int, one_text: bool) -> dict:
