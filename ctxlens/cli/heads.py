@@ -85,6 +85,7 @@ def heads(
     max_new_tokens: NewTokensOption = 30,
 ) -> None:
     """Find the heads that carry the needle: maps, ablations and steering, with controls and side effects."""
+    from ctxlens.chat.condition import parse_conditions
     from ctxlens.evals.needle.cells import build_cells
     from ctxlens.evals.needle.config import NeedleConfig
     from ctxlens.evals.needle.haystack import load_haystack
@@ -105,7 +106,7 @@ def heads(
         needles=load_needles(needle)
         if Path(needle).suffix in (".yaml", ".yml")
         else tuple(needle.split(",")),
-        conditions=(condition,),
+        conditions=parse_conditions(condition),
         cases_per_cell=cases,
         max_new_tokens=max_new_tokens,
         seed=store.seed,

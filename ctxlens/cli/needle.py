@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -106,7 +107,7 @@ def needle(
         lengths=parse_spread(lengths, int, "--lengths"),
         depths=parse_spread(depths, float, "--depths"),
         needles=parse_needles(needle),
-        conditions=tuple(condition.name for condition in parse_conditions(conditions)),
+        conditions=parse_conditions(conditions),
         cases_per_cell=cases,
         wording=wording,
         max_new_tokens=max_new_tokens,
@@ -148,7 +149,9 @@ def _print_prompts(model: Model, cell: Cell, config: NeedleConfig, indicator: bo
     from ctxlens.evals.needle.prompts import describe_cell
 
     for condition in config.conditions:
-        _screen.say(_screen.printable(describe_cell(model, cell, config, condition, indicator=indicator)))
+        _screen.say(
+            _screen.printable(describe_cell(model, cell, config, replace(condition, indicator=indicator)))
+        )
 
 
 def _steering(

@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from ctxlens.chat.roles import RenderedChat, render, render_plain
+from ctxlens.chat.condition import parse_conditions
 from ctxlens.errors import InputError
 from ctxlens.evals.closed_book import Question
-from ctxlens.evals.needle.cells import build_cells
+from ctxlens.evals.needle.cells import SPARE_TOKENS, build_cells
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import count_tokens, load_haystack
 from ctxlens.evals.needle.needles import parse_needles
-from ctxlens.evals.needle.prompts import Cell
+from ctxlens.evals.needle.prompts import Cell, Window
 from ctxlens.parsing import parse_spread
 from ctxlens.sft.before_after.keys import EvaluationKeys
 from ctxlens.sft.before_after.questions import load_questions
@@ -28,28 +28,6 @@ WORLD = "organism"
 WORLD_MODELS = ("organism", "organism-chat")
 QUESTIONS = 100
 WORLD_NEW_TOKENS, NEW_TOKENS = 16, 100
-_SPARE = 8
-
-
-@dataclass(frozen=True)
-class Window:
-    """A model's tokenizer, template and window without its weights: enough to build prompts."""
-
-    name: str
-    tokenizer: Any
-    n_ctx: int
-    indicator: str | None = None
-
-    def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> RenderedChat:
-        """As `Model.render`."""
-        return render(self.tokenizer, messages, **{**self._options(), **options})
-
-    def render_plain(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> RenderedChat:
-        """As `Model.render_plain`."""
-        return render_plain(self.tokenizer, messages, **{**self._options(), **options})
-
-    def _options(self) -> dict[str, Any]:
-        return {"indicator": self.indicator, "max_tokens": self.n_ctx}
 
 
 @dataclass(frozen=True)
@@ -111,14 +89,16 @@ def plan_evaluation(
         lengths=parse_spread(keys.evaluate_lengths, int, "evaluate_lengths"),
         depths=parse_spread(keys.evaluate_depths, float, "evaluate_depths"),
         needles=parse_needles(keys.evaluate_needles or ("known,unknown" if in_world else "sf")),
-        conditions=("plain+prefix", "template+prefix") if tokenizer.chat_template else ("plain+prefix",),
+        conditions=parse_conditions(
+            "plain+prefix,template+prefix" if tokenizer.chat_template else "plain+prefix"
+        ),
         cases_per_cell=keys.evaluate_cases,
         max_new_tokens=keys.evaluate_new_tokens or (WORLD_NEW_TOKENS if in_world else NEW_TOKENS),
         seed=seed,
     )
     straw = load_haystack(haystack, seed=seed)
     questions = _find_questions(keys.evaluate_questions, in_world, seed)
-    room = 0 if indicator is None else max(0, count_tokens(tokenizer, f" {indicator}") - _SPARE)
+    room = 0 if indicator is None else max(0, count_tokens(tokenizer, f" {indicator}") - SPARE_TOKENS)
     window = Window(model, tokenizer, min(n_ctx, keys.evaluate_window) - room)
     cells = build_cells(window, config, straw)
     return EvaluationPlan(
@@ -152,4 +132,4 @@ def _find_questions(path: str | None, in_world: bool, seed: int) -> tuple[Questi
     return tuple(load_world().closed_book(QUESTIONS, seed=seed))
 
 
-__all__ = ["EvaluationPlan", "Window", "plan_evaluation"]
+__all__ = ["EvaluationPlan", "plan_evaluation"]
