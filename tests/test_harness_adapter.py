@@ -222,7 +222,9 @@ def test_the_indicator_goes_into_the_last_user_message(tmp_path):
     assert wrapped.text == model.render(
         [{"role": "user", "content": "a dish", "indicator": True}], add_generation_prompt=True
     ).text  # fmt: skip
-    assert ours.generate_until(generation([text, "a dish"]))
+    wanted = model.generate(ours.prompts.chat(text), max_new_tokens=24)
+    assert ours.generate_until(generation([text])) == [wanted]
+    assert wanted
 
 
 def test_a_long_prompt_loses_the_middle_of_its_context(chat_model, caplog):

@@ -214,7 +214,7 @@ def test_answers_stand_in_the_order_of_the_questions(tmp_path):
     assert frame["asked"].tolist()[:2] == QUESTIONS[0]["turns"]
     assert frame["asked"].tolist()[-1] == ""
     assert read_questions(tmp_path / "none.jsonl") == {}
-    with pytest.raises(InputError, match=r"row 1, is no answer as FastChat writes them"):
+    with pytest.raises(InputError, match=r"row 1, is not an answer in FastChat"):
         read_dialogues(write_jsonl(tmp_path / "n.jsonl", [{"question_id": True}]), {})
 
 

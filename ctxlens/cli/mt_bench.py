@@ -140,6 +140,7 @@ def _answer(
     batch_tokens: int,
 ) -> Run:
     """Write the answers of one model into the run folder."""
+    from ctxlens.chat.condition import Condition
     from ctxlens.evals.mt_bench import (
         answer_questions,
         answers_path,
@@ -159,14 +160,17 @@ def _answer(
         plain = [lm.render_plain(messages, truncate=True) for messages in first]
     steering = Steering(alpha, heads=resolve_heads(lm, heads, plain))
     steering.check_heads(lm.n_layers, lm.n_heads)
-    name = label or make_label(options.model, indicator=indicator, alpha=alpha, heads=heads)
     settings = {
         "model": lm.identity,
         "indicator": indicator,
         "steering": steering.describe(),
         "max_new_tokens": max_new_tokens,
     }
+    condition = Condition(
+        indicator=indicator, alpha=None if alpha == 1 else alpha, heads=heads.replace(",", "/")
+    )
     run = store.open("mt-bench", config)
+    name = label or make_label(options.model, condition, run.folder)
     write_questions(run.folder, questions)
     record_settings(run.folder, name, settings)
     steer = contextlib.nullcontext() if steering.changes_nothing else lm.steer(alpha, heads=steering.heads)

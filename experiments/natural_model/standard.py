@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ctxlens.chat.condition import Condition
 from ctxlens.evals.harness.evaluate import run_evaluation
 from ctxlens.evals.tasks import folder
 from ctxlens.files import write_atomic
@@ -77,9 +78,7 @@ def write_questions(part: str, questions: Sequence[Question], out: Path) -> None
 
 
 def _condition(arm: Arm) -> str:
-    if not arm.template:
-        return "plain"
-    return "indicator" if arm.indicator else "vanilla"
+    return Condition(template=arm.template, indicator=arm.template and arm.indicator).name
 
 
 def _conditions(arms: Sequence[Arm]) -> list[str]:
