@@ -157,7 +157,7 @@ def test_a_broken_file_is_left_out_and_the_rest_is_shown(tmp_path, place, row):
     write_jsonl(folder / place, [row])
     words = page_of(folder).words
     assert f"{place.split('/')[-1]} is left out: " in words
-    assert "row 1, is no " in words
+    assert "row 1, is not " in words
     assert "vanilla+indicator says 1" in words
 
 
