@@ -112,7 +112,8 @@ def test_questions_answers_and_judgments_stand_side_by_side_and_folded(tmp_path)
     assert "How much is 6 times 7? vanilla 2.00 · vanilla+indicator 4.00" in words
     for text in ("turn 1, the user How much is 6 times 7?",
                  "vanilla says 2 j: 2 of 10 It is worth 2.",
-                 "vanilla, prompt truncated yes j: no rating, it hung It is worth -1.", "(empty)"):  # fmt: skip
+                 "vanilla, prompt truncated yes j: no rating, it hung It is worth -1.",
+                 "(empty)"):  # fmt: skip
         assert text in words, text
 
 
