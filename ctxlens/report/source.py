@@ -164,6 +164,12 @@ def _choices(scores: Scores, selection: Selection | None) -> list[Block]:
     )
     head = ["layer", *(f"β = {beta:g}" for beta in BETAS)]
     blocks.append(Table(head, rows, caption, title="What fixed thresholds would select"))
+    blocks.append(_lengths(scores, selection))
+    return blocks
+
+
+def _lengths(scores: Scores, selection: Selection | None) -> Figures:
+    """The lengths of contexts and responses, with selected turns as a group of their own."""
     lengths = [
         Figure(
             figure_json(length_histogram(scores, selection, column=column)),
@@ -177,8 +183,7 @@ def _choices(scores: Scores, selection: Selection | None) -> list[Block]:
             "The bars of each group sum to 1. If the selected turns lie further to the right, the score may "
             "simply follow length."
         )
-    blocks.append(Figures(lengths, caption, title="Lengths"))
-    return blocks
+    return Figures(lengths, caption, title="Lengths")
 
 
 def _layers(scores: Scores, reduction: str) -> Table:
