@@ -19,8 +19,9 @@ from ctxlens.results import Ability, Drift, NeedleGrid
 from ctxlens.results.markdown import code_block, code_span
 from ctxlens.sft import before_after, train
 from ctxlens.sft import evaluation as of_training
-from ctxlens.sft.before_after import EvaluationKeys, Row, insert_section, load_questions, plan_evaluation
+from ctxlens.sft.before_after import Row, insert_section, load_questions, plan_evaluation
 from ctxlens.sft.before_after.section import make_section
+from ctxlens.sft.keys import EvaluationKeys
 from ctxlens.stats import Interval, PairedComparison
 
 SMALL = ("evaluate_lengths=64,96", "evaluate_depths=0,100", "evaluate_cases=1")

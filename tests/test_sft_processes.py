@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from sft_cases import write_recipe
 from test_sft import train_from_config
 
-from ctxlens.sft.training import find_checkpoint
+from ctxlens.sft.fit import find_checkpoint
 
 ARGUMENTS = (
     "learning_rate: 5e-3\nmax_steps: 12\nlogging_steps: 1\nsave_strategy: steps\nsave_steps: 2\n"

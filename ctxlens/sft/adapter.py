@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ctxlens.errors import InputError
+from ctxlens.errors import InputError, first_line
 
 ADAPTER = "adapter"
 """Folder of the adapter inside a run's folder, which itself holds the merged checkpoint."""
@@ -75,7 +75,7 @@ def make_peft_config(model_args: Any, hf_model: Any, indicator_ids: Sequence[int
     try:
         config: Any = get_peft_config(model_args)
     except (ValueError, TypeError) as error:
-        raise InputError(f"PEFT refuses the adapter: {str(error).splitlines()[0].rstrip('.')}.") from error
+        raise InputError(f"PEFT refuses the adapter: {first_line(error)}.") from error
     if config is not None and indicator_ids:
         untie_head(hf_model)
         embedding = hf_model.get_input_embeddings()

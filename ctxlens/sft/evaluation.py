@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ctxlens.errors import InputError, UnsupportedModelError
 from ctxlens.models import Model, load_model
 from ctxlens.models.loading import hash_checkpoint, resolve_device
-from ctxlens.sft.before_after import (
-    RESULT,
-    EvaluationKeys,
-    EvaluationPlan,
-    evaluate_checkpoint,
-    plan_evaluation,
-)
+from ctxlens.sft.before_after import RESULT, EvaluationPlan, evaluate_checkpoint, plan_evaluation
+from ctxlens.sft.keys import EVALUATION_KEYS, EvaluationKeys, check_known
 from ctxlens.sft.start import Start
 
 StageProgress = Callable[[str, int, int], None]
@@ -32,13 +26,9 @@ def as_keys(given: EvaluationKeys | Mapping[str, Any] | None) -> EvaluationKeys:
     if given is None:
         return EvaluationKeys()
     if isinstance(given, EvaluationKeys):
-        return EvaluationKeys(**{f.name: getattr(given, f.name) for f in fields(EvaluationKeys)})
-    known = {f.name for f in fields(EvaluationKeys)}
-    named = {key if key in known else f"evaluate_{key}": value for key, value in given.items()}
-    if unknown := sorted(named.keys() - known):
-        raise InputError(
-            f"evaluate has unknown keys: {', '.join(unknown)}; expected of {', '.join(sorted(known))}."
-        )
+        return EvaluationKeys(**{key: getattr(given, key) for key in EVALUATION_KEYS})
+    named = {key if key in EVALUATION_KEYS else f"evaluate_{key}": value for key, value in given.items()}
+    check_known(named, EVALUATION_KEYS, "evaluate")
     return EvaluationKeys(**{"evaluate": True, **named})
 
 

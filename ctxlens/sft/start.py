@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxlens.chat.roles import render
-from ctxlens.errors import InputError, RenderError
+from ctxlens.errors import InputError, RenderError, first_line
 from ctxlens.models.indicator_token import EMBEDDING_MULTIPLE, add_indicator
 from ctxlens.models.loading import (
     INDICATOR_RECORD,
@@ -20,7 +20,7 @@ from ctxlens.models.loading import (
     resolve_dtype,
 )
 from ctxlens.sft.adapter import make_quantization_config
-from ctxlens.sft.config import TrainConfig, first_line
+from ctxlens.sft.keys import TrainConfig
 
 
 @dataclass(frozen=True)

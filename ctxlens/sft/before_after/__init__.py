@@ -6,11 +6,11 @@
 
 from ctxlens.sft.before_after.comparison import BASE, TRAINED, Row, models_rows, treatments_rows
 from ctxlens.sft.before_after.evaluate import RESULT, STUDY, evaluate_checkpoint
-from ctxlens.sft.before_after.keys import EvaluationKeys
 from ctxlens.sft.before_after.measure import STAGES
 from ctxlens.sft.before_after.plan import EvaluationPlan, Window, plan_evaluation
 from ctxlens.sft.before_after.questions import ClosedBookQuestion, load_questions
 from ctxlens.sft.before_after.section import insert_section
+from ctxlens.sft.keys import EvaluationKeys
 
 __all__ = [
     "BASE", "RESULT", "STAGES", "STUDY", "TRAINED", "ClosedBookQuestion", "EvaluationKeys", "EvaluationPlan",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -19,8 +17,9 @@ from ctxlens.evals.needle.haystack import count_tokens, load_haystack
 from ctxlens.evals.needle.needles import parse_needles
 from ctxlens.evals.needle.prompts import Cell
 from ctxlens.parsing import parse_spread
-from ctxlens.sft.before_after.keys import EvaluationKeys
+from ctxlens.runs import digest
 from ctxlens.sft.before_after.questions import load_questions
+from ctxlens.sft.keys import EvaluationKeys
 
 WORLD = "organism"
 """The haystack of the built-in world, whose facts are then also the needles and the questions."""
@@ -131,15 +130,11 @@ def plan_evaluation(
             "haystack": haystack,
             "window": window.n_ctx,
             "needles": config.as_dict(),
-            "cells": _hash([dataclasses.asdict(cell) for cell in cells]),
+            "cells": digest([dataclasses.asdict(cell) for cell in cells]),
             "questions": len(questions),
-            "questions_hash": _hash([[one.question, one.prefix, list(one.keywords)] for one in questions]),
+            "questions_hash": digest([[one.question, one.prefix, list(one.keywords)] for one in questions]),
         },
     )
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _find_questions(path: str | None, in_world: bool, seed: int) -> tuple[Question, ...]:
