@@ -68,7 +68,7 @@ def test_values_of_another_kind_are_refused_in_a_sentence(tmp_path, line, compla
 def test_environment_of_a_recipe_is_set_where_training_starts_before_cuda_is_looked_for(
     tmp_path, monkeypatch
 ):
-    """CUDA reads `CUDA_VISIBLE_DEVICES` once, when it is first asked for a device; reading changes nothing."""
+    """CUDA reads `CUDA_VISIBLE_DEVICES` once, when it is first used; reading a recipe sets nothing."""
     monkeypatch.delenv("CTXLENS_TEST_ENV", raising=False)
     seen = []
 
