@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ctxlens.chat.condition import parse_conditions
 from ctxlens.chat.data import Conversation
 from ctxlens.chat.roles import DEFAULT_INDICATOR
 from ctxlens.evals.closed_book import run_closed_book
@@ -225,7 +226,7 @@ class Demo:
             lengths=b.lengths,
             depths=b.depths,
             needles=("known", "unknown"),
-            conditions=("plain+prefix", "template+prefix"),
+            conditions=parse_conditions("plain+prefix,template+prefix"),
             cases_per_cell=b.cases,
             max_new_tokens=recipe.ANSWER_TOKENS,
             seed=self.seed,
@@ -238,7 +239,7 @@ class Demo:
             lengths=b.sweep_lengths,
             depths=b.sweep_depths,
             needles=("known", "unknown"),
-            conditions=("template+prefix",),
+            conditions=parse_conditions("template+prefix"),
             cases_per_cell=b.sweep_cases,
             max_new_tokens=recipe.ANSWER_TOKENS,
             seed=self.seed + 1000,
@@ -303,7 +304,7 @@ class Demo:
                     part = self.model(name).read_roles(chat)
                     parts.append(replace(part, query_labels=(f"cell {cell.number}",)))
                     tell(done := done + 1, total)
-                kind = condition.removesuffix("+prefix")
+                kind = replace(condition, prefix=False).name
                 allocation = RoleAllocation.concat(parts)
                 meta = {**allocation.meta, "model": name, "condition": kind}
                 self.run.save(

@@ -118,7 +118,7 @@ def test_needles_from_yaml(tmp_path):
         ("needle: A b.\nquestion: q", "missing key keywords"),
         ("needle: A b.\nquestion: q\nkeywords: b\ncolour: red", "unknown key colour"),
         ("needle: A b.\nquestion: q\nkeywords: c", "needle 0: .* does not hold its keywords c"),
-        ("needle: 3\nquestion: q\nkeywords: c", "needle must be text"),
+        ("needle: 3\nquestion: q\nkeywords: c", "needle has the value 3: input should be a valid string"),
         ("[]", "at least one needle"),
         ("- {name: a, needle: A b., question: q, keywords: b}\n" * 2, "a name of its own"),
     ],

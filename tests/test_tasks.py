@@ -288,6 +288,38 @@ def test_needle_prompts_are_those_of_the_needle_command(organism_chat, suffix, t
     assert [doc["keywords"] for doc in docs] == [list(cell.needle.keywords) for cell in cells]
 
 
+@pytest.mark.parametrize("needle", ["known", "sf"])
+def test_needle_lengths_are_those_of_the_needle_command(organism_chat, needle):
+    config = NeedleConfig(lengths=4, depths=(50,), needles=(needle,), seed=3)
+    cells = build_cells(organism_chat, config, load_haystack("organism", seed=3))
+    for suffix in ("", "_prefix"):
+        docs = load(
+            f"ctxlens_needle_{needle}{suffix}", pretrained=str(CHAT), needle_lengths=4, needle_depths=[50],
+            needle_seed=3,
+        ).test_docs()  # fmt: skip
+        assert list(docs["length"]) == [cell.context_tokens for cell in cells]
+        assert list(docs["context"]) == [cell.context.text for cell in cells]
+
+
+def test_longest_needle_context_is_that_of_the_needle_command(organism_chat):
+    straw = load_haystack("organism")
+    longest = build_cells(organism_chat, NeedleConfig(lengths=4, depths=1), straw)[-1].context_tokens
+    docs = load("ctxlens_needle_sf", pretrained=str(CHAT), needle_lengths=[longest]).test_docs()
+    assert set(docs["length"]) == {longest}
+    complaint = f"contexts of {longest + 1} tokens do not fit: .* at most {longest}, because"
+    with pytest.raises(InputError, match=complaint):
+        load("ctxlens_needle_sf", pretrained=str(CHAT), needle_lengths=[longest + 1])
+    with pytest.raises(InputError, match=complaint):
+        build_cells(organism_chat, NeedleConfig(lengths=(longest + 1,), depths=1), straw)
+
+
+def test_needle_without_prefix_can_be_asked_without_one(tmp_path):
+    needles = tmp_path / "needles.yaml"
+    needles.write_text("needle: Tea is best hot.\nquestion: What is best hot?\nkeywords: [tea]\n")
+    docs = load("ctxlens_needle_own", needle_file=str(needles), needle_lengths=[64]).test_docs()
+    assert [doc["prefix"] for doc in docs] == [""] * 3
+
+
 def test_needle_options(tmp_path):
     few = load("ctxlens_needle_sf", needle_lengths=3, needle_depths=2).test_docs()
     assert len(few) == 6
@@ -311,7 +343,8 @@ def test_needle_options(tmp_path):
         ("known", {"needle_lengths": [0]}, "lengths must be whole numbers"),
         ("known", {"needle_tokenizer": "/no/where"}, "there is no tokenizer /no/where"),
         ("known", {"needle_haystack": "/no/where"}, "haystack /no/where cannot be read"),
-        ("own", {}, "name their YAML file by needle_file"),
+        ("own", {}, "give their YAML file as needle_file"),
+        ("known", {"needle_lengths": 3, "needle_window": 10**9}, "give needle_window, or the lengths"),
     ],
 )
 def test_bad_needle_options(task, options, complaint):

@@ -75,6 +75,7 @@ def heads(
     max_new_tokens: NewTokensOption = 30,
 ) -> None:
     """Which heads carry the needle: copying, ablating and steering heads, with controls and side effects."""
+    from ctxlens.chat.condition import parse_conditions
     from ctxlens.evals.needle.cells import build_cells
     from ctxlens.evals.needle.config import NeedleConfig
     from ctxlens.evals.needle.haystack import load_haystack
@@ -95,7 +96,7 @@ def heads(
         needles=load_needles(needle)
         if Path(needle).suffix in (".yaml", ".yml")
         else tuple(needle.split(",")),
-        conditions=(condition,),
+        conditions=parse_conditions(condition),
         cases_per_cell=cases,
         max_new_tokens=max_new_tokens,
         seed=store.seed,

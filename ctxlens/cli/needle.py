@@ -85,6 +85,7 @@ def needle(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the first prompts and stop.")] = False,
 ) -> None:
     """Hide a sentence in a long text and ask for it: recall with and without chat template."""
+    from ctxlens.chat.condition import parse_conditions
     from ctxlens.evals.needle.cells import build_cells
     from ctxlens.evals.needle.config import NeedleConfig
     from ctxlens.evals.needle.haystack import load_haystack
@@ -99,7 +100,7 @@ def needle(
         lengths=parse_spread(lengths, int, "--lengths"),
         depths=parse_spread(depths, float, "--depths"),
         needles=parse_needles(needle),
-        conditions=tuple(conditions.split(",")),
+        conditions=parse_conditions(conditions),
         cases_per_cell=cases,
         wording=wording,
         max_new_tokens=max_new_tokens,
@@ -116,7 +117,9 @@ def needle(
     if dry_run:
         for condition in config.conditions:
             _screen.say(
-                _screen.printable(describe_cell(lm, cells[0], config, condition, indicator=indicator))
+                _screen.printable(
+                    describe_cell(lm, cells[0], config, replace(condition, indicator=indicator))
+                )
             )
         return
     plain = [render_cell(lm, cell, config, "plain+prefix") for cell in cells[:: max(1, len(cells) // 64)]]

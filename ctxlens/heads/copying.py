@@ -13,12 +13,11 @@ from jaxtyping import Float
 
 from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.evals.needle.prompts import Cell
-from ctxlens.evals.needle.run import Progress
 from ctxlens.heads.answers import Answers, needle_tokens
 from ctxlens.heads.kept import KeptUnits
 from ctxlens.models import Model
 from ctxlens.results import HeadMap
-from ctxlens.runs import Run
+from ctxlens.runs import Progress, Run
 
 
 def copying_map(

@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ctxlens.errors import InputError
-from ctxlens.evals.needle.run import Progress
 from ctxlens.heads.acting import Action
 from ctxlens.heads.answers import Answers
 from ctxlens.heads.choose import Head
 from ctxlens.heads.kept import KeptUnits
 from ctxlens.models import Model
 from ctxlens.results import HeadCurves
-from ctxlens.runs import Run
+from ctxlens.runs import Progress, Run
 
 RANDOM = "random"
 

@@ -17,10 +17,10 @@ from ctxlens.chat.roles import RenderedChat
 from ctxlens.errors import InputError
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.prompts import Cell, word_question
-from ctxlens.evals.needle.run import Progress
 from ctxlens.heads import find_retrieval_heads
 from ctxlens.models import Model
 from ctxlens.results import Drift, RoleAllocation
+from ctxlens.runs import Progress
 
 DRIFT_CONDITIONS = ("plain", "template", "indicator")
 """Without chat template; with it; with it and with the model's indicator in the last question."""

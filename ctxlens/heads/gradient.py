@@ -11,14 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ctxlens.chat.roles import RenderedChat
-from ctxlens.evals.needle.run import Progress
 from ctxlens.heads.answers import Answers
 from ctxlens.heads.kept import KeptUnits
 from ctxlens.models import Model
 from ctxlens.models.attention.steering import Steering
 from ctxlens.models.backends.batch import TokenBatch
 from ctxlens.results import HeadMap
-from ctxlens.runs import Run
+from ctxlens.runs import Progress, Run
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from ctxlens.errors import InputError
-from ctxlens.evals.needle.run import Progress
 from ctxlens.heads.answers import Answers
 from ctxlens.heads.choose import Head
 from ctxlens.heads.copying import copying_map, user_share_map
@@ -20,7 +19,7 @@ from ctxlens.heads.tradeoff import AnsweredQuestion, side_effects
 from ctxlens.models import Model
 from ctxlens.models.attention.steering import Steering
 from ctxlens.results import Ability, HeadCurves, HeadMap, NeedleGrid
-from ctxlens.runs import Run
+from ctxlens.runs import Progress, Run
 
 KINDS = ("retrieval", "gradient", "steer", "ablate", "cumulative", "sweep")
 """Which heads read and copy the needle; derivative by every head's bias; steering one head at a time;

@@ -12,11 +12,10 @@ from jaxtyping import Float
 
 from ctxlens.errors import InputError
 from ctxlens.evals.closed_book import Question, run_closed_book
-from ctxlens.evals.needle.run import Progress
 from ctxlens.heads.kept import KeptUnits
 from ctxlens.models import Model
 from ctxlens.results import Ability, NeedleGrid
-from ctxlens.runs import Run
+from ctxlens.runs import Progress, Run
 
 
 @runtime_checkable

@@ -1,7 +1,8 @@
 """The indicator as a token of a model: one special token that tells it to answer from the context.
 
 `add_indicator` gives a model the token (paper section 4.1); `check_indicator` checks that a tokenizer keeps
-it whole wherever a user can put it; `require_indicator` refuses models that have none. To mark the messages that carry it, see `ctxlens.chat.data.annotate`.
+it whole wherever a user can put it; `require_indicator` refuses models that have none. To mark the messages
+that carry it, see `ctxlens.chat.data.annotate`.
 """
 
 from __future__ import annotations

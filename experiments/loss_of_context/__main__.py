@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxlens.evals.needle.cells import build_cells
-from ctxlens.evals.needle.config import CONDITIONS, NeedleConfig
+from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.evals.needle.run import Setting, run_settings
 from ctxlens.organism import recipe
@@ -23,6 +23,7 @@ from ctxlens.results import NeedleGrid
 from ctxlens.runs import Run
 from experiments.common import markdown, over_seeds, run_experiment, seed_study, show
 
+CONDITIONS = ("plain+prefix", "template+prefix", "template", "assistant+prefix")
 NEEDLES = ("known", "unknown")
 COLUMNS = ("recall", "memory_recall", "needle_logprob")
 TREATMENTS: dict[str, dict[str, Any]] = {

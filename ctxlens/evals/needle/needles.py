@@ -6,10 +6,13 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from ctxlens.errors import InputError
 from ctxlens.evals.needle.match import find_missing, split_words
+from ctxlens.parsing import explain_refusal
 
 DRAWN_NEEDLES = ("known", "unknown")
 """Needles of the organism's world, drawn anew for every cell: facts about towns that the organism has
@@ -146,34 +149,38 @@ def parse_needles(text: str) -> tuple[str | Needle, ...]:
     return tuple(found)
 
 
+def _split_keywords(value: Any) -> Any:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+_Keywords = Annotated[list[str], BeforeValidator(_split_keywords)]
+
+
+class _Entry(BaseModel):
+    """A needle as it is written in YAML."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    needle: str
+    question: str
+    keywords: _Keywords
+    prefix: str = ""
+    name: str = ""
+    memory_keywords: _Keywords = []
+
+
 def _parse_needle(path: Path, number: int, entry: Any) -> Needle:
     where = f"{path}, needle {number}"
-    required, optional = {"needle", "question", "keywords"}, {"prefix", "name", "memory_keywords"}
     if not isinstance(entry, dict):
         raise InputError(f"{where}: expected the keys needle, question and keywords, got {entry!r}.")
-    if wrong := (required - entry.keys()) | (entry.keys() - required - optional):
-        kind = "missing" if wrong & required else "unknown"
-        raise InputError(
-            f"{where}: {kind} key {', '.join(sorted(map(str, wrong)))}; "
-            "expected needle, question, keywords and, if wanted, prefix, name, memory_keywords."
-        )
-    texts = {key: entry.get(key, "") for key in ("needle", "question", "prefix", "name")}
-    lists = {key: entry.get(key, []) for key in ("keywords", "memory_keywords")}
-    for key, value in lists.items():
-        lists[key] = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-    if bad := [key for key, value in texts.items() if not isinstance(value, str)] + [
-        key for key, value in lists.items()
-        if not isinstance(value, list) or not all(isinstance(part, str) for part in value)
-    ]:  # fmt: skip
-        raise InputError(f"{where}: {', '.join(bad)} must be text (keywords: a list of texts).")
+    try:
+        read = _Entry.model_validate(entry)
+    except ValidationError as error:
+        raise InputError(f"{where}: {explain_refusal(error, known=_Entry.model_fields)}.") from error
+    name = read.name or (path.stem if number == 0 else f"{path.stem}-{number}")
     try:
         return Needle(
-            texts["name"] or (path.stem if number == 0 else f"{path.stem}-{number}"),
-            texts["needle"],
-            texts["question"],
-            tuple(lists["keywords"]),
-            texts["prefix"],
-            tuple(lists["memory_keywords"]),
+            name, read.needle, read.question, tuple(read.keywords), read.prefix, tuple(read.memory_keywords)
         )
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
