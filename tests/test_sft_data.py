@@ -190,7 +190,7 @@ def test_packing_that_cuts_conversations_apart_is_an_error(tmp_path):
     tokenizer = build_toy_tokenizer()
     arguments = ARGUMENTS | {"packing": True, "max_length": 10, "packing_strategy": "wrapped"}
     rows = [{"input_ids": [5] * 30, "labels": [5] * 15 + [-100] * 15}]
-    with pytest.raises(InputError, match=r"1 packed rows, row 2 for one.*use packing_strategy: bfd"):
+    with pytest.raises(InputError, match=r"1 packed rows \(the first is row 2\).*use packing_strategy: bfd"):
         make_trainer(tiny(tokenizer), tokenizer, rows, make_sft_config(tmp_path, arguments))
 
 

@@ -1,6 +1,6 @@
-"""A trained checkpoint against the model it started from: needles, closed-book questions, attention.
+"""Compares a trained checkpoint with the model before it: needles, closed-book questions, attention.
 
-`plan_evaluation` builds and checks all that will be asked before the training begins;
+`plan_evaluation` builds and checks everything that will be asked before the training starts;
 `evaluate_checkpoint` measures both models, and writes table, figures and the model card's section.
 """
 

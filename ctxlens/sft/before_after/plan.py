@@ -77,12 +77,14 @@ def plan_evaluation(
     haystack = keys.evaluate_haystack or (WORLD if model in WORLD_MODELS else None)
     if haystack is None:
         raise InputError(
-            f"the evaluation has no texts in which to hide needles for {model}; give evaluate_haystack: a folder "
-            "of .txt files, a data set, or organism."
+            f"the evaluation has no texts in which to hide needles for {model}; give evaluate_haystack: a "
+            "folder of .txt files, a data set, or organism."
         )
     folder = PurePath(keys.evaluate_folder)
     if len(folder.parts) != 1 or folder.parts[0] in ("..", "adapter") or folder.is_absolute():
-        raise InputError(f"evaluate_folder must be the name of a folder, without a path, got {keys.evaluate_folder!r}.")
+        raise InputError(
+            f"evaluate_folder must be the name of a folder, without a path, got {keys.evaluate_folder!r}."
+        )
     in_world = haystack == WORLD
     config = NeedleConfig(
         lengths=parse_spread(keys.evaluate_lengths, int, "evaluate_lengths"),
