@@ -148,8 +148,8 @@ def give_indicator(hf_model: Any, tokenizer: Any, config: TrainConfig) -> tuple[
 def stop_where_turns_end(hf_model: Any, tokenizer: Any) -> None:
     """Let generated text end at the token with which the chat template ends an answer.
 
-    Base models often have another end-of-text token only, so that servers would continue after the answer. The
-    token is added to `generation_config.eos_token_id`; tokens that are already there remain.
+    Base models often have another end-of-text token only, so that servers would continue after the answer.
+    The token is added to `generation_config.eos_token_id`; tokens that are already there remain.
     """
     settings = getattr(hf_model, "generation_config", None)
     if settings is None or not tokenizer.chat_template:

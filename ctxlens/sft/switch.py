@@ -43,7 +43,7 @@ _PROBES = (
 
 
 def add_switch(template: str, indicator: str) -> str:
-    """Add a switch to a template: with `context_dependent=True` the last user message ends with the indicator.
+    """Add a switch to a template: `context_dependent=True` ends the last user message with the indicator.
 
     Without the switch the template renders as before. A switch that the template already has is replaced.
     """

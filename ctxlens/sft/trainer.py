@@ -109,6 +109,6 @@ def _check_packed(packed: Any) -> None:
     empty = [row for row, labels in enumerate(packed["labels"]) if all(label == IGNORED for label in labels)]
     if empty:
         raise InputError(
-            f"packing splits conversations so that {len(empty)} packed rows (the first is row {empty[0]}) have "
-            "no token to train on; use packing_strategy: bfd, which keeps conversations whole."
+            f"packing splits conversations so that {len(empty)} packed rows (the first is row {empty[0]}) "
+            "have no token to train on; use packing_strategy: bfd, which keeps conversations whole."
         )
