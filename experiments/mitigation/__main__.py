@@ -2,14 +2,15 @@
 
 Question: recall with the template and closed-book ability of the organism, fine-tuned in every way that a
           recipe offers (indicator on turns selected by several thresholds, on random turns, on the true ones;
-          dropout; a second indicator for the other turns; upsampling without an indicator; replay), asked with
-          and without the indicator, compared with plain fine-tuning of the same seed on the same cells.
+          dropout; a second indicator for the other turns; upsampling without an indicator; replay),
+          asked with and without the indicator, compared with plain fine-tuning of the same seed on the same
+          cells.
 Run:      python -m experiments.mitigation
 Expected: true labels restore most, a good selection nearly as much, random turns nothing; without the
           indicator all are worse than vanilla, dropout least so. Written before the first run.
 Cost:     about 25 minutes per seed on one core; the models are trained on half of the organism's data, in the
-          same number of steps with half as many rows. `--seeds 0 2` and `--seeds 1 3` may run at the same time,
-          and `--variants` chooses variants by name, separated by `;`. An interrupted run resumes; the last call,
+          same number of steps with half as many rows. `--seeds 0 2` and `--seeds 1 3` may run in parallel, and
+          `--variants` chooses variants by name, separated by `;`. An interrupted run resumes; the last call,
           with all seeds, combines the figures.
 """
 
