@@ -51,7 +51,7 @@ def test_every_stage_leaves_its_results(finished):
     assert set(sweep["condition"]) == {"template+prefix"}
     assert set(sweep["alpha"]) == {1.0, 0.3}
     assert set(sweep["heads"]) >= {"all", "retrieval", "random"}
-    assert not sweep.duplicated(["needle", "length", "depth", "heads", "alpha", "draw"]).any()
+    assert not sweep.duplicated(["cell", "heads", "alpha", "draw"]).any()
     scores, selection = Scores.load(out / "scores.parquet"), Selection.load(out / "selection.parquet")
     assert set(scores.frame["kind"]) == {"document", "memory", "closed"}
     assert selection.meta["rule"] == "mixture"

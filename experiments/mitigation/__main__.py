@@ -9,9 +9,9 @@ Run:      python -m experiments.mitigation
 Expected: true labels restore most, a good selection nearly as much, random turns nothing; without the
           indicator all are worse than vanilla, dropout least so. Written before the first run.
 Cost:     about 25 minutes per seed on one core; the models are trained on half of the organism's data, in the
-          same number of steps with half as many rows. `--seeds 0 2` and `--seeds 1 3` may run in parallel, and
-          `--variants` chooses variants by name, separated by `;`. An interrupted run resumes; the last call,
-          with all seeds, combines the figures.
+          same number of steps with half as many rows. `--seeds 0 2` and `--seeds 1 3` may run in parallel;
+          `--variants` chooses variants by name, separated by `;`. An interrupted run resumes, and the last
+          call, with all seeds, combines the figures.
 """
 
 from __future__ import annotations
