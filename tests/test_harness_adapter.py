@@ -232,7 +232,7 @@ def test_the_indicator_goes_into_the_last_user_message(tmp_path):
 
 
 def test_continuations_by_hand(chat_model, monkeypatch):
-    """Every token has the probabilities 1/2, 1/4, 1/4; texts that differ in their last token are read once."""
+    """Every token has the probabilities 1/2, 1/4, 1/4; texts alike but for the last token are read once."""
     read = []
 
     def last_logprobs(self, chats, counts, *, batch_tokens):
