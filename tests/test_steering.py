@@ -306,6 +306,10 @@ class TestShares:
             inspect.unwrap(compute_role_shares)(
                 torch.zeros(1, 1, 1, 4), torch.zeros(1, 3, dtype=torch.long), 4
             )
+        with pytest.raises(InputError, match=r"\(1, 2, 1, 4\) and role_ids \(2, 4\)"):
+            inspect.unwrap(compute_role_shares)(
+                torch.zeros(1, 2, 1, 4), torch.zeros(2, 4, dtype=torch.long), 4
+            )
 
     def test_renormalised_without_template(self):
         shares = torch.zeros(9)
