@@ -1,5 +1,7 @@
 """The indicator: one token everywhere, started at the mean, saved and loaded; and where it is put."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import build_toy_tokenizer
@@ -9,7 +11,7 @@ from ctxlens.chat.data import Conversation
 from ctxlens.chat.data.annotate import annotate_messages
 from ctxlens.chat.roles import Role, render
 from ctxlens.errors import InputError
-from ctxlens.models.indicator_token import add_indicator, check_indicator
+from ctxlens.models.indicator_token import add_indicator, check_indicator, require_indicator
 
 
 def tiny(rows, *, tied=False):
@@ -109,6 +111,12 @@ def test_one_id_wherever_it_is_put(tokenizer):
         assert tokenizer(text, add_special_tokens=False)["input_ids"].count(number) == 1
     chat = render(tokenizer, [{"role": "user", "content": "Hello", "indicator": True}], indicator="[IND]")
     assert chat.tokens[chat.mask(Role.INDICATOR)].tolist().count(number) == 1
+
+
+def test_model_without_indicator_is_refused_where_one_is_needed():
+    require_indicator(SimpleNamespace(name="m", indicator="[IND]"))
+    with pytest.raises(InputError, match=r"^m has no indicator token; train it with one \(ctxlens train\)"):
+        require_indicator(SimpleNamespace(name="m", indicator=None))
 
 
 def test_indicator_that_cannot_work_is_refused(tokenizer):

@@ -7,8 +7,9 @@ from typing import Protocol, runtime_checkable
 
 from ctxlens.errors import InputError
 from ctxlens.evals.needle.match import score_recall
-from ctxlens.evals.needle.prompts import NeedleModel, check_indicator
+from ctxlens.evals.needle.prompts import NeedleModel
 from ctxlens.models.backends.batch import plan_batches
+from ctxlens.models.indicator_token import require_indicator
 from ctxlens.results import Ability
 
 
@@ -60,7 +61,7 @@ def run_closed_book(
     if not questions:
         raise InputError("no questions were given; closed-book ability needs at least one.")
     if indicator:
-        check_indicator(model)
+        require_indicator(model)
     render = model.render if template else model.render_plain
     mark = {"indicator": True} if indicator else {}
     chats = []

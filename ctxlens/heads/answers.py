@@ -13,9 +13,10 @@ from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import InputError
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.match import score_recall
-from ctxlens.evals.needle.prompts import Cell, check_indicator, render_cell
+from ctxlens.evals.needle.prompts import Cell, render_cell
 from ctxlens.evals.needle.run import cell_record
 from ctxlens.models import Model
+from ctxlens.models.indicator_token import require_indicator
 
 MEASURES = ("logprob", "recall")
 """Log-probability of the needle's words after its prefix (nats per token), or recall of its keywords in
@@ -128,7 +129,7 @@ class Answers:
 
     def _render(self, model: Model, cell: Cell, condition: str, answer: str | None) -> RenderedChat:
         if self.indicator:
-            check_indicator(model)
+            require_indicator(model)
         return render_cell(model, cell, self.config, condition, indicator=self.indicator, answer=answer)
 
     def generate(self, model: Model) -> list[str]:

@@ -1,7 +1,7 @@
 """The indicator as a token of a model: one special token that tells it to answer from the context.
 
 `add_indicator` gives a model the token (paper section 4.1); `check_indicator` checks that a tokenizer keeps
-it whole wherever a user can put it. To mark the messages that carry it, see `ctxlens.chat.data.annotate`.
+it whole wherever a user can put it; `require_indicator` refuses models that have none. To mark the messages that carry it, see `ctxlens.chat.data.annotate`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from ctxlens.chat.roles import DEFAULT_INDICATOR, INDICATOR_KEY, Role, render
 from ctxlens.errors import InputError, RenderError
@@ -21,6 +21,29 @@ _PLACES = (
     "1{}", "é{}", "文{}", "{}\ntext", "{} text", "{}text", "{}.",
 )  # fmt: skip
 """Where a user may put the indicator."""
+
+
+@runtime_checkable
+class Indicated(Protocol):
+    """Anything with a name that may have an indicator, for instance `ctxlens.models.Model`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def indicator(self) -> str | None: ...
+
+
+def require_indicator(model: Indicated) -> None:
+    """Refuse a model that has no indicator.
+
+    Raises:
+        InputError: the model has no indicator token.
+    """
+    if model.indicator is None:
+        raise InputError(
+            f"{model.name} has no indicator token; train it with one (ctxlens train), or ask it without the "
+            "indicator."
+        )
 
 
 def add_indicator(
@@ -143,4 +166,4 @@ def check_indicator(tokenizer: Any, token: str = DEFAULT_INDICATOR) -> int:
     return number
 
 
-__all__ = ["add_indicator", "check_indicator"]
+__all__ = ["Indicated", "add_indicator", "check_indicator", "require_indicator"]

@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Int64
 
 from ctxlens.chat.roles import RenderedChat
-from ctxlens.errors import InputError
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import Context
 from ctxlens.evals.needle.needles import Needle
@@ -67,14 +66,6 @@ class Cell:
     context_tokens: int
     depth_percent: float
     case: int
-
-
-def check_indicator(model: Renderer) -> None:
-    """Raise `InputError` if the model has no indicator token to be asked with."""
-    if model.indicator is None:
-        raise InputError(
-            f"{model.name} has no indicator token; train it with one, or load it with the indicator it knows."
-        )
 
 
 def render_cell(
@@ -161,7 +152,6 @@ __all__ = [
     "NeedleModel",
     "Renderer",
     "answer_positions",
-    "check_indicator",
     "describe_cell",
     "fill_wording",
     "render_cell",

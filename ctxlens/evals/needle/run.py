@@ -28,9 +28,10 @@ from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import Haystack, load_haystack
 from ctxlens.evals.needle.match import score_containment, score_recall
 from ctxlens.evals.needle.needles import NEEDLES, Needle, load_needles
-from ctxlens.evals.needle.prompts import Cell, NeedleModel, check_indicator, describe_cell
+from ctxlens.evals.needle.prompts import Cell, NeedleModel, describe_cell
 from ctxlens.files import write_atomic
 from ctxlens.models.attention.steering import Steering
+from ctxlens.models.indicator_token import require_indicator
 from ctxlens.processes import ALONE, Processes
 from ctxlens.results import NeedleGrid
 from ctxlens.runs import Run
@@ -160,7 +161,7 @@ def run_settings(
         ModelFailureError: see `run_needle`.
     """
     if any(setting.indicator for setting in settings):
-        check_indicator(model)
+        require_indicator(model)
     made_of = {
         "identity": dict(model.identity),
         "config": config.as_dict(),
@@ -337,6 +338,6 @@ def _hash(value: Any) -> str:
 
 __all__ = [
     "NEEDLES", "Cell", "Needle", "NeedleConfig", "Setting", "build_cells", "cell_record",
-    "check_indicator", "describe_cell", "load_haystack", "load_needles", "plan_parts", "run_needle",
+    "describe_cell", "load_haystack", "load_needles", "plan_parts", "run_needle",
     "run_settings", "save_cells", "score_containment", "score_recall",
 ]  # fmt: skip
