@@ -70,7 +70,7 @@ def test_every_condition_is_read_back_from_its_name(condition):
         ("template:x", "cannot be read at 'template:x'"),
         ("plain+template", "contradicts itself"),
         ("plain+vanilla", "contradicts itself"),
-        ("prefix+prefix", "says something twice"),
+        ("prefix+prefix", "repeats a word"),
         ("steered", "cannot be read at 'steered'"),
         ("steered:much", "needs a number after the colon"),
         ("steered:nan", "needs a number after the colon"),
@@ -106,5 +106,5 @@ def test_several_conditions_are_read_from_one_text():
     ]  # fmt: skip
     with pytest.raises(InputError, match="no condition is given"):
         parse_conditions(" , ")
-    with pytest.raises(InputError, match="named twice: template, template"):
+    with pytest.raises(InputError, match="given twice: template, template"):
         parse_conditions(["vanilla", "template"])

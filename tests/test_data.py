@@ -235,7 +235,7 @@ def test_ids_are_the_datas_own_and_unique(tmp_path):
         ),
         (b'[{"a": 1}]', {"layout": "csv"}, "Unknown layout 'csv'; expected one of messages, sharegpt"),
         (b'[{"a": 1}]', {"limit": 0}, "limit is 0"),
-        (b"[" * 200_000, {}, "nested too deep"),
+        (b"[" * 200_000, {}, "nested too deeply"),
     ],
 )
 def test_unusable_files(tmp_path, content, options, reason):
@@ -257,20 +257,22 @@ def test_unusable_lines_and_places(tmp_path):
     with pytest.raises(InputError, match="not valid JSON lines: line 2: "):
         load_conversations(path)
     path.write_text('{"messages": []}\n' + "[" * 200_000)
-    with pytest.raises(InputError, match="line 2: nested too deep"):
+    with pytest.raises(InputError, match="line 2: nested too deeply"):
         load_conversations(path)
     with pytest.raises(InputError, match="There is no file or folder"):
         load_conversations(tmp_path / "missing")
     with pytest.raises(InputError, match=r"There is no file or folder rows\.json"):
         load_conversations("rows.json")
     (tmp_path / "rows.txt").write_text("x")
-    with pytest.raises(InputError, match=r"has no known kind of file; expected one of \.json"):
+    with pytest.raises(InputError, match=r"is not a known kind of file; expected one of \.json"):
         load_conversations(tmp_path / "rows.txt")
 
 
 def test_unknown_hub_name_is_one_sentence(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(InputError, match="is no file or folder here, and the Hub has no readable data set"):
+    with pytest.raises(
+        InputError, match="is not a file or folder here, and the Hub has no readable data set"
+    ):
         load_conversations("nobody/no-such-data-set")
 
 

@@ -155,9 +155,9 @@ def test_the_user_message_before_a_selected_turn_is_marked():
 @pytest.mark.parametrize(
     ("turn", "complaint"),
     [
-        (("a", 0), "turn 0 of conversation 'a' is selected but is no assistant message"),
+        (("a", 0), "turn 0 of conversation 'a' is selected but is not an assistant message"),
         (("a", 9), "turn 9 of conversation 'a'"),
-        (("z", 1), "'z' for one; the selection belongs to other data"),
+        (("z", 1), r"\(for example 'z'\); the selection belongs to other data"),
         (("early", 0), "answers no user message"),
     ],
 )

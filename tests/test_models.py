@@ -281,3 +281,23 @@ def test_what_does_not_fit_the_memory_is_refused_before_it_is_tried(model, monke
         model.read_roles(CHATS)
     for one, other in zip(whole, model.read_roles(CHATS, batch_tokens=20), strict=True):
         assert_close(one.shares, other.shares, n_terms=MODEL_TERMS)
+
+
+def test_attention_to_chosen_tokens_is_the_sum_of_the_pattern_over_them():
+    model = load_model("organism", backend="native")
+    chats = [
+        model.render([{"role": "user", "content": text}, {"role": "assistant", "content": "The river."}])
+        for text in ("A long story about a mayor.", "Where?")
+    ]
+    chosen = [np.arange(chat.n_tokens) % 3 == 1 for chat in chats]
+    read = model.read_attention_to(chats, chosen)
+    for chat, mask, found in zip(chats, chosen, read, strict=True):
+        pattern = model.read_patterns(chat, queries="response_mean")
+        expected = pattern[..., mask].sum(-1).mean(-1, keepdims=True)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    every = model.read_attention_to(chats[1:], chosen[1:], queries="all")[0]
+    np.testing.assert_allclose(every, model.read_patterns(chats[1])[..., chosen[1]].sum(-1), atol=1e-5)
+    with pytest.raises(InputError, match="but the mask of chosen tokens 3"):
+        model.read_attention_to(chats[:1], [np.zeros(3, dtype=bool)])
+    with model.steer(0.5), pytest.raises(InputError, match="while attention is steered"):
+        model.read_attention_to(chats, chosen)

@@ -221,7 +221,9 @@ def test_data_that_hold_the_indicator_already_are_refused(tmp_path):
     rows = [{"prompt": "a", "completion": "b"}, {"prompt": "say [IND]", "completion": "[IND]"}]
     source = write_lines(tmp_path / "data.jsonl", rows)
     data = load_conversations(source)
-    with pytest.raises(InputError, match=r"1 of 2 conversations hold the text '\[IND\]' already, '1' for"):
+    with pytest.raises(
+        InputError, match=r"1 of 2 conversations contain the text '\[IND\]' already \(for example '1'\)"
+    ):
         check_unmarked(data)
     check_unmarked(data, "[CTX]")
     out, back = tmp_path / "out.jsonl", tmp_path / "back.jsonl"
@@ -263,7 +265,7 @@ def test_files_that_cannot_be_taken_back_are_refused(tmp_path):
         with pytest.raises(InputError, match=r"row 1 of .* does not end with '\[IND\]' at /prompt"):
             unmark_file(out, back)
     write_lines(out, [{**row, RECORD_COLUMN: "here"}])
-    with pytest.raises(InputError, match="that ctxlens never wrote"):
+    with pytest.raises(InputError, match="that ctxlens did not write"):
         unmark_file(out, back)
     assert not back.exists()
 
@@ -273,5 +275,7 @@ def test_values_that_json_cannot_keep_name_the_row(tmp_path):
 
     data = Dataset.from_dict({"prompt": ["a"], "completion": ["b"], "raw": [b"x"]})
     data.cast_column("raw", Value("binary")).save_to_disk(tmp_path / "folder")
-    with pytest.raises(InputError, match=r"row 1 of .*JSON cannot keep .*save the data set as a Parquet"):
+    with pytest.raises(
+        InputError, match=r"row 1 of .*JSON cannot represent .*save the data set as a Parquet"
+    ):
         mark(tmp_path / "folder", tmp_path / "out.jsonl", {("0", 1)})

@@ -8,6 +8,7 @@ import pytest
 import torch
 from numerics import assert_close, near
 
+from ctxlens.chat.condition import Condition
 from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import InputError
 from ctxlens.models.attention.shares import compute_role_shares, renormalise_shares, retrieval_heads
@@ -17,6 +18,7 @@ from ctxlens.models.attention.steering import (
     emphasise,
     parse_heads,
     parse_roles,
+    steering_of,
     weigh_targets,
 )
 from ctxlens.models.queries import find_queries
@@ -262,6 +264,27 @@ def test_malformed_heads_are_refused(heads, words):
 def test_heads_in_any_form():
     assert as_heads("all") == "all"
     assert as_heads("1.2,1.2,0.3") == as_heads([(1, 2), [0, 3]]) == ((1, 2), (0, 3))
+
+
+@pytest.mark.parametrize(
+    ("words", "steering"),
+    [
+        ("template+indicator", None),
+        ("template+steered:0.5", Steering(0.5)),
+        ("plain+steered:0.5:1.2/3.0", Steering(0.5, heads=((1, 2), (3, 0)))),
+        ("template+steered:share=0.6:1.10/", Steering(target_share=0.6, heads=((1, 10),))),
+    ],
+)
+def test_the_steering_of_a_condition(words, steering):
+    assert steering_of(Condition.parse(words)) == steering
+
+
+@pytest.mark.parametrize(
+    ("heads", "words"), [("retrieval", "retrieval heads depend on a model"), ("1.x", "'1.x' cannot be read")]
+)
+def test_heads_of_a_condition_that_steering_cannot_take(heads, words):
+    with pytest.raises(InputError, match=words):
+        steering_of(Condition(alpha=0.5, heads=heads))
 
 
 def test_parse_roles():

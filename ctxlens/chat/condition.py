@@ -1,13 +1,13 @@
-"""Under which condition a model is asked: one value, and one spelling of it for every study.
+"""The condition under which a model is asked: one value, with one spelling for every study.
 
-A condition is spelled as words joined by `+`, in this order:
+A condition is written as words joined by `+`, in this order:
 
 | word | meaning |
 |---|---|
-| `plain`, `template` or `assistant` | without chat template; with it; with it, and with the context in the assistant's turn |
-| `prefix` | the answer is begun with the first words of the expected one |
+| `plain`, `template` or `assistant` | without the chat template; with it; with it, and the context in the assistant's turn |
+| `prefix` | the answer starts with the first words of the expected answer |
 | `indicator` | the question carries the model's indicator |
-| `steered:DOSE` | attention is steered to the user's tokens: `steered:0.5` multiplies the attention to all other tokens by 0.5 before it is normalised again, `steered:share=0.6` gives the user's tokens 0.6 of it; `steered:0.5:1.2/3.0` steers head 2 of layer 1 and head 0 of layer 3 alone |
+| `steered:DOSE` | attention is steered to the user's tokens: `steered:0.5` multiplies the attention to all other tokens by 0.5 and renormalises it, `steered:share=0.6` gives the user's tokens 0.6 of the attention, and `steered:0.5:1.2/3.0` steers only head 2 of layer 1 and head 0 of layer 3 |
 
 ```python
 >>> Condition.parse("template+prefix").name
@@ -29,15 +29,15 @@ from typing import Literal
 from ctxlens.errors import InputError
 
 SPELLING = (
-    "plain (no chat template), template, or assistant (template, context in the assistant's turn); then, as "
-    "needed, +prefix, +indicator and +steered:ALPHA, +steered:share=SHARE or "
+    "plain (no chat template), template, or assistant (template, context in the assistant's turn), followed "
+    "as needed by +prefix, +indicator and +steered:ALPHA, +steered:share=SHARE or "
     "+steered:ALPHA:LAYER.HEAD/LAYER.HEAD"
 )
-"""The grammar in one sentence, for help texts and messages."""
+"""The grammar in one sentence, for help texts and error messages."""
 
 _BASES = ("plain", "template", "assistant")
 _EARLIER = {"vanilla": "template"}
-"""Words of earlier versions; a condition without any of `_BASES` has the template, as it had then."""
+"""Words of earlier versions. A condition without any of `_BASES` uses the template, as it did then."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,17 @@ class Condition:
 
     Attributes:
         template: whether the chat template is applied.
-        prefix: whether the answer is begun with the first words of the expected one.
-        context_in: whose turn holds the context. With `assistant` there is always a template.
+        prefix: whether the answer starts with the first words of the expected answer.
+        context_in: whose turn holds the context. `assistant` requires the template.
         indicator: whether the last user message carries the model's indicator.
-        alpha: factor on the attention to all tokens but the user's, in (0, 1]; None: not steered by a factor.
-        target_share: what the user's tokens get of every query's attention, in (0, 1), in place of `alpha`.
-        heads: the heads that are steered: `all`, `retrieval`, or `LAYER.HEAD` pairs with `/` between them.
+        alpha: factor on the attention to all tokens except the user's, in (0, 1]; None if not steered by a
+            factor.
+        target_share: the share of every query's attention that the user's tokens get, in (0, 1), instead
+            of `alpha`.
+        heads: the heads that are steered: `all`, `retrieval`, or `LAYER.HEAD` pairs separated by `/`.
 
     Raises:
-        InputError: parts that exclude each other, or a dose out of range.
+        InputError: parts exclude each other, or a dose is out of range.
     """
 
     template: bool = True
@@ -67,9 +69,9 @@ class Condition:
 
     def __post_init__(self) -> None:
         if self.context_in == "assistant" and not self.template:
-            raise InputError("the context cannot stand in the assistant's turn without a chat template.")
+            raise InputError("the context cannot be in the assistant's turn without a chat template.")
         if self.alpha is not None and self.target_share is not None:
-            raise InputError("steer by alpha or by a target share, not by both.")
+            raise InputError("steer either by alpha or by a target share, not by both.")
         if self.alpha is not None and not 0 < self.alpha <= 1:
             raise InputError(f"alpha must be greater than 0 and at most 1, got {self.alpha!r}.")
         if self.target_share is not None and not 0 < self.target_share < 1:
@@ -77,7 +79,7 @@ class Condition:
 
     @property
     def name(self) -> str:
-        """The condition as it is spelled everywhere."""
+        """The condition in its one spelling."""
         base = "assistant" if self.context_in == "assistant" else "template" if self.template else "plain"
         words = [base, *(word for word in ("prefix", "indicator") if getattr(self, word))]
         if self.steered:
@@ -92,9 +94,9 @@ class Condition:
 
     @property
     def asking(self) -> Condition:
-        """The same condition without indicator and steering: what decides the words of the prompt.
+        """The same condition without indicator and steering: the part that determines the prompt's words.
 
-        Tables in which indicator, alpha and heads are columns of their own hold this part's name.
+        Tables with separate columns for indicator, alpha and heads hold the name of this part.
         """
         return replace(self, indicator=False, alpha=None, target_share=None, heads="all")
 
@@ -103,10 +105,10 @@ class Condition:
 
     @classmethod
     def parse(cls, words: str | Condition) -> Condition:
-        """A condition from its spelling; spellings of earlier versions are understood.
+        """Read a condition from its spelling; spellings of earlier versions are accepted.
 
         Raises:
-            InputError: words that mean nothing, that exclude each other, or that occur twice.
+            InputError: a word is unknown, words exclude each other, or a word occurs twice.
         """
         if isinstance(words, Condition):
             return words
@@ -120,7 +122,7 @@ class Condition:
                     f"condition {words!r} cannot be read at {part!r}; conditions are {SPELLING}."
                 )
         if len(set(kinds)) < len(kinds) or len(set(kinds) & set(_BASES)) > 1:
-            raise InputError(f"condition {words!r} contradicts itself or says something twice.")
+            raise InputError(f"condition {words!r} contradicts itself or repeats a word.")
         steering = _parse_dose(parts[kinds.index("steered")]) if "steered" in kinds else cls()
         return replace(
             steering,
@@ -132,22 +134,22 @@ class Condition:
 
 
 def parse_conditions(words: str | Sequence[str | Condition]) -> tuple[Condition, ...]:
-    """Conditions from their spellings, or from one text with commas between them.
+    """Read conditions from their spellings, or from one comma-separated text.
 
     Raises:
-        InputError: there is none, one cannot be read, or one occurs twice.
+        InputError: none is given, one cannot be read, or one occurs twice.
     """
     each = words.split(",") if isinstance(words, str) else words
     found = tuple(Condition.parse(one) for one in each if isinstance(one, Condition) or one.strip())
     if not found:
         raise InputError(f"no condition is given; conditions are {SPELLING}.")
     if len(set(found)) < len(found):
-        raise InputError(f"a condition is named twice: {', '.join(map(str, found))}.")
+        raise InputError(f"a condition is given twice: {', '.join(map(str, found))}.")
     return found
 
 
 def _parse_dose(part: str) -> Condition:
-    """A condition that is steered as `steered:DOSE[:HEADS]` says."""
+    """The condition that `steered:DOSE[:HEADS]` describes."""
     dose, _, heads = part.removeprefix("steered:").partition(":")
     kind, equals, number = dose.rpartition("=")
     try:

@@ -39,7 +39,7 @@ class HeadStudy:
     Attributes:
         model: the model.
         answers: the cells, how they are asked and what is measured.
-        run: where results are kept.
+        run: where results are kept; None: the study can be described, but not run.
         alpha: strength of steering in maps and curves.
         alphas: strengths of the sweep.
         ablations: which ways of switching heads off are mapped.
@@ -56,7 +56,7 @@ class HeadStudy:
 
     model: Model
     answers: Answers
-    run: Run
+    run: Run | None
     alpha: float = 0.1
     alphas: Sequence[float] = (0.7, 0.5, 0.3, 0.1, 0.03)
     ablations: Sequence[str] = ABLATIONS
@@ -78,17 +78,26 @@ class HeadStudy:
         Args:
             kinds: of `KINDS`.
             tell: gives the progress of a stage.
+
+        Raises:
+            InputError: an unknown experiment, or the study has no run folder.
         """
         check_kinds(kinds)
         for kind in KINDS:
             if kind in kinds:
                 _EXPERIMENTS[kind](self, tell)
-        shutil.rmtree(self.run.path("parts"), ignore_errors=True)
+        shutil.rmtree(self._folder.path("parts"), ignore_errors=True)
+
+    @property
+    def _folder(self) -> Run:
+        if self.run is None:
+            raise InputError("the study has no run folder; give it one with replace(study, run=...).")
+        return self.run
 
     def _kept(self, name: str, kind: type[_R], compute: Callable[[], _R]) -> _R:
-        if not self.run.has(name):
-            self.run.save(name, compute())
-        return kind.load(self.run.path(name))
+        if not self._folder.has(name):
+            self._folder.save(name, compute())
+        return kind.load(self._folder.path(name))
 
     def retrieval(self, tell: Tell) -> dict[str, HeadMap]:
         """Read which heads attend to the user's text, and which copy the needle (Wu et al. 2024)."""
@@ -135,7 +144,7 @@ class HeadStudy:
         """Act on the first k heads of each ranking, on texts that the ranking has not seen."""
         ranked_on, judged = self.answers.split()
         maps: dict[str, HeadMap] = {**self.retrieval(tell), "gradient": self.gradient(tell)}
-        measured = [kind for kind in self.ablations if self.run.has(f"map-{kind}.safetensors")]
+        measured = [kind for kind in self.ablations if self._folder.has(f"map-{kind}.safetensors")]
         if measured and self.heads is None:  # one of them: they rank much alike
             kind = "blind" if "blind" in measured else measured[0]
             maps[kind] = self._map(kind, tell)

@@ -11,7 +11,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from ctxlens.chat.roles import DEFAULT_INDICATOR, RenderedChat, Role, render, render_plain
 from ctxlens.errors import InputError
@@ -250,6 +250,41 @@ class Model:
             for turn, of_turn in turns[i].items():
                 result[i][turn] = shares[:, :, start : start + len(of_turn)]
                 start += len(of_turn)
+        return result
+
+    def read_attention_to(
+        self,
+        chats: Sequence[RenderedChat],
+        chosen: Sequence[Bool[np.ndarray, " _"]],
+        *,
+        queries: Queries = "response_mean",
+        batch_tokens: BatchTokens = "auto",
+    ) -> list[Float[np.ndarray, "layer head query"]]:
+        """The attention of every layer and head to chosen tokens, for instance to a needle, 0 to 1.
+
+        Args:
+            chats: conversations.
+            chosen: true at the chosen tokens of each conversation.
+            queries: which positions are read; see `read_roles`. `response_mean` gives a single query.
+            batch_tokens: see `read_roles`.
+
+        Raises:
+            InputError: attention is steered (steering depends on roles), or a mask of another length.
+        """
+        if self._steerings:
+            raise InputError("attention to chosen tokens cannot be read while attention is steered.")
+        for i, (chat, mask) in enumerate(zip(chats, chosen, strict=True)):
+            if len(mask) != chat.n_tokens:
+                raise InputError(
+                    f"conversation {i} has {chat.n_tokens} tokens, but the mask of chosen tokens {len(mask)}."
+                )
+        # The read-out sums attention by the number of each token's group: 1 for chosen tokens, 0 for others.
+        grouped = [replace(chat, role=mask.astype(np.int8)) for chat, mask in zip(chats, chosen, strict=True)]
+        positions = [find_queries(chat, queries, None) for chat in chats]
+        result: list[np.ndarray] = [np.empty(0)] * len(chats)
+        for i, shares in self._read_shares(grouped, self._layers(None), positions, batch_tokens):
+            found = shares[..., 1]
+            result[i] = found.mean(-1, keepdims=True) if queries == "response_mean" else found
         return result
 
     def reduce_responses(

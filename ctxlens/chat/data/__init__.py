@@ -1,17 +1,17 @@
-"""Conversations in: from the field's layouts and files, cleaned as in the paper, every step counted.
+"""Read conversations in the field's layouts and files, clean them as the paper does, and count each step.
 
-Layouts (`load_conversations` finds out which, or is told):
+Layouts (`load_conversations` detects the layout, or takes it as an argument):
 
 * ``messages``: a column ``messages`` (or ``conversations``) of mappings with ``role`` and ``content``;
 * ``sharegpt``: a column ``conversations`` of mappings with ``from`` and ``value``, or of bare texts that
-  alternate between user and assistant; a ``chosen`` turn beside it is its last answer;
+  alternate between user and assistant; a ``chosen`` turn beside it is the last answer;
 * ``alpaca``: ``instruction``, ``output`` (or ``response``), optionally ``input`` (or ``context``),
   ``history`` and ``system``;
 * ``prompt-completion``: ``prompt`` and ``completion`` (or ``response``, ``chosen``), texts or messages.
 
-Cleaning (paper, appendix on data): empty turns, turns before the first user turn other than the system's,
-and a last user turn without answer are dropped; conversations with a refusal too, if asked for. All other
-columns are kept as labels. `open_conversations` does this row by row, `load_conversations` at once.
+Cleaning (paper, appendix on data) drops empty turns, turns before the first user turn except the system's,
+and a last user turn without an answer. On request it also drops conversations that contain a refusal. All
+other columns are kept as labels. `open_conversations` reads row by row, `load_conversations` all at once.
 """
 
 from ctxlens.chat.data.cleaning import REFUSALS

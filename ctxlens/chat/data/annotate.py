@@ -1,6 +1,6 @@
-"""User messages marked to carry the indicator, so that `render(..., indicator="[IND]")` appends it there.
+"""Mark the user messages that carry the indicator; `render(..., indicator="[IND]")` appends it there.
 
-To write the marks into a data set's own rows, see `ctxlens.chat.data.marked_files`.
+`ctxlens.chat.data.marked_files` writes the marks into a data set's own rows.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def annotate_messages(
         turns: pairs of conversation id and index of the assistant message, such as `Selection.turns`.
 
     Returns:
-        The conversations in their order; a marked user message carries `{"indicator": True}`, which
+        The conversations in the given order. A marked user message carries `{"indicator": True}`, which
         `render(..., indicator="[IND]")` turns into the token. Nothing else is changed.
 
     Raises:
-        InputError: a turn that is not in the data, is no assistant's, or answers no user message.
+        InputError: a turn is not in the data, is not an assistant message, or answers no user message.
     """
     wanted: dict[str, set[int]] = defaultdict(set)
     for name, turn in turns:
@@ -47,7 +47,7 @@ def annotate_messages(
     if wanted:
         missing = next(iter(wanted))
         raise InputError(
-            f"{len(wanted)} selected conversations are not in the data set, {missing!r} for one; the "
+            f"{len(wanted)} selected conversations are not in the data set (for example {missing!r}); the "
             "selection belongs to other data."
         )
     return annotated
@@ -58,8 +58,8 @@ def _asking(conversation: Conversation, turn: int) -> int:
     messages = conversation.messages
     if not 0 <= turn < len(messages) or messages[turn]["role"] != "assistant":
         raise InputError(
-            f"turn {turn} of conversation {conversation.id!r} is selected but is no assistant message; the "
-            "selection belongs to other data."
+            f"turn {turn} of conversation {conversation.id!r} is selected but is not an assistant message; "
+            "the selection belongs to other data."
         )
     for index in range(turn - 1, -1, -1):
         if messages[index]["role"] == "user":
@@ -72,7 +72,7 @@ def mark_last_question(messages: Sequence[Message], mark: bool | str = True) -> 
 
     Args:
         messages: the conversation; marks that it carries already are dropped.
-        mark: `True` for the model's indicator, a text for another token, `False` to drop marks only.
+        mark: `True` for the model's indicator, a text for another token, `False` to only drop marks.
 
     Raises:
         InputError: there is no user message that could carry the mark.

@@ -1,4 +1,4 @@
-"""What is dropped from a data set before it is used, each drop counted by its reason."""
+"""Drop what a data set should not contain, and count each drop by its reason."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ REFUSALS = (
     "i am unable to", "i'm not able to", "i am not able to", "as an ai ", "as an ai,",
     "as a language model", "as a large language model",
 )  # fmt: skip
-"""How an answer begins that `--drop-refusals` takes for a refusal, in lower case with straight apostrophes.
+"""Beginnings of answers that `--drop-refusals` treats as refusals, in lower case with straight apostrophes.
 
-A rule of thumb for English: it misses refusals that begin otherwise, and takes an apology for one.
+A heuristic for English: it misses refusals that begin differently, and counts an apology as a refusal.
 """
 
 
@@ -42,7 +42,7 @@ def clean_messages(messages: Iterable[dict[str, Any]], dropped: Counter[str]) ->
 
 
 def has_refusal(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether any answer begins like one of `REFUSALS`."""
+    """Return whether any answer begins like one of `REFUSALS`."""
     return any(
         message["role"] == "assistant"
         and message["content"].lstrip().replace("’", "'").lower().startswith(REFUSALS)

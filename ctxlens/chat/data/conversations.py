@@ -1,4 +1,4 @@
-"""Conversations as the studies take them: cleaned, counted, with stable ids."""
+"""Conversations as the studies use them: cleaned, counted, and with stable ids."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Conversation:
     """One conversation of a data set.
 
     Attributes:
-        id: The data's own id, or the row's number; unique in its set and the same at every load.
+        id: The data set's own id, or the row's number; unique in its set and the same at every load.
         messages: Mappings with ``role`` and text ``content``.
-        source: Where it came from: path or Hub id.
+        source: The path or Hub id that it came from.
         labels: The row's other columns.
     """
 
@@ -41,13 +41,13 @@ class Conversation:
 
 @dataclass(frozen=True)
 class ConversationSet(Sequence[Conversation]):
-    """Conversations, and what was left out on the way to them.
+    """The usable conversations of a data set, and what was left out.
 
     Attributes:
-        conversations: Those that can be used, in the data's order.
-        layout: The layout they were read in.
-        dropped: How many turns were dropped, by reason.
-        skipped: Rows left out altogether, as id and reason.
+        conversations: The usable conversations, in the data set's order.
+        layout: The layout of the rows.
+        dropped: Number of dropped turns, by reason.
+        skipped: Rows that were left out entirely, as id and reason.
     """
 
     conversations: tuple[Conversation, ...]
@@ -66,14 +66,14 @@ class ConversationSet(Sequence[Conversation]):
 
 
 class ConversationStream(Iterable[Conversation]):
-    """The conversations of a data set one after another, none of them kept.
+    """The conversations of a data set, one after another, without keeping them in memory.
 
-    It can be gone through several times; every time the rows are read anew, and the counts begin anew.
+    It can be iterated several times; each time the rows are read again and the counts start again.
 
     Attributes:
-        layout: The layout that the rows are read in.
-        dropped: How many turns were dropped so far, by reason.
-        skipped: Rows left out altogether so far, as id and reason.
+        layout: The layout of the rows.
+        dropped: Number of turns dropped so far, by reason.
+        skipped: Rows that were left out entirely so far, as id and reason.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class ConversationStream(Iterable[Conversation]):
         streaming: bool = False,
         drop_refusals: bool = False,
     ) -> None:
-        """Open a data set; arguments and errors as `open_conversations`."""
+        """Open a data set; arguments and errors are those of `open_conversations`."""
         self.source = str(path_or_hub_id)
         if limit is not None and limit < 1:
             raise InputError(f"limit is {limit}; expected a number of rows of at least 1.")
@@ -140,9 +140,9 @@ def conversation_from_row(
         row: the row.
         layout: its layout.
         identity: the conversation's id.
-        source: where it comes from.
-        dropped: counts the turns that are dropped, by reason.
-        drop_refusals: refuse a conversation in which an answer begins like a refusal.
+        source: the path or Hub id that it comes from.
+        dropped: a counter to which the dropped turns are added, by reason.
+        drop_refusals: whether to reject a conversation in which an answer begins like a refusal.
 
     Raises:
         InputError: the row cannot be used; the message is the reason, without naming the row.
@@ -167,21 +167,22 @@ def open_conversations(
     streaming: bool = False,
     drop_refusals: bool = False,
 ) -> ConversationStream:
-    """Open a data set whose conversations are read, cleaned and counted as they are asked for.
+    """Open a data set; its conversations are read, cleaned and counted while you iterate over them.
 
     Args:
-        path_or_hub_id: JSON, JSON lines (also ``.gz``, ``.xz``), parquet, Arrow or CSV file, a folder that
-            the ``datasets`` library reads, or a Hub id. What exists as a path is never looked up on the Hub.
+        path_or_hub_id: JSON, JSON lines (also ``.gz``, ``.xz``), Parquet, Arrow or CSV file, a folder that
+            the ``datasets`` library reads, or a Hub id. An existing path is never looked up on the Hub.
         split: Which split of a folder or Hub data set.
-        layout: One of `ctxlens.chat.data.LAYOUTS`; found out from the first rows by default.
-        limit: At most this many rows, from the start.
-        streaming: Let the ``datasets`` library read while the rows are used, instead of downloading
-            and converting all of them first. JSON lines are always read so.
-        drop_refusals: Leave out conversations in which an answer begins like a refusal
-            (`ctxlens.chat.data.REFUSALS`): all of it, because later turns build on the refusal.
+        layout: One of `ctxlens.chat.data.LAYOUTS`; detected from the first rows by default.
+        limit: Maximum number of rows, counted from the start.
+        streaming: Whether the ``datasets`` library reads rows while they are used, instead of downloading
+            and converting all of them first. JSON lines are always streamed.
+        drop_refusals: Whether to leave out conversations in which an answer begins like a refusal
+            (`ctxlens.chat.data.REFUSALS`). The whole conversation is left out, because later turns build
+            on the refusal.
 
     Raises:
-        InputError: The data cannot be read, has no rows or no known layout.
+        InputError: The data set cannot be read, has no rows, or has no known layout.
     """
     return ConversationStream(
         path_or_hub_id,
@@ -202,11 +203,13 @@ def load_conversations(
     streaming: bool = False,
     drop_refusals: bool = False,
 ) -> ConversationSet:
-    """Load, clean and count the conversations of a data set; arguments and errors as `open_conversations`.
+    """Load, clean and count the conversations of a data set.
+
+    Arguments and errors are those of `open_conversations`.
 
     Returns:
-        The usable conversations. Rows that are malformed, or have no user turn with an answer after
-        cleaning, are in `ConversationSet.skipped` with the reason.
+        The usable conversations. Rows that are malformed, or that have no answered user turn after
+        cleaning, are listed in `ConversationSet.skipped` with the reason.
     """
     stream = open_conversations(
         path_or_hub_id,
@@ -221,7 +224,7 @@ def load_conversations(
 
 
 def _identity(row: Any, number: int, seen: set[int]) -> str:
-    """The row's own id if it has one; a repeated one gets the row's number too."""
+    """The row's own id if it has one, else its number; a repeated id gets the row's number as suffix."""
     given = None
     if isinstance(row, Mapping):
         given = next(
@@ -235,23 +238,24 @@ def _identity(row: Any, number: int, seen: set[int]) -> str:
 
 
 def _short_digest(text: str) -> int:
-    """A number that stands for a text in a set, so that millions of ids take little room."""
+    """A number that represents a text in a set, so that millions of ids need little memory."""
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 
 
 def read_messages_file(path: str | Path) -> list[list[dict[str, Any]]]:
-    """Read conversations that a user wrote to be looked at, all of which must be well-formed.
+    """Read a file of conversations that a user wrote by hand; all of them must be well-formed.
 
     Args:
-        path: JSON or JSON lines: one conversation, or a list (or lines) of them. A conversation is a list
-            of messages or a mapping with ``messages``; a message a mapping with ``role`` and ``content``.
+        path: JSON or JSON lines with one conversation, or a list (or lines) of them. A conversation is a
+            list of messages, or a mapping with ``messages``. A message is a mapping with ``role`` and
+            ``content``.
 
     Returns:
         The messages of each conversation.
 
     Raises:
-        InputError: The file cannot be read, or a conversation is malformed; the message names which.
+        InputError: The file cannot be read, or a conversation is malformed; the message says which one.
     """
     path = Path(path)
     items = list(read_json_rows(path))
@@ -271,7 +275,7 @@ def read_messages_file(path: str | Path) -> list[list[dict[str, Any]]]:
 
 
 def write_conversations(path: str | Path, conversations: Iterable[Conversation]) -> None:
-    """Write conversations as JSON lines in the layout ``messages``, with their ids and labels."""
+    """Write conversations as JSON lines in the layout ``messages``, with ids and labels."""
     lines = (
         json.dumps({**c.labels, "id": c.id, "messages": list(c.messages)}, ensure_ascii=False, default=str)
         for c in conversations

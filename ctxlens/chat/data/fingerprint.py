@@ -1,4 +1,4 @@
-"""Which conversations a data set holds, as a number that can be added up part by part."""
+"""A number that identifies the conversations of a data set, and that can be added up part by part."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _MODULUS = 2**128
 
 
 class Fingerprint:
-    """The sum of the digests of conversations: parts add up, and their order does not matter.
+    """The sum of the digests of conversations. Parts can be added, and their order does not matter.
 
-    A digest covers a conversation's id and messages, not its labels. Equal sums mean equal conversations
-    unless somebody sets out to deceive.
+    A digest covers a conversation's id and messages, but not its labels. Equal sums mean equal
+    conversations, unless somebody constructs a collision on purpose.
     """
 
     def __init__(self, text: str = "") -> None:
-        """Begin with nothing, or with what `str` has given of another fingerprint."""
+        """Start empty, or from the text of another fingerprint (`str`)."""
         self._sum = int(text or "0", 16)
 
     def add(self, conversation: Conversation) -> None:
@@ -36,10 +36,10 @@ class Fingerprint:
 
 
 def fingerprint_conversations(conversations: Iterable[Conversation]) -> str:
-    """The fingerprint of a data set: 32 hexadecimal digits, the same in whatever order it is given.
+    """Return the fingerprint of a data set: 32 hexadecimal digits that do not depend on the order.
 
-    `Scores.meta["fingerprint"]` holds that of the conversations that were scored, so that scores are
-    not taken for those of another data set.
+    `Scores.meta["fingerprint"]` holds the fingerprint of the conversations that were scored, so that
+    scores cannot be mistaken for those of another data set.
     """
     fingerprint = Fingerprint()
     for conversation in conversations:

@@ -1,4 +1,4 @@
-"""From one row of a data set to messages, for each layout in use."""
+"""Turn one row of a data set into messages, for each layout in use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LAYOUTS: Mapping[str, str] = {
     "alpaca": "instruction and output (or response)",
     "prompt-completion": "prompt and completion (or response, chosen)",
 }
-"""The layouts and the columns that each needs."""
+"""The layouts, and the columns that each needs."""
 
 _TURNS = ("messages", "conversations", "conversation")
 _INPUTS = ("input", "context")
@@ -29,17 +29,17 @@ _SPEAKERS = {
 
 
 class Parsed(NamedTuple):
-    """The messages of a row and the columns that they were made of."""
+    """The messages of a row, and the columns they come from."""
 
     messages: list[dict[str, Any]]
     used: tuple[str, ...]
 
 
 def detect_layout(rows: Sequence[Any], source: str) -> str:
-    """The layout of a data set: that of the first of these rows that has one.
+    """Return the layout of the first row that has one; it counts for the whole data set.
 
     Raises:
-        InputError: It is none of `LAYOUTS`; the message names the columns found and those expected.
+        InputError: No row has one of `LAYOUTS`; the message names the columns found and those expected.
     """
     for row in rows:
         for layout in LAYOUTS:
@@ -50,10 +50,10 @@ def detect_layout(rows: Sequence[Any], source: str) -> str:
 
 
 def check_layout(layout: str, rows: Sequence[Any], source: str) -> None:
-    """Check that a layout exists and that one of a data set's first rows has its columns.
+    """Check that a layout exists, and that one of the data set's first rows has its columns.
 
     Raises:
-        InputError: It does not.
+        InputError: It does not exist, or no row has its columns.
     """
     if layout not in LAYOUTS:
         raise InputError(f"Unknown layout {layout!r}; expected one of {', '.join(LAYOUTS)}.")
@@ -86,7 +86,7 @@ def _fits(row: Any, layout: str) -> bool:
 
 
 def parse_row(row: Any, layout: str) -> Parsed:
-    """The messages of one row.
+    """Return the messages of one row.
 
     Raises:
         InputError: The row is malformed; the message says how, without naming the row.
@@ -157,7 +157,7 @@ _PARSERS: Mapping[str, Callable[[Any], Parsed]] = {
 
 
 def _speakers(turns: list[Any] | tuple[Any, ...]) -> list[dict[str, Any]]:
-    """Turns as ``role`` and ``content``, whatever they were called; bare texts alternate, user first."""
+    """Turns with the keys ``role`` and ``content``; bare texts alternate between user and assistant."""
     messages: list[dict[str, Any]] = []
     for number, turn in enumerate(turns):
         if isinstance(turn, str):

@@ -1,12 +1,12 @@
-"""Chosen instructions marked in a data set's own rows, and the same rows back again.
+"""Mark selected instructions in a data set's own rows, and undo the marks exactly.
 
-`write_marked` copies a data set and appends the indicator to the text of the chosen user messages, wherever
-the layout keeps it; nothing else is changed. Where it was put is recorded in a column of its own
-(`RECORD_COLUMN`), so `unmark_file` gives back the rows as they were.
+`write_marked` copies a data set and appends the indicator to the text of the selected user messages, in
+whatever column the layout keeps them; nothing else changes. A separate column (`RECORD_COLUMN`) records
+where the indicator was inserted, so that `unmark_file` can restore the original rows.
 
-Which string of a row holds a message is not assumed from the layout: a candidate is taken if the row, with
-the indicator appended to it, parses to the same conversation with the indicator in that message and nowhere
-else.
+The layout alone does not tell which string of a row holds a message. A candidate string is accepted if the
+row, with the indicator appended to it, parses to the same conversation with the indicator in that message
+and nowhere else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ctxlens.errors import InputError
 from ctxlens.files import write_atomic
 
 RECORD_COLUMN = "ctxlens_indicator"
-"""The column that says where the indicator was put: its `text`, and `at`, JSON pointers (RFC 6901)."""
+"""The column that records the inserted `text`, and the places `at` as JSON pointers (RFC 6901)."""
 
 _NUMBER = "ctxlens_number"
 _BATCH_ROWS = 1024
@@ -36,7 +36,7 @@ _Path = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Marks:
-    """What was written: rows in all, rows that were marked, indicators put into them."""
+    """How many rows were written, how many of them were marked, and how many indicators they got."""
 
     rows: int
     marked_rows: int
@@ -44,7 +44,7 @@ class Marks:
 
 
 def marked_suffix(source: str | Path) -> str:
-    """The suffix of the file that `write_marked` makes of a data set: Parquet stays Parquet."""
+    """Return the suffix of the file that `write_marked` writes for a data set: Parquet stays Parquet."""
     return ".parquet" if _is_parquet(source) else ".jsonl"
 
 
@@ -57,23 +57,23 @@ def write_marked(
     split: str = "train",
     indicator: str = DEFAULT_INDICATOR,
 ) -> Marks:
-    """Copy a data set with the indicator appended, after one space, to its marked user messages.
+    """Copy a data set, and append one space and the indicator to its marked user messages.
 
     Args:
-        path: the file to write: Parquet where the source is a Parquet file, else JSON lines.
-        source: the data set, as it was given to `load_conversations`.
-        conversations: its conversations in its order, marked by `annotate_messages`; rows that gave none
-            (skipped, beyond a limit) are copied as they are.
-        layout: the layout that they were read in.
+        path: the file to write: Parquet if the source is a Parquet file, and otherwise JSON lines.
+        source: the data set, as given to `load_conversations`.
+        conversations: its conversations in the data set's order, marked by `annotate_messages`. Rows that
+            gave no conversation (skipped, or beyond a limit) are copied unchanged.
+        layout: the layout of the rows.
         split: split of a folder or Hub data set.
-        indicator: the indicator; see `check_unmarked` for data that hold it already.
+        indicator: the indicator; `check_unmarked` finds data that contain it already.
 
     Returns:
-        What was written.
+        The counts of what was written.
 
     Raises:
-        InputError: a data set that was marked before; rows that do not give these conversations; values
-            that JSON cannot keep; a place that cannot be written to.
+        InputError: the data set was marked before, its rows do not give these conversations, it holds a
+            value that JSON cannot represent, or the file cannot be written.
     """
     editor = _Marker(list(conversations), layout, indicator, str(source))
 
@@ -90,28 +90,28 @@ def write_marked(
 
 
 def check_unmarked(conversations: Iterable[Conversation], indicator: str = DEFAULT_INDICATOR) -> None:
-    """Refuse data whose texts hold the indicator already: it would stand in them by accident as well.
+    """Refuse data whose texts contain the indicator already, because marks would be ambiguous.
 
     Raises:
-        InputError: they do, or they are the output of an earlier selection.
+        InputError: they contain it, or they are the output of an earlier selection.
     """
     conversations = list(conversations)
     held = [c.id for c in conversations if any(indicator in message["content"] for message in c.messages)]
     before = [c.id for c in conversations if c.labels.get(RECORD_COLUMN)]
     if before:
         raise InputError(
-            f"{before[0]!r} and {len(before) - 1} more conversations were marked by an earlier selection; "
+            f"{before[0]!r} and {len(before) - 1} other conversations were marked by an earlier selection; "
             "select from the original data (ctxlens select --undo gives it back)."
         )
     if held:
         raise InputError(
-            f"{len(held)} of {len(conversations)} conversations hold the text {indicator!r} already, "
-            f"{held[0]!r} for one; choose another --indicator, or pass --allow-existing."
+            f"{len(held)} of {len(conversations)} conversations contain the text {indicator!r} already (for "
+            f"example {held[0]!r}); choose another --indicator, or pass --allow-existing."
         )
 
 
 def check_marked(path: str | Path) -> None:
-    """Raise `InputError` if a file holds no record of an indicator that `write_marked` put into it."""
+    """Raise `InputError` if a file has no record of indicators that `write_marked` inserted."""
     if _is_parquet(path):
         import pyarrow.parquet as pq
 
@@ -120,18 +120,20 @@ def check_marked(path: str | Path) -> None:
         rows = read_rows(str(path), split="train", limit=None)
         found = any(isinstance(row, Mapping) and RECORD_COLUMN in row for row in rows)
     if not found:
-        raise InputError(f"{path} has no record of an indicator put into it; give a file of ctxlens select.")
+        raise InputError(
+            f"{path} has no record of an indicator in it; expected a file that ctxlens select wrote."
+        )
 
 
 def unmark_file(path: str | Path, out: str | Path) -> Marks:
-    """Give back the rows that `write_marked` made a file of, exactly as they were.
+    """Restore the rows from which `write_marked` made a file, exactly as they were.
 
     Args:
         path: the marked file.
         out: the file to write, in the same format.
 
     Raises:
-        InputError: the file holds no record of marks, or a text no longer ends with the indicator.
+        InputError: the file has no record of marks, or a text no longer ends with the indicator.
     """
     check_marked(path)
     counts = Counter[str]()
@@ -143,7 +145,7 @@ def unmark_file(path: str | Path, out: str | Path) -> Marks:
             return _without_record(row)
         if not isinstance(record, Mapping) or not isinstance(record.get("at"), list) or "text" not in record:
             raise InputError(
-                f"row {counts['rows']} of {path} has a {RECORD_COLUMN} that ctxlens never wrote."
+                f"row {counts['rows']} of {path} has a {RECORD_COLUMN} that ctxlens did not write."
             )
         counts["marked"] += 1
         counts["indicators"] += len(record["at"])
@@ -158,7 +160,7 @@ def unmark_file(path: str | Path, out: str | Path) -> Marks:
 
 
 class _Marker:
-    """Walks through the rows and the conversations that were made of them, side by side."""
+    """Walk through the rows, and through the conversations that were read from them, side by side."""
 
     def __init__(
         self, conversations: Sequence[Conversation], layout: str, indicator: str, source: str
@@ -169,11 +171,11 @@ class _Marker:
         self._next = next(self._waiting, None)
 
     def edit(self, row: Any) -> Any:
-        """The row, marked if its conversation is."""
+        """Return the row, marked if its conversation is marked."""
         self.rows += 1
         if isinstance(row, Mapping) and RECORD_COLUMN in row:
             raise InputError(
-                f"{self.source} has a column {RECORD_COLUMN}: it was marked before; undo that first "
+                f"{self.source} has a column {RECORD_COLUMN}, so it was marked before; undo that first "
                 f"(ctxlens select --undo {self.source})."
             )
         conversation = self._next
@@ -191,11 +193,11 @@ class _Marker:
         return self._mark(row, parsed, marked, conversation.id)
 
     def check_finished(self) -> None:
-        """Raise `InputError` if conversations are left that no row gave."""
+        """Raise `InputError` if no row matched one of the conversations."""
         if self._next is not None:
             raise InputError(
-                f"conversation {self._next.id!r} was not found in the rows of {self.source}; the data have "
-                "changed since they were read."
+                f"conversation {self._next.id!r} was not found in the rows of {self.source}; the data set "
+                "has changed since it was read."
             )
 
     def _mark(self, row: Any, parsed: list[dict[str, Any]], marked: Sequence[int], name: str) -> Any:
@@ -208,7 +210,7 @@ class _Marker:
             if place is None:
                 raise InputError(
                     f"no single text of conversation {name!r} in {self.source} holds its message {number}, "
-                    "so the indicator cannot be put there."
+                    "so the indicator cannot be appended to it."
                 )
             row, parsed = _replaced(row, place, _leaf(row, place) + suffix), expected
             pointers.append(place)
@@ -220,7 +222,7 @@ class _Marker:
 
 
 def _read(row: Any, layout: str) -> tuple[list[dict[str, Any]], list[int]]:
-    """A row's messages, and the numbers of those that cleaning keeps; none if it is malformed."""
+    """A row's messages, and the indices of those that cleaning keeps; both are empty if it is malformed."""
     try:
         parsed = parse_row(row, layout).messages
     except InputError:
@@ -234,7 +236,7 @@ def _unannotated(conversation: Conversation) -> list[dict[str, Any]]:
 
 
 def _find(row: Any, content: str, expected: list[dict[str, Any]], layout: str, suffix: str) -> _Path | None:
-    """The place of the text that has to be extended so that the row parses as expected."""
+    """The path of the text that must be extended so that the row parses as expected."""
     for place, text in _texts(row, ()):
         if text and content.endswith(text):
             messages, _ = _read(_replaced(row, place, text + suffix), layout)
@@ -261,7 +263,7 @@ def _leaf(row: Any, place: _Path) -> Any:
 
 
 def _replaced(value: Any, place: _Path, text: str) -> Any:
-    """The value with another text at a place; what does not lie on the way is shared with the original."""
+    """A copy of the value with another text at a path; whatever is off the path is not copied."""
     if not place:
         return text
     key, *rest = place
@@ -277,7 +279,7 @@ def _pointer(place: _Path) -> str:
 
 
 def _follow(row: Any, pointer: str) -> _Path:
-    """The place that a pointer means; an error of Python's own if there is none."""
+    """The path that a JSON pointer refers to; raises Python's own error if it does not exist."""
     place: list[str | int] = []
     for word in pointer.split("/")[1:]:
         name = word.replace("~1", "/").replace("~0", "~")
@@ -318,12 +320,12 @@ def _write_lines(file: Path, rows: Iterable[Any], source: str) -> None:
                 line = json.dumps(row, ensure_ascii=False)
             except (TypeError, ValueError) as error:
                 raise InputError(
-                    f"row {number} of {source} holds a value that JSON cannot keep ({error}); save the data "
-                    "set as a Parquet file and give that."
+                    f"row {number} of {source} holds a value that JSON cannot represent ({error}); save the "
+                    "data set as a Parquet file and use that."
                 ) from error
             try:
                 encoded = line.encode("utf-8")
-            except UnicodeEncodeError:  # half a surrogate pair, which JSON can only keep as an escape
+            except UnicodeEncodeError:  # half a surrogate pair, which JSON can only hold as an escape
                 encoded = json.dumps(row).encode("ascii")
             lines.write(encoded + b"\n")
 
@@ -334,7 +336,7 @@ def _is_parquet(source: str | Path) -> bool:
 
 
 def _edit_parquet(source: Path, file: Path, edit: Callable[[Any], Any], *, adds_record: bool) -> None:
-    """Edit the rows of a Parquet file; columns of a batch in which no text changes are copied as they are."""
+    """Edit the rows of a Parquet file; columns of a batch in which nothing changes are copied as they are."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""Rows out of files, folders and the Hub."""
+"""Read rows from files, folders and the Hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ctxlens.errors import InputError
+from ctxlens.errors import InputError, first_line
 
 _COMPRESSED = {".gz": gzip.open, ".xz": lzma.open}
 _JSON = (".json", ".jsonl", ".ndjson")
@@ -25,7 +25,7 @@ _watched: ContextVar[list[Path] | None] = ContextVar("watched", default=None)
 
 @contextmanager
 def watch_files() -> Iterator[list[Path]]:
-    """Collect the files and folders here from which rows are read inside the block, in their order."""
+    """Collect the files and folders from which rows are read inside the block, in order."""
     found: list[Path] = []
     token = _watched.set(found)
     try:
@@ -37,17 +37,17 @@ def watch_files() -> Iterator[list[Path]]:
 def read_rows(
     path_or_hub_id: str, *, split: str, limit: int | None, streaming: bool = False
 ) -> Iterator[Any]:
-    """Rows of a file or folder that exists, else of a data set on the Hub.
+    """Read the rows of a file or folder if it exists, and otherwise of a data set on the Hub.
 
     Args:
-        path_or_hub_id: JSON or JSON lines (also ``.gz``, ``.xz``), parquet, Arrow, CSV, a folder that the
+        path_or_hub_id: JSON or JSON lines (also ``.gz``, ``.xz``), Parquet, Arrow, CSV, a folder that the
             ``datasets`` library reads, or a Hub id such as ``GAIR/lima``.
         split: Which split of a folder or Hub data set.
-        limit: At most this many rows, from the start.
-        streaming: Whether the ``datasets`` library reads while the rows are used.
+        limit: Maximum number of rows, counted from the start.
+        streaming: Whether the ``datasets`` library reads rows while they are used.
 
     Raises:
-        InputError: There is no such thing, or it cannot be read.
+        InputError: It does not exist, or it cannot be read.
     """
     limit = None if limit is None else min(limit, sys.maxsize)
     path = Path(path_or_hub_id).expanduser()
@@ -62,7 +62,7 @@ def read_rows(
 
 
 def read_json_rows(path: Path) -> Iterator[Any]:
-    """Items of a JSON list or of JSON lines; a JSON object that is no list is the only item.
+    """Read the items of a JSON list or of JSON lines; a single JSON object is the only item.
 
     Raises:
         InputError: The file is missing or not JSON; the message names the line.
@@ -83,7 +83,7 @@ def read_json_rows(path: Path) -> Iterator[Any]:
             return
         raise InputError(f"{path} is not valid JSON: line {error.lineno}: {error.msg}.") from error
     except RecursionError:
-        raise InputError(f"{path} is nested too deep to be conversations.") from None
+        raise InputError(f"{path} is nested too deeply to be conversations.") from None
     yield from value if isinstance(value, list) else [value]
 
 
@@ -105,7 +105,7 @@ def _read_lines(path: Path) -> Iterator[Any]:
             except json.JSONDecodeError as error:
                 raise InputError(f"{path} is not valid JSON lines: line {number}: {error.msg}.") from error
             except RecursionError:
-                raise InputError(f"{path}, line {number}: nested too deep to be a conversation.") from None
+                raise InputError(f"{path}, line {number}: nested too deeply to be a conversation.") from None
 
 
 def _watch(path: Path) -> None:
@@ -114,7 +114,7 @@ def _watch(path: Path) -> None:
 
 
 def _kind(path: Path) -> str:
-    """The suffix that says what a file holds: ``rows.jsonl.xz`` holds ``.jsonl``."""
+    """The suffix that names a file's format: ``.jsonl`` for ``rows.jsonl.xz``."""
     return (Path(path.stem) if path.suffix in _COMPRESSED else path).suffix.lower()
 
 
@@ -139,7 +139,7 @@ def _read_with_datasets(path: Path, split: str, streaming: bool) -> Iterator[Any
         if path.is_file():
             if _kind(path) not in _TABLES:
                 raise InputError(
-                    f"{path} has no known kind of file; expected one of {', '.join((*_JSON, *_TABLES))}, "
+                    f"{path} is not a known kind of file; expected one of {', '.join((*_JSON, *_TABLES))}, "
                     f"also compressed as {' or '.join(_COMPRESSED)}."
                 )
             options: dict[str, Any] = {"delimiter": "\t"} if _kind(path) == ".tsv" else {}
@@ -156,8 +156,8 @@ def _read_with_datasets(path: Path, split: str, streaming: bool) -> Iterator[Any
         yield from loaded
     except InputError:
         raise
-    except Exception as error:  # the library raises errors of a dozen kinds for unreadable data
-        raise InputError(f"{path} cannot be read as a data set: {_first_line(error)}") from error
+    except Exception as error:  # the library raises many kinds of errors for unreadable data
+        raise InputError(f"{path} cannot be read as a data set: {first_line(error)}.") from error
 
 
 def _read_from_hub(name: str, split: str, streaming: bool) -> Iterator[Any]:
@@ -166,18 +166,14 @@ def _read_from_hub(name: str, split: str, streaming: bool) -> Iterator[Any]:
     try:
         try:
             loaded = load_dataset(name, split=split, streaming=streaming)
-        except RuntimeError as error:  # made by a script, which the library refuses: the Hub keeps a copy
+        except RuntimeError as error:  # needs a script, which the library refuses; the Hub keeps a copy
             if "script" not in str(error):
                 raise
             revision = "refs/convert/parquet"
             loaded = load_dataset(name, split=split, streaming=streaming, revision=revision)
         yield from loaded
-    except Exception as error:  # network, access, name and format errors, each of its own kind
+    except Exception as error:  # network, access, name and format errors all differ in kind
         raise InputError(
-            f"{name} is no file or folder here, and the Hub has no readable data set of that name with split "
-            f"{split!r}: {_first_line(error)}"
+            f"{name} is not a file or folder here, and the Hub has no readable data set of that name with "
+            f"split {split!r}: {first_line(error)}."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

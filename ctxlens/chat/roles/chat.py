@@ -1,4 +1,4 @@
-"""The words for it: token roles, a rendered conversation, and what a conversation must look like."""
+"""Token roles, the rendered conversation, and what a conversation must look like."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Role(enum.IntEnum):
 
     @classmethod
     def parse(cls, role: Role | str | int) -> Role:
-        """A role from its label, value or itself.
+        """Return the role with this label or value.
 
         Raises:
-            InputError: There is no such role.
+            InputError: No role has this label or value.
         """
         try:
             return cls[role.upper()] if isinstance(role, str) else cls(role)
@@ -81,12 +81,11 @@ class RenderedChat:
         templated: Whether a chat template was applied.
         stops: For each turn that has one, the position of its end-of-turn token (role ``template``).
         openings: For each assistant turn in which the template writes more between the generation prompt
-            and what is said (an empty think block, a channel name), the position of the first such token.
+            and what is said (an empty think block, a channel name), the position of its first token.
         truncated: One sentence about what was cut, or ``None``.
-        spoofed_special_tokens: Special tokens of the tokenizer that stand in what somebody said, in order
-            of appearance. The tokenizer encodes them as special tokens; their role is still the speaker's.
-        open_ended: Whether the text ends where a model is to go on (generation prompt, or final message
-            left open).
+        spoofed_special_tokens: Special tokens of the tokenizer that somebody typed, in order of
+            appearance. The tokenizer encodes them as special tokens; their role is still the speaker's.
+        open_ended: Whether a model continues the text (generation prompt, or final message left open).
         beheaded_turns: Assistant turns whose first token was cut; never the final response.
         emphasised: Tokens marked by `ctxlens.emphasise`, ``[pos]`` booleans, or ``None``.
     """
@@ -111,11 +110,11 @@ class RenderedChat:
 
     @property
     def n_tokens(self) -> int:
-        """How many tokens the model gets."""
+        """The number of tokens."""
         return len(self.tokens)
 
     def mask(self, *roles: Role | str) -> Bool[np.ndarray, "pos"]:
-        """``[pos]`` booleans: tokens that have one of these roles."""
+        """Return ``[pos]`` booleans: which tokens have one of these roles."""
         return np.isin(self.role, [int(Role.parse(role)) for role in roles])
 
     def response_turns(self) -> tuple[int, ...]:
@@ -132,7 +131,7 @@ class RenderedChat:
         )
 
     def response_positions(self, turn: int | None = None) -> Int64[np.ndarray, "answer_pos"]:
-        """Positions of the response tokens of an assistant turn (``None``: the last that has tokens).
+        """Return the positions of an assistant turn's response (``None``: the last turn that has one).
 
         Raises:
             InputError: There is no response, or that turn has none.
@@ -146,7 +145,7 @@ class RenderedChat:
         return np.flatnonzero((self.role == Role.ASSISTANT) & (self.turn == turn))
 
     def mask_written(self, *, without: Collection[int] = ()) -> Bool[np.ndarray, "pos"]:
-        """``[pos]`` booleans: what a model has to write by itself when it answers.
+        """Return ``[pos]`` booleans: what a model has to write by itself when it answers.
 
         From after the generation prompt to the token that ends the turn, in every assistant turn: the
         response, and the template's own text in it, such as a think block, the syntax of tool calls, and
@@ -163,14 +162,14 @@ class RenderedChat:
         return written
 
     def first_answer_position(self, turn: int | None = None) -> int:
-        """The query position that produces the first answer token.
+        """Return the query position that produces the first answer token.
 
-        With a turn, the position before that response's first token. With none, the last position if the
-        text is open-ended (the model writes next, also after a response prefix), else as for the last
-        response turn.
+        With a turn, this is the position before that response's first token. Without one, it is the last
+        position if a model continues the text (also after a response prefix), and otherwise the position
+        for the last response turn.
 
         Raises:
-            InputError: There is no such response, its first token was cut, or nothing stands before it.
+            InputError: There is no such response, its first token was cut, or no token precedes it.
         """
         if turn is None and self.open_ended:
             return self.n_tokens - 1
@@ -185,7 +184,7 @@ class RenderedChat:
         return first - 1
 
     def token_strings(self) -> list[str]:
-        """The characters of each token, unescaped; one that several tokens share is the first one's."""
+        """Return the characters of each token; a character that several tokens share goes to the first."""
         shown, strings = 0, []
         for start, end in self.spans.tolist():
             strings.append(self.text[max(start, shown) : end])
@@ -198,7 +197,7 @@ def check_messages(messages: Any) -> None:
 
     Raises:
         InputError: It is not a list of mappings with a known ``role`` and a text ``content``, it is
-            empty, or no message is the user's. The message names the index.
+            empty, or no message is the user's. The sentence names the index of the message.
     """
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
         raise InputError(f"A conversation must be a list of messages, not {type(messages).__name__}.")
@@ -209,19 +208,26 @@ def check_messages(messages: Any) -> None:
             raise InputError(
                 f"Message {index} must be a mapping with 'role' and 'content', not {type(message).__name__}."
             )
-        role = message.get("role")
-        if not isinstance(role, str) or role not in MESSAGE_ROLES:
-            given = f"has unknown role {role!r}" if "role" in message else "has no 'role'"
-            raise InputError(f"Message {index} {given}; expected one of {', '.join(MESSAGE_ROLES)}.")
-        content = message.get("content")
-        if content is None and role == "assistant" and message.get("tool_calls"):
-            continue
-        if not isinstance(content, str):
-            given = "is missing" if content is None else f"is {type(content).__name__}"
-            raise InputError(f"Message {index} ({role}): content must be text, but it {given}.")
-        if not content.isascii() and _SURROGATE.search(content):
-            raise InputError(
-                f"Message {index} ({role}): content holds half a surrogate pair, which is no text."
-            )
+        role = _check_role(message, index)
+        _check_content(message, f"Message {index} ({role})")
     if not any(message["role"] == "user" for message in messages):
         raise InputError("The conversation has no user turn; expected at least one message with role 'user'.")
+
+
+def _check_role(message: Message, index: int) -> str:
+    role = message.get("role")
+    if isinstance(role, str) and role in MESSAGE_ROLES:
+        return role
+    given = f"has unknown role {role!r}" if "role" in message else "has no 'role'"
+    raise InputError(f"Message {index} {given}; expected one of {', '.join(MESSAGE_ROLES)}.")
+
+
+def _check_content(message: Message, name: str) -> None:
+    content = message.get("content")
+    if content is None and message["role"] == "assistant" and message.get("tool_calls"):
+        return
+    if not isinstance(content, str):
+        given = "is missing" if content is None else f"is {type(content).__name__}"
+        raise InputError(f"{name}: content must be text, but it {given}.")
+    if not content.isascii() and _SURROGATE.search(content):
+        raise InputError(f"{name}: content holds half a surrogate pair, which is not text.")

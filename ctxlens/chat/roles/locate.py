@@ -236,20 +236,22 @@ class _Search:
             return None
         if not found:
             return [] if self.replaced({number: "x"}) == self.text else None
-        places: list[Place] = []
+        return self.joined(number, found)
+
+    def joined(self, number: int, found: Sequence[Found]) -> list[Place]:
+        """Join pieces of one field wherever the text between them is what the field has there."""
+        said, places = self.fields[number].text, list[Place]()
         said_end, text_end = 0, 0
         for mark, start, end in found:
-            between = text[said_end : mark.start]
-            if mark.start < said_end:
-                places.append(Place(start, end, number))
-            elif places and self.text[text_end:start] == between:
-                places[-1] = Place(places[-1].start, end, number)
-            elif not places and self.text.endswith(between, 0, start):
-                places.append(Place(start - len(between), end, number))
-            else:
-                places.append(Place(start, end, number))
+            between = said[said_end : mark.start]
+            follows = mark.start >= said_end
+            if follows and places and self.text[text_end:start] == between:
+                start = places.pop().start
+            elif follows and not places and self.text.endswith(between, 0, start):
+                start -= len(between)
+            places.append(Place(start, end, number))
             said_end, text_end = mark.end, end
-        rest = text[said_end:]
+        rest = said[said_end:]
         if self.text.startswith(rest, text_end):
             places[-1] = Place(places[-1].start, text_end + len(rest), number)
         return places

@@ -1,4 +1,4 @@
-"""From characters to tokens: which characters of a text each of its tokens holds."""
+"""Map the tokens of a text to its characters, and give every token an owner."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ _METASPACE = "\u2581"
 def encode_with_spans(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
     """Tokenize a text as `apply_chat_template` does and find each token's characters.
 
-    Fast tokenizers report offsets. Where these leave white space out (byte-level tokenizers that
-    trim offsets), and for slow tokenizers, the tokens' own surface is laid along the text, and must
-    cover it exactly.
+    Fast tokenizers report offsets. Slow tokenizers do not, and byte-level tokenizers that trim offsets
+    leave out white space; there the bytes of the tokens are matched against the text, which they must
+    cover exactly.
 
     Returns:
         Token ids ``[pos]`` and character spans ``[pos, 2]``. Tokens that share one character (byte
-        pieces of an emoji) all have that character as span; a token for no character has an empty one.
+        pieces of an emoji) all have that character as their span. A token without characters has an
+        empty span.
 
     Raises:
         RenderError: The tokenizer has no offsets and its tokens do not spell the text.
@@ -55,7 +56,7 @@ def _leaves_out_space(text: str, spans: np.ndarray) -> bool:
 
 
 def _cover(tokenizer: Any, ids: np.ndarray, text: str) -> np.ndarray | None:
-    """Spans from the tokens' surfaces laid along the text; ``None`` if they do not spell it."""
+    """Spans from matching the tokens' bytes against the text; ``None`` if they do not spell it."""
     tokens = tokenizer.convert_ids_to_tokens(ids.tolist())
     added = {int(i): str(t) for i, t in tokenizer.added_tokens_decoder.items()}
     for surface_of in (_byte_level_surface, _metaspace_surface):
@@ -71,9 +72,9 @@ def _cover(tokenizer: Any, ids: np.ndarray, text: str) -> np.ndarray | None:
 
 
 def _lay(surfaces: Sequence[bytes], text: str) -> np.ndarray | None:
-    """Character spans of byte strings that follow each other through the text's UTF-8 bytes.
+    """Character spans of byte strings that together spell the text in UTF-8.
 
-    A leading space that the text has not (SentencePiece's dummy prefix) is left out of the token.
+    A leading space that the text does not have (SentencePiece's dummy prefix) is not part of the token.
     """
     data = text.encode("utf-8", "surrogatepass")
     ends: list[int] = []
@@ -128,16 +129,16 @@ def _byte_of_char() -> dict[str, int]:
 def label_tokens(text: str, spans: np.ndarray, bounds: np.ndarray, owner: np.ndarray) -> np.ndarray:
     """Give every token the owner of its characters.
 
-    The rule for a token with characters of several owners: white space counts only if the token
-    holds nothing else; of the rest, what somebody said goes before the template's own text, and
-    between two that said something the first does. A token with no character belongs with the one
-    after it.
+    A token may hold characters of several owners. White space counts only if the token holds nothing
+    else. Among the other characters, what somebody said takes precedence over the template's own text,
+    and the first speaker takes precedence over the second. A token without characters gets the owner of
+    the character after it.
 
     Args:
         text: The rendered text.
         spans: ``[pos, 2]`` character spans of the tokens.
-        bounds: ``[segment]`` where each segment of the text starts, ascending, the first at 0.
-        owner: ``[segment]`` who owns it; -1 is the template.
+        bounds: ``[segment]`` positions where the segments of the text start, ascending, the first at 0.
+        owner: ``[segment]`` the owner of each segment; -1 is the template.
 
     Returns:
         ``[pos]`` owners.

@@ -1,4 +1,4 @@
-"""What a tokenizer and its chat template do by themselves, found by trying and then remembered."""
+"""Facts about a tokenizer and its chat template, found by rendering probes and then cached."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def template_text(tokenizer: Any, chat_template: str | None, tools: list[Any] | 
 def apply_template(tokenizer: Any, conversation: list[dict[str, Any]], **options: Any) -> str:
     try:
         return tokenizer.apply_chat_template(conversation, tokenize=False, **options)
-    except Exception as error:  # templates are code: whatever they raise is their reason
+    except Exception as error:  # templates are code, and may raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise RenderError(f"The chat template refuses this conversation: {reason}") from error
 
@@ -36,7 +36,7 @@ _known: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictiona
 
 
 def _remembered(tokenizer: Any, key: Any, compute: Callable[[], Any]) -> Any:
-    """A fact about a tokenizer, computed once for as long as its vocabulary does not grow."""
+    """A fact about a tokenizer, computed again only when its vocabulary has grown."""
     facts = _known.setdefault(tokenizer, {})
     key = (len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, key)
     if key not in facts:
@@ -45,7 +45,7 @@ def _remembered(tokenizer: Any, key: Any, compute: Callable[[], Any]) -> Any:
 
 
 def special_ids(tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of the special tokens, and of all tokens added to the vocabulary, special ones included."""
+    """Ids of the special tokens, and of all tokens added to the vocabulary (including special ones)."""
 
     def compute() -> tuple[np.ndarray, np.ndarray]:
         added = tokenizer.added_tokens_decoder
@@ -82,7 +82,7 @@ def turn_ends(tokenizer: Any, template: str) -> frozenset[int]:
 
 
 def generation_prompt(tokenizer: Any, template: str) -> str:
-    """What the template appends for a model to go on from; empty if nothing, or if it changes more."""
+    """The text that the template appends for a model to continue; empty if it changes anything else."""
 
     def compute() -> str:
         user = [{"role": "user", "content": "a"}]
@@ -97,7 +97,7 @@ def generation_prompt(tokenizer: Any, template: str) -> str:
 
 
 def begins_with_bos(tokenizer: Any, chat_template: str | None) -> bool:
-    """Whether the template, or the tokenizer by itself, starts a sequence with the BOS token."""
+    """Return whether the template, or the tokenizer by itself, starts a sequence with the BOS token."""
 
     def compute() -> bool:
         if tokenizer.bos_token_id is None:

@@ -22,6 +22,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ctxlens.chat.condition import Condition
 from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import InputError
 
@@ -171,6 +172,23 @@ class Steering:
         roles = ["emphasised"] if self.emphasised else [role.label for role in self.roles]
         strength = {"alpha": self.alpha} if self.target_share is None else {"target_share": self.target_share}
         return {**strength, "roles": roles, "heads": heads, "mode": self.mode}
+
+
+def steering_of(condition: Condition) -> Steering | None:
+    """The steering that a condition asks for, to the default roles; None if it asks for none.
+
+    ```python
+    steering_of(Condition.parse("template+steered:0.5:1.2/3.0"))  # alpha 0.5, heads (1, 2) and (3, 0)
+    ```
+
+    Raises:
+        InputError: the condition's heads cannot be read, or are `retrieval`: these depend on a model and an
+            input, so the caller has to find them first.
+    """
+    if not condition.steered:
+        return None
+    heads = as_heads(condition.heads.strip("/").replace("/", ","))
+    return Steering(condition.alpha, heads=heads, target_share=condition.target_share)
 
 
 def emphasise(chat: RenderedChat, *places: str | tuple[int, int], turns: Sequence[int] = ()) -> RenderedChat:
@@ -353,5 +371,5 @@ def as_heads(heads: object) -> Heads:
 
 __all__ = [
     "DEFAULT_ROLES", "Heads", "ReadShares", "Steering", "SteeringMode", "as_heads", "combine_biases",
-    "combine_selects", "emphasise", "parse_heads", "parse_roles", "weigh_targets",
+    "combine_selects", "emphasise", "parse_heads", "parse_roles", "steering_of", "weigh_targets",
 ]  # fmt: skip
