@@ -191,4 +191,5 @@ def test_quantised_weights_are_read(bits, tmp_path):
     batch = TokenBatch.from_chats(CHATS, pad_id=0, side="right", device=backend.device)
     shares = backend.read_shares(batch, range(3), all_queries(CHATS).to(backend.device), STEERINGS)
     for i, chat in enumerate(CHATS):
-        assert_close(shares[i, :, :, : len(chat)].sum(-1), 1, n_terms=MODEL_TERMS)
+        sums = shares[i, :, :, : len(chat)].sum(-1)
+        assert_close(sums, 1.0, dtype=torch.float16, n_terms=1, room=20)
