@@ -40,13 +40,10 @@ from ctxlens.results.claims import (
     claim_source,
     conflicting,
 )
-from ctxlens.runs import Progress, Run
+from ctxlens.runs import Progress, Run, StageProgress
 from ctxlens.scoring import score_conversations
 from ctxlens.scoring.selection import DEFAULT_RULE, check_threshold, choose_layer, select_turns
 from ctxlens.sft import train
-
-StageProgress = Callable[[str, int, int], None]
-"""Called as progress(stage, done, total)."""
 
 NOTE = (
     "This model was built to show the effect: its fine-tuning data answer from memory more often than from "
@@ -496,7 +493,7 @@ def run_demo(
     threshold: float | str = DEFAULT_RULE,
     device: str = "auto",
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Path:
     """Run the whole argument on the embedded model and write the report.
 

@@ -29,6 +29,9 @@ MANIFEST = "manifest.json"
 Progress = Callable[[int, int], None]
 """Called with how much is done and how much there is to do, in the unit that the caller documents."""
 
+StageProgress = Callable[[str, int, int], None]
+"""Called as `Progress`, with the name of the stage in front."""
+
 _REPORTED_PACKAGES = (
     "torch", "transformers", "transformer-lens", "trl", "datasets", "numpy", "scipy", "plotly",
 )  # fmt: skip

@@ -10,8 +10,8 @@ from typing import Any
 from ctxlens.errors import InputError, UnsupportedModelError
 from ctxlens.models import Model, load_model
 from ctxlens.models.loading import hash_checkpoint, resolve_device
+from ctxlens.runs import StageProgress
 from ctxlens.sft.before_after import RESULT, EvaluationPlan, evaluate_checkpoint, plan_evaluation
-from ctxlens.sft.before_after.measure import StageProgress
 from ctxlens.sft.keys import EVALUATION_KEYS, EvaluationKeys, check_known
 from ctxlens.sft.start import Start
 
@@ -106,4 +106,4 @@ def _on_some_backend(load: Callable[[str], Model]) -> Model:
         return load("lens")
 
 
-__all__ = ["StageProgress", "as_keys", "measure", "plan"]
+__all__ = ["as_keys", "measure", "plan"]

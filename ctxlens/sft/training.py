@@ -9,9 +9,9 @@ from typing import Any
 from ctxlens.chat.data import Conversation, load_conversations
 from ctxlens.errors import InputError
 from ctxlens.results import Selection
-from ctxlens.runs import Progress, Run
+from ctxlens.runs import Progress, Run, StageProgress
 from ctxlens.sft.delivery import deliver, push
-from ctxlens.sft.evaluation import StageProgress, measure
+from ctxlens.sft.evaluation import measure
 from ctxlens.sft.fit import fit, removed_if_empty
 from ctxlens.sft.job import Job, prepare, resolve
 from ctxlens.sft.keys import OPTION_KEYS, EvaluationKeys, make_train_config

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ctxlens.chat.condition import Condition
 from ctxlens.evals.harness.evaluate import run_evaluation
 from ctxlens.evals.tasks import folder
 from ctxlens.files import write_atomic

@@ -68,8 +68,8 @@ class Row:
         )
         found = PairedComparison(first, second, difference, number(record["p_value"]), record["pairs"])
         measure = record["measure"]
-        sides = (_translate(record[key], measure) for key in ("first", "second"))
-        return cls(measure, *sides, found)
+        first_side, second_side = (_translate(record[key], measure) for key in ("first", "second"))
+        return cls(measure, first_side, second_side, found)
 
 
 def _name(model: str, condition: Condition) -> str:
@@ -160,7 +160,7 @@ def _closed_rows(ability: Ability) -> Iterator[Row]:
             both = first.index.intersection(second.index)
             if not both.empty:
                 found = compare_pairs(first[both].to_numpy(), second[both].to_numpy())
-                yield Row(_CLOSED, *(_name(*side) for side in sides), found)
+                yield Row(_CLOSED, _name(*sides[0]), _name(*sides[1]), found)
 
 
 def _closed_recall(frame: Any, model: str, condition: Condition) -> Any:

@@ -22,7 +22,6 @@ from ctxlens.sft.before_after.measure import (
     GRID,
     NO_DRIFT,
     Measurement,
-    StageProgress,
 )
 from ctxlens.sft.before_after.plan import EvaluationPlan
 from ctxlens.sft.before_after.section import insert_section, make_section

@@ -12,12 +12,9 @@ from ctxlens.evals.needle.run import Setting, run_settings
 from ctxlens.heads.drift import Side, needle_conversations, read_drift
 from ctxlens.models import Model
 from ctxlens.results import Ability, NeedleGrid
-from ctxlens.runs import Run
+from ctxlens.runs import Run, StageProgress
 from ctxlens.sft.before_after.comparison import BASE, TRAINED
 from ctxlens.sft.before_after.plan import EvaluationPlan
-
-StageProgress = Callable[[str, int, int], None]
-"""Called as progress(stage, done, total)."""
 
 STAGES = {
     f"needle {BASE}": "needles, before",
@@ -153,5 +150,4 @@ __all__ = [
     "NO_DRIFT",
     "STAGES",
     "Measurement",
-    "StageProgress",
 ]
