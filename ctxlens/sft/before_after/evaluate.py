@@ -13,7 +13,7 @@ from ctxlens.models import Model
 from ctxlens.report import write_report
 from ctxlens.report.plots.still import drift_still
 from ctxlens.results import Ability, Drift, NeedleGrid
-from ctxlens.runs import Run, package_versions
+from ctxlens.runs import Run, StageProgress, package_versions
 from ctxlens.sft.before_after.comparison import models_rows, treatments_rows
 from ctxlens.sft.before_after.measure import (
     ABILITY,
