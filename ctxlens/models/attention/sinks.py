@@ -137,8 +137,8 @@ class SinkFinder:
     """
 
     is_token: Bool[Tensor, "batch pos"]
-    candidates: Bool[Tensor, "batch pos"] = field(init=False)
     is_bos: Bool[Tensor, "batch pos"] | None = None
+    candidates: Bool[Tensor, "batch pos"] = field(init=False)
 
     def __post_init__(self) -> None:
         first = self.is_token & (self.is_token.cumsum(-1) == 1)
