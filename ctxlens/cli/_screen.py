@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ctxlens.errors import CtxlensError
 
@@ -27,7 +27,22 @@ _ROLE_COLOURS = {
 }  # fmt: skip
 
 
-class Verbs(TyperGroup):
+class _ShortHelpOption:
+    """Show `--help` without the placeholder of a value, which flags do not take."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """The option `--help`."""
+        option = super().get_help_option(ctx)  # pyright: ignore[reportAttributeAccessIssue]
+        if option is not None:
+            option.metavar = ""
+        return option
+
+
+class Verb(_ShortHelpOption, TyperCommand):
+    """One verb."""
+
+
+class Verbs(_ShortHelpOption, TyperGroup):
     """The command group: errors of ctxlens are printed as one sentence, with exit code 2."""
 
     def invoke(self, ctx: Any) -> Any:
