@@ -179,8 +179,8 @@ def _differences(grid: NeedleGrid, column: str, title: str = "Differences, paire
         rows,
         "Each row compares two variants on the same cells. The interval is a 95 % bootstrap interval over "
         "contexts (cells of one length and case share their text and are drawn together); p is that of a "
-        "two-sided sign-flip test over contexts. “No difference shown” means that the interval contains zero or that p is above "
-        "0.05; it does not mean that the variants are equal.",
+        "two-sided sign-flip test over contexts. “No difference shown” means that the interval contains zero "
+        "or that p is above 0.05; it does not mean that the variants are equal.",
         title=f"{title}: {COLUMNS[column]}",
     )
 
