@@ -64,6 +64,18 @@ def test_control_characters_of_names_are_made_visible(capsys, monkeypatch):
     assert any(line.strip() == r"base\x1b[31m" for line in lines)
 
 
+def test_a_table_never_breaks_the_name_of_a_condition(capsys, monkeypatch):
+    from ctxlens.cli._screen import show_table
+
+    name = "organism-chat, template+prefix+indicator+steered:0.95"
+    monkeypatch.setenv("COLUMNS", "80")
+    show_table("ratings", ["model", "turn 1", "turn 2"], [[name, "7.00 [6.50, 7.50]", "6.00 [5.50, 6.50]"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.strip() for line in lines[3:]] == [name, "7.00 [6.50, 7.50]  6.00 [5.50, 6.50]"]
+    show_table("ratings", ["model", "turn 1"], [[name, "7.00"]])
+    assert capsys.readouterr().out.splitlines()[2].startswith(name + "  ")
+
+
 def test_before_and_after_keeps_the_names_of_conditions_whole(capsys, monkeypatch, tmp_path):
     def mean(estimate, low, high):
         return {"estimate": estimate, "low": low, "high": high, "n": 8}
