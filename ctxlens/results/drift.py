@@ -72,7 +72,7 @@ class Drift:
             InputError: an unknown view.
         """
         if view not in VIEWS:
-            raise InputError(f"unknown view {view!r}; choose of {', '.join(VIEWS)}.")
+            raise InputError(f"unknown view {view!r}; choose from {', '.join(VIEWS)}.")
         if self.resting is None or view not in _SINKLESS:
             return VIEWS[view]
         return tuple(role for role in VIEWS[view] if role != Role.BOS)
@@ -131,7 +131,7 @@ class Drift:
             heads: `mean` over heads, or the `retrieval` head, the same one on both sides.
         """
         if heads not in _T_HEADS:
-            raise InputError(f"unknown heads {heads!r}; choose of {', '.join(_T_HEADS)}.")
+            raise InputError(f"unknown heads {heads!r}; choose from {', '.join(_T_HEADS)}.")
         share = self.share(role, view).astype(float)
         if heads == "retrieval":
             at = share[:, np.arange(len(self.layers)), self.retrieval]
