@@ -209,20 +209,35 @@ class Parts:
             key = digest([made_of, out.manifest.get("created")])
             self._folder = out.path("parts") / f"{name}-{key}"
 
+    @classmethod
+    def in_folder(cls, out: Run, folder: str, *, form: PartFormat = JSON_PARTS) -> Parts:
+        """Open parts in a folder with a fixed name, for jobs that work on one result independently.
+
+        The name of the folder does not say what the parts were made of, so the caller must check each part.
+
+        Args:
+            out: the run folder.
+            folder: path of the parts' folder inside the run folder.
+            form: how a part becomes a file.
+        """
+        parts = cls(None, folder, None, form=form)
+        parts._folder = out.path(folder)
+        return parts
+
     def has(self, part: str) -> bool:
         """Whether a part is finished."""
-        return part in self._memory if self._folder is None else self._path(part).is_file()
+        return part in self._memory if self._folder is None else self.path(part).is_file()
 
     def read(self, part: str) -> Any:
         """A finished part."""
-        return self._memory[part] if self._folder is None else self._form.load(self._path(part))
+        return self._memory[part] if self._folder is None else self._form.load(self.path(part))
 
     def write(self, part: str, content: Any) -> None:
         """Keep a part; side files of it are no longer needed and are removed."""
         if self._folder is None:
             self._memory[part] = content
             return
-        write_atomic(self._path(part), lambda path: self._form.save(content, path))
+        write_atomic(self.path(part), lambda path: self._form.save(content, path))
         for path in self._folder.glob(f"{part}.side-*"):
             path.unlink(missing_ok=True)
 
@@ -247,8 +262,14 @@ class Parts:
             if self._folder.parent.is_dir() and not any(self._folder.parent.iterdir()):
                 self._folder.parent.rmdir()
 
-    def _path(self, part: str) -> Path:
-        assert self._folder is not None
+    def path(self, part: str) -> Path:
+        """The file of a part.
+
+        Raises:
+            ValueError: the parts are kept in memory.
+        """
+        if self._folder is None:
+            raise ValueError("parts that are kept in memory have no files; open them with a run folder.")
         return self._folder / f"{part}{self._form.suffix}"
 
 
