@@ -40,7 +40,7 @@ def test_overwriting_sets_the_old_run_aside_whole(tmp_path):
 
 def test_a_folder_of_something_else_is_never_touched(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    with pytest.raises(RunExistsError, match="no ctxlens run"):
+    with pytest.raises(RunExistsError, match="not a ctxlens run"):
         Run.open(tmp_path, study="needle", config={}, overwrite=True)
     assert (tmp_path / "model.safetensors").read_bytes() == b"weights"
 
