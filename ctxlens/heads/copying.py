@@ -45,7 +45,7 @@ def copying_map(
         progress: called with the number of finished cells and the total.
 
     Returns:
-        Scores by cell; NaN for a cell whose answer shares no token with the needle in the context.
+        Scores by cell; NaN for a cell whose needle sentence shares no token with the needle in the context.
     """
     wanted = [
         int(np.isin(chat.tokens[answers.positions(chat, cell)], chat.tokens[needle_tokens(chat, cell)]).sum())

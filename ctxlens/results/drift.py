@@ -72,7 +72,7 @@ class Drift:
         return np.divide(self.shares[..., index], total, out=np.full_like(total, np.nan), where=total > 1e-9)
 
     def uniform(self, role: str | Role, view: str = "raw") -> Float[np.ndarray, "side conversation"]:
-        """The share of one role if all visible tokens received the same attention, from token counts alone."""
+        """The share of one role if all visible tokens received the same attention, from token counts."""
         counts = self.key_counts * _kept(view)
         return counts[..., Role.parse(role)] / np.maximum(counts.sum(-1), 1)
 
