@@ -331,7 +331,7 @@ def test_rows_have_no_columns_but_those_of_the_scores_and_the_score():
 
 @pytest.mark.parametrize(("turn", "known"), [(0, True), (-1, False), (1, False)])
 def test_an_assistant_turn_that_opens_a_conversation_belongs_to_the_data(turn, known):
-    data = [Conversation("c0", [{"role": "assistant", "content": "Hi."}], "test", {})]
+    data = [Conversation("c0", ({"role": "assistant", "content": "Hi."},), "test", {})]
     scores = table([0.5])
     scores = Scores(scores.frame.assign(turn=turn), {})
     if known:

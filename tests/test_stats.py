@@ -221,7 +221,7 @@ def test_pairs_with_a_missing_half_are_left_out():
     pair = compare_pairs([0.0, nan, 1.0, nan], [1.0, 1.0, nan, nan])
     assert (pair.pairs, pair.first.estimate, pair.second.estimate) == (1, 0, 1)
     assert math.isnan(compare_pairs([nan], [1.0]).p_value)
-    with pytest.raises(ValueError, match="of one shape"):
+    with pytest.raises(ValueError, match="of the same shape"):
         compare_pairs([1.0], [1.0, 2.0])
 
 
@@ -242,7 +242,7 @@ def test_mcnemar_without_a_difference_is_certain_of_none():
     assert mcnemar([], []).p_value == 1
     with pytest.raises(ValueError, match="0 and 1 only"):
         mcnemar([0.5], [1])
-    with pytest.raises(ValueError, match="of one shape"):
+    with pytest.raises(ValueError, match="of the same shape"):
         mcnemar([1], [1, 0])
 
 
