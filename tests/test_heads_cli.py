@@ -121,9 +121,9 @@ def test_two_models_are_held_against_one_another(tmp_path):
         ((*SMALL, "--heads", "7.0"), "head 7.0 does not exist"),
         ((*SMALL, "--measure", "luck"), "unknown measure 'luck'"),
         ((*SMALL, "--indicator"), "has no indicator token"),
-        ((*SMALL, "--condition", "bare"), "bare; choose of"),
+        ((*SMALL, "--condition", "bare"), "unknown word 'bare' in the condition"),
         (("drift", "--conditions", "plain"), "expected two, separated by a comma"),
-        (("drift", "--conditions", "plain,bare"), "unknown condition 'bare'"),
+        (("drift", "--conditions", "plain,bare"), "unknown word 'bare' in the condition"),
         (("drift", "--conditions", "template,indicator"), "has no indicator token"),
     ],
 )
