@@ -86,7 +86,7 @@ def test_missing_columns_are_named():
 
 def test_a_file_of_another_type_is_refused(tmp_path):
     factories.ability().save(tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="no NeedleGrid result but a Ability"):
+    with pytest.raises(InputError, match="not a ctxlens result of type NeedleGrid, but one of type Ability"):
         NeedleGrid.load(tmp_path / "a.parquet")
 
 
