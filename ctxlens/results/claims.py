@@ -1,4 +1,4 @@
-"""The five claims of the paper, each tested on measured results by a rule that is fixed in advance.
+"""The five claims of the paper, each tested on measured results by a rule fixed in advance.
 
 The rules are constants of this module and are printed beside every verdict. A claim about a direction is
 *supported* when the whole 95 % interval lies on the claimed side of zero, *not supported* when the whole
