@@ -61,6 +61,7 @@ def test_what_cannot_be_followed_is_refused(content):
     ("content", "reason"),
     [
         ("m.content.encode()", "bytes have no owners"),
+        ("'x' | safe + m.content", "it adds messages to text that is marked as safe"),
         ("m.content | int + 1", "it reads a number from a message"),
         (
             "m.content }}{% autoescape true %}{{ m.content }}{% endautoescape %}{{ ''",
@@ -73,6 +74,12 @@ def test_what_cannot_be_followed_is_refused(content):
 def test_ways_out_of_text_are_refused(content, reason):
     with pytest.raises(RenderError, match=reason):
         render(BYTES, [user("12 a")], chat_template=each(content))
+
+
+def test_text_that_is_marked_as_safe():
+    template = each("m.content | safe") + "{{ 'a'|safe + '<' }}"
+    chat = render(BYTES, [user("<b>")], chat_template=template)
+    assert (chat.text, letters(chat)) == ("[<b>]a&lt;", "tUUU" + "t" * 6)
 
 
 def test_a_filter_that_changes_nothing_is_no_reason_to_refuse():

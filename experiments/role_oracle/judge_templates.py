@@ -46,6 +46,18 @@ CALLED = [
     answer("get_weather", "31 degrees"),
     assistant("It is warm."),
 ]
+SCHEMA = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "How warm it is in a city, such as Rome.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "description": "The city's name."}},
+            "required": ["city"],
+        },
+    },
+}
 CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "turns": (
         [user("What is 2+2?"), assistant("It is 4."), user("And 3?"), assistant("Six, of course.")],
@@ -105,6 +117,7 @@ CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         ],
         {},
     ),
+    "schemas": (CALLED, {"tools": [SCHEMA]}),
     "json text": (
         [CALLED[0], assistant("", tool_calls=[call("get_weather", '{"city": "Rome"}')]), *CALLED[2:]],
         {},

@@ -147,9 +147,19 @@ class _Watcher:
             ):
                 return seen | {n - 1 for n in seen if self.escaped(n, character)}
             told = told or not seen
-        if told or self.render(before + after) == self.base:
-            return set()
-        return None
+        return set() if told or self.left_out(position) else None
+
+    def left_out(self, position: int) -> bool:
+        """Whether the template drops a character, together with its like beside it."""
+        start, stop = position, position + 1
+        while start and self.text[start - 1] == self.text[position]:
+            start -= 1
+        while stop < len(self.text) and self.text[stop] == self.text[position]:
+            stop += 1
+        return all(
+            self.render(self.text[:first] + self.text[last:]) == self.base
+            for first, last in ((position, position + 1), (start, stop))
+        )
 
     def escaped(self, place: int, character: str) -> bool:
         return place > 0 and self.base[place - 1] == "\\" and self.base[place] == json.dumps(character)[2:3]

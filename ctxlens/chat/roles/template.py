@@ -24,7 +24,7 @@ from jinja2.filters import do_float, do_int, do_title, do_wordwrap, make_attrget
 from jinja2.runtime import BlockReference, LoopContext, Macro, TemplateReference
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Cycler, Joiner, Namespace, pass_environment
-from markupsafe import escape
+from markupsafe import Markup, escape
 
 from ctxlens.chat.roles.traced import (
     TEMPLATE,
@@ -310,6 +310,20 @@ def _replace(value: Any, old: Any, new: Any, count: int | None = None) -> str:
     return replaced(_text(value), str(old), _text(new), -1 if count is None else count)
 
 
+class _Safe(Markup):
+    """Text of the template marked as safe: Jinja escapes whatever is added to it."""
+
+    @classmethod
+    def escape(cls, s: Any, /) -> Markup:
+        if owners_in(s):
+            raise NotFollowedError("it adds messages to text that is marked as safe")
+        return super().escape(s)
+
+
+def _safe(value: Any) -> str:
+    return value if owners_in(value) else _Safe(value)
+
+
 def _escape(value: Any) -> str:
     return mapped(_text(value), lambda piece: plain_text(escape(piece)))
 
@@ -343,7 +357,7 @@ _FILTERS: Mapping[str, Callable[..., Any]] = {
     "int": _number(do_int),
     "join": _join,
     "replace": _replace,
-    "safe": _text,
+    "safe": _safe,
     "string": _text,
     "title": lambda value: recased(_text(value), lambda text: do_title(plain_text(text))),
     "tojson": _tojson,

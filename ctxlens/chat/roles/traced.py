@@ -279,9 +279,21 @@ def mapped(text: str, change: Callable[[str], str]) -> str:
 
 
 def replaced(text: str, old: str, new: str, count: int = -1) -> str:
-    """`str.replace`: what is put in belongs to whoever owns `new`."""
+    """`str.replace`: what is put in belongs to whoever owns `new`.
+
+    Where `new` is the beginning or the end of `old`, the rest of `old` is left out, and nothing is put in.
+    """
     if old:
-        return interleave(new, _in_order(text, str.split(text, old, count), old))
+        kept = _in_order(text, str.split(text, old, count), old)
+        if not new or not (old.startswith(new) or old.endswith(new)):
+            return interleave(new, kept)
+        skip = 0 if old.startswith(new) else len(old) - len(new)
+        ends, at = list[str](), 0
+        for piece in kept[:-1]:
+            at += len(piece) + skip
+            ends += [piece, part(text, at, at + len(new))]
+            at += len(old) - skip
+        return concat([*ends, *kept[-1:]])
     limit = len(text) + 1 if count < 0 else count
     characters = [part(text, at, at + 1) for at in range(len(text))]
     begun = [piece for character in characters[:limit] for piece in (new, character)]
