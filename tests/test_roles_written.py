@@ -85,8 +85,8 @@ HARMONY = (
     "{{ '<start>assistant to=' + ns.f + '<message>' }}"
     "{{ (m.tool_calls[0].function.arguments | tojson) + '<call>' }}"
     "{% else %}{{ '<start>assistant<channel>final<message>' + m.content + '<return>' }}{% endif %}"
-    "{% else %}{{ '<start>' + (ns.f + ' to=assistant' if m.role == 'tool' else m.role) + '<message>' + m.content "
-    "+ '<end>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<start>assistant' }}{% endif %}"
+    "{% else %}{{ '<start>' + (ns.f + ' to=assistant' if m.role == 'tool' else m.role) }}"
+    "{{ '<message>' + m.content + '<end>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<start>assistant' }}{% endif %}"
 )
 """Reasoning and calls are messages of their own, in the manner of gpt-oss."""
 
@@ -124,30 +124,30 @@ def test_a_header_that_the_generation_prompt_goes_beyond():
     assert written(chat) == ["<call>f</call></s>"]
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("huggingface+trl/gptoss", [
-            "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant to=functions.f<|channel|>commentary json"
-            '<|message|>{"x": "y"}<|call|>'
-        ]),
-        ("axolotl-ai-cloud+axolotl/gemma4", [
-            '<|channel>thought\nHm.\n<channel|><|tool_call>call:f{x:<|"|>y<|"|>}<tool_call|><|tool_response>'
-        ]),
-        ("huggingface+trl/qwen3", [
-            '<think>\nHm.\n</think>\n\n<tool_call>\n{"name": "f", "arguments": {"x": "y"}}\n</tool_call>'
-            "<|im_end|>"
-        ]),
-    ],
-)  # fmt: skip
-def test_calls_of_real_templates_are_written_whole(test_data, name, expected):
+REPLIES = {
+    "huggingface+trl/gptoss": (
+        "<|channel|>analysis<|message|>Hm.<|end|>"
+        '<|start|>assistant to=functions.f<|channel|>commentary json<|message|>{"x": "y"}<|call|>'
+    ),
+    "axolotl-ai-cloud+axolotl/gemma4": (
+        '<|channel>thought\nHm.\n<channel|><|tool_call>call:f{x:<|"|>y<|"|>}<tool_call|><|tool_response>'
+    ),
+    "huggingface+trl/qwen3": (
+        "<think>\nHm.\n</think>\n\n"
+        '<tool_call>\n{"name": "f", "arguments": {"x": "y"}}\n</tool_call><|im_end|>'
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REPLIES)
+def test_calls_of_real_templates_are_written_whole(test_data, name):
     template = (test_data / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(sorted(set(re.findall(r"<\|?/?[a-z_]+\|?>", template))))
     messages = [user("u"), assistant(None, reasoning_content="Hm.", tool_calls=[CALL])]
     messages.append({"role": "tool", "content": "3"})
     chat = render(tokenizer, messages, chat_template=template)
-    assert written(chat) == expected
+    assert written(chat) == [REPLIES[name]]
     results = [
         chat.text[a:b] for (a, b), turn in zip(chat.spans.tolist(), chat.turn, strict=True) if turn == 2
     ]
