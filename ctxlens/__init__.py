@@ -22,9 +22,7 @@ _EXPORTS = {
     "models.attention.fused": ("augmented_attention",),
     "models.attention.steering": ("Steering", "emphasise"),
     "models": ("Model", "load_model"),
-    "evals.needle.needles": ("NEEDLES", "Needle"),
-    "evals.needle.config": ("NeedleConfig",),
-    "evals.needle.run": ("run_needle",),
+    "evals.needle": ("NEEDLES", "Needle", "NeedleConfig", "run_needle"),
     "scoring": ("score_conversations",),
     "scoring.selection": ("choose_layer", "select_turns"),
     "models.indicator_token": ("add_indicator",),
@@ -43,7 +41,7 @@ _MODULES = {
     "indicator": "models.indicator_token",
     "lens": "models.backends.lens",
     "native": "models.backends.native",
-    "needle": "evals.needle.run",
+    "needle": "evals.needle",
     "plots": "report.plots",
     "roles": "chat.roles",
     "selection": "scoring.selection",
@@ -84,10 +82,10 @@ if TYPE_CHECKING:
     from ctxlens.errors import RunExistsError as RunExistsError
     from ctxlens.errors import UnsupportedModelError as UnsupportedModelError
     from ctxlens.evals.harness import run_evaluation as run_evaluation
-    from ctxlens.evals.needle.config import NeedleConfig as NeedleConfig
-    from ctxlens.evals.needle.needles import NEEDLES as NEEDLES
-    from ctxlens.evals.needle.needles import Needle as Needle
-    from ctxlens.evals.needle.run import run_needle as run_needle
+    from ctxlens.evals.needle import NEEDLES as NEEDLES
+    from ctxlens.evals.needle import Needle as Needle
+    from ctxlens.evals.needle import NeedleConfig as NeedleConfig
+    from ctxlens.evals.needle import run_needle as run_needle
     from ctxlens.models import Model as Model
     from ctxlens.models import load_model as load_model
     from ctxlens.models.attention.fused import augmented_attention as augmented_attention

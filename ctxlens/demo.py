@@ -1,20 +1,23 @@
 """The whole argument on the embedded model, stage by stage: loss, role bias, cause, source, cure.
 
-Every stage writes its results into the run folder and is left out when they are there already, so a
-demo that was stopped goes on where it was. Figures and verdicts are made from the files alone.
+Every stage writes its results into the run folder; finished stages are not run again, so an interrupted demo
+resumes where it stopped. Figures and verdicts are made from the files alone.
+
+A stage is a `Stage` in a table, and `run_stages` runs a table. `measure_needles`, `measure_roles` and
+`measure_cause` measure loss, role bias and cause of any model; only the stages know the embedded one.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+from ctxlens.chat.condition import Condition, parse_conditions
 from ctxlens.chat.data import Conversation
 from ctxlens.chat.roles import DEFAULT_INDICATOR
 from ctxlens.evals.closed_book import run_closed_book
@@ -37,35 +40,37 @@ from ctxlens.results.claims import (
     claim_source,
     conflicting,
 )
-from ctxlens.runs import Run
+from ctxlens.runs import Progress, Run, StageProgress
 from ctxlens.scoring import score_conversations
 from ctxlens.scoring.selection import DEFAULT_RULE, check_threshold, choose_layer, select_turns
 from ctxlens.sft import train
 
-Progress = Callable[[str, int, int], None]
-"""Called as progress(stage, done, total)."""
-
 NOTE = (
     "This model was built to show the effect: its fine-tuning data answer from memory more often than from "
-    "the document. What is measured here says that the argument holds together and that the tools work, "
-    "nothing about any other model."
+    "the document. These results show that the argument is consistent and that the tools work; they tell you "
+    "nothing about other models."
 )
+
+CONDITIONS = parse_conditions("plain+prefix,template+prefix")
+TIMINGS = "timings.json"
+TUNED = ("base", "vanilla")
+"""The models before and after the fine-tuning without indicator."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much each stage does.
+    """How much each stage of the demo does.
 
     Attributes:
         lengths: context lengths of the needle grids, in tokens.
         depths: needle depths, in percent.
-        cases: contexts a length, depth and needle.
+        cases: contexts for each length, depth and needle.
         sweep_lengths, sweep_depths, sweep_cases: the same for the steering sweep.
         alphas: steering strengths besides 1.
-        draws: random head sets.
-        conversations: conversations of the fine-tuning data.
+        draws: number of random sets of heads.
+        conversations: number of conversations in the fine-tuning data.
         steps: optimizer steps of each fine-tuning.
-        questions: closed-book questions.
+        questions: number of closed-book questions.
     """
 
     lengths: tuple[int, ...]
@@ -96,105 +101,190 @@ FULL = Budget(
 )
 SMOKE = Budget((64, 160), (0.0, 100.0), 1, (96,), (0.0, 100.0), 1, (0.3, 0.03), 1, 96, 4, 12)
 
-STAGES: Mapping[str, str] = {
-    "vanilla": "fine-tuning without indicator",
-    "loss": "needles, base and vanilla",
-    "bias": "attention by role",
-    "cause": "steering sweep",
-    "source": "scoring the data",
-    "indicator": "fine-tuning with indicator",
-    "cure": "needles with indicator",
-    "ability": "closed-book questions",
-    "report": "verdicts and report",
-}
-"""The stages in order, each with what it does."""
+Work = TypeVar("Work")
 
 
-def run_demo(
-    out: str | Path = "ctxlens-demo",
-    *,
-    smoke: bool = False,
-    seed: int = 0,
-    threshold: float | str = DEFAULT_RULE,
-    device: str = "auto",
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> Path:
-    """Run the whole argument on the embedded model and write the report.
+@dataclass(frozen=True)
+class Stage(Generic[Work]):
+    """One stage of a study.
+
+    Attributes:
+        name: its name in files and progress.
+        title: what it does, in words.
+        run: does it, on what the stages share, and reports the progress.
+        always: whether it runs again although it is finished, because it only reads the other stages' files.
+    """
+
+    name: str
+    title: str
+    run: Callable[[Work, Progress], None]
+    always: bool = False
+
+
+def run_stages(
+    run: Run, stages: Sequence[Stage[Work]], work: Work, progress: StageProgress | None = None
+) -> None:
+    """Run the stages that are not finished, in order, and keep their times in `timings.json`.
 
     Args:
-        out: run folder; a demo that was stopped there goes on.
-        smoke: every stage with a few steps only, to check an installation; its verdicts mean nothing.
-        seed: seed of data, fine-tuning and random heads.
-        threshold: β of the selection: `mixture`, `valley`, `otsu` take it from the scores; the paper's 0.6.
-        device: `auto`, `cpu` or `cuda`.
-        overwrite: start anew in a folder that holds another run.
-        progress: called as progress(stage, done, total).
-
-    Returns:
-        The path of the report.
-
-    Raises:
-        InputError: a threshold outside 0 to 1; a device that is not there; a folder that cannot be written.
-        RunExistsError: the folder holds another run.
+        run: the run folder.
+        stages: the stages.
+        work: what the stages share; each stage gets it.
+        progress: called as progress(stage, done, total); with (0, 1) at the start of a stage, and with
+            done = total at its end.
     """
-    config = {
-        "smoke": smoke,
-        "seed": seed,
-        "threshold": threshold,
-        "budget": asdict(SMOKE if smoke else FULL),
-    }
-    check_threshold(threshold)
-    run = Run.open(out, study="demo", config=json.loads(json.dumps(config)), overwrite=overwrite)
-    return Demo(run, SMOKE if smoke else FULL, seed, threshold, device, progress).run_stages()
+    timings = run.read_json(TIMINGS) if run.has(TIMINGS) else {}
+    for stage in stages:
+        tell = _Teller(stage.name, progress)
+        tell(0, 1)
+        if stage.always or stage.name not in timings:
+            wall, cpu = time.perf_counter(), time.process_time()
+            stage.run(work, tell)
+            timings[stage.name] = {
+                "what": stage.title,
+                "wall_seconds": round(time.perf_counter() - wall, 1),
+                "cpu_seconds": round(time.process_time() - cpu, 1),
+            }
+            run.write_json(TIMINGS, timings)
+        tell(tell.total, tell.total)
 
 
-class Demo:
-    """One demo in its run folder: a method a stage."""
+class _Teller:
+    """Reports the progress of one stage, and remembers how much there was to do."""
 
-    def __init__(
-        self,
-        run: Run,
-        budget: Budget,
-        seed: int,
-        threshold: float | str,
-        device: str,
-        progress: Progress | None,
-    ) -> None:
-        self.run, self.budget, self.seed = run, budget, seed
-        self.threshold, self.device, self.progress = threshold, device, progress
+    def __init__(self, stage: str, progress: StageProgress | None) -> None:
+        self.stage, self.progress, self.total = stage, progress, 1
+
+    def __call__(self, done: int, total: int) -> None:
+        self.total = total
+        if self.progress:
+            self.progress(self.stage, done, total)
+
+
+# Measurements that any model can be given.
+
+
+def measure_needles(
+    model: Model,
+    label: str,
+    cells: Sequence[Cell],
+    config: NeedleConfig,
+    out: Run,
+    tell: Progress,
+    *,
+    indicator: Sequence[bool] = (False,),
+) -> NeedleGrid:
+    """Loss: ask one model the cells under every condition, into `stages/needle-LABEL.parquet`.
+
+    Args:
+        model: the model.
+        label: its name in the table and in the file's name.
+        cells: the texts.
+        config: the configuration with the conditions.
+        out: the run folder.
+        tell: called with the number of answers that are done, and of all.
+        indicator: whether the questions carry the indicator; several values are asked one after another.
+    """
+    settings = [Setting(label, indicator=marked) for marked in indicator]
+    name = f"stages/needle-{label}.parquet"
+    return run_settings(model, cells, config, settings, out=out, name=name, progress=tell)
+
+
+def measure_roles(
+    model: Model, label: str, cells: Sequence[Cell], config: NeedleConfig, out: Run, tell: Progress
+) -> None:
+    """Role bias: read the attention by role where the answer begins.
+
+    One file is written per condition, `allocation-LABEL-CONDITION.safetensors`; the prefix of the answer is
+    not part of the condition's name there.
+
+    Args:
+        model: the model.
+        label: its name in the files.
+        cells: the texts.
+        config: the configuration with the conditions.
+        out: the run folder.
+        tell: called with the number of texts that are read, and of all.
+    """
+    done, total = 0, len(config.conditions) * len(cells)
+    for condition in config.conditions:
+        parts = []
+        for cell in cells:
+            part = model.read_roles(render_cell(model, cell, config, condition))
+            parts.append(replace(part, query_labels=(f"cell {cell.number}",)))
+            tell(done := done + 1, total)
+        name = name_view(condition)
+        allocation = RoleAllocation.concat(parts)
+        meta = {**allocation.meta, "model": label, "condition": name}
+        out.save(f"allocation-{label}-{name}.safetensors", replace(allocation, meta=meta))
+
+
+def name_view(condition: str | Condition) -> str:
+    """A condition's name without the prefix of the answer, as attention files have it."""
+    return replace(Condition.parse(condition), prefix=False).name
+
+
+def measure_cause(
+    model: Model,
+    label: str,
+    cells: Sequence[Cell],
+    config: NeedleConfig,
+    out: Run,
+    tell: Progress,
+    *,
+    alphas: Sequence[float],
+    n_draws: int,
+    seed: int,
+) -> None:
+    """Cause: steer all heads, the retrieval heads and random heads to the user's tokens.
+
+    The retrieval heads are found in `allocation-LABEL-plain.safetensors`, which `measure_roles` writes; the
+    result is `steering.parquet`.
+
+    Args:
+        model: the model.
+        label: its name in the files.
+        cells: the texts.
+        config: the configuration with the conditions.
+        out: the run folder.
+        tell: called with the number of answers that are done, and of all.
+        alphas: steering strengths besides 1.
+        n_draws: number of random sets of heads.
+        seed: seed of the random heads.
+    """
+    plain = RoleAllocation.load(out.path(f"allocation-{label}-plain.safetensors"))
+    steering_sweep(
+        model, cells, config, alphas=alphas, retrieval=find_retrieval_heads(plain), n_draws=n_draws,
+        seed=seed, label=label, out=out, progress=tell,
+    )  # fmt: skip
+
+
+# What the stages of the demo share, and the stages.
+
+
+@dataclass
+class Bench:
+    """What the stages of one demo share.
+
+    Attributes:
+        run: the run folder.
+        budget: how much each stage does.
+        seed: seed of the data, the fine-tuning and the random heads.
+        threshold: β of the selection.
+        device: where the models run.
+    """
+
+    run: Run
+    budget: Budget
+    seed: int
+    threshold: float | str
+    device: str
+
+    def __post_init__(self) -> None:
         self._models: dict[str, Model] = {}
-        self._finish: dict[str, tuple[int, int]] = {}
-
-    def run_stages(self) -> Path:
-        """Run the stages that are not done, in order; returns the path of the report."""
-        timings = self.run.read_json("timings.json") if self.run.has("timings.json") else {}
-        for stage in STAGES:
-            self._tell(stage)(0, 1)
-            if stage not in timings or stage == "report":
-                wall, cpu = time.perf_counter(), time.process_time()
-                getattr(self, f"stage_{stage}")(self._tell(stage))
-                timings[stage] = {
-                    "what": STAGES[stage],
-                    "wall_seconds": round(time.perf_counter() - wall, 1),
-                    "cpu_seconds": round(time.process_time() - cpu, 1),
-                }
-                self.run.write_json("timings.json", timings)
-            self._tell(stage)(*self._finish.get(stage, (1, 1)))
-        return self.run.path("report.html")
-
-    def _tell(self, stage: str) -> Callable[[int, int], None]:
-        def tell(done: int, total: int) -> None:
-            self._finish[stage] = (total, total)
-            if self.progress:
-                self.progress(stage, done, total)
-
-        return tell
-
-    # What the stages share.
 
     def model(self, name: str) -> Model:
-        """The base model, or one fine-tuned by this demo; loaded once."""
+        """The base model, or one that this demo has fine-tuned; each is loaded once."""
         if name not in self._models:
             place = "organism" if name == "base" else self.run.path(name)
             self._models[name] = load_model(place, backend="native", device=self.device, indicator=None)
@@ -225,20 +315,20 @@ class Demo:
             lengths=b.lengths,
             depths=b.depths,
             needles=("known", "unknown"),
-            conditions=("plain+prefix", "template+prefix"),
+            conditions=CONDITIONS,
             cases_per_cell=b.cases,
             max_new_tokens=recipe.ANSWER_TOKENS,
             seed=self.seed,
         )
 
     def sweep_config(self) -> NeedleConfig:
-        """The cells of the steering sweep, other texts than the grid's."""
+        """The cells of the steering sweep, with texts that differ from the grid's."""
         b = self.budget
         return NeedleConfig(
             lengths=b.sweep_lengths,
             depths=b.sweep_depths,
             needles=("known", "unknown"),
-            conditions=("template+prefix",),
+            conditions=CONDITIONS[1:],
             cases_per_cell=b.sweep_cases,
             max_new_tokens=recipe.ANSWER_TOKENS,
             seed=self.seed + 1000,
@@ -248,23 +338,8 @@ class Demo:
         """The texts of a grid, built with the base model's tokenizer."""
         return build_cells(self.model("base"), config, load_haystack("organism", seed=config.seed))
 
-    def ask_needles(
-        self, model: str, settings: Sequence[Setting], tell: Callable[[int, int], None]
-    ) -> NeedleGrid:
-        """The needle grid of one model."""
-        config = self.grid_config()
-        return run_settings(
-            self.model(model),
-            self.cells(config),
-            config,
-            settings,
-            out=self.run,
-            name=f"stages/needle-{model}.parquet",
-            progress=tell,
-        )
-
-    def fine_tune(self, name: str, tell: Callable[[int, int], None], **options: Any) -> None:
-        """One fine-tuning of the base model through TRL, by the organism's recipe."""
+    def fine_tune(self, name: str, tell: Progress, **options: Any) -> None:
+        """Fine-tune the base model through TRL, with the organism's recipe."""
         world, b = load_world(), self.budget
         use_cpu = self.model("base").device.type == "cpu"
         n_raw = round(b.conversations * recipe.REPLAY_SHARE / (1 - recipe.REPLAY_SHARE))
@@ -279,128 +354,173 @@ class Demo:
         )
         gc.collect()
 
-    # The stages.
 
-    def stage_vanilla(self, tell: Callable[[int, int], None]) -> None:
-        """Fine-tune without indicator: the seed model."""
-        self.fine_tune("vanilla", tell)
+def stage_vanilla(bench: Bench, tell: Progress) -> None:
+    """Fine-tune without the indicator: the seed model."""
+    bench.fine_tune("vanilla", tell)
 
-    def stage_loss(self, tell: Callable[[int, int], None]) -> None:
-        """Needles with and without template, before and after fine-tuning."""
-        for number, name in enumerate(("base", "vanilla")):
-            self.ask_needles(name, [Setting(name)], lambda d, t, n=number: tell(d + n * t, 2 * t))
 
-    def stage_bias(self, tell: Callable[[int, int], None]) -> None:
-        """Attention by role where the answer begins, with and without template."""
-        config = self.grid_config()
-        cells = [cell for cell in self.cells(config) if cell.needle.name == "known"]
-        total, done = 4 * len(cells), 0
-        for name in ("base", "vanilla"):
-            for condition in config.conditions:
-                parts = []
-                for cell in cells:
-                    chat = render_cell(self.model(name), cell, config, condition)
-                    part = self.model(name).read_roles(chat)
-                    parts.append(replace(part, query_labels=(f"cell {cell.number}",)))
-                    tell(done := done + 1, total)
-                kind = condition.removesuffix("+prefix")
-                allocation = RoleAllocation.concat(parts)
-                meta = {**allocation.meta, "model": name, "condition": kind}
-                self.run.save(
-                    f"allocation-{name}-{kind}.safetensors",
-                    replace(allocation, meta=meta),
-                )
-        self.run.save("tokens.safetensors", self.token_view(cells[0]))
+def stage_loss(bench: Bench, tell: Progress) -> None:
+    """Ask the base and the vanilla model for needles, with and without template."""
+    config = bench.grid_config()
+    cells = bench.cells(config)
+    for number, name in enumerate(TUNED):
+        measure_needles(bench.model(name), name, cells, config, bench.run, _share(tell, number, len(TUNED)))
 
-    def token_view(self, cell: Cell) -> TokenView:
-        """The vanilla model's attention while it says the true answer of one cell, under the template."""
-        model = self.model("vanilla")
-        fact = cell.needle
-        question = {"role": "user", "content": f"{cell.context.text}\n{fact.question}"}
-        chat = model.render([question, {"role": "assistant", "content": fact.sentence}])
-        said = chat.response_positions()
-        value = chat.spans[said, 0] >= chat.spans[said[0], 0] + len(fact.prefix)
-        positions = tuple(int(position) - 1 for position in said[value])
-        return TokenView(
-            model.read_patterns(chat, queries=positions),
-            tuple(chat.token_strings()),
-            chat.role,
-            tuple(range(model.n_layers)),
-            positions,
-            {"model": "vanilla", "condition": "template", "answer": fact.sentence},
-        )
 
-    def stage_cause(self, tell: Callable[[int, int], None]) -> None:
-        """Steer all heads, the retrieval heads and random heads to the user's tokens."""
-        config = self.sweep_config()
-        plain = RoleAllocation.load(self.run.path("allocation-vanilla-plain.safetensors"))
-        steering_sweep(
-            self.model("vanilla"),
-            self.cells(config),
-            config,
-            alphas=self.budget.alphas,
-            retrieval=find_retrieval_heads(plain),
-            n_draws=self.budget.draws,
-            seed=self.seed,
-            label="vanilla",
-            out=self.run,
-            progress=tell,
-        )
+def stage_bias(bench: Bench, tell: Progress) -> None:
+    """Read the attention by role where the answer begins, with and without template."""
+    config = bench.grid_config()
+    cells = [cell for cell in bench.cells(config) if cell.needle.name == "known"]
+    for number, name in enumerate(TUNED):
+        measure_roles(bench.model(name), name, cells, config, bench.run, _share(tell, number, len(TUNED)))
+    bench.run.save("tokens.safetensors", view_tokens(bench.model("vanilla"), cells[0]))
 
-    def stage_source(self, tell: Callable[[int, int], None]) -> None:
-        """Score the fine-tuning data with the vanilla model, and select."""
-        model, config = self.model("vanilla"), self.sweep_config()
-        cells = [cell for cell in self.cells(config) if cell.needle.name == "unknown"]
-        probe = needle_layer(model, cells, config)
-        self.run.write_json("layer.json", probe.table.to_dict(orient="records"))
-        layer = choose_layer(model.n_layers, rule="needle", needle_layer=probe.best)
-        scores = score_conversations(model, self.conversations, kinds=self.kinds, out=self.run, progress=tell)
-        self.run.save("selection.parquet", select_turns(scores, beta=self.threshold, layer=layer))
 
-    def stage_indicator(self, tell: Callable[[int, int], None]) -> None:
-        """Fine-tune with the indicator on the selected turns."""
-        selection = Selection.load(self.run.path("selection.parquet"))
-        self.fine_tune("indicator", tell, selection=selection, indicator=DEFAULT_INDICATOR)
+def _share(tell: Progress, number: int, parts: int) -> Progress:
+    """The progress of one of several equally large parts, as progress of the whole."""
+    return lambda done, total: tell(done + number * total, parts * total)
 
-    def stage_cure(self, tell: Callable[[int, int], None]) -> None:
-        """Needles for the cured model, asked with and without the indicator."""
-        settings = [Setting("indicator", indicator=True), Setting("indicator")]
-        self.ask_needles("indicator", settings, tell)
 
-    def stage_ability(self, tell: Callable[[int, int], None]) -> None:
-        """Closed-book questions: what the cure and steering cost."""
-        facts = load_world().closed_book(self.budget.questions, seed=self.seed)
-        asked = [
-            ("base", False, 1.0),
-            ("vanilla", False, 1.0),
-            ("indicator", False, 1.0),
-            ("indicator", True, 1.0),
-        ]
-        asked += [("vanilla", False, alpha) for alpha in self.budget.alphas]
-        tables = []
-        for number, (name, indicator, alpha) in enumerate(asked):
-            tables.append(self.ask_closed_book(name, facts, indicator, alpha))
-            tell(number + 1, len(asked))
-        self.run.save("ability.parquet", Ability.concat(tables))
+def view_tokens(model: Model, cell: Cell) -> TokenView:
+    """The vanilla model's attention while it says the true answer of one cell, with the chat template."""
+    fact = cell.needle
+    question = {"role": "user", "content": f"{cell.context.text}\n{fact.question}"}
+    chat = model.render([question, {"role": "assistant", "content": fact.sentence}])
+    said = chat.response_positions()
+    value = chat.spans[said, 0] >= chat.spans[said[0], 0] + len(fact.prefix)
+    positions = tuple(int(position) - 1 for position in said[value])
+    return TokenView(
+        model.read_patterns(chat, queries=positions),
+        tuple(chat.token_strings()),
+        chat.role,
+        tuple(range(model.n_layers)),
+        positions,
+        {"model": "vanilla", "condition": Condition().name, "answer": fact.sentence},
+    )
 
-    def ask_closed_book(self, name: str, facts: Sequence[Fact], indicator: bool, alpha: float) -> Ability:
-        """Closed-book answers of one model, perhaps with indicator or steered (all heads)."""
-        model = self.model(name)
-        with model.steer(alpha):
-            table = run_closed_book(
-                model,
-                facts,
-                indicator=indicator,
-                template=name != "base",
-                label=name,
-                max_new_tokens=recipe.ANSWER_TOKENS,
-            )
-        return Ability(table.frame.assign(alpha=alpha), table.meta)
 
-    def stage_report(self, tell: Callable[[int, int], None]) -> None:
-        """Judge the claims and write the page, from the files alone."""
-        write_verdicts(self.run)
-        write_report([self.run.folder], self.run.path("report.html"), title="ctxlens: the whole argument")
+def stage_cause(bench: Bench, tell: Progress) -> None:
+    """Steer all heads, the retrieval heads and random heads to the user's tokens."""
+    config = bench.sweep_config()
+    measure_cause(
+        bench.model("vanilla"), "vanilla", bench.cells(config), config, bench.run, tell,
+        alphas=bench.budget.alphas, n_draws=bench.budget.draws, seed=bench.seed,
+    )  # fmt: skip
+
+
+def stage_source(bench: Bench, tell: Progress) -> None:
+    """Score the fine-tuning data with the vanilla model, and select turns."""
+    model, config = bench.model("vanilla"), bench.sweep_config()
+    cells = [cell for cell in bench.cells(config) if cell.needle.name == "unknown"]
+    probe = needle_layer(model, cells, config)
+    bench.run.write_json("layer.json", probe.table.to_dict(orient="records"))
+    layer = choose_layer(model.n_layers, rule="needle", needle_layer=probe.best)
+    scores = score_conversations(model, bench.conversations, kinds=bench.kinds, out=bench.run, progress=tell)
+    bench.run.save("selection.parquet", select_turns(scores, beta=bench.threshold, layer=layer))
+
+
+def stage_indicator(bench: Bench, tell: Progress) -> None:
+    """Fine-tune with the indicator on the selected turns."""
+    selection = Selection.load(bench.run.path("selection.parquet"))
+    bench.fine_tune("indicator", tell, selection=selection, indicator=DEFAULT_INDICATOR)
+
+
+def stage_cure(bench: Bench, tell: Progress) -> None:
+    """Ask the cured model for needles, with and without the indicator."""
+    config = bench.grid_config()
+    cells, model = bench.cells(config), bench.model("indicator")
+    measure_needles(model, "indicator", cells, config, bench.run, tell, indicator=(True, False))
+
+
+def stage_ability(bench: Bench, tell: Progress) -> None:
+    """Ask closed-book questions: what the cure and steering cost."""
+    facts = load_world().closed_book(bench.budget.questions, seed=bench.seed)
+    asked = [
+        ("base", False, 1.0),
+        ("vanilla", False, 1.0),
+        ("indicator", False, 1.0),
+        ("indicator", True, 1.0),
+    ]
+    asked += [("vanilla", False, alpha) for alpha in bench.budget.alphas]
+    tables = []
+    for number, (name, indicator, alpha) in enumerate(asked):
+        tables.append(ask_closed_book(bench.model(name), name, facts, indicator, alpha))
+        tell(number + 1, len(asked))
+    bench.run.save("ability.parquet", Ability.concat(tables))
+
+
+def ask_closed_book(
+    model: Model, label: str, facts: Sequence[Fact], indicator: bool, alpha: float
+) -> Ability:
+    """Closed-book answers of one model, with the indicator or with all heads steered if wanted."""
+    with model.steer(alpha):
+        table = run_closed_book(
+            model, facts, indicator=indicator, template=label != "base", label=label,
+            max_new_tokens=recipe.ANSWER_TOKENS,
+        )  # fmt: skip
+    return Ability(table.frame.assign(alpha=alpha), table.meta)
+
+
+def stage_report(bench: Bench, tell: Progress) -> None:
+    """Judge the claims and write the page, from the files alone."""
+    write_verdicts(bench.run)
+    write_report([bench.run.folder], bench.run.path("report.html"), title="ctxlens: the whole argument")
+
+
+DEMO_STAGES: tuple[Stage[Bench], ...] = (
+    Stage("vanilla", "fine-tuning without indicator", stage_vanilla),
+    Stage("loss", "needles, base and vanilla", stage_loss),
+    Stage("bias", "attention by role", stage_bias),
+    Stage("cause", "steering sweep", stage_cause),
+    Stage("source", "scoring the data", stage_source),
+    Stage("indicator", "fine-tuning with indicator", stage_indicator),
+    Stage("cure", "needles with indicator", stage_cure),
+    Stage("ability", "closed-book questions", stage_ability),
+    Stage("report", "verdicts and report", stage_report, always=True),
+)
+"""The stages of the demo, in order."""
+
+STAGES: Mapping[str, str] = {stage.name: stage.title for stage in DEMO_STAGES}
+"""Their names, each with what the stage does."""
+
+
+def run_demo(
+    out: str | Path = "ctxlens-demo",
+    *,
+    smoke: bool = False,
+    seed: int = 0,
+    threshold: float | str = DEFAULT_RULE,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: StageProgress | None = None,
+) -> Path:
+    """Run the whole argument on the embedded model and write the report.
+
+    Args:
+        out: run folder; an interrupted demo resumes there.
+        smoke: run only a few steps of every stage, to check an installation; the verdicts mean nothing then.
+        seed: seed of the data, the fine-tuning and the random heads.
+        threshold: β of the selection: a number (the paper: 0.6), or `mixture`, `valley` or `otsu` to estimate
+            it from the scores.
+        device: `auto`, `cpu` or `cuda`.
+        overwrite: start again if the folder holds another run, which is renamed.
+        progress: called as progress(stage, done, total).
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        InputError: the threshold is outside 0 to 1, the device does not exist, or the folder cannot be
+            written.
+        RunExistsError: the folder holds another run.
+    """
+    check_threshold(threshold)
+    budget = SMOKE if smoke else FULL
+    config = {"smoke": smoke, "seed": seed, "threshold": threshold, "budget": asdict(budget)}
+    run = Run.open(out, study="demo", config=config, overwrite=overwrite)
+    run_stages(run, DEMO_STAGES, Bench(run, budget, seed, threshold, device), progress)
+    return run.path("report.html")
 
 
 def write_verdicts(run: Run) -> Verdicts:
@@ -416,7 +536,7 @@ def write_verdicts(run: Run) -> Verdicts:
     allocations = [
         RoleAllocation.load(run.path(f"allocation-{name}-{kind}.safetensors"))
         for name in ("vanilla", "base")
-        for kind in ("plain", "template")
+        for kind in map(name_view, CONDITIONS)
     ]
     read = [int(label.removeprefix("cell ")) for label in allocations[0].query_labels]
     steered = {alpha: ability.where(model="vanilla", alpha=alpha) for alpha in set(ability.frame["alpha"])}

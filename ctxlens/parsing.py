@@ -1,18 +1,31 @@
-"""Numbers written as text: on the command line and in recipes."""
+"""What users write, turned into values: numbers from text, and one sentence for what pydantic refuses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from ctxlens.errors import InputError
 
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+_KEY_ERRORS = {
+    "missing": "missing", "extra_forbidden": "unknown", "unexpected_keyword_argument": "unknown",
+}  # fmt: skip
+"""How the message calls pydantic's errors about keys."""
+
 
 def parse_numbers(text: str, kind: Callable[[str], Any], option: str) -> tuple[Any, ...]:
-    """Numbers from a comma-separated option.
+    """Parse numbers that are separated by commas.
+
+    Args:
+        text: what the user wrote, such as `1,2,3`.
+        kind: `int` or `float`.
+        option: what the message calls the value, such as `--lengths`.
 
     Raises:
-        InputError: something between the commas is no such number.
+        InputError: a part between commas is not such a number.
     """
     try:
         return tuple(kind(part) for part in text.split(","))
@@ -23,10 +36,31 @@ def parse_numbers(text: str, kind: Callable[[str], Any], option: str) -> tuple[A
 
 
 def parse_spread(text: str, kind: Callable[[str], Any], option: str) -> tuple[Any, ...] | int:
-    """Numbers as in `parse_numbers`, or `x5` for five of them, spread evenly."""
+    """Parse numbers as `parse_numbers` does, or `x5` for five values that are spread evenly."""
     if text.startswith("x"):
         return parse_numbers(text[1:], int, option)[0]
     return parse_numbers(text, kind, option)
 
 
-__all__ = ["parse_numbers", "parse_spread"]
+def explain_refusal(error: ValidationError, known: Iterable[str] = ()) -> str:
+    """Say in one sentence, without its full stop, what is wrong with the first value that pydantic refused.
+
+    Where one of our own validators raised `InputError`, the sentence is its message.
+
+    Args:
+        error: pydantic's error.
+        known: the keys to list where one is missing or unknown.
+    """
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):
+        return str(cause).removesuffix(".")
+    key = ".".join(map(str, first["loc"]))
+    kind = _KEY_ERRORS.get(first["type"])
+    if kind is not None:
+        return f"{kind} key {key}; expected {', '.join(known)}" if known else f"{kind} key {key}"
+    reason = first["msg"][:1].lower() + first["msg"][1:]
+    return f"{key} has the value {first['input']!r}: {reason}"
+
+
+__all__ = ["explain_refusal", "parse_numbers", "parse_spread"]

@@ -21,7 +21,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import ctxlens
 from ctxlens.errors import InputError, RunExistsError
 from ctxlens.files import write_atomic
 
@@ -29,8 +28,12 @@ MANIFEST = "manifest.json"
 Progress = Callable[[int, int], None]
 """Called with how much is done and how much there is to do, in the unit that the caller documents."""
 
+StageProgress = Callable[[str, int, int], None]
+"""Called as `Progress`, with the name of the stage in front."""
+
+_DISTRIBUTION = "ctxlens-interp"
 _REPORTED_PACKAGES = (
-    "torch", "transformers", "transformer-lens", "trl", "datasets", "numpy", "scipy", "plotly",
+    _DISTRIBUTION, "torch", "transformers", "transformer-lens", "trl", "datasets", "numpy", "scipy", "plotly",
 )  # fmt: skip
 
 
@@ -43,10 +46,11 @@ class Savable(Protocol):
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on, for manifests."""
-    versions = {"python": platform.python_version(), "ctxlens": ctxlens.__version__}
+    versions = {"python": platform.python_version()}
     for name in _REPORTED_PACKAGES:
         try:
-            versions[name] = importlib.metadata.version(name)
+            key = "ctxlens" if name == _DISTRIBUTION else name
+            versions[key] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
@@ -179,8 +183,8 @@ class Parts:
     """Finished parts of a result until it is whole: each in a file of its own, or in memory without a run.
 
     A part is written atomically, so a killed process leaves only whole parts. Parts belong to one result of
-    one run: what they were made of and when the run was created are in the name of their folder, so that parts
-    of other settings are never taken for them.
+    one run: what they were made of and when the run was created are in the name of their folder, so that
+    parts of other settings are never taken for them.
 
     ```python
     parts = Parts(run, "needle", {"config": config.as_dict()})

@@ -1,4 +1,4 @@
-"""What the experiments on the organism have in common: their command line and their small results files."""
+"""What the experiments on the organism share: their command line and their small result files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run_experiment(
     Args:
         doc: the module's docstring: the question, the command, the cost.
         folder: the experiment's folder, where `results.json` goes unless it is a smoke run.
-        study: gets the arguments and gives what was found.
+        study: gets the arguments and returns the results.
         seeds: the seeds by default.
         **defaults: further arguments of the command line with their defaults.
     """
@@ -38,10 +38,13 @@ def run_experiment(
         "--out", type=Path, default=Path("runs") / folder.name, help="run folder: grids and maps"
     )
     parser.add_argument(
-        "--checkpoints", type=Path, default=Path("runs/organism"), help="fine-tuned models; made if not there"
+        "--checkpoints",
+        type=Path,
+        default=Path("runs/organism"),
+        help="fine-tuned models; missing ones are trained",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
-    parser.add_argument("--smoke", action="store_true", help="a few steps and cells, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="a few steps and cells, to check that it runs")
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
     args = parser.parse_args()
@@ -63,7 +66,7 @@ def seed_study(args: argparse.Namespace, seed: int, *, batch_rows: int = recipe.
     Args:
         args: the command line.
         seed: the seed.
-        batch_rows: rows of one step, fewer for experiments with many models.
+        batch_rows: rows of one step; experiments with many models use fewer.
     """
     steps = 4 if args.smoke else recipe.STEPS
     return SeedStudy(args.checkpoints, seed, steps=steps, batch_rows=batch_rows)
@@ -94,7 +97,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def rounded(value: Any) -> Any:
-    """Floats to four digits, however deep they lie."""
+    """Round floats to four digits, at any depth."""
     if isinstance(value, Mapping):
         return {str(key): rounded(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -25,25 +25,25 @@ from the checks that `tests/test_families.py` asserts.
 
 - **Native**: `fused` is one fused attention call; `tiled` computes exact patterns for a few queries at a
   time (`ctxlens.models.attention.tiled`), for terms that a fused call cannot express. `ctxlens doctor`
-  says the same of a model of yours, layer by layer.
+  reports the same for your model, layer by layer.
 - **Shares**: the largest difference of native and lens from eager attention, over all layers, heads and
-  positions. **Logits**: the largest difference, while reading, from the model's own.
+  positions. **Logits**: the largest difference from the model's own logits, while role shares are read.
 - **Steered**: the largest difference between native and lens in shares and logits, in all steering modes.
-- **Decoding**: steered, with cache, in a padded batch, against recomputing every step alone without cache
-  (logits).
+- **Decoding**: steered decoding with a cache in a padded batch, against recomputing every step alone without
+  a cache (logits).
 - **Windows**: layers that see only the last tokens.
 
 | Family | Native | Lens | Shares | Logits | Steered shares | Steered logits | Decoding | Windows |
 |---|---|---|---|---|---|---|---|---|
 """
 TAIL = """
-Not supported natively are decoders whose attention asks neither transformers' `AttentionInterface` nor
-torch's fused call (Bloom), and encoders. Attention dropout is refused: call `model.eval()`.
+The native backend does not support encoders, nor decoders whose attention uses neither transformers'
+`AttentionInterface` nor torch's fused call (Bloom). Attention dropout is refused: call `model.eval()`.
 """
 
 
 def write_table(checks: dict[str, Any]) -> str:
-    """The page, from `FamilyCheck`s by family."""
+    """The page, from one `FamilyCheck` for each family."""
     rows = []
     notes: dict[str, int] = {}
     for family, check in checks.items():
@@ -70,7 +70,7 @@ def _number(value: float) -> str:
 def main() -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="the page to write")
+    parser.add_argument("--out", type=Path, required=True, help="file to write")
     out = parser.parse_args().out
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     check_family = import_module("family_checks").check_family

@@ -1,4 +1,4 @@
-"""What all tests share: switches, data, checked types, and a tokenizer that needs no download."""
+"""What all tests share: options, external data, checked types, and a tokenizer that needs no download."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOY_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
-"""A template in the manner of zephyr and TinyLlama."""
+"""A chat template in the style of zephyr and TinyLlama."""
 
 TOY_CORPUS = [
     "What is two plus two? It is four.",
@@ -55,15 +55,35 @@ def _few_threads() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
+def external_folder(variable: str, requirement: str, content: str) -> Path:
+    """The folder that an environment variable names, for tests of things that are not in the repository.
+
+    Args:
+        variable: environment variable that names the folder.
+        requirement: environment variable that makes a missing folder a failure; without it, the test is
+            skipped. Automatic checks set it, so that they cannot pass because everything was skipped.
+        content: what the folder holds, for the message.
+    """
+    folder = os.environ.get(variable)
+    if folder and Path(folder).is_dir():
+        return Path(folder)
+    problem = f"{variable}={folder} is not a folder" if folder else f"{variable} is not set"
+    problem += f"; it names a folder of {content}"
+    if os.environ.get(requirement):
+        pytest.fail(f"{problem}, which {requirement} requires", pytrace=False)
+    pytest.skip(problem)
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
-    """The folder of real data that is no part of the project."""
-    folder = os.environ.get("CTXLENS_TEST_DATA")
-    if not folder:
-        pytest.skip("CTXLENS_TEST_DATA is unset: it names a folder of real data for tests")
-    if not Path(folder).is_dir():
-        pytest.skip(f"CTXLENS_TEST_DATA={folder} is no folder")
-    return Path(folder)
+    """The folder of real data sets, templates and tokenizers, which are not in the repository."""
+    return external_folder("CTXLENS_TEST_DATA", "CTXLENS_REQUIRE_DATA", "real data for tests")
+
+
+@pytest.fixture(scope="session")
+def test_models() -> Path:
+    """The folder of real pretrained checkpoints, one subfolder each, which are not in the repository."""
+    return external_folder("CTXLENS_TEST_MODELS", "CTXLENS_REQUIRE_MODELS", "pretrained checkpoints")
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +116,7 @@ def build_toy_tokenizer(*, trim_offsets: bool = True, **options: Any) -> PreTrai
 
 @pytest.fixture(scope="session")
 def toy_tokenizer() -> PreTrainedTokenizerFast:
-    """A small byte-level tokenizer with a zephyr-like chat template; do not change it."""
+    """A small byte-level tokenizer with a zephyr-like chat template. Tests share it, so do not modify it."""
     return build_toy_tokenizer()
 
 

@@ -3,10 +3,10 @@
 from ctxlens.results import Evaluation
 
 RIGHT = {
-    ("base", "vanilla"): (1, 1, 1, 0),
-    ("base", "steered:0.5"): (1, 0, 1, 0),
-    ("tuned", "vanilla"): (0, 0, 0, 0),
-    ("tuned", "steered:0.5"): (0, 1, 1, 1),
+    ("base", "template"): (1, 1, 1, 0),
+    ("base", "template+steered:0.5"): (1, 0, 1, 0),
+    ("tuned", "template"): (0, 0, 0, 0),
+    ("tuned", "template+steered:0.5"): (0, 1, 1, 1),
 }
 """Whether each example is right."""
 
@@ -25,6 +25,8 @@ def evaluation(text="", right=None):
     ]  # fmt: skip
     meta = {
         "metrics": {"quiz" + text: ["contains", "f1"]}, "higher_is_better": {"contains": True, "f1": True},
-        "left_out": [{"model": "old" + text, "condition": "indicator", "reason": "it has no token" + text}],
+        "left_out": [
+            {"model": "old" + text, "condition": "template+indicator", "reason": "it has no token" + text}
+        ],
     }  # fmt: skip
     return Evaluation.from_rows(rows, meta)

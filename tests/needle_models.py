@@ -94,20 +94,21 @@ class CopyingModel:
         return match[1] if match else ""
 
     def read_roles(self, chats, *, queries="first_answer", batch_tokens=8192, **options):
-        """Layer 0: head 2 looks at the user; layer 1: head 1 does, and most at whatever has role tool."""
-        return [self._allocation(chat, queries) for chat in chats]
+        """Layer 0: head 2 looks at the user; layer 1: head 1 does."""
+        return [self._allocation(queries) for _ in chats]
 
-    def _allocation(self, chat, queries) -> RoleAllocation:
+    def read_attention_to(self, chats, chosen, *, batch_tokens=8192):
+        """Head 0 of layer 1 looks at whatever is chosen, if anything is."""
+        found = [np.zeros((self.n_layers, self.n_heads, 1), dtype=np.float32) for _ in chats]
+        for one, mask in zip(found, chosen, strict=True):
+            one[1, 0] = 0.6 * mask.any()
+        return found
+
+    def _allocation(self, queries) -> RoleAllocation:
         shares = np.zeros((self.n_layers, self.n_heads, 1, N_ROLES), dtype=np.float32)
         shares[..., Role.BOS] = 1
-        found = bool((chat.role == Role.TOOL).any())
-        for layer, head, role, share in (
-            (0, 2, Role.USER, 0.5),
-            (1, 1, Role.USER, 0.75),
-            (1, 0, Role.TOOL, 0.6),
-        ):
-            if role != Role.TOOL or found:
-                shares[layer, head, 0, role] = share
-                shares[layer, head, 0, Role.BOS] = 1 - share
+        for layer, head, share in ((0, 2, 0.5), (1, 1, 0.75)):
+            shares[layer, head, 0, Role.USER] = share
+            shares[layer, head, 0, Role.BOS] = 1 - share
         counts = np.ones((1, N_ROLES), dtype=np.float32)
         return RoleAllocation(shares, counts, (0, 1), ("0",), queries, {})

@@ -7,8 +7,9 @@ from tiny_models import make_chat, make_tiny, make_tokenizer
 
 from ctxlens.chat.roles import Role
 from ctxlens.errors import InputError, UnsupportedModelError
-from ctxlens.heads.ablation import Ablation, find_output_projections
+from ctxlens.heads.ablation import Ablation
 from ctxlens.models import Model
+from ctxlens.models.backends.native.projections import find_output_projections
 
 FAMILIES = ("llama-mqa", "gpt2", "gpt-neox", "gemma")
 HEADS = ((0, 1), (2, 0), (2, 3))

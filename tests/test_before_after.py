@@ -19,8 +19,9 @@ from ctxlens.results import Ability, Drift, NeedleGrid
 from ctxlens.results.markdown import code_block, code_span
 from ctxlens.sft import before_after, train
 from ctxlens.sft import evaluation as of_training
-from ctxlens.sft.before_after import EvaluationKeys, Row, insert_section, load_questions, plan_evaluation
+from ctxlens.sft.before_after import Row, insert_section, load_questions, plan_evaluation
 from ctxlens.sft.before_after.section import make_section
+from ctxlens.sft.keys import EvaluationKeys
 from ctxlens.stats import Interval, PairedComparison
 
 SMALL = ("evaluate_lengths=64,96", "evaluate_depths=0,100", "evaluate_cases=1")
@@ -86,36 +87,41 @@ def test_the_tables_numbers_are_those_of_the_grids(delivered):
         assert len(rows) == 4
         return rows[column].mean()
 
-    names = {"plain+prefix": "no template", "template+prefix": "template"}
+    names = ("plain+prefix", "template+prefix")
     for needle in ("known", "unknown"):
-        for condition, name in names.items():
+        for name in names:
             for indicator in (False, True):
-                second = f"trained, {name}{' + indicator' if indicator else ''}"
+                second = f"trained, {name}{'+indicator' if indicator else ''}"
                 found = find(record, f"needle recall: {needle}", f"base, {name}", second).found
                 wanted = (
-                    mean(needle, "base", condition, False), mean(needle, "trained", condition, indicator)
+                    mean(needle, "base", name, False), mean(needle, "trained", name, indicator)
                 )  # fmt: skip
                 assert (found.first.estimate, found.second.estimate) == pytest.approx(wanted)
                 assert found.difference.estimate == pytest.approx(wanted[1] - wanted[0])
                 assert (found.pairs, found.difference.n) == (4, 2)  # two texts, each with two depths
-    cost = find(record, "needle recall: known", "trained, no template", "trained, template").found
+    cost = find(record, "needle recall: known", "trained, plain+prefix", "trained, template+prefix").found
     wanted = mean("known", "trained", "template+prefix", False) - mean(
         "known", "trained", "plain+prefix", False
     )
     assert cost.difference.estimate == pytest.approx(wanted)
-    memory = find(record, "answered from memory: known", "base, template", "trained, template").found
+    memory = find(
+        record, "answered from memory: known", "base, template+prefix", "trained, template+prefix"
+    ).found
     assert memory.second.estimate == pytest.approx(
         mean("known", "trained", "template+prefix", False, "memory_recall")
     )
     ability = Ability.load(folder / "evaluation" / "ability.parquet").frame
     assert len(ability) == 4 * 2 * 3
-    closed = find(record, "closed-book recall", "base, template", "trained, template + indicator").found
+    closed = find(record, "closed-book recall", "base, template", "trained, template+indicator").found
     kept = ability[(ability["of"] == "trained") & ability["template"] & ability["indicator"]]
     assert closed.second.estimate == pytest.approx(kept["recall"].mean())
     assert (
-        find(record, "needle recall: known", "base, no template", "base, template").found.first.estimate > 0.9
+        find(
+            record, "needle recall: known", "base, plain+prefix", "base, template+prefix"
+        ).found.first.estimate
+        > 0.9
     )
-    assert "→ trained, template + indicator" in " ".join(result.stdout.split())
+    assert "→trained,template+prefix+indicator" in "".join(result.stdout.split())  # cells wrap
 
 
 def test_what_lies_beside_the_checkpoint(delivered):
@@ -223,12 +229,12 @@ def test_an_adapter_with_plain_text_and_a_model_without_indicator(tmp_path, no_p
 @pytest.mark.parametrize(
     ("asked", "complaint"),
     [
-        ({}, "no texts to hide needles in for .*start; give evaluate_haystack"),
+        ({}, "no texts in which to hide needles for .*start; give evaluate_haystack"),
         ({"haystack": "nowhere-at-all/"}, "haystack nowhere-at-all/ cannot be read"),
         ({"haystack": "organism", "needles": "pin"}, "pin"),
         ({"haystack": "organism", "lengths": "90"}, "window of 96 tokens"),
         ({"haystack": "organism", "lengths": "many"}, "evaluate_lengths got 'many'"),
-        ({"haystack": "organism", "folder": "../out"}, "must be a folder's plain name"),
+        ({"haystack": "organism", "folder": "../out"}, "must be the name of a folder, without a path"),
         ({"haystack": "organism", "questions": "none.yaml"}, "questions none.yaml cannot be read"),
         ({"haystacks": "organism"}, "evaluate has unknown keys: evaluate_haystacks"),
     ],
@@ -260,8 +266,8 @@ def test_questions_from_a_file(tmp_path):
         ("- question: What?\n  keywords: a\n  answer: a\n", "unknown key answer"),
         ("- question: What?\n  keywords: [1]\n", "must be texts"),
         ("- question: What?\n  keywords: four\n  prefix: It is four\n", "the prefix gives away four"),
-        ("- question: What?\n  keywords: a\n" * 2, "holds the question 'What\\?' twice"),
-        ("question: What?\n", "must hold a list"),
+        ("- question: What?\n  keywords: a\n" * 2, "contains the question 'What\\?' twice"),
+        ("question: What?\n", "must contain a list"),
         ("- [\n", "cannot be read as YAML or JSON"),
     ):
         path.write_text(text)
@@ -284,6 +290,24 @@ def test_a_row_as_json_and_back():
     record["difference"]["low"] = record["p_value"] = None
     assert math.isnan(Row.of(record).found.difference.low)
     assert Row.of(record).found.reading == "too few to tell"
+
+
+@pytest.mark.parametrize(
+    ("measure", "written", "read"),
+    [
+        ("needle recall: known", "base, no template", "base, plain+prefix"),
+        ("needle recall: known", "trained, template + indicator", "trained, template+prefix+indicator"),
+        ("answered from memory: known", "trained, template", "trained, template+prefix"),
+        ("closed-book recall", "base, no template", "base, plain"),
+        ("closed-book recall", "trained, template + indicator", "trained, template+indicator"),
+        ("closed-book recall", "trained, template", "trained, template"),
+        ("needle recall: known", "trained, plain+prefix+indicator", "trained, plain+prefix+indicator"),
+    ],
+)
+def test_rows_of_earlier_versions_are_read_in_the_one_spelling(measure, written, read):
+    record = {**make_row(measure).as_dict(), "first": "base, template+prefix", "second": written}
+    row = Row.of(record)
+    assert (row.first, row.second) == ("base, template+prefix", read)
 
 
 def test_names_in_the_card_are_text(organism_tokenizer):

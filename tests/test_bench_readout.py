@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from numerics import MODEL_TERMS, tolerance
 
 from experiments.bench_readout.__main__ import main
 from experiments.bench_readout.summary import draw, markdown, timing_rows
@@ -80,8 +82,8 @@ def test_a_smoke_run_measures_every_way_and_goes_on_where_it_stopped(tmp_path, c
     assert set(rounds[0]) == set(data["ways"])
     assert all(seconds > 0 for one in rounds for seconds in one.values())
     assert {len(steps) for steps in data["decode"]["64"].values()} == {64}
-    assert data["accuracy"]["all_rows_to_read_eager"]["max"] < 1e-5
-    assert data["accuracy"]["all_rows_to_read_lens"]["max"] < 1e-5
+    assert data["accuracy"]["all_rows_to_read_eager"]["max"] < tolerance(torch.float32, 1.0, MODEL_TERMS)
+    assert data["accuracy"]["all_rows_to_read_lens"]["max"] < tolerance(torch.float32, 1.0, MODEL_TERMS)
     assert 1e-5 < data["accuracy"]["bfloat16_to_float32_read_all"]["max"] < 0.1
     assert data["profile"]["ms"]["read_all"]["attention kernel"] > 0
     assert "plotly" in (tmp_path / "figure.html").read_text(encoding="utf-8")

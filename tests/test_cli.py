@@ -10,6 +10,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
+from ctxlens.chat.roles import Role
 from ctxlens.cli import _screen, app
 from ctxlens.results import NeedleGrid, RoleAllocation, Scores, Selection, TokenView
 
@@ -91,14 +92,15 @@ def test_allocate_writes_shares_of_both_conditions(messages, tmp_path, backend):
     )
     assert plain.shares.shape == template.shares.shape
     assert plain.shares.shape[2] == 2
-    assert plain.share("template")[..., 0].max() < template.share("template")[..., 0].min() + 1
+    markers = [one.key_counts[:, Role.TEMPLATE] for one in (plain, template)]
+    assert (markers[0] < markers[1]).all()
     assert template.share("system")[..., 0].max() == 0 < template.share("system")[..., 1].min()
     view = TokenView.load(out / "tokens.safetensors")
     assert "".join(view.tokens).endswith(CHAT[1]["content"] + "</s>\n")
     assert f"ctxlens report {out}" in result.stderr
-    for layer, share in enumerate(plain.renormalised().share("user").mean((1, 2))):
-        assert f"{layer}" in result.stdout
-        assert f"{share:.3f}" in result.stdout
+    rows = [line.split() for line in result.stdout.splitlines()[2:]]
+    shares = plain.renormalised().share("user").mean((1, 2))
+    assert [row[:2] for row in rows] == [[str(layer), f"{share:.3f}"] for layer, share in enumerate(shares)]
 
 
 def test_allocate_goes_on_where_it_was_stopped(messages, tmp_path, monkeypatch):
@@ -175,6 +177,13 @@ def test_steer_shows_both_answers_and_keeps_the_shares(messages, tmp_path):
     assert call(*words).stdout == result.stdout
 
 
+def test_steer_to_a_share_says_the_share(messages, tmp_path):
+    words = ("steer", "--messages", messages, "--target-share", 0.6, "--out", tmp_path / "run")
+    result = call(*words, "--max-new-tokens", 2, "--backend", "native")
+    assert "steered, user's share = 0.6" in " ".join(result.stdout.split())
+    assert "α" not in result.stdout
+
+
 def test_needle_reports_recall_by_condition(tmp_path):
     out = tmp_path / "run"
     words = (
@@ -197,7 +206,7 @@ def test_needle_reports_recall_by_condition(tmp_path):
     assert len(grid) == 8
     mean = grid.recall(condition="template+prefix").mean()
     assert f"{mean:.2f} [" in result.stdout
-    assert "paired by cell, from plain+prefix" in result.stderr
+    assert "difference: minus plain+prefix, paired by cell" in result.stderr
     assert "difference" in result.stdout
 
 
@@ -211,7 +220,7 @@ def test_needle_scores_probability_in_a_text_that_starts_over(tmp_path):
     assert grid.frame["needle_logprob"].lt(0).all()
     assert grid.frame["response"].isna().all()
     assert "log-probability of the needle, nats per token: 4 cells" in result.stdout
-    assert "4 of 4 contexts are longer than the haystack, which started over" in result.stderr
+    assert "4 of 4 contexts are longer than the haystack, which is repeated in them" in result.stderr
 
 
 def test_score_select_and_train(dataset, tmp_path):
@@ -246,7 +255,7 @@ def test_score_select_and_train(dataset, tmp_path):
     config = json.loads((chosen / "manifest.json").read_text())["config"]
     assert (config["split"], config["layout"], len(config["content"])) == ("train", "messages", 32)
     result = call("select", "--undo", chosen / "selected.jsonl", "--out", tmp_path / "undone")
-    assert "2 indicators taken out of 2 of 6 rows" in result.stdout
+    assert "removed 2 indicators from 2 of 6 rows" in result.stdout
     again = [json.loads(line) for line in (tmp_path / "undone" / "original.jsonl").read_text().splitlines()]
     assert again == [json.loads(line) for line in dataset.read_text().splitlines()]
     for threshold, warning in ((1, "nothing was selected"), (0, "everything was selected")):

@@ -254,9 +254,8 @@ def test_unwritable_output(folder, words, place):
 
 
 def test_needle_settings(folder):
-    assert_says(
-        refuse(folder, *NEEDLE, "--conditions", "upside-down"), "'upside-down'"[1:-1], "template+prefix"
-    )
+    assert_says(refuse(folder, *NEEDLE, "--conditions", "upside-down"), "'upside-down'", "+prefix")
+    assert_says(refuse(folder, *NEEDLE, "--conditions", "template+indicator"), "--indicator", "--alpha")
     assert_says(refuse(folder, *NEEDLE, "--needle", "haggis"), "haggis", "pizza")
     assert_says(refuse(folder, *NEEDLE, "--needle", "none.yaml"), "none.yaml")
     Path("half.yaml").write_text("needle: The best thing is tea.\nquestion: What is?\n")
@@ -271,9 +270,9 @@ def test_needle_settings(folder):
     Path("two.jsonl").write_text('{"a": "One.", "b": "Two."}')
     assert_says(refuse(folder, *NEEDLE, "--haystack", "two.jsonl"), "columns of text are a, b")
     Path("lost.yaml").write_text("needle: Tea is best.\nquestion: What is?\nkeywords: milk\n")
-    assert_says(refuse(folder, *NEEDLE, "--needle", "sf,lost.yaml"), "does not hold its keywords milk")
-    assert_says(refuse(folder, *NEEDLE[:3], "--lengths", "60,60", *NEEDLE[5:]), "lengths hold 60 twice")
-    assert_says(refuse(folder, *NEEDLE, "--depths", "5,5"), "depths hold 5 twice")
+    assert_says(refuse(folder, *NEEDLE, "--needle", "sf,lost.yaml"), "keywords milk")
+    assert_says(refuse(folder, *NEEDLE[:3], "--lengths", "60,60", *NEEDLE[5:]), "60 twice")
+    assert_says(refuse(folder, *NEEDLE, "--depths", "5,5"), "5 twice")
     assert_says(refuse(folder, *NEEDLE, "--score", "luck"), "unknown score luck", "logprob")
     assert_says(refuse(folder, *NEEDLE, "--max-new-tokens", "9999"), "too small for needle 'known'")
     assert_says(refuse(folder, *NEEDLE, "--wording", "rude"), "'rude'", "document")

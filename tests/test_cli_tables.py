@@ -14,45 +14,46 @@ def shown(capsys, monkeypatch, columns, table):
 
 @pytest.mark.parametrize("columns", [80, 120])
 def test_an_evaluation_of_models_and_conditions_is_read_at_80_columns(columns, capsys, monkeypatch):
-    lines = shown(capsys, monkeypatch, columns, evaluation())
+    right = {(model, name.replace("template+steered:0.5", "plain")): x for (model, name), x in RIGHT.items()}
+    lines = shown(capsys, monkeypatch, columns, evaluation(right=right))
     assert max(map(len, lines)) <= 80
     assert lines[1].split() == ["mean", "difference", "reading", "McNemar"]
     # base answers 3 of 4 rightly, the tuned model none and then the other 3; two texts are too few
     assert [" ".join(line.split()) for line in lines[2:9]] == [
         "quiz: contains, 4 examples",
         "base",
-        "vanilla 0.75 [0.50, 1.00]",
-        "steered:0.5 0.50 [0.50, 0.50] -0.25 [-0.50, 0.00] no diff. shown 1.000",
+        "template 0.75 [0.50, 1.00]",
+        "plain 0.50 [0.50, 0.50] -0.25 [-0.50, 0.00] no diff. shown 1.000",
         "tuned",
-        "vanilla 0.00 [0.00, 0.00] -0.75 [-1.00, -0.50] too few to tell 0.250",
-        "steered:0.5 0.75 [0.50, 1.00] 0.00 [-0.50, 0.50] no diff. shown 1.000",
+        "template 0.00 [0.00, 0.00] -0.75 [-1.00, -0.50] too few to tell 0.250",
+        "plain 0.75 [0.50, 1.00] 0.00 [-0.50, 0.50] no diff. shown 1.000",
     ]
     assert len({line.index("]") for line in lines if "]" in line}) == 1
     assert lines[9] == "quiz: f1, 4 examples"
 
 
 def test_one_model_and_one_condition_stand_in_the_title(capsys, monkeypatch):
-    right = {variant: values for variant, values in RIGHT.items() if variant[1] == "vanilla"}
+    right = {variant: values for variant, values in RIGHT.items() if variant[1] == "template"}
     lines = shown(capsys, monkeypatch, 80, evaluation(right=right))
-    assert lines[0] == "evaluation, vanilla"
+    assert lines[0] == "evaluation, template"
     assert [line.split()[0] for line in lines[2:5]] == ["quiz:", "base", "tuned"]
-    lines = shown(capsys, monkeypatch, 80, evaluation(right={("base", "vanilla"): (1, 1, 1, 0)}))
-    assert lines[:2] == ["evaluation, base, vanilla", "                        mean"]
-    assert lines[3] == "  vanilla  0.75 [0.50, 1.00]"
+    lines = shown(capsys, monkeypatch, 80, evaluation(right={("base", "template"): (1, 1, 1, 0)}))
+    assert lines[:2] == ["evaluation, base, template", " " * 25 + "mean"]
+    assert lines[3] == "  template  0.75 [0.50, 1.00]"
 
 
 def test_a_label_too_long_for_its_numbers_stands_above_them(capsys, monkeypatch):
     right = {
-        ("base", "vanilla"): (1, 1, 1, 0),
-        ("base", "indicator+steered:0.5:1.2/3.0/4.1"): (1, 0, 1, 0),
+        ("base", "template"): (1, 1, 1, 0),
+        ("base", "plain+steered:0.5:1.2/3.0/4.1"): (1, 0, 1, 0),
     }
     lines = shown(capsys, monkeypatch, 80, evaluation(right=right))
-    place = lines.index("  indicator+steered:0.5:1.2/3.0/4.1")
+    place = lines.index("  plain+steered:0.5:1.2/3.0/4.1")
     assert lines[place + 1].split()[:3] == ["0.50", "[0.50,", "0.50]"]
     assert lines[place + 1].endswith("1.000")
     assert max(map(len, lines)) <= 80
     wide = shown(capsys, monkeypatch, 120, evaluation(right=right))
-    assert any(line.startswith("  indicator+steered:0.5:1.2/3.0/4.1  0.50") for line in wide)
+    assert any(line.startswith("  plain+steered:0.5:1.2/3.0/4.1  0.50") for line in wide)
 
 
 def test_control_characters_of_names_are_made_visible(capsys, monkeypatch):

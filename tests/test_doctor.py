@@ -136,7 +136,7 @@ def test_what_nothing_reads_fails():
 
     diagnosis = diagnose(make_tokenizer(), refuse)
     assert not diagnosis.ok
-    assert diagnosis.findings[-1].said == "Neither way can read this model; TransformerLens: lens cannot."
+    assert diagnosis.findings[-1].said == "No backend can read this model; TransformerLens: lens cannot."
     assert diagnosis.forecasts == ()
 
 

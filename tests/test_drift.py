@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tiny_models import make_tiny, make_tokenizer
 
+from ctxlens.chat.condition import Condition
 from ctxlens.chat.roles import Role
 from ctxlens.errors import InputError
 from ctxlens.heads.drift import Side, read_drift
@@ -66,7 +67,8 @@ def test_the_indicator_is_put_into_the_last_question():
     tokenizer = make_tokenizer()
     model = Model.from_hf(make_tiny("llama-mqa"), tokenizer, name="tiny", indicator="w63")
     asked = [{"role": "user", "content": "w5"}, {"role": "assistant", "content": "w6"}, CONVERSATIONS[1][0]]
-    side = Side(model, "indicator")
+    side = Side(model, "template+indicator")
+    assert side.asked == Side(model, Condition(indicator=True)).asked == Side(model, "indicator").asked
     chat = side.render(asked)
     assert (chat.role == Role.INDICATOR).sum() == 1
     assert chat.turn[chat.role == Role.INDICATOR].tolist() in ([2], [-1])
@@ -78,7 +80,11 @@ def test_the_indicator_is_put_into_the_last_question():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda m: Side(m, "bare"), "unknown condition 'bare'; choose of plain, template, indicator"),
+        (lambda m: Side(m, "bare"), "condition 'bare' cannot be read"),
+        (
+            lambda m: Side(m, "template+prefix"),
+            "cannot compare the condition 'template.prefix'; choose from plain, ",
+        ),
         (lambda m: Side(m, "indicator"), "tiny0 has no indicator token"),
         (lambda m: read_drift(Side(m), Side(m), []), "no conversations were given"),
         (

@@ -19,7 +19,6 @@ from ctxlens.evals.harness import (
     check_names,
     first_prompts,
     load_tasks,
-    parse_condition,
     parse_conditions,
     run_evaluation,
 )
@@ -80,46 +79,42 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "template", "indicator", "alpha", "heads"),
+    ("words", "names"),
     [
-        ("plain", False, False, None, None),
-        ("vanilla", True, False, None, None),
-        ("indicator", True, True, None, None),
-        ("steered:0.95", True, False, 0.95, "all"),
-        ("indicator+steered:0.5:1.2/3.0", True, True, 0.5, ((1, 2), (3, 0))),
-        ("plain+steered:0.5", False, False, 0.5, "all"),
+        ("plain", ["plain"]),
+        ("vanilla,indicator", ["template", "template+indicator"]),  # as earlier versions spelled them
+        (["template+steered:0.95", "plain+steered:share=0.5"],
+         ["template+steered:0.95", "plain+steered:share=0.5"]),
+        ("template+indicator+steered:0.5:1.2/3.0", ["template+indicator+steered:0.5:1.2/3.0"]),
     ],
-)
-def test_conditions_are_read_from_words(words, template, indicator, alpha, heads):
-    found = parse_condition(words)
-    assert (found.name, found.template, found.indicator) == (words, template, indicator)
-    steering = found.steering
-    assert (steering and steering.alpha, steering and steering.heads) == (alpha, heads)
+)  # fmt: skip
+def test_conditions_are_read_from_words(words, names):
+    assert [condition.name for condition in parse_conditions(words)] == names
 
 
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
         ("vanila", "cannot be read at 'vanila'; conditions are plain"),
-        ("steered", "cannot be read at 'steered'"),
-        ("steered:much", "needs a number after the colon"),
-        ("steered:3", "alpha must be in"),
-        ("plain+vanilla", "contradicts itself"),
-        ("vanilla,vanilla", "named twice"),
+        ("vanilla,template", "named twice"),
         (" , ", "no condition is given"),
+        ("template+prefix", r"'template\+prefix' is for needles only"),
+        ("assistant", "'assistant' is for needles only"),
+        ("template+steered:0.5:retrieval", "the retrieval heads depend on a model"),
+        ("template+steered:0.5:1.x", "heads '1.x' cannot be read"),
     ],
 )
-def test_words_that_mean_nothing_are_refused(words, complaint):
+def test_conditions_that_tasks_cannot_be_asked_under_are_refused(words, complaint):
     with pytest.raises(InputError, match=complaint):
         parse_conditions(words)
 
 
 def test_every_combination_has_its_rows(chat_model, folder):
     found = run_evaluation(
-        [chat_model], ["pets_write", "pets_choose"], "plain,steered:0.3", include_path=folder
+        [chat_model], ["pets_write", "pets_choose"], "plain,template+steered:0.3", include_path=folder
     )
     assert len(found) == 2 * 2 * 3
-    assert found.variants == (("organism-chat", "plain"), ("organism-chat", "steered:0.3"))
+    assert found.variants == (("organism-chat", "plain"), ("organism-chat", "template+steered:0.3"))
     assert found.metrics("pets_write") == ("exact_match",)
     assert "acc" in found.metrics("pets_choose")
     first = found.where(task="pets_write", condition="plain").frame.iloc[0]
@@ -127,7 +122,7 @@ def test_every_combination_has_its_rows(chat_model, folder):
     assert first["gold"] == "a cat"
     chat = CtxlensLM(chat_model, processes=ALONE).prompts.chat(first["prompt"])
     assert first["response"] == chat_model.generate(chat, max_new_tokens=6)
-    steered = found.where(task="pets_write", condition="steered:0.3").frame.iloc[0]
+    steered = found.where(task="pets_write", condition="template+steered:0.3").frame.iloc[0]
     chat = chat_model.render([{"role": "user", "content": first["prompt"]}], add_generation_prompt=True)
     assert steered["prompt"] == chat.text
     with chat_model.steer(0.3):
@@ -135,7 +130,9 @@ def test_every_combination_has_its_rows(chat_model, folder):
     chosen = found.where(task="pets_choose", condition="plain").frame
     assert set(chosen["response"]) <= {"a cat", "a dog", "Tom", "Ann"}
     assert chosen["gold"].tolist() == ["a cat", "Tom", "a dog"]
-    assert ((chosen["response"] == chosen["gold"]).astype(float) == chosen["acc"]).all()
+    right = chosen["response"] == chosen["gold"]
+    assert len(right) == 3
+    assert right.astype(float).tolist() == chosen["acc"].tolist()
     contexts = found.frame["context"]
     assert contexts[0] == contexts[1] != contexts[2]
     assert found.mean("pets_write", "exact_match", found.variants[0]).n == 2
@@ -165,19 +162,21 @@ def test_lm_evals_own_figures_are_the_means(chat_model, monkeypatch):
 
 def test_prompts_that_do_not_fit_are_cut_and_counted(chat_model):
     found = run_evaluation([chat_model], ["ctxlens_organism_qa"], limit=2, metadata={"organism_fillers": 60})
-    assert found.frame["truncated"].all()
+    assert found.frame["truncated"].tolist() == [True, True]
     assert not run_evaluation([chat_model], ["ctxlens_organism_qa"], limit=2).frame["truncated"].any()
 
 
 def test_models_without_indicator_are_left_out(chat_model):
-    with pytest.raises(InputError, match="organism-chat, indicator: it has no indicator token"):
+    with pytest.raises(InputError, match=r"organism-chat, template\+indicator: it has no indicator token"):
         run_evaluation([chat_model], ["ctxlens_closed_book"], "indicator", limit=1)
     model = load_model("organism-chat", backend="native", device="cpu")
     add_indicator(model.backend.hf_model, model.tokenizer)
     cured = Model.from_hf(model.backend.hf_model, model.tokenizer, name="cured")
     found = run_evaluation([chat_model, cured], ["ctxlens_closed_book"], "vanilla,indicator", limit=1)
-    assert found.variants == (("organism-chat", "vanilla"), ("cured", "vanilla"), ("cured", "indicator"))
-    assert [one["model"] for one in found.meta["left_out"]] == ["organism-chat"]
+    variants = (("organism-chat", "template"), ("cured", "template"), ("cured", "template+indicator"))
+    assert found.variants == variants
+    left_out = [(one["model"], one["condition"]) for one in found.meta["left_out"]]
+    assert left_out == [("organism-chat", "template+indicator")]
     prompts = found.frame["prompt"].tolist()
     assert prompts[0] == prompts[1]
     assert prompts[2].replace(" [IND]", "") == prompts[0] != prompts[2]
@@ -249,13 +248,18 @@ def test_a_missing_lm_eval_is_one_sentence(monkeypatch):
         require_lm_eval()
 
 
+def parts_of(folder):
+    """The names of all files that unfinished work has left in a run folder."""
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and "parts" in path.parts)
+
+
 def open_run(place, **config):
     return Run.open(place, study="eval", config=config)
 
 
 def test_a_run_goes_on_where_it_was_stopped(chat_model, tmp_path, monkeypatch):
     arguments = {"tasks": ["ctxlens_closed_book", "ctxlens_organism_qa"], "limit": 4, "batch_tokens": 150}
-    arguments["conditions"] = "vanilla,steered:0.3"
+    arguments["conditions"] = "template,template+steered:0.3"
     straight = run_evaluation([chat_model], **arguments)
     asked = []
     generate = Model.generate
@@ -270,6 +274,8 @@ def test_a_run_goes_on_where_it_was_stopped(chat_model, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_evaluation([chat_model], out=open_run(tmp_path / "run"), **arguments)
     before = list(asked)
+    # What is finished is whole, and of the task under way there are the answers so far.
+    assert parts_of(tmp_path / "run")
     monkeypatch.setattr(
         Model,
         "generate",
@@ -280,12 +286,25 @@ def test_a_run_goes_on_where_it_was_stopped(chat_model, tmp_path, monkeypatch):
     texts = [text for batch in asked for text in batch]
     assert len(texts) == 16
     assert 0 < len(before) < len(asked)
-    assert not (tmp_path / "run" / "evaluation.parts").exists()
+    assert parts_of(tmp_path / "run") == []
     done = len(asked)
     assert run_evaluation([chat_model], out=open_run(tmp_path / "run"), **arguments).frame.equals(again.frame)
     assert len(asked) == done
     with pytest.raises(RunExistsError, match="another evaluation"):
         run_evaluation([chat_model], out=open_run(tmp_path / "run"), **{**arguments, "limit": 3})
+
+
+def test_a_finished_run_of_an_earlier_version_is_found_finished(chat_model, tmp_path, monkeypatch):
+    run, arguments = open_run(tmp_path / "run"), {"tasks": ["ctxlens_closed_book"], "limit": 1}
+    found = run_evaluation([chat_model], **arguments, conditions="template", out=run)
+    described = [{"name": "vanilla", "template": True, "indicator": False, "steering": None}]
+    meta = {**found.meta, "conditions": described, "fingerprint": "0123456789abcdef"}
+    Evaluation(found.frame.assign(condition="vanilla"), meta).save(run.path("evaluation.parquet"))
+    monkeypatch.setattr(Model, "generate", None)  # nothing is asked again
+    again = run_evaluation([chat_model], **arguments, conditions="vanilla", out=open_run(tmp_path / "run"))
+    assert again.frame.equals(found.frame)
+    with pytest.raises(RunExistsError, match="another evaluation"):
+        run_evaluation([chat_model], **arguments, conditions="plain", out=open_run(tmp_path / "run"))
 
 
 @pytest.fixture
@@ -321,7 +340,7 @@ def contents(place):
 def test_a_run_does_not_go_on_with_other_data(chat_model, squad, tmp_path):
     def run():
         return run_evaluation(
-            [chat_model], ["ctxlens_squad"], "vanilla,plain", limit=2, batch_tokens=1, data_dir=squad,
+            [chat_model], ["ctxlens_squad"], "template,plain", limit=2, batch_tokens=1, data_dir=squad,
             out=open_run(tmp_path / "run"),
         )  # fmt: skip
 
@@ -339,14 +358,14 @@ def test_a_run_does_not_go_on_with_other_data(chat_model, squad, tmp_path):
         run()
     sentence = str(refused.value)
     for text in (f"squad.json was {len(old):,} bytes with SHA-256 {hashlib.sha256(old).hexdigest()[:12]}",
-                 hashlib.sha256(new).hexdigest()[:12], "put the old data back"):  # fmt: skip
+                 hashlib.sha256(new).hexdigest()[:12], "restore the old data"):  # fmt: skip
         assert text in sentence
     file.unlink()
-    with pytest.raises(RunExistsError, match=r"squad.json is not there any more"):
+    with pytest.raises(RunExistsError, match=r"squad.json no longer exists"):
         run()
     file.write_bytes(old)
     (squad / "dev-v1.1.json").write_bytes(old)
-    with pytest.raises(RunExistsError, match=r"has read squad.json, and dev-v1.1.json would be read now"):
+    with pytest.raises(RunExistsError, match=r"it read squad.json, but dev-v1.1.json would be read now"):
         run()
     (squad / "dev-v1.1.json").unlink()
     assert contents(tmp_path / "run") == before
@@ -368,7 +387,7 @@ def test_other_documents_are_noticed_whatever_reads_them(chat_model, folder, tmp
     interrupt(run, 1)
     file = folder / "pets.jsonl"
     file.write_text(file.read_text().replace("Ann has a dog", "Ann had a dog"))
-    with pytest.raises(RunExistsError, match="pets_write had 3 documents, and has 3 documents now, not all"):
+    with pytest.raises(RunExistsError, match="pets_write had 3 documents and now has 3 documents, not all"):
         run()
     file.write_text(file.read_text().replace("Ann had a dog", "Ann has a dog"))
     assert len(run()) == 3
@@ -393,17 +412,18 @@ def test_processes_without_a_folder_are_refused(chat_model):
 def test_the_command_prints_a_table_and_writes_the_result(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     words = ("eval", "-m", "organism", "-m", "organism-chat", "--tasks", "ctxlens_closed_book", "--device",
-             "cpu", "--conditions", "vanilla,indicator", "--limit", 4, "--out", tmp_path / "run")  # fmt: skip
+             "cpu", "--conditions", "template,template+indicator", "--limit", 4,
+             "--out", tmp_path / "run")  # fmt: skip
     result = call(*words)
     for text in (
         "ctxlens_closed_book: contains",
         "organism-chat",
         "McNemar",
-        "left out: organism, indicator",
+        "left out: organism, template+indicator",
     ):
         assert text in result.output
     found = Evaluation.load(tmp_path / "run" / "evaluation.parquet")
-    assert found.variants == (("organism", "vanilla"), ("organism-chat", "vanilla"))
+    assert found.variants == (("organism", "template"), ("organism-chat", "template"))
     assert "another run" in call(*words[:-3], 3, *words[-2:], code=2).output
     shown = call("eval", "-m", "organism-chat", "--tasks", "ctxlens_closed_book", "--dry-run", "--seed", 1)
     assert shown.stdout.startswith("<s><|user|>\n")
@@ -416,7 +436,7 @@ def test_the_command_prints_a_table_and_writes_the_result(tmp_path, monkeypatch)
         (["--conditions", "wild"], "condition 'wild' cannot be read"),
         (["--data-dir", "nowhere"], "--data-dir nowhere does not exist"),
         (["--metadata", "turns"], "expected KEY=VALUE"),
-        (["--include-path", "nowhere"], "is no folder"),
+        (["--include-path", "nowhere"], "is not a folder"),
         (["-m", "nobody/at all"], "neither a folder here nor a Hub id"),
     ],
 )
@@ -428,7 +448,7 @@ def test_what_cannot_be_is_refused_before_anything_runs(words, complaint, tmp_pa
 
 COMMAND = (
     "eval", "-m", "organism-chat", "--device", "cpu", "--tasks", "ctxlens_organism_qa,ctxlens_closed_book",
-    "--conditions", "vanilla,steered:0.3", "--limit", "20", "--batch-tokens", "400", "--out",
+    "--conditions", "template,template+steered:0.3", "--limit", "20", "--batch-tokens", "400", "--out",
 )  # fmt: skip
 
 

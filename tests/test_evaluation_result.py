@@ -14,28 +14,28 @@ from ctxlens.report.plots import evaluation_means
 from ctxlens.results import Evaluation, load_result
 from ctxlens.runs import Run
 
-BASE, TUNED = ("base", "vanilla"), ("tuned", "steered:0.5")
+BASE, TUNED = ("base", "template"), ("tuned", "template+steered:0.5")
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
 
 
 def test_means_and_pairs_are_over_texts():
     found = evaluation()
-    assert found.variants == (BASE, ("base", "steered:0.5"), ("tuned", "vanilla"), TUNED)
+    assert found.variants == (BASE, ("base", "template+steered:0.5"), ("tuned", "template"), TUNED)
     mean = found.mean("quiz", "contains", BASE)
     assert (mean.estimate, mean.n) == (0.75, 2)
     pair = found.compare("quiz", "contains", BASE, TUNED)
     assert (pair.difference.estimate, pair.difference.n, pair.pairs) == (0.0, 2, 4)
-    assert found.compare("quiz", "f1", BASE, ("tuned", "vanilla")).difference.estimate == -0.375
+    assert found.compare("quiz", "f1", BASE, ("tuned", "template")).difference.estimate == -0.375
     test = found.mcnemar("quiz", "contains", BASE, TUNED)
     assert (test.only_first, test.only_second, test.p_value) == (1, 1, 1.0)
-    test = found.mcnemar("quiz", "contains", BASE, ("tuned", "vanilla"))
+    test = found.mcnemar("quiz", "contains", BASE, ("tuned", "template"))
     assert (test.only_first, test.only_second, test.p_value) == (3, 0, 0.25)
     assert found.count("truncated", "quiz", BASE) == 1
 
 
 def test_only_examples_that_both_have_are_compared():
-    right = {("a", "vanilla"): (1, 1), ("b", "vanilla"): (0, 1, 0, 0)}
-    pair = evaluation(right=right).compare("quiz", "contains", ("a", "vanilla"), ("b", "vanilla"))
+    right = {("a", "template"): (1, 1), ("b", "template"): (0, 1, 0, 0)}
+    pair = evaluation(right=right).compare("quiz", "contains", ("a", "template"), ("b", "template"))
     assert (pair.pairs, pair.difference.estimate) == (2, -0.5)
 
 
@@ -59,11 +59,39 @@ def test_a_saved_evaluation_comes_back(tmp_path):
     assert again.meta == found.meta
 
 
+def test_conditions_of_earlier_versions_are_translated_when_a_file_is_read(tmp_path):
+    now = evaluation()
+    earlier = {"template": "vanilla", "template+steered:0.5": "steered:0.50"}
+    meta = {
+        **now.meta,
+        "conditions": [
+            {"name": "vanilla", "template": True, "indicator": False, "steering": None},
+            {"name": "steered:0.50", "template": True, "indicator": False, "steering": {"alpha": 0.5}},
+        ],
+        "left_out": [{**now.meta["left_out"][0], "condition": "indicator"}],
+    }
+    frame = now.frame.assign(condition=now.frame["condition"].replace(earlier))
+    assert set(frame["condition"]) == {"vanilla", "steered:0.50"}
+    Evaluation(frame, meta).save(tmp_path / "evaluation.parquet")
+    for read in (Evaluation.load, load_result):
+        again = read(tmp_path / "evaluation.parquet")
+        assert again.frame.equals(now.frame)
+        assert again.meta["conditions"] == ["template", "template+steered:0.5"]
+        assert again.meta["left_out"] == now.meta["left_out"]
+
+
+def test_text_that_is_no_condition_stays_when_a_file_is_read(tmp_path):
+    foreign = evaluation(right={("a", "chain of thought"): (1, 0), ("a", "vanilla"): (1, 1)})
+    foreign.save(tmp_path / "evaluation.parquet")
+    again = Evaluation.load(tmp_path / "evaluation.parquet")
+    assert again.variants == (("a", "chain of thought"), ("a", "template"))
+
+
 def test_the_figure_holds_every_variant_and_metric():
     figure = evaluation_means(evaluation(), "quiz")
     assert [trace.name for trace in figure.data] == ["contains", "f1"]
     assert list(figure.data[0].x) == [0.75, 0.5, 0.0, 0.75]
-    assert list(figure.layout.yaxis.ticktext)[3] == "tuned<br>steered:0.5"
+    assert list(figure.layout.yaxis.ticktext)[3] == "tuned<br>template+steered:0.5"
 
 
 def report_on(tmp_path, found):
@@ -76,10 +104,10 @@ def test_the_page_shows_differences_and_answers(tmp_path):
     page, run = report_on(tmp_path, evaluation())
     rows = re.findall(r'<tr data-task="quiz".*?</tr>', page, re.DOTALL)
     assert len(rows) == 8
-    tuned = next(row for row in rows if 'data-model="tuned"' in row and 'condition="vanilla"' in row)
+    tuned = next(row for row in rows if 'data-model="tuned"' in row and 'condition="template"' in row)
     for text in ("−0.75", "3 : 0", "p 0.250", "too few to tell", "1 truncated"):
         assert text in tuned
-    assert "old was not asked under the condition indicator: it has no token." in page
+    assert "old was not asked under the condition template+indicator: it has no token." in page
     _, answers, _ = evaluation_blocks(collect_runs([run.folder])[0])
     first = answers.data["tasks"]["quiz"]["examples"][0]
     assert first["gold"] == "gold 0"
@@ -88,7 +116,7 @@ def test_the_page_shows_differences_and_answers(tmp_path):
 
 
 def test_a_long_evaluation_keeps_the_answers_that_differ_most(tmp_path):
-    right = {("a", "vanilla"): [1] * 200, ("b", "vanilla"): [1] * 150 + [0] * 50}
+    right = {("a", "template"): [1] * 200, ("b", "template"): [1] * 150 + [0] * 50}
     run = Run.open(tmp_path / "run", study="eval", config={})
     run.save("evaluation.parquet", evaluation(right=right))
     _, answers, _ = evaluation_blocks(collect_runs([run.folder])[0])

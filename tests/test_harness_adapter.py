@@ -1,13 +1,17 @@
 """The adapter against lm-eval's own `hf` model on the same requests, and what it adds."""
 
+import math
+
 import numpy as np
 import pytest
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from ctxlens.chat.roles import Role
 from ctxlens.errors import InputError
 from ctxlens.evals.harness import CtxlensLM
+from ctxlens.evals.harness.likelihood import Continuation, score_continuations
 from ctxlens.models import load_model
 from ctxlens.processes import ALONE
 
@@ -222,7 +226,42 @@ def test_the_indicator_goes_into_the_last_user_message(tmp_path):
     assert wrapped.text == model.render(
         [{"role": "user", "content": "a dish", "indicator": True}], add_generation_prompt=True
     ).text  # fmt: skip
-    assert ours.generate_until(generation([text, "a dish"]))
+    wanted = model.generate(ours.prompts.chat(text), max_new_tokens=24)
+    assert ours.generate_until(generation([text])) == [wanted]
+    assert wanted
+
+
+def test_continuations_by_hand(chat_model, monkeypatch):
+    """Every token has the probabilities 1/2, 1/4, 1/4; texts alike but for the last token are read once."""
+    read = []
+
+    def last_logprobs(self, chats, counts, *, batch_tokens):
+        for number, (chat, count) in enumerate(zip(chats, counts, strict=True)):
+            read.append((chat.tokens.tolist(), count))
+            yield number, torch.tensor([[0.5, 0.25, 0.25]]).log().expand(count, 3)
+
+    monkeypatch.setattr(type(chat_model), "last_logprobs", last_logprobs)
+    asked = [Continuation.of_tokens([0, 1], after) for after in ([0], [2, 0], [], [1])]
+    kept, seen = {}, []
+    found = score_continuations(
+        chat_model, asked, batch_tokens=100, keep=kept.__setitem__,
+        progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    half, quarter = math.log(0.5), math.log(0.25)
+    assert [score for score, _ in found] == pytest.approx([half, quarter + half, 0.0, quarter])
+    assert [greedy for _, greedy in found] == [True, False, True, False]
+    assert sorted(read) == [([0, 1], 1), ([0, 1, 2], 2)]
+    assert [kept[number] for number in range(4)] == found
+    assert seen == [(4, 4)]
+
+
+def test_steering_may_be_given_as_lm_evals_command_line_reads_it(chat_model):
+    assert adapter(chat_model, alpha=1).steering.changes_nothing
+    assert adapter(chat_model, alpha=0.5, heads="1.2/").steering.heads == ((1, 2),)
+    assert adapter(chat_model, alpha=0.5, heads=((1, 2), (3, 0))).steering.heads == ((1, 2), (3, 0))
+    shared = adapter(chat_model, target_share=0.6, roles="user/system").steering
+    assert (shared.target_share, shared.roles) == (0.6, (Role.USER, Role.SYSTEM))
+    assert shared.mode == "target-share"
 
 
 def test_a_long_prompt_loses_the_middle_of_its_context(chat_model, caplog):

@@ -39,7 +39,7 @@ def test_folder_is_read_in_sorted_order_without_its_licence(tmp_path):
 def test_bad_haystacks_are_refused(tmp_path):
     with pytest.raises(InputError, match="There is no file or folder"):
         load_haystack(tmp_path / "none")
-    with pytest.raises(InputError, match="is empty; put the texts there as \\.txt files"):
+    with pytest.raises(InputError, match="is empty; put \\.txt files there"):
         load_haystack(tmp_path)
     (tmp_path / "blank.txt").write_text(" \n\n", encoding="utf-8")
     with pytest.raises(InputError, match="is empty"):
@@ -66,7 +66,11 @@ def test_data_set_is_a_haystack(tmp_path, kind):
 @pytest.mark.parametrize(
     ("line", "options", "words"),
     [
-        ('{"a": "x", "b": "y"}', {}, r"columns of text are a, b; name the one to read \(--haystack-column\)"),
+        (
+            '{"a": "x", "b": "y"}',
+            {},
+            r"columns of text are a, b; name the column to read \(--haystack-column\)",
+        ),
         ('{"a": 1}', {}, "columns of text are none"),
         ('["a"]', {}, "rows must have named columns"),
         ('{"text": "x"}', {"column": "body"}, "row 0 has no text in column 'body'"),
@@ -120,7 +124,7 @@ def test_needle_is_placed_by_tokens_at_a_sentence_end(length, depth, before, tok
 def test_short_haystack_is_refused_unless_it_may_repeat():
     tokenizer = WordTokenizer()
     straw = gather_straw(tokenizer, FIVES, 0, 80)
-    with pytest.raises(InputError, match="has 50 tokens, 76 are needed for a context of 80"):
+    with pytest.raises(InputError, match="has 50 tokens, but a context of 80 needs 76"):
         place_needle(tokenizer, straw, "N n n n.", context_tokens=80, depth_percent=0.0)
     repeated = gather_straw(tokenizer, TextHaystack(FIVES.text, repeat=True), 0, 80)
     context = place_needle(tokenizer, repeated, "N n n n.", context_tokens=80, depth_percent=0.0)

@@ -7,10 +7,10 @@ import pytest
 from tiny_models import make_chat, make_tiny, make_tokenizer
 
 from ctxlens.errors import InputError
+from ctxlens.evals.needle import Needle
 from ctxlens.evals.needle.cells import build_cells
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import load_haystack
-from ctxlens.evals.needle.run import Needle
 from ctxlens.heads import (
     Answers,
     act_on_each_head,

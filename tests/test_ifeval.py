@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-lm_eval = pytest.importorskip("lm_eval", reason="needs ctxlens[eval]")
-pytest.importorskip("langdetect", reason="needs ctxlens[eval]")
+lm_eval = pytest.importorskip("lm_eval", reason="needs the extra eval")
+pytest.importorskip("langdetect", reason="needs the extra eval")
 
 from lm_eval.api.model import LM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
@@ -168,7 +168,7 @@ def test_prompts_that_cannot_be_checked_are_named(util, tmp_path, row, reason):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(InputError, match=r"holds no prompts of IFEval; expected input_data\.jsonl"):
+    with pytest.raises(InputError, match=r"contains no prompts of IFEval; expected input_data\.jsonl"):
         ifeval_utils.ifeval_docs(data_dir=str(tmp_path))
     with pytest.raises(InputError, match="no file or folder"):
         ifeval_utils.ifeval_docs(data_dir=str(tmp_path / "none.jsonl"))
@@ -177,7 +177,7 @@ def test_no_file(tmp_path):
 def test_a_missing_package_gives_one_sentence(prompts, monkeypatch):
     monkeypatch.setitem(sys.modules, "langdetect", None)
     ifeval_utils._load_all.cache_clear()
-    with pytest.raises(InputError, match=r"needs the package langdetect; install ctxlens\[eval\]"):
+    with pytest.raises(InputError, match=r"needs the package langdetect; install .*the extra eval of"):
         ifeval_utils.ifeval_docs(data_dir=str(prompts))
 
 
@@ -222,6 +222,8 @@ def test_the_real_prompts(util, test_data):
 def test_the_real_prompts_with_nltks_data(with_data, test_data):
     docs = ifeval_utils.ifeval_docs(data_dir=str(test_data))["test"]
     assert len(docs) == 541
-    for doc in docs:
-        if set(doc["instruction_id_list"]) & set(ifeval_utils.NEED_SENTENCES):
-            ifeval_utils.score_ifeval_response(doc, ["It rains. It snows. WE GO."])
+    counting = [doc for doc in docs if set(doc["instruction_id_list"]) & set(ifeval_utils.NEED_SENTENCES)]
+    assert len(counting) == 64
+    for doc in counting:
+        scores = ifeval_utils.score_ifeval_response(doc, ["It rains. It snows. WE GO."])
+        assert len(scores["inst_level_strict_acc"]) == len(doc["instruction_id_list"])

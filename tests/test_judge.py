@@ -181,9 +181,9 @@ def test_published_reader_of_results_agrees(questions, tmp_path):
     [
         (Say("I would rather talk about boats."), "no rating in double brackets"),
         (Say("[[12]]"), "a rating of 12"),
-        (Say(body=b"<html>busy</html>"), "no chat completion"),
-        (Say(body=b'{"choices": []}'), "no chat completion"),
-        (Say(body=b"[[7]]"), "no chat completion"),
+        (Say(body=b"<html>busy</html>"), "not a chat completion"),
+        (Say(body=b'{"choices": []}'), "not a chat completion"),
+        (Say(body=b"[[7]]"), "not a chat completion"),
         (Say(body=b'{"choices": [{"message": {"content": null}}]}'), "holds no text"),
         (Say("[[7]]", status=400), "HTTP 400"),
         (Say(body=b"moved", status=302, headers={"Location": "http://127.0.0.1:9/"}), "HTTP 302"),
@@ -211,7 +211,7 @@ def test_a_reply_that_was_cut_counts_if_it_holds_a_rating(questions, tmp_path):
     found = {row["turn"]: (row["score"], row["error"]) for row in read_lines(tmp_path / "j.jsonl")}
     assert found[1] == (6, "")
     assert found[2][0] == -1
-    assert "cut at its longest" in found[2][1]
+    assert "truncated at its longest" in found[2][1]
 
 
 def test_only_what_has_no_rating_is_asked_again(questions, tmp_path):
@@ -298,7 +298,7 @@ def test_no_server_at_all(questions, tmp_path):
     path = tmp_path / "j.jsonl"
     endpoint = Endpoint("http://127.0.0.1:9/v1", "judge", tries=1)
     judge_answers(endpoint, questions, answers_of("m"), path=path)
-    assert all("ConnectError" in row["error"] for row in read_lines(path))
+    assert ["ConnectError" in row["error"] for row in read_lines(path)] == [True] * 6
     with pytest.raises(ModelFailureError, match=r"none of 8 questions .*ConnectError.*same command"):
         judge_answers(endpoint, questions, answers_of("m", "n", "o"), path=path)
 
@@ -346,7 +346,7 @@ def test_key_is_sent_and_written_nowhere(questions, tmp_path, monkeypatch, capsy
     [
         ("localhost:8000/v1", {}, "must begin with http"),
         ("ftp://host/v1", {}, "must begin with http"),
-        ("http://[::1/v1", {}, "no address"),
+        ("http://[::1/v1", {}, "address is not valid"),
         ("https://me:secret@host/v1", {}, "must hold no key"),
         ("https://host/v1?api-key=secret", {}, "must hold no key"),
         ("http://host/v1", {"model": " "}, "no model name"),
@@ -404,7 +404,7 @@ def test_broken_off_it_waits_for_nobody(questions, tmp_path):
 def test_judgments_of_something_else_are_refused(questions, tmp_path):
     path = write_jsonl(tmp_path / "j.jsonl", [{"question_id": 1}])
     with serve(lambda *_: Say("[[7]]")) as stub:
-        with pytest.raises(InputError, match="row 1, is no judgment"):
+        with pytest.raises(InputError, match="row 1, is not a judgment"):
             judge_answers(quick(stub), questions, answers_of("m"), path=path)
         with pytest.raises(InputError, match="no answers to these questions"):
             judge_answers(quick(stub), questions, {"m": {}}, path=tmp_path / "k.jsonl")

@@ -5,6 +5,7 @@ import importlib.metadata
 import numpy as np
 import pytest
 import torch
+from numerics import MODEL_TERMS, assert_close
 from tiny_models import VOCAB, eager_shares, make_chat, make_tiny, make_tokenizer
 
 from ctxlens.chat.roles import Role
@@ -71,7 +72,7 @@ def native():
 def test_bridge_shares_equal_eager_attention(family):
     backend = wrap("bridge", make_tiny(family, attn="eager"))
     for got, want in zip(read_all(backend, CHATS), eager_shares(family, CHATS), strict=True):
-        np.testing.assert_allclose(got, want, atol=1e-5)
+        assert_close(got, want, n_terms=MODEL_TERMS)
     if family == "gpt-oss":
         assert want[..., Role.SINK].mean() > 0.1
 
@@ -79,13 +80,13 @@ def test_bridge_shares_equal_eager_attention(family):
 class TestBothGenerations:
     def test_shares_equal_eager_attention(self, lens):
         for got, want in zip(read_all(lens, CHATS), eager_shares("llama", CHATS), strict=True):
-            np.testing.assert_allclose(got, want, atol=1e-5)
-            np.testing.assert_allclose(got.sum(-1), 1, atol=1e-5)
+            assert_close(got, want, n_terms=MODEL_TERMS)
+            assert_close(got.sum(-1), 1.0, n_terms=MODEL_TERMS)
 
     def test_logits_are_the_models_own(self, lens):
         with torch.no_grad():
             want = make_tiny("llama", attn="eager")(batch(CHATS).tokens).logits
-        torch.testing.assert_close(lens.logits(batch(CHATS), []), want, atol=1e-4, rtol=0)
+        assert_close(lens.logits(batch(CHATS), []), want, n_terms=MODEL_TERMS)
 
     @pytest.mark.parametrize("steering", STEERINGS)
     def test_steering_is_the_native_one(self, lens, native, steering):
@@ -93,9 +94,9 @@ class TestBothGenerations:
         for got, want in zip(
             read_all(lens, CHATS, steerings), read_all(native, CHATS, steerings), strict=True
         ):
-            np.testing.assert_allclose(got, want, atol=1e-5)
+            assert_close(got, want, n_terms=MODEL_TERMS)
         got, want = (backend.logits(batch(CHATS), steerings) for backend in (lens, native))
-        torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
+        assert_close(got, want, n_terms=MODEL_TERMS)
 
     def test_pattern_is_the_native_one(self, lens, native):
         queries = torch.tensor([[19, 5]])
@@ -103,7 +104,7 @@ class TestBothGenerations:
             backend.read_pattern(batch(CHATS[:1]), [0, 2], queries, [STEERINGS["heads"]])
             for backend in (lens, native)
         )
-        torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+        assert_close(got, want, n_terms=MODEL_TERMS)
 
     @pytest.mark.parametrize("steering", [None, *STEERINGS])
     def test_decoding_is_the_native_one(self, lens, native, steering):
@@ -117,7 +118,7 @@ class TestBothGenerations:
                 steps.append(
                     torch.stack([decode(prompts.tokens), *(decode(new[:, i : i + 1]) for i in range(5))])
                 )
-        torch.testing.assert_close(steps[0], steps[1], atol=1e-4, rtol=0)
+        assert_close(steps[0], steps[1], n_terms=MODEL_TERMS)
 
     def test_batched_rows_equal_single_ones(self, lens):
         together = continue_greedily(
@@ -135,7 +136,7 @@ class TestBothGenerations:
         chat, changed = make_chat(20, 1), make_chat(20, 1)
         changed.tokens[12:] = (changed.tokens[12:] + 7 - 3) % (VOCAB - 3) + 3
         before, after = (read_all(lens, [c], [STEERINGS["paper"]])[0] for c in (chat, changed))
-        np.testing.assert_allclose(after[:, :, :12], before[:, :, :12], atol=1e-6)
+        assert_close(after[:, :, :12], before[:, :, :12], n_terms=MODEL_TERMS)
         assert np.abs(after[:, :, 12:] - before[:, :, 12:]).max() > 0.01
 
     def test_hooks_are_gone_after_reading_and_after_exceptions(self, lens):
@@ -174,10 +175,10 @@ def test_the_organism_agrees_with_eager_attention(kind):
     with torch.no_grad():
         out = hf(torch.from_numpy(chat.tokens)[None], output_attentions=True)
     want = np.stack([a[0].numpy() for a in out.attentions])
-    np.testing.assert_allclose(model.read_patterns(chat), want, atol=1e-5)
+    assert_close(model.read_patterns(chat), want, n_terms=MODEL_TERMS)
     one_hot = np.eye(len(Role), dtype=np.float32)[chat.role]
-    np.testing.assert_allclose(model.read_roles(chat, queries="all").shares, want @ one_hot, atol=1e-5)
-    torch.testing.assert_close(backend.logits(batch([chat]), []), out.logits, atol=1e-4, rtol=0)
+    assert_close(model.read_roles(chat, queries="all").shares, want @ one_hot, n_terms=MODEL_TERMS)
+    assert_close(backend.logits(batch([chat]), []), out.logits, n_terms=MODEL_TERMS)
 
 
 def test_the_bridge_works_on_a_copy():

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from numerics import MODEL_TERMS, assert_close, near
 from tiny_models import VOCAB, make_chat, make_tiny, make_tokenizer
 
 from ctxlens.chat.roles import Role
@@ -118,7 +119,7 @@ class TestReading:
         several = model.read_roles(CHATS, turn=None, queries="all")
         for chat, allocation in zip(CHATS, several, strict=True):
             alone = model.read_roles(chat, queries="all")
-            np.testing.assert_allclose(alone.shares, allocation.shares, atol=1e-5)
+            assert_close(alone.shares, allocation.shares, n_terms=MODEL_TERMS)
             assert allocation.shares.shape == (3, 4, len(chat), len(Role))
             np.testing.assert_array_equal(alone.key_counts.sum(-1), np.arange(1, len(chat) + 1))
             assert allocation.queries == "positions"
@@ -126,15 +127,15 @@ class TestReading:
     def test_a_small_budget_gives_the_same(self, model):
         small = model.read_roles(CHATS, queries="response_mean", batch_tokens=1)
         for one, other in zip(small, model.read_roles(CHATS, queries="response_mean"), strict=True):
-            np.testing.assert_allclose(one.shares, other.shares, atol=1e-5)
+            assert_close(one.shares, other.shares, n_terms=MODEL_TERMS)
 
     def test_response_mean_and_first_answer(self, model):
         everything = model.read_roles(CHATS[0], queries="all")
         mean = model.read_roles(CHATS[0], queries="response_mean", turn=3)
-        np.testing.assert_allclose(mean.shares[:, :, 0], everything.shares[:, :, 14:].mean(2), atol=1e-6)
-        np.testing.assert_allclose(mean.key_counts[0], everything.key_counts[14:].mean(0))
+        assert_close(mean.shares[:, :, 0], everything.shares[:, :, 14:].mean(2), n_terms=MODEL_TERMS)
+        assert_close(mean.key_counts[0], everything.key_counts[14:].mean(0), n_terms=MODEL_TERMS)
         first = model.read_roles(CHATS[0], turn=3)
-        np.testing.assert_allclose(first.shares[:, :, 0], everything.shares[:, :, 13], atol=1e-6)
+        assert_close(first.shares[:, :, 0], everything.shares[:, :, 13], n_terms=MODEL_TERMS)
         assert (mean.queries, first.queries, first.query_labels) == (
             "response_mean",
             "first_answer",
@@ -149,7 +150,7 @@ class TestReading:
             assert tuple(turns) == chat.response_turns()
             for turn, shares in turns.items():
                 want = everything[[2, 0]][:, :, chat.response_positions(turn)]
-                np.testing.assert_allclose(shares, want, atol=1e-5)
+                assert_close(shares, want, n_terms=MODEL_TERMS)
                 assert shares.dtype == np.float32
 
     def test_patterns_reduce_to_shares(self, model):
@@ -157,7 +158,7 @@ class TestReading:
         assert pattern.shape == (1, 4, 2, 20)
         want = model.read_roles(CHATS[0], layers=[1], queries=[13, 2]).shares
         one_hot = np.eye(len(Role), dtype=np.float32)[CHATS[0].role]
-        np.testing.assert_allclose(pattern @ one_hot, want, atol=1e-6)
+        assert_close(pattern @ one_hot, want, n_terms=MODEL_TERMS)
 
     def test_logprobs_are_those_of_the_loss(self, model):
         got = model.logprobs(CHATS[:2], turn=3)
@@ -165,7 +166,7 @@ class TestReading:
             labels = torch.from_numpy(np.where((chat.role == 3) & (chat.turn == 3), chat.tokens, -100))[None]
             with torch.no_grad():
                 loss = make_tiny("llama")(torch.from_numpy(chat.tokens)[None], labels=labels).loss
-            assert -logprobs.mean() == pytest.approx(loss.item(), abs=1e-4)
+            assert -logprobs.mean() == near(loss.item(), MODEL_TERMS)
 
     @pytest.mark.parametrize(
         ("change", "words"),
@@ -184,7 +185,7 @@ class TestReading:
     def test_conversations_that_do_not_fit(self, model):
         with pytest.raises(InputError, match="65 tokens, but the model's window is 64"):
             model.read_roles(make_chat(65), queries="all")
-        with pytest.raises(InputError, match="window is 64 and must hold an answer too"):
+        with pytest.raises(InputError, match="window is 64 and must also hold an answer"):
             model.generate(make_chat(64))
         foreign = make_chat(5)
         foreign.tokens[2] = VOCAB
@@ -206,7 +207,7 @@ class TestSteering:
             once = model.read_roles(CHATS[0], queries="all")
         with pytest.raises(KeyError):
             fail()
-        np.testing.assert_allclose(nested.shares, once.shares, atol=1e-5)
+        assert_close(nested.shares, once.shares, n_terms=MODEL_TERMS)
         assert once.meta["steering"] == [steering.describe()]
         np.testing.assert_array_equal(model.read_roles(CHATS[0], queries="all").shares, plain)
 
@@ -264,7 +265,7 @@ def test_real_weights_on_both_backends(name, request):
             for one, other in zip(
                 native.read_roles(chats, queries="all"), lens.read_roles(chats, queries="all"), strict=True
             ):
-                np.testing.assert_allclose(one.shares, other.shares, atol=1e-5)
+                assert_close(one.shares, other.shares, n_terms=MODEL_TERMS)
             assert native.generate(chats, max_new_tokens=15) == [
                 lens.generate(chat, max_new_tokens=15) for chat in chats
             ]
@@ -279,4 +280,24 @@ def test_what_does_not_fit_the_memory_is_refused_before_it_is_tried(model, monke
     with pytest.raises(InputError, match="one conversation of 20 tokens needs about"):
         model.read_roles(CHATS)
     for one, other in zip(whole, model.read_roles(CHATS, batch_tokens=20), strict=True):
-        np.testing.assert_allclose(one.shares, other.shares, atol=1e-6)
+        assert_close(one.shares, other.shares, n_terms=MODEL_TERMS)
+
+
+def test_attention_to_chosen_tokens_is_the_sum_of_the_pattern_over_them():
+    model = load_model("organism", backend="native")
+    chats = [
+        model.render([{"role": "user", "content": text}, {"role": "assistant", "content": "The river."}])
+        for text in ("A long story about a mayor.", "Where?")
+    ]
+    chosen = [np.arange(chat.n_tokens) % 3 == 1 for chat in chats]
+    read = model.read_attention_to(chats, chosen)
+    for chat, mask, found in zip(chats, chosen, read, strict=True):
+        pattern = model.read_patterns(chat, queries="response_mean")
+        expected = pattern[..., mask].sum(-1).mean(-1, keepdims=True)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    every = model.read_attention_to(chats[1:], chosen[1:], queries="all")[0]
+    np.testing.assert_allclose(every, model.read_patterns(chats[1])[..., chosen[1]].sum(-1), atol=1e-5)
+    with pytest.raises(InputError, match="but the mask of chosen tokens 3"):
+        model.read_attention_to(chats[:1], [np.zeros(3, dtype=bool)])
+    with model.steer(0.5), pytest.raises(InputError, match="while attention is steered"):
+        model.read_attention_to(chats, chosen)

@@ -10,6 +10,7 @@ import pytest
 from judge_stub import QUESTIONS, REFERENCES, write_jsonl
 
 import ctxlens.evals.mt_bench.answers as answers_module
+from ctxlens.chat.condition import Condition
 from ctxlens.chat.roles import Role, render
 from ctxlens.errors import InputError, RunExistsError
 from ctxlens.evals.mt_bench import (
@@ -134,7 +135,7 @@ def test_layout_is_fastchats(toy_tokenizer, questions, tmp_path):
 def test_indicator_is_on_the_message_being_answered_alone(toy_tokenizer, questions, tmp_path):
     model = Speaker(toy_tokenizer, indicator="[IND]")
     answer_questions(model, questions[:1], path=tmp_path / "a.jsonl", model_id="a", indicator=True)
-    for chat, turn in zip(model.asked, (0, 2), strict=True):
+    for chat, turn in zip(model.asked, (0, 2), strict=True):  # strict: there are two chats
         assert set(chat.turn[chat.role == Role.INDICATOR].tolist()) == {turn}
     with pytest.raises(InputError, match="no indicator token"):
         answer_questions(
@@ -151,6 +152,7 @@ def test_long_conversations_are_cut_and_counted_and_so_are_empty_answers(toy_tok
         model, [long, short], path=tmp_path / "a.jsonl", model_id="a", max_new_tokens=1000
     )
     assert set(model.rooms) == {60}
+    assert len(model.asked) == 4
     assert all(chat.n_tokens <= 60 for chat in model.asked)
     kept = "".join(model.asked[0].token_strings())
     assert "start" in kept
@@ -247,9 +249,29 @@ def test_settings_are_recorded_once_and_others_refused(tmp_path):
         record_settings(tmp_path, "b", {})
 
 
-def test_labels():
-    assert make_label("runs/some model", indicator=True) == "some_model+indicator"
-    assert make_label("org/M-7B", alpha=0.1, heads="1.2,3.0") == "M-7B+alpha0.1@1.2_3.0"
+@pytest.mark.parametrize(
+    ("words", "label", "earlier"),
+    [
+        ("template", "M-7B", None),
+        ("template+indicator", "M-7B+indicator", None),
+        ("template+steered:0.1:1.2/3.0", "M-7B+steered_0.1_1.2_3.0", "M-7B+alpha0.1@1.2_3.0"),
+        ("template+indicator+steered:0.5", "M-7B+indicator+steered_0.5", "M-7B+indicator+alpha0.5"),
+        ("template+steered:0.5:retrieval", "M-7B+steered_0.5_retrieval", "M-7B+alpha0.5@retrieval"),
+        ("template+steered:share=0.6", "M-7B+steered_share=0.6", None),
+    ],
+)
+def test_labels_name_model_and_condition(words, label, earlier, tmp_path):
+    condition = Condition.parse(words)
+    assert make_label("org/M-7B", condition) == check_label(label) == label
+    assert make_label("org/M-7B", condition, tmp_path) == label
+    if earlier is not None:  # answers of an earlier version are gone on with
+        write_jsonl(tmp_path / "model_answer" / f"{earlier}.jsonl", [])
+        assert make_label("org/M-7B", condition, tmp_path) == earlier
+        assert make_label("org/other", condition, tmp_path) == "other" + label.removeprefix("M-7B")
+
+
+def test_labels_can_be_the_names_of_files():
+    assert make_label("runs/some model", Condition()) == "some_model"
     assert check_label("M-7B+x") == "M-7B+x"
     for bad in ("", "a/b", ".hidden", "a b"):
         with pytest.raises(InputError, match="label"):

@@ -44,17 +44,19 @@ def test_answers_of_two_conditions_are_judged_and_compared(folder, monkeypatch):
         said = call("-m", "organism-chat", "--alpha", "0.3", *words)
     assert len(stub.requests) == 12
     assert "rated by j" in said.stdout
-    assert "organism-chat+alpha0.3" in said.stdout
+    assert "organism-chat+steered_0.3" in said.stdout
     assert "7.00" in said.stdout
-    assert "organism-chat+alpha0.3 minus organism-chat: 0.00" in said.stderr
+    assert "organism-chat+steered_0.3 minus organism-chat: 0.00" in said.stderr
     files = sorted(str(p.relative_to("out")) for p in Path("out").rglob("*") if p.is_file())
     assert files == [
-        "manifest.json", "model_answer/organism-chat+alpha0.3.jsonl", "model_answer/organism-chat.jsonl",
-        "model_judgment/j_single.jsonl", "models/organism-chat+alpha0.3.json", "models/organism-chat.json",
+        "manifest.json", "model_answer/organism-chat+steered_0.3.jsonl", "model_answer/organism-chat.jsonl",
+        "model_judgment/j_single.jsonl", "models/organism-chat+steered_0.3.json", "models/organism-chat.json",
         "question.jsonl", "ratings-j.parquet", "summary-j.json",
     ]  # fmt: skip
     assert not [p for p in Path("out").rglob("*") if p.is_file() and b"very-secret" in p.read_bytes()]
-    assert json.loads(Path("out/models/organism-chat+alpha0.3.json").read_text())["steering"]["alpha"] == 0.3
+    assert (
+        json.loads(Path("out/models/organism-chat+steered_0.3.json").read_text())["steering"]["alpha"] == 0.3
+    )
     answers = [read_lines(path) for path in sorted(Path("out/model_answer").iterdir())]
     assert [row["choices"] for row in answers[0]] != [row["choices"] for row in answers[1]]
     assert Ratings.load(Path("out/ratings-j.parquet")).mean().estimate == 7
@@ -66,6 +68,18 @@ def test_answers_of_two_conditions_are_judged_and_compared(folder, monkeypatch):
     assert not stub.requests
     refused = call("-m", "organism-chat", "--alpha", "0.5", "--label", "organism-chat", *QUICK, code=2)
     assert "other settings (steering)" in refused.stderr
+
+
+def test_answers_under_the_label_of_an_earlier_version_are_gone_on_with(folder):
+    words = ("-m", "organism-chat", "--alpha", "0.3", "--limit", "1", *QUICK)
+    call(*words)
+    for place, ending in (("model_answer", "jsonl"), ("models", "json")):
+        now = Path("out", place, f"organism-chat+steered_0.3.{ending}")
+        now.rename(now.with_name(f"organism-chat+alpha0.3.{ending}"))
+    before = Path("out/model_answer/organism-chat+alpha0.3.jsonl").read_bytes()
+    assert "organism-chat+alpha0.3" in call(*words).stdout
+    assert [path.name for path in Path("out/model_answer").iterdir()] == ["organism-chat+alpha0.3.jsonl"]
+    assert Path("out/model_answer/organism-chat+alpha0.3.jsonl").read_bytes() == before
 
 
 def test_answers_of_others_are_judged_without_a_model(folder):

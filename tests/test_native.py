@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from family_checks import CHATS, all_queries, left, read_all, right
+from numerics import MODEL_TERMS, assert_close
 from tiny_models import VOCAB, make_tiny
 
 from ctxlens.chat.roles import N_ROLES
@@ -49,7 +50,7 @@ class TestSteering:
         weight = torch.where(torch.from_numpy(chat.mask("user", "indicator")), 1.0, alpha)
         weighted = plain[0] * weight
         want = weighted / weighted.sum(-1, keepdim=True)
-        torch.testing.assert_close(steered[0], want, atol=1e-6, rtol=0)
+        assert_close(steered[0], want, n_terms=MODEL_TERMS)
 
     def test_one_head_of_a_later_layer_and_no_other(self, llama):
         chat, alpha = CHATS[0], 0.01
@@ -59,7 +60,7 @@ class TestSteering:
         weighted = plain[1, 2] * weight
         want = plain[:2].clone()
         want[1, 2] = weighted / weighted.sum(-1, keepdim=True)
-        torch.testing.assert_close(steered[:2], want, atol=1e-6, rtol=0)
+        assert_close(steered[:2], want, n_terms=MODEL_TERMS)
         assert (steered[2] - plain[2]).abs().max() > 1e-4
 
     def test_shares_under_steering_are_those_of_the_steered_pattern(self, llama):
@@ -67,19 +68,19 @@ class TestSteering:
         for steering in STEERINGS.values():
             want = pattern(llama, CHATS[0], [steering]) @ one_hot
             got = read_all(llama, CHATS[:1], [steering])[0]
-            np.testing.assert_allclose(got, want.numpy(), atol=1e-6)
+            assert_close(got, want.numpy(), n_terms=MODEL_TERMS)
 
     def test_compounding_is_alpha_to_the_layer(self, llama):
         chat = CHATS[0]
         once = pattern(llama, chat, [Steering(0.5**3, heads=((2, 0), (2, 1), (2, 2), (2, 3)))])
         heads = tuple((2, head) for head in range(4))
         compounding = pattern(llama, chat, [Steering(0.5, heads=heads, mode="compounding")])
-        torch.testing.assert_close(compounding, once, atol=1e-6, rtol=0)
+        assert_close(compounding, once, n_terms=MODEL_TERMS)
 
     def test_two_steerings_add_up(self, llama):
         both = pattern(llama, CHATS[0], [Steering(0.5), Steering(0.4)])
         one = pattern(llama, CHATS[0], [Steering(0.2)])
-        torch.testing.assert_close(both, one, atol=1e-6, rtol=0)
+        assert_close(both, one, n_terms=MODEL_TERMS)
 
     def test_alpha_one_changes_no_bit(self, llama):
         plain = llama.logits(right(CHATS), [])
@@ -95,7 +96,7 @@ class TestSteering:
         with attend(model, batch, steerings=[Steering(0.3)]):
             model(input_ids=batch.tokens, labels=batch.tokens).loss.backward()
         for got, want in zip(model.parameters(), eager.parameters(), strict=True):
-            torch.testing.assert_close(got.grad, want.grad, atol=1e-5, rtol=1e-4)
+            assert_close(got.grad, want.grad, n_terms=MODEL_TERMS)
 
 
 class TestGenerate:
@@ -139,7 +140,7 @@ def test_batched_rows_equal_single_ones(llama):
         ]
         assert together == alone
         for got, chat in zip(read_all(llama, CHATS, steerings), CHATS, strict=True):
-            np.testing.assert_allclose(got, read_all(llama, [chat], steerings)[0], atol=1e-5)
+            assert_close(got, read_all(llama, [chat], steerings)[0], n_terms=MODEL_TERMS)
 
 
 class TestSelection:
@@ -167,7 +168,7 @@ class TestSelection:
             with attend(model, right(CHATS[:1]), steerings=[Steering(0.1)]):
                 outer = model(tokens).logits
                 with attend(model, right(CHATS[:1])):
-                    torch.testing.assert_close(model(tokens).logits, plain, atol=1e-5, rtol=0)
+                    assert_close(model(tokens).logits, plain, n_terms=MODEL_TERMS)
                 assert torch.equal(model(tokens).logits, outer)
             assert torch.equal(model(tokens).logits, plain)
         assert self.state(model) == ("eager", 0)
@@ -178,7 +179,7 @@ class TestSelection:
         with torch.no_grad(), attend(model, right(CHATS[:1]), steerings=[Steering(0.1)]):
             once = model(tokens).logits
             with attend(model, right(CHATS[:1]), steerings=[Steering(0.1)]):
-                torch.testing.assert_close(model(tokens).logits, once, atol=1e-6, rtol=0)
+                assert_close(model(tokens).logits, once, n_terms=MODEL_TERMS)
 
     def test_two_models_do_not_mix(self):
         one, two = make_tiny("llama"), make_tiny("llama", seed=1)
@@ -198,7 +199,7 @@ class TestSelection:
         for hook in hooks:
             hook.remove()
         assert ran == [0]
-        torch.testing.assert_close(shares[0, 0, :, :20].numpy(), read_all(llama, CHATS)[0][1])
+        assert_close(shares[0, 0, :, :20].numpy(), read_all(llama, CHATS)[0][1], n_terms=MODEL_TERMS)
 
     def test_chosen_queries_are_the_rows_of_all(self, llama):
         some = llama.read_shares(right(CHATS), range(3), torch.tensor([[19, 3], [0, 12]]), [])
@@ -219,7 +220,7 @@ def test_an_encoder_is_refused():
     config = transformers.BertConfig(
         vocab_size=VOCAB, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32
     )
-    with pytest.raises(UnsupportedModelError, match="no decoder-only language model"):
+    with pytest.raises(UnsupportedModelError, match="not a decoder-only language model"):
         shape_of(transformers.BertModel(config))
 
 

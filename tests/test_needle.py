@@ -2,14 +2,17 @@
 
 import gzip
 import json
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 from needle_models import CopyingModel
 
+from ctxlens.chat.condition import Condition
 from ctxlens.errors import InputError, ModelFailureError, RunExistsError
 from ctxlens.evals.needle.cells import build_cells
-from ctxlens.evals.needle.config import CONDITIONS, WORDINGS, NeedleConfig
+from ctxlens.evals.needle.config import WORDINGS, NeedleConfig
 from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.evals.needle.needles import (
     NEEDLES,
@@ -30,6 +33,7 @@ def model(organism_tokenizer):
 
 
 HAYSTACK = load_haystack("organism")
+CONDITIONS = ("plain+prefix", "template+prefix", "template", "assistant+prefix")
 CONFIG = NeedleConfig(
     lengths=(80, 150),
     depths=(0, 50, 100),
@@ -58,6 +62,27 @@ def test_conditions_are_pairs_of_the_same_texts(model):
             assert chats[condition].text.endswith(f"\n{cell.needle.prefix}")
         held = chats["assistant+prefix"].response_positions()
         assert len(held) > cell.context.tokens
+
+
+def test_conditions_without_prefix_end_where_the_answer_begins(organism_tokenizer):
+    model = CopyingModel(organism_tokenizer, indicator="[IND]")
+    cell = build_cells(model, CONFIG, HAYSTACK)[0]
+    question = cell.needle.question
+    plain = render_cell(model, cell, CONFIG, "plain").text
+    assert plain.endswith(f"{cell.context.text}\n{question}\n")
+    assert "<|user|>" not in plain
+    held = render_cell(model, cell, CONFIG, "assistant")
+    assert held.text.endswith(f"{cell.context.text}\n{question}")
+    assert cell.context.text not in held.text[: held.spans[held.response_positions()[0], 0]]
+    marked = render_cell(model, cell, CONFIG, Condition(indicator=True, alpha=0.5)).text
+    assert f"{question} [IND]" in marked
+    assert "[IND]" not in render_cell(model, cell, CONFIG, Condition(alpha=0.5)).text
+
+
+def test_package_needs_no_torch():
+    code = "import sys, ctxlens.evals.needle as n; n.run_settings; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_same_haystack_at_every_depth_of_a_length(model):
@@ -96,22 +121,58 @@ def test_wordings_hold_context_and_question(model, wording):
         ({"lengths": (0,)}, "lengths must be"),
         ({"lengths": 0}, "lengths must be a whole number of at least 1"),
         ({"depths": (101.0,)}, "depths must be percentages"),
-        ({"conditions": ("chat",)}, "unknown condition chat; choose of plain"),
-        ({"needles": ("tofu",)}, "unknown needle tofu; choose of sf"),
-        ({"needles": (SF, "sf")}, "names of their own"),
+        ({"conditions": ("chat",)}, "condition 'chat' cannot be read at 'chat'; conditions are plain"),
+        ({"needles": ("tofu",)}, "unknown needle tofu; choose from sf"),
+        ({"needles": (SF, "sf")}, "distinct names, got sf, sf"),
         ({"cases_per_cell": 0}, "cases_per_cell must be"),
         ({"max_new_tokens": 0}, "max_new_tokens must be"),
         ({"wording": "{context}"}, "unknown wording"),
-        ({"lengths": (80, 150, 80)}, "lengths hold 80 twice"),
-        ({"depths": (0, 50.0, 50)}, "depths hold 50 twice"),
-        ({"conditions": ("template", "template")}, "conditions holds template twice"),
-        ({"score": ("likes",)}, "unknown score likes; choose of recall, contains, logprob"),
+        ({"lengths": (80, 150, 80)}, "lengths contains 80 twice"),
+        ({"depths": (0, 50.0, 50)}, "depths contains 50 twice"),
+        ({"conditions": ("template", "template")}, "a condition is named twice: template, template"),
+        ({"score": ("likes",)}, "unknown score likes; choose from recall, contains, logprob"),
         ({"score": ()}, "unknown score \\(none\\)"),
+        ({"score": ("recall", "recall")}, "score contains recall twice"),
+        ({"conditions": ("template+indicator",)}, r"template\+indicator of a needle grid must be without"),
+        ({"conditions": ("steered:0.5",)}, r"template\+steered:0.5 of a needle grid must be without"),
+        ({"conditions": ()}, "no condition is given"),
+        ({"needles": 3}, "needles must be a list, got 3"),
+        ({"lengths": 1.5}, "lengths must be a whole number"),
+        ({"lengths": True}, "lengths must be a whole number"),
+        ({"seed": "x"}, "seed has the value 'x': input should be a valid integer"),
+        ({"length": 3}, "unknown key length; expected lengths, depths, needles"),
     ],
 )
 def test_bad_settings_are_refused_by_name(options, words):
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=words) as caught:
         NeedleConfig(**options)
+    assert str(caught.value).count("\n") == 0
+
+
+def test_config_reads_spellings_lists_and_single_values():
+    config = NeedleConfig(
+        lengths=[80, 150], needles="known", conditions="template,plain+prefix", score="logprob"
+    )
+    assert config.lengths == (80, 150)
+    assert config.needles == ("known",)
+    assert config.conditions == (Condition(), Condition(template=False, prefix=True))
+    assert config.score == ("logprob",)
+    assert replace(config, conditions=Condition(prefix=True)).conditions == (Condition(prefix=True),)
+    with pytest.raises(InputError, match="cases_per_cell must be"):
+        replace(config, cases_per_cell=0)
+    with pytest.raises(FrozenInstanceError):
+        config.seed = 1
+
+
+def test_config_as_json_values_is_what_manifests_have_always_held():
+    config = NeedleConfig(lengths=(80,), depths=(0, 50.0), needles=("known",), conditions=("vanilla",))
+    assert config.as_dict() == {
+        "lengths": [80], "depths": [0, 50.0], "needles": ["known"], "conditions": ["template"],
+        "cases_per_cell": 1, "wording": "bare", "max_new_tokens": 100, "seed": 0,
+        "score": ["recall", "contains"],
+    }  # fmt: skip
+    assert NeedleConfig(**config.as_dict()) == config
+    assert NeedleConfig(needles=(SF,)).as_dict()["needles"][0]["prefix"] == SF.prefix
 
 
 def test_window_too_small_is_refused(organism_tokenizer):
@@ -292,14 +353,11 @@ def test_model_without_a_word_has_recall_0(organism_tokenizer):
 
 def test_parts_keep_what_begins_alike_together(model):
     cells = build_cells(model, CONFIG, HAYSTACK)
-    jobs = [(cell, condition) for cell in cells for condition in CONDITIONS]
+    jobs = [(cell, condition) for cell in cells for condition in CONFIG.conditions]
     parts = plan_parts(jobs, CONFIG, 1)
     assert sorted(index for part in parts for index in part) == list(range(96))
     keys = [
-        {
-            (c.context_tokens, c.case, "template" if o.startswith("template") else o)
-            for c, o in map(jobs.__getitem__, part)
-        }
+        {(c.context_tokens, c.case, o.template, o.context_in) for c, o in map(jobs.__getitem__, part)}
         for part in parts
     ]
     assert all(len(key) == 1 for key in keys)
@@ -325,7 +383,7 @@ def test_dry_run_shows_the_whole_prompt(model):
     text = describe_cell(model, cell, CONFIG, "template+prefix")
     assert cell.context.text in text
     assert "<|assistant|>" in text
-    assert f"{cell.context.tokens} tokens (80 asked for)" in text
+    assert f"{cell.context.tokens} tokens (80 requested)" in text
     assert ", ".join(cell.needle.keywords) in text
 
 
@@ -342,6 +400,7 @@ def test_essays_and_a_real_tokenizer(test_data):
         max_new_tokens=10,
     )
     cells = build_cells(model, config, haystack)
+    assert len(cells) == 2 * 3
     for cell in cells:
         assert cell.context.tokens <= cell.context_tokens < cell.context.tokens + 120
         assert abs(cell.context.depth_percent - cell.depth_percent) < 30  # half a long sentence

@@ -117,11 +117,14 @@ def test_page_says_what_is_shown_and_what_is_not(tmp_path):
     assert "Runs side by side" not in page
     page = write_report([same, other], tmp_path / "two.html").read_text()
     assert "Runs side by side" in page
-    assert "other: n: template, minus same: m: template" in page
+    assert "other: n: template+prefix, minus same: m: template+prefix" in page
     assert ">lower<" in page.replace("\n", "")
     assert "in 24 contexts" in page
     assert "are not paired" not in page
     strange = save(tmp_path / "strange", grid_of([[[[1, NAN]]]], model="s", meta={"cells": "y"}))
     page = write_report([same, strange], tmp_path / "three.html").read_text()
     assert "are not paired" in page
-    assert "1 of 2 answers failed and are left out of every mean; most often: OSError: gone" in page
+    assert (
+        "1 of 2 answers failed and are left out of every mean. The most frequent reason: OSError: gone"
+        in page
+    )

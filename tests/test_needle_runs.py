@@ -59,7 +59,7 @@ def test_processes_share_a_grid_and_end_with_the_same_files(organism_tokenizer, 
     assert sorted(asked) == sorted(text for batch in alone.batches for text in batch)
     assert all(len(model.batches) > 1 for model in models)
     assert all(grid.frame.equals(grids[0].frame) for grid in grids.values())
-    assert not (tmp_path / "shared" / "needle.parts").exists()
+    assert sorted(path.name for path in (tmp_path / "shared").iterdir()) == sorted(FILES)
 
 
 def test_processes_without_a_folder_are_refused(organism_tokenizer):

@@ -76,12 +76,12 @@ def test_needle_panels_hold_the_cells():
     grid = factories.needle_grid()
     panels = plots.needle_panels(grid)
     assert len(panels) == 7
-    panel = next(p for p in panels if p.title == "vanilla: template")
+    panel = next(p for p in panels if p.title == "vanilla: template+prefix")
     rows = grid.where(model="vanilla", condition="template+prefix").frame
     cell = rows[(rows.context_tokens == 300) & (rows.depth_percent == 25)]
     assert panel.mean[1, 2] == pytest.approx(cell.recall.mean())
     assert panel.count[1, 2] == len(cell) == 2
-    assert panels[-1].title == "indicator: template + [IND]"
+    assert panels[-1].title == "indicator: template+prefix+indicator"
 
 
 def test_needle_heatmap_has_one_scale_for_all_panels():
@@ -173,13 +173,15 @@ def test_selection_quality_by_hand():
 def test_before_and_after_are_paired_over_the_same_cells():
     grid = factories.needle_grid()
     rows = {row.measure: row for row in plots.compare_models(grid, factories.ability())}
-    row = rows["recall: template + [IND] (after only)"]
+    row = rows["recall: template+prefix+indicator (after only)"]
     before = grid.recall(model="vanilla", condition="template+prefix")
     after = grid.recall(model="indicator", condition="template+prefix", indicator=True)
     assert row.before.estimate == pytest.approx(before.mean())
     assert row.after.estimate == pytest.approx(after.mean())
     assert row.difference.estimate == pytest.approx((after - before).mean())
-    assert rows["answered from memory: template"].before.n == 20  # only where there is something memorised
+    assert (
+        rows["answered from memory: template+prefix"].before.n == 20
+    )  # only where there is something memorised
     assert rows["closed-book questions"].before.n == 40
     html = plots.before_after_table(grid).body
     assert f"{row.difference.estimate:+.2f}" in html

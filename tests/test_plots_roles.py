@@ -1,4 +1,4 @@
-"""The page that shows whose every token is."""
+"""The page that shows the role of every token."""
 
 import re
 from html.parser import HTMLParser
@@ -105,5 +105,5 @@ def test_what_was_cut_or_left_out_is_said(organism_tokenizer):
     template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
     messages += [{"role": "assistant", "content": "blue"}]
     left_out = render(organism_tokenizer, messages, chat_template=template)
-    assert "leaves out what was said in turn 1" in roles_view([left_out]).body
+    assert "leaves out the content of turn 1" in roles_view([left_out]).body
     assert roles_view([]).body.startswith("<h1>")

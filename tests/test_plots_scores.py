@@ -68,12 +68,12 @@ def test_lengths_of_chosen_turns_apart():
     scores = table([ALIKE], [2, 1000, 1000, 4])
     figure = plots.length_histogram(scores, select_turns(scores, beta=0.5, layer=0))
     chosen, others = figure.data
-    assert (chosen.name, others.name) == ("chosen (2)", "not chosen (2)")
+    assert (chosen.name, others.name) == ("selected (2)", "not selected (2)")
     assert sum(chosen.y) == pytest.approx(1)
     places = [2**x for x, y in zip(chosen.x, chosen.y, strict=True) if y]
     assert places == pytest.approx([2, 1000], rel=0.3)
     assert len(plots.length_histogram(scores, column="response_tokens").data) == 1
-    with pytest.raises(InputError, match="lengths are context_tokens or response_tokens"):
+    with pytest.raises(InputError, match="column must be context_tokens or response_tokens, got 'turn'"):
         plots.length_histogram(scores, column="turn")
 
 
@@ -101,7 +101,7 @@ def test_page_shows_choices_and_card(tmp_path):
     run.save("selection.parquet", selection)
     run.write_json("card.json", make_card(scores, selection, load_conversations(source)))
     text = write_report([tmp_path / "run"], tmp_path / "report.html").read_text(encoding="utf-8")
-    for heading in ("The choice of the layer", "What fixed thresholds would choose", "Lengths",
+    for heading in ("The choice of the layer", "What fixed thresholds would select", "Lengths",
                     "Selected by source", "Selected by context tokens", "Thresholds by length",
                     "Examples to judge the selection by"):  # fmt: skip
         assert heading in text, heading

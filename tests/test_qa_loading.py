@@ -117,7 +117,7 @@ def test_quac_options(fixtures):
     [
         ({"turns": "last"}, "turns must be first or all, got 'last'"),
         ({"history": -1}, "history must be a whole number of questions of at least 0, got -1"),
-        ({"unanswerable": False, "min_agreement": 1.0}, "holds no question that is left by these options"),
+        ({"unanswerable": False, "min_agreement": 1.0}, "these options leave no question"),
     ],
 )
 def test_bad_quac_options(fixtures, options, complaint):
@@ -196,8 +196,8 @@ def test_folders_are_searched_by_name(tmp_path):
         ("", "empty|not valid JSON"),
         ("{", "not valid JSON: line 1"),
         ("[]", "is empty; expected questions of"),
-        ("[1, 2]", "in no layout of"),
-        ('{"rows": []}', "in no layout of|is empty"),
+        ("[1, 2]", "has no known layout of"),
+        ('{"rows": []}', "has no known layout of|is empty"),
     ],
 )
 def test_damaged_files(tmp_path, name, content, complaint):
@@ -216,7 +216,7 @@ def test_damaged_files(tmp_path, name, content, complaint):
         ("squad", {"data": 3}, "damaged or not SQuAD"),
         ("squad", [{"context": 1, "question": "", "answers": {"text": [""]}}], "expected a text, got 1"),
         ("quac", {"data": [{"paragraphs": [{"context": "c", "qas": [{}]}]}]}, "damaged or not QuAC"),
-        ("drop", {"p": {"passage": "x"}}, "in no layout of DROP"),
+        ("drop", {"p": {"passage": "x"}}, "has no known layout of DROP"),
         ("drop", [{"context": "no frame", "ref_text": "a"}], "no line that begins with 'Question:'"),
         ("drop", [{"context": "c\nQuestion: q", "ref_text": " | "}], "holds no question of DROP"),
     ],
@@ -280,5 +280,5 @@ def test_prompts_are_the_papers():
         "drop": "{context}\nAnswer the question according to the above passage: {question}",
     }
     assert render_question("A {question} {}.", "B {context}?", "joined") == "A {question} {}. B {context}?"
-    with pytest.raises(InputError, match="unknown wording 'x'; choose of passage, pieces, joined"):
+    with pytest.raises(InputError, match="unknown wording 'x'; choose one of passage, pieces, joined"):
         render_question("", "", "x")

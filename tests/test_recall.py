@@ -85,7 +85,7 @@ def test_needle_takes_the_words_before_its_first_keyword_as_prefix():
 @pytest.mark.parametrize(
     ("needle", "words"),
     [
-        (("n", "A b.", "q?", ("c",)), "does not hold its keywords c"),
+        (("n", "A b.", "q?", ("c",)), "does not contain its keywords c"),
         (("n", "A b.", "", ("b",)), "has no question"),
         (("n", "A b.", "q?", ()), "has no keywords"),
         (("n", "A b.", "q?", ("b", "?!")), "has no words in one of its keywords"),
@@ -117,10 +117,10 @@ def test_needles_from_yaml(tmp_path):
         ("just text", "expected the keys needle, question and keywords"),
         ("needle: A b.\nquestion: q", "missing key keywords"),
         ("needle: A b.\nquestion: q\nkeywords: b\ncolour: red", "unknown key colour"),
-        ("needle: A b.\nquestion: q\nkeywords: c", "needle 0: .* does not hold its keywords c"),
-        ("needle: 3\nquestion: q\nkeywords: c", "needle must be text"),
+        ("needle: A b.\nquestion: q\nkeywords: c", "needle 0: .* does not contain its keywords c"),
+        ("needle: 3\nquestion: q\nkeywords: c", "needle has the value 3: input should be a valid string"),
         ("[]", "at least one needle"),
-        ("- {name: a, needle: A b., question: q, keywords: b}\n" * 2, "a name of its own"),
+        ("- {name: a, needle: A b., question: q, keywords: b}\n" * 2, "their names must differ"),
     ],
 )
 def test_bad_yaml_names_the_file(tmp_path, text, words):

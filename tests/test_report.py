@@ -71,17 +71,20 @@ def test_a_demo_shows_every_claim_with_figure_interval_rule_and_verdict(demo_pag
         assert verdict.quantity in page.words
         assert number(verdict.figure.estimate, signed=True) in page.words
     assert "[−0.70, −0.54]" in page.words
-    for word in ("supported", "not supported", "inconclusive", "✓", "✗", "?"):
-        assert word in page.text or word in page.words
+    badges = re.findall(r'<span aria-hidden="true">(.)</span> ([a-z ]+)</span>', demo_page)
+    expected = [("✓", "supported"), ("✓", "supported"), ("?", "inconclusive"), ("✓", "supported"),
+                ("✗", "not supported")]  # fmt: skip
+    assert badges == expected * 2  # in the table of claims, then in the sections
 
 
 def test_a_demo_has_all_its_sections_in_the_order_of_the_argument(demo_page):
     page = Page(demo_page)
     ids = [a["id"] for tag, a in page.attributes if tag == "section"]
     assert ids == ["claims", "loss", "role-bias", "cause", "source", "cure", "making", "notes"]
-    for text in ("Attention by layer and head", "Before and after", "Closed-book ability", "β = 0.52",
-                 "built to show the effect", "evidence, not proof", "171.5 s"):  # fmt: skip
-        assert text in page.words or text in demo_page, text
+    for text in ("Attention by layer and head", "Before and after indicator training",
+                 "Closed-book ability", "threshold β 0.52", "built to show the effect", "evidence, not proof",
+                 "vanilla fine-tuning without indicator 88.0 s 171.5 s"):  # fmt: skip
+        assert text in page.words, text
     assert "Not in this run" not in page.words
 
 
@@ -244,7 +247,7 @@ def test_a_steered_run_shows_both_answers_and_the_difference(tmp_path):
     page = report(tmp_path, run)
     assert "because" in page.text
     data = [json.loads(text) for kind, text in page.scripts if kind == "application/json"]
-    assert next(one for one in data if "models" in one)["pair"] == ["template", "template, steered"]
+    assert next(one for one in data if "models" in one)["pair"] == ["template", "template+steered:0.3"]
 
 
 def test_a_training_run_shows_its_loss_and_not_its_weights(tmp_path):

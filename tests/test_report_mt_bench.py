@@ -85,7 +85,7 @@ def test_ratings_are_shown_by_turn_and_category_with_differences(tmp_path):
         "vanilla+indicator 6.67 [5.00, 8.00] 5.00 [3.00, 6.00] 5.83 [4.00, 7.00] 6 of 6 3",
         "vanilla+indicator minus vanilla all turns 5 answers, 3 questions 4.80 → 6.40 +1.60 [1.00, 3.00]",
         "writing 1 question 5.00 no interval: too few cases 6.50 no interval: too few cases +1.50",
-        "1 answers that j failed to rate why there is no rating vanilla vanilla+indicator it hung 1 0",
+        "Answers that j failed to rate: 1 reason vanilla vanilla+indicator it hung 1 0",
     ):
         assert text in words, text
     assert words.count("too few to tell") >= 2
@@ -110,8 +110,10 @@ def test_questions_answers_and_judgments_stand_side_by_side_and_folded(tmp_path)
     places = [words.index(f"{n}, {kind}:") for n, kind in ((2, "math"), (1, "writing"), (3, "extraction"))]
     assert places == sorted(places)
     assert "How much is 6 times 7? vanilla 2.00 · vanilla+indicator 4.00" in words
-    for text in ("turn 1, the user How much is 6 times 7?", "vanilla says 2 j: 2 of 10 It is worth 2.",
-                 "vanilla, prompt cut yes j: no rating, it hung It is worth -1.", "(empty)"):  # fmt: skip
+    for text in ("turn 1, the user How much is 6 times 7?",
+                 "vanilla says 2 j: 2 of 10 It is worth 2.",
+                 "vanilla, prompt truncated yes j: no rating, it hung It is worth -1.",
+                 "(empty)"):  # fmt: skip
         assert text in words, text
 
 
@@ -157,7 +159,7 @@ def test_a_broken_file_is_left_out_and_the_rest_is_shown(tmp_path, place, row):
     write_jsonl(folder / place, [row])
     words = page_of(folder).words
     assert f"{place.split('/')[-1]} is left out: " in words
-    assert "row 1, is no " in words
+    assert "row 1, is not " in words
     assert "vanilla+indicator says 1" in words
 
 
@@ -214,7 +216,7 @@ def test_answers_stand_in_the_order_of_the_questions(tmp_path):
     assert frame["asked"].tolist()[:2] == QUESTIONS[0]["turns"]
     assert frame["asked"].tolist()[-1] == ""
     assert read_questions(tmp_path / "none.jsonl") == {}
-    with pytest.raises(InputError, match=r"row 1, is no answer as FastChat writes them"):
+    with pytest.raises(InputError, match=r"row 1, is not an answer in FastChat"):
         read_dialogues(write_jsonl(tmp_path / "n.jsonl", [{"question_id": True}]), {})
 
 

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from ctxlens.chat.data import Conversation, fingerprint_conversations
 from ctxlens.errors import InputError
 from ctxlens.results import Scores
-from ctxlens.scoring.selection import check_scored, choose_layer, length_bins, select_turns, selection_quality
+from ctxlens.scoring.selection import (
+    DEFAULT_RULE,
+    THRESHOLD_RULES,
+    check_scored,
+    check_threshold,
+    choose_layer,
+    length_bins,
+    select_turns,
+    selection_quality,
+)
 
 
 def table(values, lengths=None, **columns):
@@ -208,3 +217,96 @@ def test_turns_without_a_score_are_never_chosen_and_do_not_count():
     assert chosen.turns == {("c0", 1), ("c4", 1)}
     with pytest.raises(InputError, match=r"top_share 0\.5 of 0 turns is less than one"):
         select_turns(table([0.5], lp_gap=[math.nan]), reduction="lp_gap", top_share=0.5)
+
+
+def test_a_selection_says_what_it_was_made_of():
+    scores = table([0.1, 0.7], kind=["closed", "document"])
+    scores = Scores(scores.frame, {**scores.meta, "fingerprint": "f"})
+    chosen = select_turns(scores, beta=0.5, layer=0)
+    assert dict(chosen.meta) == {
+        "threshold": 0.5, "rule": "score above the given threshold 0.5", "layer": 0,
+        "reduction": "mean_of_best", "turns": 2, "selected": 1, "model": {"name": "fake"}, "fingerprint": "f",
+    }  # fmt: skip
+    assert chosen.frame.to_dict("list") == {
+        "conversation": ["c0", "c1"], "turn": [1, 1], "score": [0.1, 0.7], "kind": ["closed", "document"],
+        "selected": [False, True],
+    }  # fmt: skip
+
+
+def test_rules_and_their_default():
+    assert DEFAULT_RULE == "mixture"
+    assert list(THRESHOLD_RULES) == ["mixture", "valley", "otsu"]
+    # Sixty values in two groups: the default is the rule of mixtures, not one of the others.
+    values = [k / 1000 for k in range(100, 140)] + [k / 1000 for k in range(800, 820)]
+    chosen = select_turns(table(values), layer=0)
+    assert chosen.meta["threshold"] == THRESHOLD_RULES["mixture"][0](values)
+    assert chosen.meta["rule"] == THRESHOLD_RULES["mixture"][1]
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, "mixture", "valley", "otsu"])
+def test_thresholds_at_the_ends_of_their_range_are_allowed(beta):
+    check_threshold(beta)
+
+
+@pytest.mark.parametrize("beta", [-1e-9, 1 + 1e-9, "Otsu"])
+def test_thresholds_just_outside_are_not(beta):
+    with pytest.raises(InputError, match="β must be a number"):
+        check_threshold(beta)
+
+
+@pytest.mark.parametrize("beta", [math.inf, math.nan, "high"])
+def test_a_threshold_in_nats_must_be_finite(beta):
+    with pytest.raises(InputError, match="β must be a number"):
+        select_turns(table([0.5, 0.6], lp_gap=[1.0, 2.0]), reduction="lp_gap", beta=beta)
+
+
+def test_a_threshold_in_nats_may_be_negative():
+    chosen = select_turns(table([0.5, 0.6], lp_gap=[-2.0, -1.0]), reduction="lp_gap", beta=-1.5)
+    assert chosen.turns == {("c1", 1)}
+
+
+def test_top_share_is_rounded_to_whole_turns():
+    # 0.3 of 5 is 1.5, rounded to 2; 0.29 of 5 is 1.45, rounded to 1; 0.11 of 5 is 0.55, rounded to 1.
+    scores = table([0.1, 0.2, 0.3, 0.4, 0.5])
+    counts = [select_turns(scores, layer=0, top_share=share).meta["selected"] for share in (0.3, 0.29, 0.11)]
+    assert counts == [2, 1, 1]
+
+
+def test_a_score_at_the_quantile_is_not_above_it():
+    # The median of 0, 1/4 and 1/2 is 1/4, which is not chosen.
+    chosen = select_turns(table([0.0, 0.25, 0.5]), layer=0, per_length_quantile=0.5)
+    assert chosen.turns == {("c2", 1)}
+    assert dict(chosen.meta["bins"][0]) == {"from": 9, "to": 9, "turns": 3, "threshold": 0.25, "selected": 1}
+
+
+def test_bins_hold_a_tenth_and_at_least_twenty_turns_by_default():
+    # 40 different lengths: two bins of 20, though a tenth is 4.
+    assert np.bincount(length_bins(np.arange(40))).tolist() == [20, 20]
+    # 39: the rest of 19 goes into the first bin.
+    assert np.bincount(length_bins(np.arange(39))).tolist() == [39]
+    # 301: a bin is full at ceil(30.1) = 31; nine of them, and a last one of 22.
+    assert np.bincount(length_bins(np.arange(301))).tolist() == [31] * 9 + [22]
+
+
+@pytest.mark.parametrize(("n_layers", "layer"), [(1, 0), (2, 1), (3, 2), (6, 4), (12, 8), (22, 15), (32, 22)])
+def test_the_papers_depth_in_models_of_other_depths(n_layers, layer):
+    """15/22 of 6, 12 and 32 layers are 4.09, 8.18 and 21.8."""
+    assert choose_layer(n_layers, rule="middle") == layer
+
+
+@pytest.mark.parametrize("layer", [-1, 4])
+def test_a_needle_layer_that_the_model_does_not_have_is_refused(layer):
+    with pytest.raises(InputError, match=f"needs needle_layer from 0 to 3, got {layer}"):
+        choose_layer(4, needle_layer=layer)
+
+
+def test_the_first_and_the_last_layer_may_hold_the_needle():
+    assert [choose_layer(4, needle_layer=layer) for layer in (0, 3)] == [0, 3]
+
+
+def test_a_scored_turn_must_be_in_its_conversation():
+    frame = table([0.1]).frame
+    data = [talk("c0")]
+    for turn in (-1, 2, 0):  # before the first, after the last, and the user's
+        with pytest.raises(InputError, match=f"turn {turn} of conversation 'c0' was scored, but is not in"):
+            check_scored(Scores(frame.assign(turn=turn)), data)

@@ -21,7 +21,7 @@ from ctxlens.sft import (
     train_from_config,
 )
 from ctxlens.sft.__main__ import main
-from ctxlens.sft.rows import draw_replay
+from ctxlens.sft.replay import draw_replay
 from ctxlens.sft.trainer import StepSortedSampler
 
 
@@ -101,7 +101,7 @@ def test_replay_share_is_a_share_of_all_rows():
     assert len(drawn) == 8
     assert min(drawn.count(text) for text in texts) == 2  # no text again before all have been drawn
     assert draw_replay(texts, 8, 0.0, 0) == []
-    with pytest.raises(InputError, match=r"from 0 to below 1, got 1\.0"):
+    with pytest.raises(InputError, match=r"at least 0 and below 1, got 1\.0"):
         draw_replay(texts, 8, 1.0, 0)
     with pytest.raises(InputError, match="no texts to replay"):
         draw_replay([], 8, 0.5, 0)
@@ -215,10 +215,10 @@ def test_recipe_takes_keys_of_both_sides_and_overrides(recipe):
         ("learning_rat: 1\nmodl: x\n", (), r"bad\.yaml has unknown keys: learning_rat, modl; did you mean"),
         ("seed: 1\n", ("--sed", "1"), "the command line has unknown keys: sed"),
         ("seed: many\n", (), r"bad\.yaml: argument --seed: invalid int value"),
-        ("- a\n", (), r"bad\.yaml is no usable recipe: expected keys with values.*holds a list"),
-        ("", (), "the file holds nothing"),
+        ("- a\n", (), r"bad\.yaml cannot be used as a recipe: expected keys with values.*contains a list"),
+        ("", (), "the file contains nothing"),
         ("loss_on: user\n", (), r'bad\.yaml: loss_on must be "assistant" or "all"'),
-        ("a: [\n", (), r"bad\.yaml is no usable recipe"),
+        ("a: [\n", (), r"bad\.yaml cannot be used as a recipe"),
         ("indicator: '[IND]'\n", (), r"bad\.yaml names no dataset"),
     ],
 )

@@ -15,7 +15,8 @@ from ctxlens.models import load_model
 from ctxlens.results import Selection
 from ctxlens.sft import IndicatorWarning, build_rows, read_config, train, train_from_config
 from ctxlens.sft.__main__ import main
-from ctxlens.sft.config import make_sft_config, make_train_config
+from ctxlens.sft.arguments import make_sft_config
+from ctxlens.sft.keys import make_train_config
 from ctxlens.sft.marks import mark_data
 from ctxlens.sft.trainer import make_trainer
 from ctxlens.sft.variants import answered_messages
@@ -54,7 +55,7 @@ def test_a_selection_of_other_data_is_refused():
     frame = pd.DataFrame({"conversation": ["c1"], "turn": [1], "score": [0.9], "selected": [True]})
     own = Selection(frame, {"fingerprint": fingerprint_conversations(DATA)})
     assert sum(bool(one.messages[0].get("indicator")) for one in mark(DATA, own)) == 1
-    with pytest.raises(InputError, match="not those that the selection was made from"):
+    with pytest.raises(InputError, match="the selection was made from other conversations"):
         mark(DATA[:5], own)
     frame["conversation"] = "elsewhere"
     with pytest.raises(InputError, match="selection belongs to other data"):
@@ -68,13 +69,15 @@ def test_only_answered_messages_count():
 
 def test_indicator_in_the_data_is_an_error_or_kept():
     data = [talk("a", "Hello", "fine"), talk("b", "Hello [IND]", "fine")]
-    with pytest.raises(InputError, match=r"1 messages of the data .*message 0 of conversation 'b'.*keep"):
+    with pytest.raises(
+        InputError, match=r"1 messages of the data .*for instance message 0 of conversation 'b'.*keep"
+    ):
         mark(data, {("a", 1)})
     with pytest.warns(IndicatorWarning, match="they are kept"):
         kept = mark(data, {("a", 1)}, indicator_in_data="keep")
     assert kept[0].messages[0]["indicator"]
     assert kept[1] == data[1]
-    with pytest.warns(IndicatorWarning, match="1 user messages of the data are marked already"):
+    with pytest.warns(IndicatorWarning, match="1 user messages of the data are already marked"):
         mark(mark([*data[:1], talk("c", "Hello", "fine")], {("a", 1)}), set())
 
 
@@ -106,7 +109,7 @@ def test_a_window_shorter_than_any_response(toy_tokenizer):
     long = talk("a", "Hello", "I am fine. " * 20)
     with pytest.raises(
         InputError,
-        match=r"window of 30 tokens has room for no response .*shortest has \d+ tokens\); raise max",
+        match=r"window of 30 tokens has room for no response .*shortest response has \d+ tokens\); raise max",
     ):
         build_rows(toy_tokenizer, [long], max_tokens=30)
     with pytest.raises(InputError, match="window of 3 tokens has room for no response"):
@@ -125,7 +128,7 @@ def test_a_window_shorter_than_any_response(toy_tokenizer):
         ({"max_steps": -1, "num_train_epochs": 0}, "num_train_epochs must be above 0"),
         ({"max_length": 1}, "max_length must be at least 2 tokens"),
         ({"max_length": 9}, "window of 9 tokens has room for no response"),
-        ({"assistant_only_loss": True}, "assistant_only_loss does nothing here.*use loss_on"),
+        ({"assistant_only_loss": True}, "assistant_only_loss has no effect here.*use loss_on"),
         ({"truncation_mode": "keep_end"}, "use truncation"),
         ({"eval_strategy": "steps", "eval_steps": 1}, "TRL refuses these arguments"),
         ({"optim": "adamm"}, "training arguments do not fit together"),
@@ -187,7 +190,7 @@ def test_packing_that_cuts_conversations_apart_is_an_error(tmp_path):
     tokenizer = build_toy_tokenizer()
     arguments = ARGUMENTS | {"packing": True, "max_length": 10, "packing_strategy": "wrapped"}
     rows = [{"input_ids": [5] * 30, "labels": [5] * 15 + [-100] * 15}]
-    with pytest.raises(InputError, match=r"1 packed rows, row 2 for one.*use packing_strategy: bfd"):
+    with pytest.raises(InputError, match=r"1 packed rows \(the first is row 2\).*use packing_strategy: bfd"):
         make_trainer(tiny(tokenizer), tokenizer, rows, make_sft_config(tmp_path, arguments))
 
 

@@ -1,11 +1,9 @@
 """Training that is killed and started again, and training on two processes: the same run."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ from safetensors.torch import load_file
 from sft_cases import write_recipe
 from test_sft import train_from_config
 
-from ctxlens.sft.training import find_checkpoint
+from ctxlens.sft.fit import find_checkpoint
 
 ARGUMENTS = (
     "learning_rate: 5e-3\nmax_steps: 12\nlogging_steps: 1\nsave_strategy: steps\nsave_steps: 2\n"
@@ -77,20 +75,28 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path, adapter):
     assert torch.equal(weights(resumed), weights(unbroken))
 
 
+KILLED_AT_STEP_7 = """
+import os, signal, sys
+from ctxlens.sft import train_from_config
+
+def kill(done, total):
+    if done == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train_from_config(sys.argv[1], progress=kill)
+"""
+"""A training whose process kills itself, so that nothing can be cleaned up and nothing depends on timing."""
+
+
 @pytest.mark.slow
 def test_a_killed_process_is_taken_up_again(tmp_path):
     unbroken = train_from_config(long_recipe(tmp_path / "a"))
     recipe = long_recipe(tmp_path / "b")
     out = tmp_path / "b" / "out"
-    process = subprocess.Popen([*PYTHON, "--config", str(recipe)], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while find_checkpoint(out) is None and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert find_checkpoint(out) is not None
-    if (out / "train.json").exists():
-        pytest.skip("the run was over before it could be killed")
+    process = subprocess.Popen([sys.executable, "-c", KILLED_AT_STEP_7, str(recipe)])
+    assert process.wait(timeout=300) == -signal.SIGKILL
+    assert find_checkpoint(out).endswith("checkpoint-6")
+    assert not (out / "train.json").exists()
     subprocess.run([*PYTHON, "--config", str(recipe)], check=True, capture_output=True)
     assert losses(out) == pytest.approx(losses(unbroken), abs=1e-6)
     torch.testing.assert_close(weights(out), weights(unbroken), atol=1e-6, rtol=1e-5)

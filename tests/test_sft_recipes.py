@@ -8,7 +8,7 @@ from conftest import build_toy_tokenizer
 
 from ctxlens.chat.roles import Role, render
 from ctxlens.sft import read_config
-from ctxlens.sft.config import check_arguments
+from ctxlens.sft.arguments import check_arguments
 
 RECIPES = Path(__file__).parents[1] / "experiments" / "recipes"
 CPU = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}

@@ -94,7 +94,7 @@ def test_a_template_in_which_the_switch_fails_is_left_alone():
     works = tokenizer.chat_template
     fails = works + "{% if ctxlens is defined %}!{% endif %}"
     tokenizer.chat_template = {"default": works, "other": fails}
-    with pytest.warns(IndicatorWarning, match="template other cannot take the switch context_dependent"):
+    with pytest.warns(IndicatorWarning, match="template other does not work with the switch"):
         assert not install_switch(tokenizer, "[IND]")
     assert tokenizer.chat_template == {"default": add_switch(works, "[IND]"), "other": fails}
 

@@ -11,7 +11,7 @@ from ctxlens.chat.roles import Role, render, render_plain
 from ctxlens.errors import InputError
 from ctxlens.models import load_model
 from ctxlens.sft import IndicatorWarning, build_rows, read_config, train
-from ctxlens.sft.config import make_train_config
+from ctxlens.sft.keys import make_train_config
 from ctxlens.sft.marks import mark_data
 from ctxlens.sft.variants import draw_control, drop_marks, mark_rest, repeat_selected
 

@@ -90,12 +90,12 @@ def prompts(organism):
 @pytest.mark.parametrize("steering", [{}, {"alpha": 0.2}, {"alpha": 0.1, "mode": "prompt-only"}])
 def test_texts_are_those_of_one_prompt_at_a_time(organism, prompts, steering):
     with organism.steer(**steering) if steering else contextlib.nullcontext():
-        organism._shares = False
+        organism._reuses_prefixes = False
         alone = [organism.generate(chat, max_new_tokens=7) for chat in prompts]
-        organism._shares = True
+        organism._reuses_prefixes = True
         for batch_tokens in (300, 100_000):
             assert organism.generate(prompts, max_new_tokens=7, batch_tokens=batch_tokens) == alone
-    assert organism._shares
+    assert organism._reuses_prefixes
     assert len(set(alone)) > 4
 
 
@@ -124,8 +124,8 @@ def test_other_caches_are_left_alone(family):
         for at in (20, 25, 30)
     ]
     together = model.generate(chats, max_new_tokens=6)
-    assert model._shares == (family == "gpt2")
-    model._shares = False
+    assert model._reuses_prefixes == (family == "gpt2")
+    model._reuses_prefixes = False
     assert together == [model.generate(chat, max_new_tokens=6) for chat in chats]
 
 

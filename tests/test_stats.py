@@ -9,6 +9,7 @@ from scipy.stats import norm
 
 from ctxlens.stats import (
     Interval,
+    PairedComparison,
     auroc,
     auroc_interval,
     bootstrap_mean,
@@ -241,3 +242,133 @@ def test_mcnemar_without_a_difference_is_certain_of_none():
         mcnemar([0.5], [1])
     with pytest.raises(ValueError, match="of one shape"):
         mcnemar([1], [1, 0])
+
+
+def comparison(low, high, p_value, n=8):
+    unused = Interval(0.0, 0.0, 0.0, n)
+    return PairedComparison(unused, unused, Interval((low + high) / 2, low, high, n), p_value, n)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p_value", "n", "reading"),
+    [
+        (0.1, 0.3, 0.05, 8, "higher"),  # exactly the level is significant
+        (0.1, 0.3, 0.0501, 8, "no difference shown"),
+        (-0.3, -0.1, 0.05, 8, "lower"),
+        (0.0, 0.3, 0.01, 8, "no difference shown"),  # an interval that touches zero does not exclude it
+        (-0.3, 0.0, 0.01, 8, "no difference shown"),
+        (-0.1, 0.1, 0.01, 2, "no difference shown"),
+        (math.nan, math.nan, 1.0, 1, "too few to tell"),
+        (math.nan, math.nan, 1.0, 2, "no difference shown"),
+        (0.1, 0.3, 2 / 2**5, 5, "too few to tell"),  # 0.0625, the least p value of five clusters
+        (0.1, 0.3, 2 / 2**6, 6, "higher"),  # 0.03125
+        (0.1, 0.3, 0.0625, 6, "no difference shown"),
+    ],
+)
+def test_reading_at_its_edges(low, high, p_value, n, reading):
+    assert comparison(low, high, p_value, n).reading == reading
+
+
+def test_one_pair_has_p_1_and_none_has_no_p():
+    assert compare_pairs([0.0], [1.0]).p_value == 1.0
+    assert compare_pairs([0.0, 0.0], [1.0, 1.0]).p_value == 2 / 4
+
+
+def test_signs_are_flipped_exactly_up_to_13_clusters():
+    assert compare_pairs(np.zeros(13), np.ones(13)).p_value == 2 / 2**13
+
+
+def test_percentile_interval_of_two_values_and_its_level():
+    """Means of two draws from 0 and 1 are 0, 1/2 or 1 with probabilities 1/4, 1/2, 1/4."""
+    assert bootstrap_mean([0.0, 1.0]) == Interval(0.5, 0.0, 1.0, 2)
+    half = bootstrap_mean([0.0, 1.0], level=0.4)  # from the 30 % to the 70 % point: 1/2 both
+    assert (half.low, half.high) == (0.5, 0.5)
+
+
+def test_a_level_and_a_number_of_resamples_reach_every_interval():
+    values = np.arange(10.0)
+    wide, narrow = bootstrap_mean(values), bootstrap_mean(values, level=0.5)
+    assert wide.low < narrow.low < 4.5 < narrow.high < wide.high
+    assert paired_difference(np.zeros(10), values, level=0.5) == narrow
+    pair = compare_pairs(np.zeros(10), values, level=0.5)
+    assert pair.second == pair.difference == narrow
+    few = bootstrap_mean(values, n_resamples=50, seed=1)
+    assert paired_difference(np.zeros(10), values, n_resamples=50, seed=1) == few
+    assert few != bootstrap_mean(values, seed=1)
+
+
+def test_one_cluster_of_many_values_has_no_interval():
+    interval = bootstrap_mean([0.0, 1.0, 0.5], clusters=["a"] * 3)
+    assert (interval.estimate, interval.n) == (0.5, 1)
+    assert math.isnan(interval.low)
+    assert math.isnan(interval.high)
+
+
+def test_two_equal_values_are_enough_for_an_interval():
+    assert bootstrap_mean([0.25, 0.25]) == Interval(0.25, 0.25, 0.25, 2)
+
+
+def test_labels_of_missing_values_are_left_out_with_them():
+    with_gap = bootstrap_mean([1.0, math.nan, 0.0, 0.5], clusters=["a", "gone", "b", "b"])
+    assert with_gap == bootstrap_mean([1.0, 0.0, 0.5], clusters=["a", "b", "b"])
+    assert with_gap.n == 2
+
+
+def test_interval_as_text_with_digits_and_without_bounds():
+    assert Interval(0.4126, 0.3, 0.5, 7).format(3) == "0.413 [0.300, 0.500]"
+    assert Interval(0.4, math.nan, 0.5, 1).format() == "0.40 (too few for an interval)"
+    assert Interval(0.4, 0.3, math.nan, 1).format() == "0.40 (too few for an interval)"
+
+
+def test_t_interval_of_two_values_at_another_level():
+    # mean 1, standard error 1, t(0.75, 1) = 1
+    interval = t_interval([0.0, 2.0], level=0.5)
+    assert (interval.estimate, interval.n) == (1.0, 2)
+    assert (interval.low, interval.high) == pytest.approx((0.0, 2.0), abs=1e-12)
+
+
+def test_auroc_with_an_empty_group():
+    assert math.isnan(auroc([1], []))
+    assert math.isnan(auroc([], []))
+    assert auroc([0.5], [0.5]) == 0.5
+
+
+def test_auroc_interval_needs_two_of_each():
+    assert math.isnan(auroc_interval([0.0, 1.0], [0.5]).high)
+    interval = auroc_interval([2.0, 3.0], [0.0, 1.0], n_resamples=100)
+    assert interval == Interval(1.0, 1.0, 1.0, 2)
+    assert auroc_interval([0.0, 1.0], [2.0, 3.0, 4.0], n_resamples=100) == Interval(0.0, 0.0, 0.0, 2)
+
+
+def test_mcnemar_needs_both_halves_of_a_pair():
+    nan = math.nan
+    found = mcnemar([nan, 1, 1], [1, nan, 0])
+    assert (found.only_first, found.only_second, found.p_value) == (1, 0, 1.0)
+
+
+def test_otsu_by_hand():
+    # Splits of 0, 1, 3 by the product of counts and squared distance of means:
+    # {0} {1, 3}: 1·2·2² = 8; {0, 1} {3}: 2·1·2.5² = 12.5.
+    assert otsu_threshold([3.0, 0.0, 1.0]) == 2.0
+    # {0} {2, 3}: 1·2·2.5² = 12.5; {0, 2} {3}: 2·1·2² = 8.
+    assert otsu_threshold([0.0, 2.0, 3.0]) == 1.0
+    # Equal values stay together: {0, 0, 0} {1} and not two zeros from the third.
+    assert otsu_threshold([0.0, 0.0, 0.0, 1.0]) == 0.5
+
+
+def test_a_mixture_needs_ten_values_and_three_distinct_ones():
+    few = [0.1, 0.11, 0.12, 0.5, 0.51, 0.52, 0.9, 0.91, 0.92]
+    assert mixture_threshold(few) == otsu_threshold(few)
+    two = [0.2] * 20 + [0.6] * 20
+    assert mixture_threshold(two) == otsu_threshold(two) == pytest.approx(0.4)
+
+
+def test_a_valley_needs_three_distinct_values():
+    assert valley_threshold([0.0] * 10 + [1.0] * 10) == 0.5
+
+
+def test_the_valley_of_two_equal_groups_is_halfway():
+    group = norm.ppf((np.arange(200) + 0.5) / 200)
+    values = np.concatenate([group - 5, group + 5, [math.nan]])
+    step = (values[:-1].max() - values[:-1].min()) / 511  # of the grid on which the density is read
+    assert valley_threshold(values) == pytest.approx(0.0, abs=step)

@@ -6,7 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from numerics import assert_close, near
 
+from ctxlens.chat.condition import Condition
 from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import InputError
 from ctxlens.models.attention.shares import compute_role_shares, renormalise_shares, retrieval_heads
@@ -16,6 +18,7 @@ from ctxlens.models.attention.steering import (
     emphasise,
     parse_heads,
     parse_roles,
+    steering_of,
     weigh_targets,
 )
 from ctxlens.models.queries import find_queries
@@ -40,7 +43,7 @@ class TestKeyBias:
     )
     def test_log_alpha_where_weakened(self, steering, weakened):
         bias = steering.key_bias(self.roles, self.prompt)
-        torch.testing.assert_close(bias, torch.tensor(weakened) * math.log(steering.alpha))
+        assert_close(bias, torch.tensor(weakened) * math.log(steering.alpha))
 
     def test_a_target_share_marks_the_targets(self):
         bias = Steering(target_share=0.5).key_bias(self.roles, self.prompt)
@@ -60,7 +63,7 @@ class TestKeyBias:
         )
         marks[0, 2] = True
         bias = steering.key_bias(roles, torch.tensor([4]), marks)
-        torch.testing.assert_close(bias, torch.tensor([[*biased, 0]]) * (math.log(steering.alpha or math.e)))
+        assert_close(bias, torch.tensor([[*biased, 0]]) * (math.log(steering.alpha or math.e)))
 
 
 class TestTargetShares:
@@ -82,18 +85,18 @@ class TestTargetShares:
         shares = torch.tensor([[[[0.8, 0.2], [0.25, 0.75]], [[0.0, 1.0], [1.0, 0.0]]]])
         select = torch.ones(1, 2, 1, 1)
         weights, asked = self.weights(shares, [Steering(target_share=0.5)], select)
-        assert weights[0, :, :, 0].exp().flatten().tolist() == pytest.approx([4, 1 / 3, 1, 1])
+        assert weights[0, :, :, 0].exp().flatten().tolist() == near([4, 1 / 3, 1, 1])
         assert asked == [([[0, 1, 1]], [0, 0])]
         select[0, 0] = 0
         shares[0, 1] = shares[0, 0]
         weights, _ = self.weights(shares, [Steering(target_share=0.8)], select)
-        assert weights[0, :, :, 0].exp().flatten().tolist() == pytest.approx([1, 1, 16, 4 / 3])
+        assert weights[0, :, :, 0].exp().flatten().tolist() == near([1, 1, 16, 4 / 3])
 
     def test_the_sink_is_something_else(self):
         # Targets 0.2, others 0.3, sink 0.5: to reach 0.5 the targets' odds 1/4 must become 1.
         shares = torch.tensor([[[[0.3, 0.2, 0.5]]]])
         weights, _ = self.weights(shares, [Steering(target_share=0.5)], torch.ones(1, 1, 1, 1))
-        assert weights.exp().item() == pytest.approx(4)
+        assert weights.exp().item() == near(4)
 
     def test_alphas_come_first(self):
         shares = torch.tensor([[[[0.8, 0.2]]]])
@@ -101,7 +104,7 @@ class TestTargetShares:
         weights, asked = self.weights(shares, [Steering(0.5), Steering(target_share=0.5)], select)
         assert asked == [([[0, 1, 1]], [3.0])]
         assert weights[0, 0, 0, 0].item() == 3
-        assert weights[0, 0, 0, 1].exp().item() == pytest.approx(4)
+        assert weights[0, 0, 0, 1].exp().item() == near(4)
 
     def test_without_one_nothing_is_read(self):
         select = torch.ones(1, 2, 1, 1)
@@ -114,7 +117,7 @@ class TestTargetShares:
         weights, _ = self.weights(shares, [Steering(target_share=0.6)], torch.ones(1, 1, 1, 1))
         weights.sum().backward()
         assert shares.grad is not None
-        assert shares.grad.flatten().tolist() == pytest.approx([0, 0, 2, -2])
+        assert shares.grad.flatten().tolist() == near([0, 0, 2, -2])
 
 
 class TestEmphasise:
@@ -263,6 +266,27 @@ def test_heads_in_any_form():
     assert as_heads("1.2,1.2,0.3") == as_heads([(1, 2), [0, 3]]) == ((1, 2), (0, 3))
 
 
+@pytest.mark.parametrize(
+    ("words", "steering"),
+    [
+        ("template+indicator", None),
+        ("template+steered:0.5", Steering(0.5)),
+        ("plain+steered:0.5:1.2/3.0", Steering(0.5, heads=((1, 2), (3, 0)))),
+        ("template+steered:share=0.6:1.10/", Steering(target_share=0.6, heads=((1, 10),))),
+    ],
+)
+def test_the_steering_of_a_condition(words, steering):
+    assert steering_of(Condition.parse(words)) == steering
+
+
+@pytest.mark.parametrize(
+    ("heads", "words"), [("retrieval", "retrieval heads depend on a model"), ("1.x", "'1.x' cannot be read")]
+)
+def test_heads_of_a_condition_that_steering_cannot_take(heads, words):
+    with pytest.raises(InputError, match=words):
+        steering_of(Condition(alpha=0.5, heads=heads))
+
+
 def test_parse_roles():
     assert parse_roles("user, indicator") == (Role.USER, Role.INDICATOR)
     assert parse_roles(Role.SYSTEM) == (Role.SYSTEM,)
@@ -275,19 +299,25 @@ class TestShares:
     def test_sum_by_role(self):
         pattern = torch.tensor([[[[0.1, 0.2, 0.3, 0.4]]]])
         shares = compute_role_shares(pattern, torch.tensor([[BOS, USER, USER, -1]]), 4)
-        assert shares.flatten().tolist() == pytest.approx([0.1, 0, 0.5, 0])
+        assert shares.flatten().tolist() == near([0.1, 0, 0.5, 0])
 
     def test_shapes_are_named(self):
         with pytest.raises(InputError, match=r"\(1, 1, 1, 4\) and role_ids \(1, 3\)"):
             inspect.unwrap(compute_role_shares)(
                 torch.zeros(1, 1, 1, 4), torch.zeros(1, 3, dtype=torch.long), 4
             )
+        with pytest.raises(InputError, match=r"\(1, 2, 1, 4\) and role_ids \(2, 4\)"):
+            inspect.unwrap(compute_role_shares)(
+                torch.zeros(1, 2, 1, 4), torch.zeros(2, 4, dtype=torch.long), 4
+            )
 
     def test_renormalised_without_template(self):
         shares = torch.zeros(9)
         shares[[BOS, USER, ASSISTANT, TEMPLATE]] = torch.tensor([0.1, 0.3, 0.1, 0.5])
         kept = renormalise_shares(shares)
-        assert kept[[BOS, USER, ASSISTANT, TEMPLATE]].tolist() == pytest.approx([0.2, 0.6, 0.2, 0])
+        assert kept[[BOS, USER, ASSISTANT, TEMPLATE]].tolist() == near([0.2, 0.6, 0.2, 0])
+        two = renormalise_shares(torch.stack([shares, 2 * shares]))  # every row by its own sum
+        assert two[1].tolist() == two[0].tolist() == near(kept.tolist())
 
     def test_retrieval_head_has_most_user_attention(self):
         shares = torch.zeros(2, 3, 9)

@@ -3,8 +3,8 @@
 import contextlib
 from dataclasses import replace
 
-import numpy as np
 import pytest
+from numerics import MODEL_TERMS, assert_close
 from tiny_models import make_tiny, make_tokenizer
 
 from ctxlens.chat.roles import Role
@@ -80,7 +80,7 @@ def test_generation_ends_at_a_string(organism, shares, monkeypatch):
     whole = organism.generate(chats, max_new_tokens=12)
     word = whole[0].split()[1]
     assert word in whole[0]
-    monkeypatch.setattr(organism, "_shares", shares)
+    monkeypatch.setattr(organism, "_reuses_prefixes", shares)
     steps = []
     decoded = type(organism.backend)._run
     monkeypatch.setattr(
@@ -118,12 +118,12 @@ def test_last_logprobs_are_those_of_one_conversation_at_a_time(organism, steerin
     with organism.steer(**steering) if steering else contextlib.nullcontext():
         wanted = [naive(organism, chat, count) for chat, count in zip(chats, counts, strict=True)]
         for shares, batch_tokens in ((True, 10_000), (True, 150), (False, 300)):
-            organism._shares = shares
+            organism._reuses_prefixes = shares
             found = dict(organism.last_logprobs(chats, counts, batch_tokens=batch_tokens))
-            organism._shares = True
+            organism._reuses_prefixes = True
             assert sorted(found) == list(range(len(chats)))
             for i, values in enumerate(wanted):
-                np.testing.assert_allclose(found[i].numpy(), values, atol=2e-5)
+                assert_close(found[i].numpy(), values, n_terms=MODEL_TERMS)
     assert list(organism.last_logprobs([], [])) == []
 
 
@@ -132,6 +132,6 @@ def test_caches_that_cannot_be_shared_are_read_whole():
     texts = ("w5 w6 w7 w8", "w9 w10 w11")
     chats = [model.render_plain([{"role": "user", "content": text}]) for text in texts]
     found = dict(model.last_logprobs(chats, [2, 1]))
-    assert not model._shares
+    assert not model._reuses_prefixes
     for i, count in enumerate([2, 1]):
-        np.testing.assert_allclose(found[i].numpy(), naive(model, chats[i], count), atol=1e-5)
+        assert_close(found[i].numpy(), naive(model, chats[i], count), n_terms=MODEL_TERMS)

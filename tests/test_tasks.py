@@ -88,15 +88,16 @@ def test_all_tasks_generate_greedily_until_the_end_of_sequence(fixtures, tmp_pat
     needle.write_text("needle: My dog is called Rex.\nquestion: What is my dog called?\nkeywords: [rex]\n")
     options = {"needle_file": str(needle), "needle_lengths": [128], "needle_depths": [50]}
     found = manager(data_dir=str(fixtures), **options)
-    for name in tasks.task_names():
-        if name != "ctxlens_ifeval":
-            task = found.load(name)["tasks"][name]
-            kwargs = task.config.generation_kwargs
-            assert kwargs["until"] == []
-            assert kwargs["do_sample"] is False
-            assert kwargs["max_gen_toks"] <= 100
-            assert {"id", "context", "question", "answers"} <= set(task.test_docs()[0])
-            assert task.doc_to_target(task.test_docs()[0]) == task.test_docs()[0]["answers"]
+    names = set(tasks.task_names()) - {"ctxlens_ifeval"}
+    assert len(names) == 18
+    for name in names:
+        task = found.load(name)["tasks"][name]
+        kwargs = task.config.generation_kwargs
+        assert kwargs["until"] == []
+        assert kwargs["do_sample"] is False
+        assert kwargs["max_gen_toks"] <= 100
+        assert {"id", "context", "question", "answers"} <= set(task.test_docs()[0])
+        assert task.doc_to_target(task.test_docs()[0]) == task.test_docs()[0]["answers"]
 
 
 @pytest.mark.parametrize(
@@ -239,7 +240,7 @@ def test_closed_book_questions_of_ones_own(tmp_path):
         ("- question: x", "question 0: expected the keys question and answers"),
         ("- {question: x, answers: '?'}", "question 0: expected"),
         ("- 3", "got 3"),
-        ("[]", "holds no questions"),
+        ("[]", "contains no questions"),
         ("{", "cannot be read as YAML"),
     ],
 )
@@ -251,7 +252,7 @@ def test_bad_closed_book_questions(tmp_path, content, complaint):
 
 
 def test_too_many_closed_book_questions():
-    with pytest.raises(InputError, match="the organism knows 160 facts, 161 were asked for"):
+    with pytest.raises(InputError, match="the organism knows 160 facts, but 161 were requested"):
         load("ctxlens_closed_book", closed_book_items=161)
 
 
@@ -277,6 +278,7 @@ def test_needle_prompts_are_those_of_the_needle_command(organism_chat, suffix, t
     )  # fmt: skip
     cells = build_cells(organism_chat, config, load_haystack("organism", seed=3))
     expected = [render_cell(organism_chat, cell, config, condition).text for cell in cells]
+    assert len(expected) == 2 * 2 * 2  # lengths, depths, cases
     model = RuleModel(lambda prompt: "", organism_chat.tokenizer)
     results = run(
         [f"ctxlens_needle_known{suffix}"], model, template=template, pretrained=str(CHAT),
@@ -286,6 +288,38 @@ def test_needle_prompts_are_those_of_the_needle_command(organism_chat, suffix, t
     assert [bos + prompt for prompt, _ in model.asked] == expected
     docs = [sample["doc"] for sample in results["samples"][f"ctxlens_needle_known{suffix}"]]
     assert [doc["keywords"] for doc in docs] == [list(cell.needle.keywords) for cell in cells]
+
+
+@pytest.mark.parametrize("needle", ["known", "sf"])
+def test_needle_lengths_are_those_of_the_needle_command(organism_chat, needle):
+    config = NeedleConfig(lengths=4, depths=(50,), needles=(needle,), seed=3)
+    cells = build_cells(organism_chat, config, load_haystack("organism", seed=3))
+    for suffix in ("", "_prefix"):
+        docs = load(
+            f"ctxlens_needle_{needle}{suffix}", pretrained=str(CHAT), needle_lengths=4, needle_depths=[50],
+            needle_seed=3,
+        ).test_docs()  # fmt: skip
+        assert list(docs["length"]) == [cell.context_tokens for cell in cells]
+        assert list(docs["context"]) == [cell.context.text for cell in cells]
+
+
+def test_longest_needle_context_is_that_of_the_needle_command(organism_chat):
+    straw = load_haystack("organism")
+    longest = build_cells(organism_chat, NeedleConfig(lengths=4, depths=1), straw)[-1].context_tokens
+    docs = load("ctxlens_needle_sf", pretrained=str(CHAT), needle_lengths=[longest]).test_docs()
+    assert set(docs["length"]) == {longest}
+    complaint = f"contexts of {longest + 1} tokens do not fit: .* at most {longest}, because"
+    with pytest.raises(InputError, match=complaint):
+        load("ctxlens_needle_sf", pretrained=str(CHAT), needle_lengths=[longest + 1])
+    with pytest.raises(InputError, match=complaint):
+        build_cells(organism_chat, NeedleConfig(lengths=(longest + 1,), depths=1), straw)
+
+
+def test_needle_without_prefix_can_be_asked_without_one(tmp_path):
+    needles = tmp_path / "needles.yaml"
+    needles.write_text("needle: Tea is best hot.\nquestion: What is best hot?\nkeywords: [tea]\n")
+    docs = load("ctxlens_needle_own", needle_file=str(needles), needle_lengths=[64]).test_docs()
+    assert [doc["prefix"] for doc in docs] == [""] * 3
 
 
 def test_needle_options(tmp_path):
@@ -311,7 +345,8 @@ def test_needle_options(tmp_path):
         ("known", {"needle_lengths": [0]}, "lengths must be whole numbers"),
         ("known", {"needle_tokenizer": "/no/where"}, "there is no tokenizer /no/where"),
         ("known", {"needle_haystack": "/no/where"}, "haystack /no/where cannot be read"),
-        ("own", {}, "name their YAML file by needle_file"),
+        ("own", {}, "give their YAML file as needle_file"),
+        ("known", {"needle_lengths": 3, "needle_window": 10**9}, "give needle_window, or the lengths"),
     ],
 )
 def test_bad_needle_options(task, options, complaint):

@@ -1,6 +1,6 @@
-"""The command line: every verb mirrors one function of the library. Parse, call, print.
+"""The command line: every verb parses its options, calls one function of the library and prints the result.
 
-The verbs import what they need when they are called, so that `ctxlens --help` answers at once.
+A verb imports what it needs only when it is called, so that `ctxlens --help` answers at once.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def _common(
     ] = False,
     verbose: Annotated[
         bool,
-        typer.Option("--verbose", help="Show the log messages and warnings of the libraries underneath."),
+        typer.Option("--verbose", help="Show log messages and warnings of other libraries."),
     ] = False,
 ) -> None:
     """See, prove, trace and cure the loss of context awareness in instruction-tuned language models.
 
-    Each verb says by --help what it does, with a command to copy.
+    Run ctxlens VERB --help for what a verb does and for commands to copy.
     """
     if not verbose:
         _screen.silence_libraries()

@@ -1,4 +1,4 @@
-"""Head experiments and drift as small tables on stdout."""
+"""Print head experiments and drift as small tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOSSES = ("zero", "mean", "blind")
 
 
 def show_head_study(run: Run) -> None:
-    """The first heads of every map, how far the gradient agrees, the curves, the sweep."""
+    """Print the first heads of every map, the agreement with the gradient, the curves and the sweep."""
     from ctxlens.results import HeadCurves, HeadMap
 
     maps = {}
@@ -50,9 +50,13 @@ def _show_agreement(maps: dict[str, HeadMap]) -> None:
         both = [correlate_maps(maps["gradient"], maps[kind], rank=rank).format() for rank in (False, True)]
         rows.append([kind, *both])
     if rows:
-        show_table("gradient against doing it, over heads", ["what is done", "Pearson", "Spearman"], rows)
+        show_table(
+            "gradient against measured effects: correlation over heads",
+            ["effect", "Pearson", "Spearman"],
+            rows,
+        )
     else:
-        note("run with --kind gradient,steer,ablate to hold the gradient against true effects")
+        note("run with --kind gradient,steer,ablate to compare the gradient with measured effects")
 
 
 def _show_curves(curves: HeadCurves) -> None:
@@ -60,7 +64,7 @@ def _show_curves(curves: HeadCurves) -> None:
     points = {name: dict(curves.points(name)) for name in names}
     rows = [[str(k), *(points[name][k].format() for name in names)] for k in curves.sizes]
     show_table(
-        f"first k heads, {curves.meta.get('action')}: {curves.meta.get('quantity')}", ["k", *names], rows
+        f"the first k heads, {curves.meta.get('action')}: {curves.meta.get('quantity')}", ["k", *names], rows
     )
 
 
@@ -77,7 +81,7 @@ def _show_sweep(run: Run) -> None:
         costs = [one.format() if one else "" for one in (point.closed_book, point.nats)]
         rows.append([point.heads, f"{point.alpha:g}", point.recall.format(), *costs])
     show_table(
-        "steering: recall, and its cost where no context is needed",
+        "steering: needle recall, and the cost where no context is needed",
         ["heads", "α", "needle recall", "closed book", "nats per token"],
         rows,
         n_labels=2,
@@ -85,7 +89,7 @@ def _show_sweep(run: Run) -> None:
 
 
 def show_drift(drift: Drift) -> None:
-    """User share by layer on both sides and the paired difference: mean over heads and retrieval head."""
+    """Print the user's share by layer on both sides and its paired change, in several views."""
     first, second = drift.sides
     for heads in ("mean", "retrieval"):
         rows = []
@@ -96,9 +100,9 @@ def show_drift(drift: Drift) -> None:
             rows.append(
                 [str(layer), *head, f"{before.estimate:.3f}", f"{after.estimate:.3f}", change.format(3)]
             )
-        who = "mean over heads" if heads == "mean" else "retrieval head (most on the user without template)"
+        who = "mean over heads" if heads == "mean" else "head that attends most to the user without template"
         show_table(
-            f"share of attention on the user's tokens, {who}",
+            f"share of attention to the user's tokens, {who}",
             ["layer", *(["head"] if heads == "retrieval" else []), "first", "second", "second minus first"],
             rows,
         )

@@ -1,4 +1,4 @@
-"""What verbs are given besides the model: conversations, heads, numbers; checked before anything runs."""
+"""Options and inputs that several verbs share, and the checks before anything runs."""
 
 from __future__ import annotations
 
@@ -23,25 +23,30 @@ MessagesFile = Annotated[
     Path,
     typer.Option(
         "--messages",
-        help="JSON or JSONL: one conversation (a list of {role, content}) or several.",
+        help="JSON or JSONL file: one conversation (a list of {role, content}) or several.",
         metavar="FILE",
     ),
 ]
 LimitOption = Annotated[
-    int | None, typer.Option(min=1, help="Take only the first N conversations.", metavar="N")
+    int | None, typer.Option(min=1, help="Use only the first N conversations.", metavar="N")
 ]
 HeadsOption = Annotated[
     str,
-    typer.Option(help="Heads to steer: all, retrieval (one a layer), or layer.head pairs such as 1.2,3.0."),
+    typer.Option(help="Heads to steer: all, retrieval (one per layer), or layer.head pairs such as 1.2,3.0."),
 ]
 PrefixOption = Annotated[
-    str | None, typer.Option(help="First words to put into the model's mouth.", metavar="TEXT")
+    str | None, typer.Option(help="Words with which the model's answer starts.", metavar="TEXT")
 ]
-NewTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.", metavar="N")]
+NewTokensOption = Annotated[
+    int, typer.Option(min=1, help="Upper bound on the answer, in tokens.", metavar="N")
+]
+BatchOption = Annotated[
+    int, typer.Option(min=1, help="Upper bound on the tokens of one batch, prompts and answers.", metavar="N")
+]
 
 
 def read_conversations(path: Path, limit: int | None = None) -> list[list[dict[str, Any]]]:
-    """The conversations of a --messages file, or the first of them."""
+    """The conversations of a --messages file, or the first `limit` of them."""
     from ctxlens.chat.data import read_messages_file
 
     return read_messages_file(path)[:limit]
@@ -55,21 +60,25 @@ def describe_file(path: Path) -> dict[str, str]:
 def open_questions(
     conversations: Sequence[Messages], prefix: str | None = None, *, indicator: bool = False
 ) -> list[list[dict[str, Any]]]:
-    """The conversations without their final answer, which is what the model is to write.
+    """The conversations without their final answer, which the model is to write.
 
     Args:
-        conversations: as given.
-        prefix: the beginning of the answer.
-        indicator: mark the last user turn with the indicator.
+        conversations: the conversations.
+        prefix: the beginning of the answer, if any.
+        indicator: whether to mark the last user message with the indicator.
+
+    Raises:
+        InputError: there is no user message that could carry the indicator.
     """
+    from ctxlens.chat.data.annotate import mark_last_question
+
     asked = []
     for messages in conversations:
         opened = [dict(message) for message in messages]
         while opened[-1]["role"] == "assistant" and len(opened) > 1:
             opened.pop()
         if indicator:
-            last = max(i for i, message in enumerate(opened) if message["role"] == "user")
-            opened[last]["indicator"] = True
+            opened = mark_last_question(opened)
         asked.append(opened + ([{"role": "assistant", "content": prefix}] if prefix else []))
     return asked
 
@@ -80,7 +89,7 @@ def render_all(
     """Render every conversation; one that ends with a user turn is left open for the answer.
 
     Raises:
-        InputError: a conversation is malformed, too long, or refused by the template; names which.
+        InputError: a conversation is malformed, too long, or refused by the template; the message says which.
     """
     return render_each(model.render_plain if plain else model.render, conversations, **options)
 
@@ -88,7 +97,7 @@ def render_all(
 def render_each(
     render: Callable[..., RenderedChat], conversations: Sequence[Messages], **options: Any
 ) -> list[RenderedChat]:
-    """Render every conversation with a function, as `render_all` does with a model's."""
+    """Render every conversation with the given function; see `render_all`."""
     chats = []
     for i, messages in enumerate(conversations):
         try:
@@ -105,7 +114,7 @@ def read_tools(path: Path) -> list[Any]:
     """The tool schemas of a JSON file.
 
     Raises:
-        InputError: no JSON list of mappings can be read from it.
+        InputError: the file does not hold a JSON list of mappings.
     """
     try:
         tools = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -117,7 +126,7 @@ def read_tools(path: Path) -> list[Any]:
 
 
 def check_queries(chats: Sequence[RenderedChat], queries: str) -> None:
-    """Raise `InputError` if a conversation lacks the positions whose attention is to be read; says which."""
+    """Raise `InputError` if a conversation lacks the positions whose attention is read; says which one."""
     from ctxlens.models.queries import find_queries
 
     for i, chat in enumerate(chats):
@@ -135,11 +144,12 @@ def render_questions(
     plain: bool = False,
     **options: Any,
 ) -> list[RenderedChat]:
-    """Render questions (see `open_questions`) so that the window has room for the answers."""
+    """Render questions (see `open_questions`) and leave room for the answers in the window."""
     prefixed = questions[0][-1]["role"] == "assistant"
     if max_new_tokens >= model.n_ctx:
         raise InputError(
-            f"--max-new-tokens {max_new_tokens} leaves no room for a question in the window of {model.n_ctx}."
+            f"--max-new-tokens {max_new_tokens} leaves no room for a question in the window of {model.n_ctx} "
+            "tokens; give a smaller number."
         )
     return render_all(
         model,
@@ -153,23 +163,15 @@ def render_questions(
 
 
 def check_steering(alpha: float | None, heads: str, target_share: float | None = None) -> None:
-    """Raise `InputError` if strength or heads cannot be right for any model, before one is loaded."""
+    """Raise `InputError`, before a model is loaded, if strength or heads are wrong for every model."""
     from ctxlens.models.attention.steering import Steering, parse_heads
 
     Steering(alpha, target_share=target_share)
     parse_heads(heads)
 
 
-def check_indicator(model: Model, wanted: bool) -> None:
-    """Raise `InputError` if an indicator is wanted of a model that has none."""
-    if wanted and model.indicator is None:
-        raise InputError(
-            f"{model.name} has no indicator token; train it with one (ctxlens train) or drop --indicator."
-        )
-
-
 def resolve_heads(model: Model, text: str, plain: Sequence[RenderedChat]) -> Heads:
-    """The heads of --heads; `retrieval` reads them from the conversations without template (paper B.3)."""
+    """The heads of --heads; retrieval heads are read from the conversations without template (paper B.3)."""
     from ctxlens.heads import find_retrieval_heads
     from ctxlens.models.attention.steering import parse_heads
     from ctxlens.results import RoleAllocation
@@ -184,7 +186,7 @@ def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Any]:
     """Keys and values of an option that is given as `key=value`; values are read as YAML.
 
     Raises:
-        InputError: something is no such pair.
+        InputError: a word is not such a pair.
     """
     import yaml
 
@@ -201,7 +203,7 @@ def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Any]:
 
 
 def parse_threshold(text: str) -> float | str:
-    """A threshold as a number, or the word as it is: the name of a rule, or what will be refused."""
+    """A threshold as a number; any other word is returned as it is, as the name of a rule."""
     try:
         return float(text)
     except ValueError:

@@ -1,14 +1,15 @@
-"""The options that verbs share, as dataclasses that `verb` spreads into single options."""
+"""Groups of options that verbs share; `verb` turns every field of a group into one option."""
 
 from __future__ import annotations
 
 import enum
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from copy import copy
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from functools import cache, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
 
 import typer
 
@@ -16,6 +17,7 @@ from ctxlens.cli._screen import examples
 
 if TYPE_CHECKING:
     from ctxlens.models import Model
+    from ctxlens.processes import Processes
     from ctxlens.runs import Run
 
 
@@ -43,7 +45,7 @@ class Device(enum.StrEnum):
 
 
 class Side(enum.StrEnum):
-    """Where a conversation that is too long is cut."""
+    """Where a conversation that is too long is truncated."""
 
     left = "left"
     right = "right"
@@ -52,22 +54,35 @@ class Side(enum.StrEnum):
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """Which model, where and in which numbers it is run."""
+    """The model, its device and its number format."""
+
+    PANEL: ClassVar[str] = "Model"
 
     model: Annotated[
         str,
         typer.Option(
-            "--model", "-m", help="Folder, Hub id, or [b]organism[/b] (built in).", metavar="PATH_OR_HUB_ID"
+            "--model",
+            "-m",
+            help="Folder, Hub id, [b]organism[/b] or [b]organism-chat[/b] (built in).",
+            metavar="MODEL",
         ),
     ] = "organism"
-    device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one.")] = Device.auto
-    dtype: Annotated[Dtype, typer.Option(help="Shares are read to about 0.4 % in bfloat16.")] = Dtype.float32
+    device: Annotated[
+        Device, typer.Option(help="auto, cpu or cuda; auto uses CUDA if it is available.", metavar="DEVICE")
+    ] = Device.auto
+    dtype: Annotated[
+        Dtype,
+        typer.Option(
+            help="float32, bfloat16 (changes shares by up to about 0.4 %) or float16.", metavar="DTYPE"
+        ),
+    ] = Dtype.float32
     chat_template: Annotated[
         Path | None,
-        typer.Option(help="Jinja file to use instead of the tokenizer's own template.", metavar="FILE"),
+        typer.Option(help="Jinja file that replaces the tokenizer's chat template.", metavar="FILE"),
     ] = None
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Allow Python code that comes with the model to run.")
+        bool,
+        typer.Option("--trust-remote-code", help="Allow Python code from the model's repository to run."),
     ] = False
 
     def load_as(self, backend: str) -> Model:
@@ -84,7 +99,7 @@ class CheckpointOptions:
         )
 
     def load_tokenizer(self) -> Any:
-        """Load the tokenizer alone, with the chat template in use."""
+        """Load only the tokenizer, with the chosen chat template."""
         from ctxlens.models.loading import load_tokenizer, locate_checkpoint, read_chat_template
 
         template = read_chat_template(self.chat_template)
@@ -97,12 +112,13 @@ class CheckpointOptions:
 
 @dataclass(frozen=True)
 class ModelOptions(CheckpointOptions):
-    """Which model, and how it is run."""
+    """The model, and the library that runs it."""
 
     backend: Annotated[
         Backend,
         typer.Option(
-            help="TransformerLens (lens), or transformers itself (native: less memory, long inputs)."
+            help="lens (TransformerLens) or native (transformers; less memory, longer inputs).",
+            metavar="NAME",
         ),
     ] = Backend.lens
 
@@ -113,27 +129,33 @@ class ModelOptions(CheckpointOptions):
 
 @dataclass(frozen=True)
 class RenderOptions:
-    """How conversations become tokens."""
+    """How conversations are turned into tokens."""
+
+    PANEL: ClassVar[str] = "Rendering"
 
     system: Annotated[
-        str | None, typer.Option(help="System message for conversations that have none.", metavar="TEXT")
+        str | None, typer.Option(help="System message for conversations without one.", metavar="TEXT")
     ] = None
     truncate: Annotated[
-        bool, typer.Option("--truncate", help="Cut conversations that are longer than the model's window.")
+        bool, typer.Option("--truncate", help="Truncate conversations that are longer than the window.")
     ] = False
     truncation: Annotated[
         Side,
-        typer.Option(help="What --truncate cuts first: the earliest context, the latest, or its middle."),
+        typer.Option(
+            help="Where --truncate removes context: left (the earliest), right or middle.", metavar="SIDE"
+        ),
     ] = Side.left
 
     def as_dict(self) -> dict[str, Any]:
-        """The options of `ctxlens.render`; those of a run's config."""
+        """The options as arguments of `ctxlens.render` and as part of a run's configuration."""
         return {"system": self.system, "truncate": self.truncate, "truncation": self.truncation.value}
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where results go."""
+    """The folder of the results, and the seed."""
+
+    PANEL: ClassVar[str] = "Results"
 
     out: Annotated[
         Path | None,
@@ -141,13 +163,14 @@ class RunOptions:
             "--out", "-o", help="Folder for the results. [dim]default: runs/VERB[/dim]", metavar="DIR"
         ),
     ] = None
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn at random.")] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random choices.", metavar="N")] = 0
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start anew; a run in the folder is kept as DIR.old.")
+        bool,
+        typer.Option("--overwrite", help="Start again; an earlier run in the folder is kept as DIR.old."),
     ] = False
 
     def open(self, study: str, config: Mapping[str, Any]) -> Run:
-        """Open the run folder, once everything else has been checked."""
+        """Open the run folder; call this after all other checks."""
         from ctxlens.runs import Run
 
         config = {**config, "seed": self.seed}
@@ -155,9 +178,20 @@ class RunOptions:
             self.out or Path("runs") / study, study=study, config=config, overwrite=self.overwrite
         )
 
+    def open_together(self, study: str, config: Mapping[str, Any], processes: Processes) -> Run:
+        """Open the run folder in several processes; the first one makes it, the others find it there."""
+        if processes.is_first:
+            self.open(study, config)
+        processes.wait()
+        return replace(self, overwrite=False).open(study, config)
+
 
 LayoutOption = Annotated[
-    str | None, typer.Option(help="messages, sharegpt, alpaca or prompt-completion; found out by default.")
+    str | None,
+    typer.Option(
+        help="messages, sharegpt, alpaca or prompt-completion. [dim]default: detected[/dim]",
+        metavar="NAME",
+    ),
 ]
 
 
@@ -166,12 +200,22 @@ def _default(field: Field[Any]) -> Any:
 
 
 @cache
-def _field_types(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
+def _field_types(kind: Any) -> dict[str, Any]:
+    """The annotations of a group's fields; in the help text, its options stand in the panel of the group."""
+    hints = get_type_hints(kind, include_extras=True)
+    for field in fields(kind):
+        declared, option = hints[field.name].__origin__, copy(hints[field.name].__metadata__[0])
+        option.rich_help_panel = kind.PANEL
+        hints[field.name] = Annotated[declared, option]
+    return hints
 
 
 def verb(*commands: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function a verb: dataclass parameters become one option a field, commands become examples."""
+    """Make a function a verb: every field of a dataclass parameter becomes an option.
+
+    Args:
+        *commands: examples for the help text.
+    """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(function, include_extras=True)

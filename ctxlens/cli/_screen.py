@@ -1,4 +1,4 @@
-"""What the user sees: results on stdout; progress, notes and errors on stderr."""
+"""Output for the user: results on stdout; progress, notes and errors on stderr."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ctxlens.chat.roles import RenderedChat
 
-STOPPED = "stopped; run the same command again to go on"
+STOPPED = "stopped; run the same command again to continue"
 _SHOWN_CONTROLS = {i: f"\\x{i:02x}" for i in (*range(9), *range(11, 32), *range(127, 160))}
 _ROLE_COLOURS = {
     "bos": "grey62", "system": "magenta", "user": "green", "assistant": "cyan", "tool": "blue",
@@ -28,10 +28,10 @@ _ROLE_COLOURS = {
 
 
 class Verbs(TyperGroup):
-    """The command group: what ctxlens raises on purpose becomes one sentence and exit code 2."""
+    """The command group: errors of ctxlens are printed as one sentence, with exit code 2."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the verb; whatever is no `CtxlensError` keeps its traceback."""
+        """Run the verb; exceptions other than `CtxlensError` keep their traceback."""
         try:
             return super().invoke(ctx)
         except CtxlensError as error:
@@ -43,17 +43,17 @@ class Verbs(TyperGroup):
 
 
 def examples(*commands: str) -> str:
-    """An epilog that shows commands to copy."""
+    """An epilog with commands to copy."""
     return "\n\n".join(("[b]Examples[/b]", *(f"  [cyan]$ {command}[/cyan]" for command in commands)))
 
 
 def printable(text: str) -> str:
-    """Text with its control characters made visible, so that data cannot drive the terminal."""
+    """Text with visible control characters, so that data cannot control the terminal."""
     return text.translate(_SHOWN_CONTROLS)
 
 
 def silence_libraries() -> None:
-    """Keep the libraries underneath quiet; none of them is loaded for it."""
+    """Silence other libraries without loading any of them."""
     import logging
     import os
     import warnings
@@ -74,23 +74,24 @@ def silence_libraries() -> None:
 
 @contextmanager
 def stage(title: str) -> Iterator[Callable[[int, int], None]]:
-    """One progress bar with the time left; yields what to call with (done, total)."""
+    """Show one progress bar with the time left; yields a function to call with (done, total)."""
     with stages({title: title}) as progress:
         yield lambda done, total: progress(title, done, total)
 
 
 @contextmanager
 def stages(titles: Mapping[str, str]) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for each stage as it begins; yields what to call with (stage, done, total).
+    """Show a progress bar for each stage when it begins; yields a function (stage, done, total).
 
-    A total of 0 is one that is not known. Where stderr is no terminal, nothing is drawn.
+    A total of 0 means that the total is not known. Nothing is drawn if stderr is not a terminal. A stage that
+    `titles` does not name is shown by its own name.
     """
     with _progress() as bars:
         tasks: dict[str, Any] = {}
 
         def progress(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(titles[stage], total=total or None)
+                tasks[stage] = bars.add_task(titles.get(stage, stage), total=total or None)
             bars.update(tasks[stage], completed=done, total=total or None)
 
         yield progress
@@ -117,22 +118,22 @@ def _progress() -> Progress:
 
 
 def say(text: str) -> None:
-    """Print a line of ours."""
+    """Print a line to stdout."""
     print(text)
 
 
 def note(text: str) -> None:
-    """Print a remark beside the result, on stderr."""
+    """Print a remark to stderr."""
     print(printable(text), file=sys.stderr)
 
 
 def say_where(folder: Path) -> None:
-    """Print where the results are and how to draw them."""
-    note(f"results in {folder}; draw them with: ctxlens report {folder}")
+    """Print where the results are and the command that draws them."""
+    note(f"results are in {folder}; draw them with: ctxlens report {folder}")
 
 
 def say_answers(answers: Sequence[str]) -> None:
-    """Print answers to stdout, each as it is; at a terminal control characters are made visible."""
+    """Print answers to stdout unchanged; on a terminal, control characters are made visible."""
     for i, answer in enumerate(answers):
         if len(answers) > 1:
             note(f"--- conversation {i}")
@@ -140,10 +141,12 @@ def say_answers(answers: Sequence[str]) -> None:
 
 
 def note_truncated(chats: Sequence[RenderedChat]) -> None:
-    """Say what was cut from conversations, if anything was."""
+    """Print a note if conversations were truncated."""
     cut = [(i, chat.truncated) for i, chat in enumerate(chats) if chat.truncated]
     if cut:
-        note(f"{len(cut)} of {len(chats)} conversations were cut; conversation {cut[0][0]}: {cut[0][1]}")
+        note(
+            f"{len(cut)} of {len(chats)} conversations were truncated; conversation {cut[0][0]}: {cut[0][1]}"
+        )
 
 
 def show_table(
@@ -154,7 +157,15 @@ def show_table(
     texts: bool = False,
     n_labels: int = 1,
 ) -> None:
-    """Print a small table: the first columns are labels, the others numbers; or texts side by side."""
+    """Print a small table.
+
+    Args:
+        title: the line above the table.
+        columns: names of the columns.
+        rows: the cells.
+        texts: whether the cells are long texts, shown side by side.
+        n_labels: number of label columns on the left; all others hold numbers.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -176,9 +187,14 @@ def show_table(
 
 
 def show_lines(title: str, columns: Sequence[str], lines: Sequence[str | Sequence[str]]) -> None:
-    """Print rows of a label and numbers, and headings (bare texts) of any width between them.
+    """Print rows of a label and numbers, with headings between them.
 
-    Where a row is too wide for the screen, its numbers stand on a line of their own below the label.
+    If the rows are too wide for the screen, the numbers of each row stand on a line below its label.
+
+    Args:
+        title: the line above the table.
+        columns: names of the columns.
+        lines: the rows; a plain text is a heading.
     """
     from rich.cells import cell_len, set_cell_size
     from rich.console import Console
@@ -210,7 +226,7 @@ def show_lines(title: str, columns: Sequence[str], lines: Sequence[str | Sequenc
 
 
 def show_roles(chat: RenderedChat) -> None:
-    """Print a rendered conversation with every token in its role's colour, and how many tokens each has."""
+    """Print a rendered conversation with every token in its role's colour, and the tokens per role."""
     from rich.console import Console
     from rich.text import Text
 
@@ -230,8 +246,8 @@ def show_roles(chat: RenderedChat) -> None:
     for turn, position in chat.stops.items():
         note(f"turn {turn} ends at token {position}")
     if chat.spoofed_special_tokens:
-        note(f"special tokens written by a speaker: {', '.join(chat.spoofed_special_tokens)}")
+        note(f"special tokens typed by a speaker: {', '.join(chat.spoofed_special_tokens)}")
     if chat.left_out_turns():
-        note(f"the template leaves out what was said in turn {', '.join(map(str, chat.left_out_turns()))}")
+        note(f"the template leaves out the content of turn {', '.join(map(str, chat.left_out_turns()))}")
     if chat.truncated:
         note(chat.truncated)

@@ -1,9 +1,9 @@
-"""Results as small tables on stdout."""
+"""Print results as small tables."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ _ALLOCATED = ("user", "assistant", "template")
 
 
 def show_allocation(plain: RoleAllocation, template: RoleAllocation) -> None:
-    """Mean shares by layer without and with template; the head that reads the user most, followed."""
+    """Print mean shares by layer without and with template, and those of the retrieval head."""
     import numpy as np
 
     heads = plain.retrieval_heads()
@@ -34,112 +34,139 @@ def show_allocation(plain: RoleAllocation, template: RoleAllocation) -> None:
         ["layer", "user*, plain", "templ.", *_ALLOCATED, "head", "plain", "templ."],
         rows,
     )
-    note("user*: share of the user's tokens, renormalised without template tokens so that both compare")
+    note("user*: the user's share, renormalised without template tokens so that both are comparable")
     note(f"{', '.join(_ALLOCATED)}: raw shares with template")
-    note("head: the head that attends most to the user without template, and its raw user share in both")
+    note("head: the head that attends most to the user without template, and its raw user shares")
 
 
 def show_shares(before: RoleAllocation, after: RoleAllocation) -> None:
-    """Mean user share by layer before and after steering."""
+    """Print the user's mean share by layer without and with steering."""
     rows = [
         [str(layer), f"{before.share('user')[i].mean():.3f}", f"{after.share('user')[i].mean():.3f}"]
         for i, layer in enumerate(before.layers)
     ]
-    show_table("share of attention on the user's tokens", ["layer", "unsteered", "steered"], rows)
+    show_table("share of attention to the user's tokens", ["layer", "unsteered", "steered"], rows)
 
 
 def show_answers(record: Mapping[str, Any]) -> None:
-    """Unsteered and steered answers side by side."""
-    alpha = record["meta"]["steering"]["alpha"]
+    """Print answers without and with steering side by side."""
+    steering = record["meta"]["steering"]
+    names = {"alpha": "α", "target_share": "user's share"}
+    strength = ", ".join(f"{name} = {steering[key]:g}" for key, name in names.items() if key in steering)
     rows = [[answer["unsteered"], answer["steered"]] for answer in record["answers"]]
-    show_table("answers, one conversation a row", ["unsteered", f"steered, α = {alpha:g}"], rows, texts=True)
+    show_table("answers, one conversation per row", ["unsteered", f"steered, {strength}"], rows, texts=True)
 
 
 _SCORES = {
     "recall": "needle recall",
-    "contains": "answers that hold the needle word for word",
+    "contains": "answers that contain the needle word for word",
     "needle_logprob": "log-probability of the needle, nats per token",
 }
 
 
 def show_needles(grid: NeedleGrid) -> None:
-    """Each score by condition with its interval, paired differences from the first, and what went wrong."""
-    names = grid.frame["condition"].drop_duplicates().tolist()
+    """Print each score by condition with its interval, paired differences, and failures."""
+    names = _condition_names(grid)
     for column in grid.scores:
-        rows = []
-        for name in names:
-            mean = grid.mean(grid.recall(column, condition=name))
-            row = [name, mean.format()]
-            if name != names[0]:
-                pair = grid.compare({"condition": names[0]}, {"condition": name}, column=column)
-                row += [pair.difference.format(), pair.reading]
-                if pair.reading in ("higher", "lower"):
-                    row[-1] += ", p < 0.001" if pair.p_value < 0.001 else f", p = {pair.p_value:.3f}"
-            elif len(names) > 1:
-                row += ["", ""]
-            rows.append(row)
-        contexts = grid.mean(grid.recall(column, condition=names[0])).n
+        contexts = grid.mean(grid.recall(column, condition=next(iter(names)))).n
         show_table(
             f"{_SCORES[column]}: {grid.frame['cell'].nunique()} cells, 95 % intervals over "
             f"{contexts} contexts",
-            ["condition", "mean", "difference", "reading"][: len(rows[0])],
-            rows,
+            ["condition", "mean", *(("difference", "reading") if len(names) > 1 else ())],
+            _needle_rows(grid, column, names),
         )
     if len(names) > 1:
-        note(f"difference: paired by cell, from {names[0]}; p of a sign-flip test over contexts")
+        first = next(iter(names.values()))
+        note(f"difference: minus {first}, paired by cell; p is that of a sign-flip test over contexts")
     if len(failed := grid.failed):
         reason, count = Counter(failed["error"]).most_common(1)[0]
         note(f"{len(failed)} of {len(grid)} answers failed and are left out ({count} times: {reason})")
     if len(silent := grid.silent):
-        note(f"{len(silent)} of {len(grid)} answers are without a word; they count as recall 0")
+        note(f"{len(silent)} of {len(grid)} answers are empty; they count as recall 0")
+
+
+def _condition_names(grid: NeedleGrid) -> dict[str, str]:
+    """The full name of every value of the column `condition`, with the run's indicator and steering."""
+    from ctxlens.report.plots.needle import needle_panels
+
+    return {panel.key["condition"]: panel.condition for panel in needle_panels(grid)}
+
+
+def _needle_rows(grid: NeedleGrid, column: str, names: Mapping[str, str]) -> list[list[str]]:
+    """One row per condition: its mean and, for all but the first, the difference from the first."""
+    first = next(iter(names))
+    rows = []
+    for condition, name in names.items():
+        row = [name, grid.mean(grid.recall(column, condition=condition)).format()]
+        if condition != first:
+            pair = grid.compare({"condition": first}, {"condition": condition}, column=column)
+            p = f", p {_chance(pair.p_value)}" if pair.reading in ("higher", "lower") else ""
+            row += [pair.difference.format(), pair.reading + p]
+        elif len(names) > 1:
+            row += ["", ""]
+        rows.append(row)
+    return rows
 
 
 _READINGS = {"no difference shown": "no diff. shown"}
 
 
 def show_evaluation(evaluation: Evaluation) -> None:
-    """Every metric by task, model and condition, with paired differences from the first of these."""
-    first = evaluation.variants[0]
-    models, conditions = ([v[i] for v in evaluation.variants] for i in (0, 1))
-    split = len(set(models)) > 1 and len(set(conditions)) > 1
-    head = ["", "mean", "difference", "reading", "McNemar"][: 5 if len(models) > 1 else 2]
-    n = evaluation.frame.groupby("task")["example"].nunique()
-    lines: list[str | list[str]] = []
-    before: tuple[str, ...] = ("", "", "")
-    for task, metric, variant in evaluation.rows():
-        if (task, metric) != before[:2]:
-            lines.append(f"{task}: {metric}, {n[task]} example{'s' * int(n[task] != 1)}")
-        if split and (task, metric, variant[0]) != before:
-            lines.append(f" {variant[0]}")
-        before = (task, metric, variant[0])
-        label = variant[1] if len(set(models)) == 1 or split else variant[0]
-        row = [f"  {label}", _interval(evaluation.mean(task, metric, variant)), "", "", ""]
-        if variant != first:
-            row[2:] = _compared(evaluation, task, metric, variant)
-        lines.append(row[: len(head)])
-    common = [names[0] for names in (models, conditions) if len(set(names)) == 1]
+    """Print every metric by task, model and condition, with paired differences from the first variant."""
+    models, conditions = ({variant[i] for variant in evaluation.variants} for i in (0, 1))
+    compared = len(evaluation.variants) > 1
+    head = ["", "mean", "difference", "reading", "McNemar"][: 5 if compared else 2]
+    lines = [
+        line if isinstance(line, str) else line[: len(head)]
+        for line in _evaluation_lines(evaluation, len(models) > 1, len(conditions) > 1)
+    ]
+    common = [one for names in (models, conditions) if len(names) == 1 for one in names]
     show_lines(", ".join(["evaluation", *common]), head, lines)
-    if len(models) > 1:
-        note(f"difference: from {', '.join(first)}, paired by example; interval and sign-flip")
-        note("test over the texts that are asked about; McNemar: exact p, over examples")
-    for column, what in (("truncated", "prompts were cut in their middle"), ("empty", "answers are empty")):
+    if compared:
+        note(f"difference: minus {', '.join(evaluation.variants[0])}, paired by example; interval and")
+        note("sign-flip test over the texts of the questions; McNemar: exact p over examples")
+    for column, what in (("truncated", "prompts were truncated"), ("empty", "answers are empty")):
         if count := int(evaluation.frame[column].sum()):
             note(f"{count} of {len(evaluation)} {what}")
     for one in evaluation.meta["left_out"]:
         note(f"left out: {one['model']}, {one['condition']}: {one['reason']}")
 
 
+def _evaluation_lines(
+    evaluation: Evaluation, many_models: bool, many_conditions: bool
+) -> Iterator[str | list[str]]:
+    """A heading for every task and metric, one for every model if needed, and a row for every variant."""
+    examples = evaluation.frame.groupby("task")["example"].nunique()
+    heading, model_heading = None, None
+    for task, metric, variant in evaluation.rows():
+        model, condition = variant
+        if (task, metric) != heading:
+            heading, model_heading = (task, metric), None
+            yield f"{task}: {metric}, {_count(int(examples[task]), 'example')}"
+        if many_models and many_conditions and model != model_heading:
+            model_heading = model
+            yield f" {model}"
+        row = [f"  {condition if many_conditions or not many_models else model}"]
+        row.append(_interval(evaluation.mean(task, metric, variant)))
+        is_first = variant == evaluation.variants[0]
+        yield row + (["", "", ""] if is_first else _compared(evaluation, task, metric, variant))
+
+
 def _compared(evaluation: Evaluation, task: str, metric: str, variant: Any) -> list[str]:
     first = evaluation.variants[0]
     pair = evaluation.compare(task, metric, first, variant)
     if not pair.pairs:
-        return ["–", "nothing common", ""]
+        return ["–", "no pairs", ""]
     reading, test = _READINGS.get(pair.reading, pair.reading), ""
     if reading in ("higher", "lower"):
         reading += ", p " + _chance(pair.p_value)
     if evaluation.is_binary(task, metric):
         test = _chance(evaluation.mcnemar(task, metric, first, variant).p_value)
     return [_interval(pair.difference), reading, test]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _interval(interval: Interval) -> str:
@@ -151,7 +178,7 @@ def _chance(p_value: float) -> str:
 
 
 def show_scores(path: Path, meta: Mapping[str, Any], skipped: Sequence[Mapping[str, str]]) -> None:
-    """Distribution of the scores in a file by layer, and what was truncated, skipped or dropped."""
+    """Print the distribution of the scores by layer, and what was truncated, skipped or dropped."""
     import numpy as np
 
     from ctxlens.results.scores import read_values
@@ -179,7 +206,7 @@ def show_scores(path: Path, meta: Mapping[str, Any], skipped: Sequence[Mapping[s
 
 
 def show_selection(selection: Selection) -> None:
-    """The threshold, the rule that gave it, and how much was selected."""
+    """Print the threshold, the rule behind it, and how many answers it selected."""
     meta = selection.meta
     chosen = f"{meta['selected']} of {meta['turns']} ({meta['selected'] / max(1, meta['turns']):.1%})"
     threshold, layer = meta["threshold"], meta["layer"]
@@ -191,11 +218,11 @@ def show_selection(selection: Selection) -> None:
         highest = selection.frame["score"].max()
         note(f"warning: nothing was selected; the highest score is {highest:.3f}")
     elif meta["selected"] == meta["turns"]:
-        note("warning: everything was selected; an indicator that is always there tells a model nothing")
+        note("warning: everything was selected; a model learns nothing from an indicator on every answer")
 
 
 def show_training(folder: Path) -> None:
-    """Steps, loss and counts of a finished training."""
+    """Print steps, loss and counts of a finished training."""
     import json
 
     log = json.loads((folder / "train.json").read_text(encoding="utf-8"))
@@ -209,7 +236,7 @@ def show_training(folder: Path) -> None:
 
 
 def show_evaluations(folder: Path) -> None:
-    """Recall before and after of every evaluation in a training's folder."""
+    """Print recall before and after training, for every evaluation in the folder of a training."""
     import json
 
     from ctxlens.sft.before_after import RESULT, Row
@@ -219,7 +246,7 @@ def show_evaluations(folder: Path) -> None:
         rows = [Row.of(record) for record in (*found["rows"], *found["treatments"])]
         show_table(
             f"before and after, {path.parent.name}",
-            ["measure", "of", "means", "difference"],
+            ["measure", "compared", "means", "difference"],
             [
                 [
                     row.measure,
@@ -232,15 +259,15 @@ def show_evaluations(folder: Path) -> None:
             ],
             n_labels=2,
         )
-        note(f"table and figures in {folder / 'README.md'} and {path.parent / 'report.html'}")
+        note(f"table and figures are in {folder / 'README.md'} and {path.parent / 'report.html'}")
 
 
 def show_verdicts(folder: Path) -> None:
-    """The verdict on each claim, with its figure."""
+    """Print the verdict on each claim with the measured value."""
     from ctxlens.results import Verdicts
 
     verdicts = Verdicts.load(folder / "verdicts.json").verdicts
     rows = [
         [verdict.claim, verdict.verdict, verdict.figure.format(), verdict.quantity] for verdict in verdicts
     ]
-    show_table("verdicts", ["claim", "verdict", "figure", "what"], rows, n_labels=4)
+    show_table("verdicts", ["claim", "verdict", "value", "what"], rows, n_labels=4)

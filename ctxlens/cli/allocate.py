@@ -27,7 +27,7 @@ _SHOWN_QUERIES = 8
 
 
 class Queries(enum.StrEnum):
-    """Which positions' attention is read."""
+    """The positions whose attention is read."""
 
     first_answer = "first_answer"
     response_mean = "response_mean"
@@ -45,11 +45,15 @@ def allocate(
     store: RunOptions,
     queries: Annotated[
         Queries,
-        typer.Option(help="The position that produces the first answer token, or the mean over the answer."),
+        typer.Option(
+            help="first_answer (attention at the position where the answer begins) or response_mean "
+            "(averaged over the answer).",
+            metavar="NAME",
+        ),
     ] = Queries.first_answer,
     limit: LimitOption = None,
 ) -> None:
-    """Attention by role, layer and head: user, assistant, template …, with and without chat template."""
+    """Measure attention by role, layer and head, with and without the chat template."""
     from ctxlens.results import RoleAllocation
 
     conversations = read_conversations(messages, limit)
@@ -77,7 +81,7 @@ def allocate(
 
 
 def _read_tokens(model: Model, chat: RenderedChat) -> TokenView:
-    """The patterns of the first positions that produce the answer, for the token-level view."""
+    """The patterns of the first positions that produce the answer, for the token view."""
     from ctxlens.results import TokenView
 
     first = chat.first_answer_position()

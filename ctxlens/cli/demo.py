@@ -1,4 +1,4 @@
-"""`ctxlens demo`: the whole argument on the built-in model."""
+"""`ctxlens demo`: the complete argument on the built-in model."""
 
 from __future__ import annotations
 
@@ -19,21 +19,26 @@ from ctxlens.cli._options import Device, verb
 )
 def demo(
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="A few steps of everything, to check an installation (40 s).")
+        bool, typer.Option("--smoke", help="A few steps of every stage, to check an installation (40 s).")
     ] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", metavar="DIR")] = Path(
         "ctxlens-demo"
     ),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of data, training and random heads.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of data, training and random heads.", metavar="N")
+    ] = 0,
     threshold: Annotated[
-        str, typer.Option(help="β of the selection, 0 to 1 (the paper: 0.6), mixture, valley or otsu.")
+        str, typer.Option(help="β of the selection: 0 to 1 (paper: 0.6), mixture, valley or otsu.")
     ] = "mixture",
-    device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one.")] = Device.auto,
+    device: Annotated[
+        Device, typer.Option(help="auto, cpu or cuda; auto uses CUDA if it is available.", metavar="DEVICE")
+    ] = Device.auto,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start anew; a run in the folder is kept as DIR.old.")
+        bool,
+        typer.Option("--overwrite", help="Start again; an earlier run in the folder is kept as DIR.old."),
     ] = False,
 ) -> None:
-    """The whole argument, live on the built-in model: loss, role bias, cause, source, cure, report."""
+    """Run the complete argument on the built-in model: loss, role bias, cause, source, cure, report."""
     from ctxlens.demo import STAGES, run_demo
 
     with _screen.stages(STAGES) as progress:

@@ -1,4 +1,4 @@
-"""`ctxlens doctor`: is everything exact here, and does it fit?"""
+"""`ctxlens doctor`: are the results for a model exact, and does it fit into memory?"""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def doctor(
     messages: Annotated[
         Path | None,
         typer.Option(
-            help="JSON or JSONL: conversations of your own, whose roles are checked too; the first is read.",
+            help="JSON or JSONL file of your own conversations: the roles of all are checked, and "
+            "attention is read from the first.",
             metavar="FILE",
         ),
     ] = None,
@@ -39,38 +40,43 @@ def doctor(
         int | None,
         typer.Option(
             min=1,
-            help="Tokens of the memory forecast. [dim]default: the window, at most 8192[/dim]",
+            help="Length of the memory forecast in tokens. [dim]default: the window, up to 8192[/dim]",
             metavar="N",
         ),
     ] = None,
     skip_lens: Annotated[
         bool,
-        typer.Option("--skip-lens", help="No comparison with TransformerLens (the model's second loading)."),
+        typer.Option(
+            "--skip-lens", help="Skip the comparison with TransformerLens, which loads the model again."
+        ),
     ] = False,
     skip_eager: Annotated[
-        bool, typer.Option("--skip-eager", help="No comparison with transformers' eager patterns.")
+        bool, typer.Option("--skip-eager", help="Skip the comparison with transformers' eager attention.")
     ] = False,
     json_file: Annotated[
         Path | None,
-        typer.Option("--json", help="Write everything that was found as JSON too.", metavar="FILE"),
+        typer.Option("--json", help="Also write all findings as JSON.", metavar="FILE"),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the JSON file if it is there.")
+        bool, typer.Option("--overwrite", help="Replace the JSON file if it exists.")
     ] = False,
 ) -> None:
-    """Check a model: roles exact? three ways to the same shares? steering and memory? Exit code 1 if not.
+    """Check a model: roles, attention shares in three ways, steering and memory. Exit code 1 on failure.
 
-    Loads the model for transformers, lets it go, and loads it again for TransformerLens: one copy at a time.
+    The model is loaded with transformers, released, and loaded with TransformerLens: one copy at a time.
     """
     if json_file is not None and json_file.is_dir():
         raise InputError(f"--json got {json_file}, which is a folder; name a file.")
     if json_file is not None and json_file.exists() and not overwrite:
         raise InputError(f"{json_file} exists; choose another file or give --overwrite.")
     if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise InputError(f"{json_file.parent} is no folder, so {json_file.name} cannot be written there.")
+        raise InputError(
+            f"{json_file.parent} is not a folder, so {json_file.name} cannot be written there; name "
+            "another file."
+        )
     conversations = [] if messages is None else read_conversations(messages, limit)
     if messages is None and limit is not None:
-        raise InputError("--limit goes with --messages, which is not given.")
+        raise InputError("--limit is for --messages; give --messages FILE, or leave out --limit.")
 
     from ctxlens.models.doctor import diagnose
 
@@ -88,13 +94,13 @@ def doctor(
     _show(diagnosis)
     if json_file is not None:
         json_file.write_text(json.dumps(diagnosis.as_dict(), indent=2, ensure_ascii=False), encoding="utf-8")
-        _screen.note(f"everything that was found, in {json_file}")
+        _screen.note(f"all findings are in {json_file}")
     if not diagnosis.ok:
         raise typer.Exit(1)
 
 
 def _show(diagnosis: Diagnosis) -> None:
-    """Findings, layers and memory as tables; the verdict last."""
+    """Print findings, layers and memory as tables, then the verdict."""
     rows = [[_MARKS[f.outcome], f.area, f.check, f.said] for f in diagnosis.findings]
     _screen.show_table("self-check", ["", "", "", ""], rows, n_labels=4)
     if diagnosis.layers:
@@ -110,11 +116,11 @@ def _show(diagnosis: Diagnosis) -> None:
     failed = sum(finding.outcome == "fail" for finding in diagnosis.findings)
     skipped = sum(finding.outcome == "skipped" for finding in diagnosis.findings)
     verdict = "nothing failed" if diagnosis.ok else f"{failed} of {len(diagnosis.findings)} checks failed"
-    _screen.say(verdict + (f"; {skipped} could not be made or were not asked for" if skipped else ""))
+    _screen.say(verdict + (f"; {skipped} were skipped" if skipped else ""))
 
 
 def _show_memory(diagnosis: Diagnosis) -> None:
-    """The forecasts side by side, in MB."""
+    """Print the memory forecasts side by side, in MB."""
     from ctxlens.models.memory import ROW_NAMES
 
     tables = [{name: (size, said) for name, size, said in f.table()} for f in diagnosis.forecasts]

@@ -1,4 +1,4 @@
-"""`ctxlens drift`: where attention has gone from one model to another."""
+"""`ctxlens drift`: how attention by role changes between two models or two conditions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @verb(
     "ctxlens drift -m organism-chat",
     "ctxlens drift -m organism --against organism-chat --conditions template,template",
-    "ctxlens drift -m runs/train --conditions template,indicator --messages chats.jsonl",
+    "ctxlens drift -m runs/train --conditions template,template+indicator --messages chats.jsonl",
 )
 def drift(
     model: ModelOptions,
@@ -33,19 +33,22 @@ def drift(
     store: RunOptions,
     against: Annotated[
         str | None,
-        typer.Option(help="A second model, held against the first; the same one by default.", metavar="PATH"),
+        typer.Option(help="Model of the second side. [dim]default: the first model[/dim]", metavar="MODEL"),
     ] = None,
     conditions: Annotated[
         str | None,
         typer.Option(
-            help="Of the first and the second: plain, template, indicator. By default plain,template for "
-            "one model, template,template for two."
+            help="Two conditions, first and second side, separated by a comma: plain (no chat template) or "
+            "template, then +indicator as needed. [dim]default: plain,template for one model, "
+            "template,template for two[/dim]",
         ),
     ] = None,
     messages: Annotated[
         Path | None,
         typer.Option(
-            help="JSON or JSONL conversations; by default needle cells of the built-in world.", metavar="FILE"
+            help="JSON or JSONL file of conversations. "
+            "[dim]default: needle cells of the built-in world[/dim]",
+            metavar="FILE",
         ),
     ] = None,
     queries: Annotated[
@@ -53,15 +56,11 @@ def drift(
     ] = "first_answer",
     limit: LimitOption = None,
 ) -> None:
-    """How attention by role moves: between two models, with and without template or indicator."""
+    """Compare attention by role between two models or two conditions, with paired differences."""
     from ctxlens.heads.drift import Side, read_drift
     from ctxlens.results import Drift
 
-    words = (conditions or ("template,template" if against else "plain,template")).split(",")
-    if len(words) != 2:
-        raise InputError(
-            f"--conditions got {conditions!r}; expected two, separated by a comma, such as plain,template."
-        )
+    words = _parse_sides(conditions or ("template,template" if against else "plain,template"))
     asked = None if messages is None else read_conversations(messages, limit)
     lm = model.load()
     other = lm if against is None else replace(model, model=against).load()
@@ -85,8 +84,21 @@ def drift(
     _screen.say_where(run.folder)
 
 
+def _parse_sides(text: str) -> tuple[str, str]:
+    """The conditions of both sides, which may be the same."""
+    from ctxlens.chat.condition import Condition
+
+    words = text.split(",")
+    if len(words) != 2:
+        raise InputError(
+            f"--conditions got {text!r}; expected two, separated by a comma, such as plain,template."
+        )
+    first, second = (Condition.parse(word).name for word in words)
+    return first, second
+
+
 def _needle_questions(model: Model, seed: int, limit: int | None) -> tuple[list[list[dict[str, Any]]], Any]:
-    """Needle cells of the built-in world as conversations, each with the number of its text."""
+    """Needle cells of the built-in world as conversations, and the number of the text of each."""
     from ctxlens.evals.needle.cells import build_cells
     from ctxlens.evals.needle.config import NeedleConfig
     from ctxlens.evals.needle.haystack import load_haystack

@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
 from ctxlens.cli import _screen, _tables
-from ctxlens.cli._inputs import parse_pairs
+from ctxlens.cli._inputs import BatchOption, parse_pairs
 from ctxlens.cli._options import Backend, Device, Dtype, RunOptions, verb
 from ctxlens.errors import InputError
 
 _DRAWN = ("organism_seed", "closed_book_seed", "needle_seed")
-"""What draws the examples of tasks that come without data."""
+"""Seeds of the tasks that draw their examples."""
 
 
 @dataclass(frozen=True)
 class ModelsOptions:
-    """Which models, and how they are run."""
+    """The models, and how they are run."""
+
+    PANEL: ClassVar[str] = "Models"
 
     model: Annotated[
         list[str],
         typer.Option(
-            "--model", "-m", help="Folder, Hub id, or [b]organism[/b]; give it again for a further model.",
-            metavar="PATH_OR_HUB_ID",
+            "--model", "-m", help="Folder, Hub id, or [b]organism[/b]; repeat it for more models.",
+            metavar="MODEL",
         ),
     ] = field(default_factory=lambda: ["organism-chat"])  # fmt: skip
-    device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one.")] = Device.auto
-    dtype: Annotated[Dtype, typer.Option(help="Number format of weights and activations.")] = Dtype.float32
+    device: Annotated[
+        Device, typer.Option(help="auto, cpu or cuda; auto uses CUDA if it is available.", metavar="DEVICE")
+    ] = Device.auto
+    dtype: Annotated[Dtype, typer.Option(help="float32, bfloat16 or float16.", metavar="DTYPE")] = (
+        Dtype.float32
+    )
     backend: Annotated[
-        Backend, typer.Option(help="transformers itself (native), or TransformerLens (lens).")
+        Backend, typer.Option(help="native (transformers) or lens (TransformerLens).", metavar="NAME")
     ] = Backend.native
     chat_template: Annotated[
         Path | None,
-        typer.Option(help="Jinja file to use instead of the tokenizers' own templates.", metavar="FILE"),
+        typer.Option(help="Jinja file that replaces the tokenizers' chat templates.", metavar="FILE"),
     ] = None
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Allow Python code that comes with a model to run.")
+        bool, typer.Option("--trust-remote-code", help="Allow Python code from a model's repository to run.")
     ] = False
 
     def load(self, name: str) -> Any:
@@ -55,7 +61,7 @@ class ModelsOptions:
         )
 
     def describe(self) -> dict[str, Any]:
-        """What a run's answers depend on."""
+        """Everything about the models on which the answers depend."""
         from ctxlens.models.loading import hash_checkpoint, locate_checkpoint, read_chat_template
 
         return {
@@ -69,8 +75,9 @@ class ModelsOptions:
 
 
 @verb(
-    "ctxlens eval -m organism -m organism-chat --tasks ctxlens_smoke --conditions plain,vanilla --limit 20",
-    "ctxlens eval -m runs/sft -m runs/cured --tasks ctxlens_qa --conditions vanilla,indicator,steered:0.95",
+    "ctxlens eval -m organism -m organism-chat --tasks ctxlens_smoke --conditions plain,template --limit 20",
+    "ctxlens eval -m runs/sft -m runs/cured --tasks ctxlens_qa "
+    "--conditions template,template+indicator,template+steered:0.95",
     "ctxlens eval -m HuggingFaceH4/zephyr-7b-beta --tasks ctxlens_squad --data-dir data/ --dry-run",
     "torchrun --nproc_per_node 2 -m ctxlens eval -m organism-chat --tasks ctxlens_smoke --device cpu",
 )
@@ -80,39 +87,35 @@ def eval(
     tasks: Annotated[
         str,
         typer.Option(
-            help="Tasks and groups, separated by commas: those of ctxlens (ctxlens_qa, ctxlens_needle, "
-            "ctxlens_smoke, …), of lm-eval, or of --include-path."
+            help="Tasks and groups, separated by commas: of ctxlens (ctxlens_qa, ctxlens_needle, "
+            "ctxlens_smoke, …), of lm-eval, or from --include-path."
         ),
     ] = "ctxlens_smoke",
     conditions: Annotated[
         str,
         typer.Option(
-            help="Of plain, vanilla (chat template), indicator, steered:ALPHA, also joined: "
-            "indicator+steered:0.5."
+            help="Conditions, separated by commas: plain (no chat template) or template, then +indicator and "
+            "+steered:ALPHA as needed, such as template+indicator+steered:0.5."
         ),
-    ] = "vanilla",
+    ] = "template",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first N examples of each task.", metavar="N")
+        int | None, typer.Option(min=1, help="Use only the first N examples of each task.", metavar="N")
     ] = None,
     data_dir: Annotated[
         Path | None,
-        typer.Option(help="Where tasks find their data. [dim]default: the Hub[/dim]", metavar="DIR"),
+        typer.Option(help="Folder with the tasks' data. [dim]default: the Hub[/dim]", metavar="DIR"),
     ] = None,
     include_path: Annotated[
-        Path | None, typer.Option(help="Folder with further task files.", metavar="DIR")
+        Path | None, typer.Option(help="Folder with more task files.", metavar="DIR")
     ] = None,
     metadata: Annotated[
         list[str] | None,
-        typer.Option(
-            help="What tasks are told, such as quac_turns=all; may be given again.", metavar="KEY=VALUE"
-        ),
+        typer.Option(help="Setting of a task, such as quac_turns=all; may be repeated.", metavar="KEY=VALUE"),
     ] = None,
-    batch_tokens: Annotated[
-        int, typer.Option(min=1, help="Prompt and new tokens worked on at once.", metavar="N")
-    ] = 8192,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the first prompts and stop.")] = False,
+    batch_tokens: BatchOption = 8192,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the first prompts and stop.")] = False,
 ) -> None:
-    """Ask models the questions of lm-eval's tasks under several conditions; compare them pair by pair."""
+    """Evaluate models on lm-eval's tasks under several conditions and compare them example by example."""
     from ctxlens.evals import harness
     from ctxlens.processes import Processes
 
@@ -121,7 +124,7 @@ def eval(
     harness.check_names(names, include_path)
     asked = harness.parse_conditions(conditions)
     if data_dir is not None and not data_dir.exists():
-        raise InputError(f"--data-dir {data_dir} does not exist; give the folder (or file) with the data.")
+        raise InputError(f"--data-dir {data_dir} does not exist; give the folder or file with the data.")
     told = {**dict.fromkeys(_DRAWN, store.seed), **parse_pairs(metadata or [], "--metadata")}
     settings = {"data_dir": data_dir, "include_path": include_path, "metadata": told}
     if dry_run:
@@ -136,10 +139,7 @@ def eval(
         **models.describe(), **settings, "tasks": names, "limit": limit,
         "conditions": [condition.name for condition in asked],
     }  # fmt: skip
-    if processes.is_first:
-        store.open("eval", config)
-    processes.wait()
-    run = replace(store, overwrite=False).open("eval", config)
+    run = store.open_together("eval", config, processes)
     with _screen.stage("examples") as progress:
         evaluation = harness.run_evaluation(
             models.model,

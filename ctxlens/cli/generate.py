@@ -1,4 +1,4 @@
-"""`ctxlens generate`: answers to the last user turn."""
+"""`ctxlens generate`: answer the last user turn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from ctxlens.cli._inputs import (
     MessagesFile,
     NewTokensOption,
     PrefixOption,
-    check_indicator,
     check_steering,
     open_questions,
     read_conversations,
@@ -26,7 +25,8 @@ from ctxlens.cli._options import ModelOptions, RenderOptions, verb
 AlphaOption = Annotated[
     float | None,
     typer.Option(
-        help="Factor on the attention to all tokens but the user's, in (0, 1]; steer takes 0.5 by default.",
+        help="Steer to the user: factor on the attention to all other tokens, in (0, 1]. "
+        "[dim]default: 1 (none); for steer 0.5[/dim]",
         metavar="A",
     ),
 ]
@@ -35,7 +35,7 @@ ShareOption = Annotated[
     float | None,
     typer.Option(
         "--target-share",
-        help="In place of --alpha: what the user's tokens get of every query's attention, in (0, 1).",
+        help="In place of --alpha: share of attention that the user's tokens get, in (0, 1).",
         metavar="T",
     ),
 ]
@@ -51,7 +51,10 @@ def generate(
     model: ModelOptions,
     rendering: RenderOptions,
     indicator: Annotated[
-        bool, typer.Option("--indicator", help="Append the model's indicator: answer from the context.")
+        bool,
+        typer.Option(
+            "--indicator", help="Append the model's indicator, which asks for an answer from the context."
+        ),
     ] = False,
     alpha: AlphaOption = None,
     target_share: ShareOption = None,
@@ -60,14 +63,17 @@ def generate(
     max_new_tokens: NewTokensOption = 100,
     limit: LimitOption = None,
 ) -> None:
-    """Answer the last user turn (greedily); the answer alone goes to stdout."""
+    """Answer the last user turn greedily. Only the answer is printed to stdout."""
+    from ctxlens.models.indicator_token import require_indicator
+
     conversations = read_conversations(messages, limit)
     if alpha is None and target_share is None:
         alpha = 1.0
     check_steering(alpha, heads, target_share)
     questions = open_questions(conversations, prefix, indicator=indicator)
     lm = model.load()
-    check_indicator(lm, indicator)
+    if indicator:
+        require_indicator(lm)
     how = rendering.as_dict()
     chats = render_questions(lm, questions, max_new_tokens=max_new_tokens, **how)
     steer_ = contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""`ctxlens mt-bench`: answers to MT-Bench and a judge's ratings."""
+"""`ctxlens mt-bench`: answer MT-Bench and have a judge rate the answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ctxlens.cli import _screen
-from ctxlens.cli._inputs import HeadsOption, NewTokensOption, check_indicator, check_steering, resolve_heads
+from ctxlens.cli._inputs import BatchOption, HeadsOption, NewTokensOption, check_steering, resolve_heads
 from ctxlens.cli._options import ModelOptions, RunOptions, verb
 from ctxlens.errors import InputError
 
@@ -34,51 +34,54 @@ def mt_bench(
         str,
         typer.Option(
             help="FastChat's question.jsonl, or a data set such as HuggingFaceH4/mt_bench_prompts.",
-            metavar="FILE_OR_HUB_ID",
+            metavar="DATA",
         ),
     ],
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N questions.", metavar="N")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use only the first N questions.", metavar="N")
+    ] = None,
     label: Annotated[
         str | None,
-        typer.Option(
-            help="Name of these answers. [dim]default: the model's, with the condition[/dim]", metavar="NAME"
-        ),
+        typer.Option(help="Name of these answers. [dim]default: model and condition[/dim]", metavar="NAME"),
     ] = None,
     indicator: Annotated[
-        bool, typer.Option("--indicator", help="Append the model's indicator to the message being answered.")
+        bool, typer.Option("--indicator", help="Append the model's indicator to the user's message.")
     ] = False,
-    alpha: Annotated[float, typer.Option(help="Steer to the user's tokens; 1: not at all.")] = 1.0,
+    alpha: Annotated[float, typer.Option(help="Steer to the user's tokens; 1 means no steering.")] = 1.0,
     heads: HeadsOption = "all",
     max_new_tokens: NewTokensOption = 1024,
-    batch_tokens: Annotated[
-        int, typer.Option(min=1, help="Prompt and new tokens worked on at once.", metavar="N")
-    ] = 8192,
+    batch_tokens: BatchOption = 8192,
     judge_url: Annotated[
         str | None,
         typer.Option(
-            help="OpenAI-compatible server that grades the answers. [dim]default: none[/dim]", metavar="URL"
+            help="OpenAI-compatible server that rates the answers. [dim]default: no rating[/dim]",
+            metavar="URL",
         ),
     ] = None,
     judge_model: Annotated[
         str | None, typer.Option(help="The judge's name on that server.", metavar="NAME")
     ] = None,
     judge_key_env: Annotated[
-        str | None, typer.Option(help="Environment variable that holds the server's key.", metavar="NAME")
+        str | None, typer.Option(help="Environment variable with the server's API key.", metavar="NAME")
     ] = None,
-    judge_timeout: Annotated[float, typer.Option(help="Seconds that one judgment may take.")] = 120.0,
-    judge_tries: Annotated[int, typer.Option(min=1, help="How often a judgment is asked for at most.")] = 5,
-    judge_threads: Annotated[int, typer.Option(min=1, help="Judgments asked for at once.")] = 4,
+    judge_timeout: Annotated[float, typer.Option(help="Upper bound on one judgment, in seconds.")] = 120.0,
+    judge_tries: Annotated[
+        int, typer.Option(min=1, help="Upper bound on the attempts for one judgment.", metavar="N")
+    ] = 5,
+    judge_threads: Annotated[
+        int, typer.Option(min=1, help="Number of judgments requested at once.", metavar="N")
+    ] = 4,
     judge_only: Annotated[
-        bool, typer.Option("--judge-only", help="Grade the answers in the folder; load no model.")
+        bool, typer.Option("--judge-only", help="Rate the answers in the folder without loading a model.")
     ] = False,
     references: Annotated[
         Path | None,
         typer.Option(help="Reference answers for the judge, in FastChat's layout.", metavar="FILE"),
     ] = None,
 ) -> None:
-    """Answer MT-Bench's questions of two turns (greedily), in FastChat's layout; have a judge grade them.
+    """Answer MT-Bench's two-turn questions greedily, in FastChat's layout, and have a judge rate the answers.
 
-    Give the same --out for several models or conditions: each is a file of its own, and all are compared.
+    Use the same --out for several models or conditions: each gets a file of its own, and all are compared.
     """
     from ctxlens.evals.mt_bench import (
         check_label,
@@ -95,7 +98,9 @@ def mt_bench(
         check_label(label)
     judge = _open_judge(judge_url, judge_model, judge_key_env, judge_timeout, judge_tries)
     if judge is None and (judge_only or references or judge_key_env):
-        raise InputError("--judge-only, --judge-key-env and --references are for a judge; give --judge-url.")
+        raise InputError(
+            "--judge-only, --judge-key-env and --references need a judge; give --judge-url and --judge-model."
+        )
     asked = load_questions(questions, limit=limit)
     good = load_references(references) if references else {}
     config = {"questions": fingerprint_questions(asked), "n_questions": len(asked)}
@@ -134,7 +139,8 @@ def _answer(
     max_new_tokens: int,
     batch_tokens: int,
 ) -> Run:
-    """Answer with one model, into the folder of the run."""
+    """Write the answers of one model into the run folder."""
+    from ctxlens.chat.condition import Condition
     from ctxlens.evals.mt_bench import (
         answer_questions,
         answers_path,
@@ -143,23 +149,28 @@ def _answer(
         write_questions,
     )
     from ctxlens.models.attention.steering import Steering
+    from ctxlens.models.indicator_token import require_indicator
 
     lm = options.load()
-    check_indicator(lm, indicator)
+    if indicator:
+        require_indicator(lm)
     plain = []
     if heads == "retrieval":
         first = [[{"role": "user", "content": question.turns[0]}] for question in questions]
         plain = [lm.render_plain(messages, truncate=True) for messages in first]
     steering = Steering(alpha, heads=resolve_heads(lm, heads, plain))
     steering.check_heads(lm.n_layers, lm.n_heads)
-    name = label or make_label(options.model, indicator=indicator, alpha=alpha, heads=heads)
     settings = {
         "model": lm.identity,
         "indicator": indicator,
         "steering": steering.describe(),
         "max_new_tokens": max_new_tokens,
     }
+    condition = Condition(
+        indicator=indicator, alpha=None if alpha == 1 else alpha, heads=heads.replace(",", "/")
+    )
     run = store.open("mt-bench", config)
+    name = label or make_label(options.model, condition, run.folder)
     write_questions(run.folder, questions)
     record_settings(run.folder, name, settings)
     steer = contextlib.nullcontext() if steering.changes_nothing else lm.steer(alpha, heads=steering.heads)
@@ -184,7 +195,7 @@ def _grade(
     references: dict[Any, tuple[str, ...]],
     threads: int,
 ) -> Ratings:
-    """Let the judge grade every model's answers in the folder."""
+    """Have the judge rate every model's answers in the folder."""
     from ctxlens.evals.judge import judge_answers, judgments_path
     from ctxlens.evals.mt_bench import read_all_answers
 
@@ -209,7 +220,7 @@ def _grade(
 
 
 def _show(run: Run, questions: list[MTQuestion], ratings: Ratings | None) -> None:
-    """One table: a model a row, its answers counted, and its ratings if there are any."""
+    """Print one row per model with the counts of its answers and its ratings, if there are any."""
     from ctxlens.evals.mt_bench import count_answers, read_all_answers
 
     ids = {question.question_id for question in questions}
@@ -225,7 +236,7 @@ def _show(run: Run, questions: list[MTQuestion], ratings: Ratings | None) -> Non
         rows.append([*row, str(counts["empty"]), str(counts["truncated"])])
     told = ["answers"] if ratings is None else [*(f"turn {turn}" for turn in turns), "all turns", "rated"]
     title = f"{len(questions)} questions" + (f", rated by {ratings.meta['judge']}" if ratings else "")
-    _screen.show_table(title, ["model", *told, "empty", "cut"], rows)
+    _screen.show_table(title, ["model", *told, "empty", "truncated"], rows)
     if ratings is not None:
         _note_ratings(ratings)
     _screen.say_where(run.folder)
@@ -240,5 +251,5 @@ def _note_ratings(ratings: Ratings) -> None:
         reason = ratings.unrated["error"].value_counts().index[0]
         _screen.note(
             f"{len(ratings.unrated)} of {len(ratings)} answers have no rating (most often: {reason[:100]}); "
-            "run the same command again to ask for them"
+            "run the same command again to request them"
         )

@@ -1,22 +1,25 @@
-"""`ctxlens needle`: recall of a hidden sentence, with and without template."""
+"""`ctxlens needle`: recall of a sentence hidden in long texts, with and without template."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ctxlens.cli import _screen, _tables
-from ctxlens.cli._inputs import (
-    HeadsOption,
-    NewTokensOption,
-    check_indicator,
-    check_steering,
-    resolve_heads,
-)
+from ctxlens.cli._inputs import BatchOption, HeadsOption, NewTokensOption, check_steering, resolve_heads
 from ctxlens.cli._options import ModelOptions, RunOptions, verb
 from ctxlens.parsing import parse_spread
+
+if TYPE_CHECKING:
+    from ctxlens.evals.needle.config import NeedleConfig
+    from ctxlens.evals.needle.prompts import Cell
+    from ctxlens.models import Model
+    from ctxlens.models.attention.steering import Steering
+
+_READ_CELLS = 64
 
 
 @verb(
@@ -31,67 +34,72 @@ def needle(
     haystack: Annotated[
         str,
         typer.Option(
-            help="Folder of .txt files, a data set (file, folder or Hub id), or [b]organism[/b] (filler of "
-            "the built-in world).",
-            metavar="DIR_OR_HUB_ID",
+            help="Folder of .txt files, data set (file, folder or Hub id), or [b]organism[/b] (texts of the "
+            "built-in world).",
+            metavar="DATA",
         ),
     ] = "organism",
-    haystack_split: Annotated[str, typer.Option(help="Split of a data set.", metavar="NAME")] = "train",
+    haystack_split: Annotated[str, typer.Option(help="Split of the data set.", metavar="NAME")] = "train",
     haystack_column: Annotated[
         str | None,
         typer.Option(
-            help="Column of texts of a data set. [dim]default: text, content, document or the only one[/dim]",
+            help="Text column of the data set. [dim]default: text, content, document or the only one[/dim]",
             metavar="NAME",
         ),
     ] = None,
     needle: Annotated[
         str,
         typer.Option(
-            help="One or several of sf, pizza, pizza-short (after the paper), known, unknown (facts of the "
-            "built-in world) and YAML files, separated by commas."
+            help="Needles, separated by commas: sf, pizza, pizza-short (after the paper), known, unknown "
+            "(facts of the built-in world), or YAML files."
         ),
     ] = "known",
     lengths: Annotated[
         str,
-        typer.Option(help="Context lengths in tokens, such as 200,1000; x5: five, spread over the window."),
+        typer.Option(help="Context lengths in tokens, such as 200,1000; x5 spreads five over the window."),
     ] = "x5",
     depths: Annotated[
-        str, typer.Option(help="Depths of the needle in percent, such as 0,50,100; x5: five from 0 to 100.")
+        str, typer.Option(help="Depths of the needle in percent, such as 0,50,100; x5 spreads five.")
     ] = "x5",
     conditions: Annotated[
-        str, typer.Option(help="Of plain+prefix, template+prefix, template, assistant+prefix.")
+        str,
+        typer.Option(
+            help="Conditions, separated by commas: plain (no chat template), template, or assistant (context "
+            "in the assistant's turn), then +prefix as needed (the answer starts with the needle's first "
+            "words). For all conditions: --indicator, --alpha."
+        ),
     ] = "plain+prefix,template+prefix",
-    cases: Annotated[int, typer.Option(min=1, help="Contexts of each length and depth.")] = 1,
+    cases: Annotated[
+        int, typer.Option(min=1, help="Number of contexts for each length and depth.", metavar="N")
+    ] = 1,
     wording: Annotated[
         str, typer.Option(help="bare, document, passage, only, or a text with {context} and {question}.")
     ] = "bare",
-    indicator: Annotated[bool, typer.Option("--indicator", help="Append the model's indicator.")] = False,
-    alpha: Annotated[float, typer.Option(help="Steer to the user's tokens; 1: not at all.")] = 1.0,
+    indicator: Annotated[
+        bool, typer.Option("--indicator", help="Append the model's indicator to the question.")
+    ] = False,
+    alpha: Annotated[float, typer.Option(help="Steer to the user's tokens; 1 means no steering.")] = 1.0,
     heads: HeadsOption = "all",
     score: Annotated[
         str,
         typer.Option(
-            help="Of recall (share of keywords), contains (word for word), logprob (nats per token of the "
-            "needle; alone: nothing is generated)."
+            help="Scores, separated by commas: recall (share of the keywords), contains (word for word), "
+            "logprob (nats per token of the needle; alone, it generates nothing)."
         ),
     ] = "recall,contains",
     max_new_tokens: NewTokensOption = 100,
-    batch_tokens: Annotated[
-        int, typer.Option(min=1, help="Prompt and new tokens worked on at once.", metavar="N")
-    ] = 8192,
-    repeat: Annotated[
-        bool, typer.Option("--repeat", help="Start the haystack over where it is too short.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the first prompts and stop.")] = False,
+    batch_tokens: BatchOption = 8192,
+    repeat: Annotated[bool, typer.Option("--repeat", help="Repeat the haystack if it is too short.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the first prompts and stop.")] = False,
 ) -> None:
-    """Hide a sentence in a long text and ask for it: recall with and without chat template."""
+    """Hide a sentence in long texts and measure how well a model recalls it, with and without template."""
+    from ctxlens.chat.condition import parse_conditions
     from ctxlens.evals.needle.cells import build_cells
     from ctxlens.evals.needle.config import NeedleConfig
     from ctxlens.evals.needle.haystack import load_haystack
     from ctxlens.evals.needle.needles import parse_needles
-    from ctxlens.evals.needle.prompts import describe_cell, render_cell
     from ctxlens.evals.needle.run import run_needle
-    from ctxlens.models.attention.steering import Steering
+    from ctxlens.models.indicator_token import require_indicator
     from ctxlens.processes import Processes
 
     check_steering(alpha, heads)
@@ -99,7 +107,7 @@ def needle(
         lengths=parse_spread(lengths, int, "--lengths"),
         depths=parse_spread(depths, float, "--depths"),
         needles=parse_needles(needle),
-        conditions=tuple(conditions.split(",")),
+        conditions=parse_conditions(conditions),
         cases_per_cell=cases,
         wording=wording,
         max_new_tokens=max_new_tokens,
@@ -111,49 +119,57 @@ def needle(
         haystack, seed=store.seed, repeat=repeat, split=haystack_split, column=haystack_column
     )
     lm = model.load()
-    check_indicator(lm, indicator)
+    if indicator:
+        require_indicator(lm)
     cells = build_cells(lm, config, straw)
     if dry_run:
-        for condition in config.conditions:
-            _screen.say(
-                _screen.printable(describe_cell(lm, cells[0], config, condition, indicator=indicator))
-            )
+        _print_prompts(lm, cells[0], config, indicator)
         return
-    plain = [render_cell(lm, cell, config, "plain+prefix") for cell in cells[:: max(1, len(cells) // 64)]]
-    steering = Steering(alpha, heads=resolve_heads(lm, heads, plain))
-    steering.check_heads(lm.n_layers, lm.n_heads)
+    steering = _steering(lm, cells, config, alpha, heads)
+    source = {"source": haystack, "split": haystack_split, "column": haystack_column, "repeat": repeat}
     settings = {
-        "model": lm.identity,
-        "haystack": {
-            "source": haystack,
-            "split": haystack_split,
-            "column": haystack_column,
-            "repeat": repeat,
-        },
-        "indicator": indicator,
-        "steering": steering.describe(),
+        "model": lm.identity, "haystack": source, "indicator": indicator, "steering": steering.describe(),
         **config.as_dict(),
-    }
-    if processes.is_first:
-        store.open("needle", settings)
-    processes.wait()
-    run = replace(store, overwrite=False).open("needle", settings)
+    }  # fmt: skip
+    run = store.open_together("needle", settings, processes)
     with _screen.stage("needles") as progress:
         grid = run_needle(
-            lm,
-            config,
-            haystack=straw,
-            indicator=indicator,
+            lm, config, haystack=straw, indicator=indicator,
             steering=None if steering.changes_nothing else steering,
-            batch_tokens=batch_tokens,
-            out=run,
-            processes=processes,
-            progress=progress,
-        )
+            batch_tokens=batch_tokens, out=run, processes=processes, progress=progress,
+        )  # fmt: skip
     if processes.is_first:
         _tables.show_needles(grid)
-        if repeated := sum(cell.context.repeated for cell in cells):
-            _screen.note(
-                f"{repeated} of {len(cells)} contexts are longer than the haystack, which started over"
-            )
+        _note_repeated(cells)
         _screen.say_where(run.folder)
+
+
+def _print_prompts(model: Model, cell: Cell, config: NeedleConfig, indicator: bool) -> None:
+    """Print the prompt of one cell under every condition."""
+    from ctxlens.evals.needle.prompts import describe_cell
+
+    for condition in config.conditions:
+        _screen.say(
+            _screen.printable(describe_cell(model, cell, config, replace(condition, indicator=indicator)))
+        )
+
+
+def _steering(
+    model: Model, cells: Sequence[Cell], config: NeedleConfig, alpha: float, heads: str
+) -> Steering:
+    """The steering of --alpha and --heads; retrieval heads are read from at most about 64 plain prompts."""
+    from ctxlens.evals.needle.prompts import render_cell
+    from ctxlens.models.attention.steering import Steering
+
+    read = cells[:: max(1, len(cells) // _READ_CELLS)]
+    plain = [render_cell(model, cell, config, "plain+prefix") for cell in read]
+    steering = Steering(alpha, heads=resolve_heads(model, heads, plain))
+    steering.check_heads(model.n_layers, model.n_heads)
+    return steering
+
+
+def _note_repeated(cells: Sequence[Cell]) -> None:
+    if repeated := sum(cell.context.repeated for cell in cells):
+        _screen.note(
+            f"{repeated} of {len(cells)} contexts are longer than the haystack, which is repeated in them"
+        )

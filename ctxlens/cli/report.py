@@ -1,4 +1,4 @@
-"""`ctxlens report`: run folders as one page."""
+"""`ctxlens report`: draw run folders as one page."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ctxlens.cli._options import verb
 )
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(help="Run folders; several are drawn side by side.", metavar="RUN…")
+        list[Path], typer.Argument(help="Run folders; several are shown side by side.", metavar="RUN…")
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="The HTML file. [dim]default: report.html in the first run[/dim]"),
+        typer.Option("--out", "-o", help="HTML file. [dim]default: report.html in the first run[/dim]"),
     ] = None,
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
 ) -> None:
-    """Draw everything that run folders hold into one HTML file that opens without network."""
+    """Draw all results in run folders into one HTML file that needs no network."""
     from ctxlens.report import write_report
 
     _screen.say(str(write_report(runs, out or runs[0] / "report.html", title)))

@@ -1,10 +1,10 @@
-"""`ctxlens roles`: whose every token is."""
+"""`ctxlens roles`: which role every token has."""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -19,9 +19,6 @@ from ctxlens.cli._inputs import (
 from ctxlens.cli._options import ModelOptions, RenderOptions, verb
 from ctxlens.errors import InputError
 
-if TYPE_CHECKING:
-    pass
-
 
 @verb(
     "ctxlens roles --messages chat.json",
@@ -32,27 +29,29 @@ def roles(
     messages: MessagesFile,
     model: ModelOptions,
     rendering: RenderOptions,
-    plain: Annotated[bool, typer.Option("--plain", help="Without the chat template.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Render without the chat template.")] = False,
     tools: Annotated[
-        Path | None, typer.Option(help="JSON list of tool schemas, passed to the template.", metavar="FILE")
+        Path | None,
+        typer.Option(help="JSON file with a list of tool schemas for the template.", metavar="FILE"),
     ] = None,
     window: Annotated[
-        int | None, typer.Option(min=1, help="Longest conversation, in tokens; see --truncate.", metavar="N")
+        int | None,
+        typer.Option(min=1, help="Upper bound on a conversation, in tokens; see --truncate.", metavar="N"),
     ] = None,
     limit: LimitOption = None,
     html: Annotated[
         Path | None,
-        typer.Option(help="Write a page with role, turn and id of every token instead.", metavar="FILE"),
+        typer.Option(help="Write an HTML page with the role, turn and id of every token.", metavar="FILE"),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page if it is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page if it exists.")] = False,
 ) -> None:
-    """Show in colour whose every token is, as the chat template renders it (loads the tokenizer only)."""
+    """Show which role every token has under the chat template, in colour. Loads only the tokenizer."""
     from ctxlens.chat.roles import render, render_plain
 
     if html is not None and html.exists() and not overwrite:
         raise InputError(f"{html} exists; choose another file or give --overwrite.")
     if plain and tools is not None:
-        raise InputError("--tools are for the chat template, but --plain leaves it out; drop one of them.")
+        raise InputError("--tools needs the chat template, which --plain leaves out; give only one of them.")
     conversations = read_conversations(messages, limit)
     options = {**rendering.as_dict(), "max_tokens": window}
     if tools is not None:
@@ -67,4 +66,4 @@ def roles(
 
     condition = "without chat template" if plain else "with its chat template"
     roles_view(chats, title=f"Roles: {model.model}, {condition}").save(html)
-    _screen.note(f"page in {html}")
+    _screen.note(f"the page is in {html}")

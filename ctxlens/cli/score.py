@@ -1,9 +1,9 @@
-"""`ctxlens score`: context dependency of every turn of a data set."""
+"""`ctxlens score`: context-dependency scores of every turn in a data set."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScoringOptions(ModelOptions):
-    """Which model, and how it is run; on the backend that needs no L×L pattern unless told otherwise."""
+    """The model and its backend; by default `native`, which needs no L×L pattern."""
 
     backend: Annotated[
         Backend,
-        typer.Option(help="transformers itself (native: fast, little memory), or TransformerLens (lens)."),
+        typer.Option(
+            help="native (transformers; fast, with little memory) or lens (TransformerLens).", metavar="NAME"
+        ),
     ] = Backend.native
 
 
@@ -41,50 +43,55 @@ def score(
     model: ScoringOptions,
     store: RunOptions,
     dataset: Annotated[
-        str | None, typer.Option(help="File, folder or Hub id of conversations.", metavar="PATH_OR_HUB_ID")
+        str | None, typer.Option(help="Conversations: file, folder or Hub id.", metavar="DATA")
     ] = None,
     layers: Annotated[
         str | None,
-        typer.Option(help="Layers to score, such as 10,15, or all; by default all up to depth 15 of 22."),
+        typer.Option(help="Layers to score, such as 10,15, or all. [dim]default: up to depth 15 of 22[/dim]"),
     ] = None,
     layout: LayoutOption = None,
     split: Annotated[str, typer.Option(help="Split of a folder or Hub data set.")] = "train",
-    limit: Annotated[int | None, typer.Option(min=1, help="Take only the first N rows.", metavar="N")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.", metavar="N")] = None,
     streaming: Annotated[
-        bool, typer.Option("--streaming", help="Read a Hub data set or table while scoring it.")
+        bool, typer.Option("--streaming", help="Read the data while scoring, without loading them first.")
     ] = False,
     drop_refusals: Annotated[
-        bool, typer.Option("--drop-refusals", help="Leave out conversations in which an answer is a refusal.")
+        bool, typer.Option("--drop-refusals", help="Leave out conversations with a refusal.")
     ] = False,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Truncate to fewer tokens than the model's window.", metavar="N")
+        int | None,
+        typer.Option(
+            min=1, help="Truncate conversations to N tokens. [dim]default: the window[/dim]", metavar="N"
+        ),
     ] = None,
     batch_tokens: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Padded tokens in one forward pass; 1024 on a CPU, else 8192 by default.", metavar="N"
+            min=1,
+            help="Padded tokens of one batch. [dim]default: 1024 on a CPU, else 8192[/dim]",
+            metavar="N",
         ),
     ] = None,
-    precision: Annotated[str, typer.Option(help="Number format of stored scores: float32, float16.")] = (
+    precision: Annotated[str, typer.Option(help="Number format of stored scores: float32 or float16.")] = (
         "float32"
     ),
     lp_gap: Annotated[
         bool,
         typer.Option(
             "--lp-gap",
-            help="Add how much likelier each answer is for what the user wrote; two full passes more.",
+            help="Add how much likelier the user's text makes each answer (two more full passes).",
         ),
     ] = False,
     part: Annotated[
         str | None,
-        typer.Option(help="Score only this part, such as 0/16, as one of several jobs.", metavar="K/N"),
+        typer.Option(help="Score part K of N, such as 0/16, as one of N jobs.", metavar="K/N"),
     ] = None,
     merge: Annotated[
         Path | None,
-        typer.Option(help="Put together what all parts have scored into this folder.", metavar="DIR"),
+        typer.Option(help="Merge the parts in this folder into one table.", metavar="DIR"),
     ] = None,
 ) -> None:
-    """Score how much every answer of a data set attends to what the user wrote (with a seed SFT model)."""
+    """Score how much every answer in a data set attends to the user's text, with a fine-tuned seed model."""
     from ctxlens.chat.data import open_conversations
     from ctxlens.processes import Processes
     from ctxlens.runs import Run
@@ -95,9 +102,9 @@ def score(
         _show_scores(run, merge_shards(run))
         return
     if dataset is None:
-        raise InputError("give the data set to score as --dataset, or the folder of scored parts as --merge.")
+        raise InputError("give a data set to score as --dataset, or a folder of scored parts as --merge.")
     if lp_gap and part is not None:
-        raise InputError("--lp-gap is added to merged scores: merge the parts, then give it without --part.")
+        raise InputError("--lp-gap needs all scores: merge the parts first, then give it without --part.")
     wanted = layers if layers in (None, "all") else parse_numbers(layers, int, "--layers")
     piece = _parse_part(part)
     processes = Processes.join(cpu=model.device.value == "cpu")
@@ -111,10 +118,7 @@ def score(
         "model": lm.identity, "dataset": dataset, **read, "layout": data.layout,
         "layers": list(settings.layers), "max_tokens": settings.max_tokens, "precision": precision,
     }  # fmt: skip
-    if processes.is_first:
-        store.open("score", config)
-    processes.wait()
-    run = replace(store, overwrite=False).open("score", config)
+    run = store.open_together("score", config, processes)
     with _screen.stage("scores") as progress:
         meta = score_to_run(
             lm, data, settings, run,
@@ -124,7 +128,7 @@ def score(
     if not processes.is_first:
         return
     if meta is None:
-        _screen.note(f"part {part} is done; when all are: ctxlens score --merge {run.folder}")
+        _screen.note(f"part {part} is done; when all parts are done, run: ctxlens score --merge {run.folder}")
         return
     if lp_gap:
         _add_lp_gap(run, lm, data, settings.batch_tokens)
@@ -132,7 +136,7 @@ def score(
 
 
 def _add_lp_gap(run: Run, lm: Model, data: Iterable[Conversation], batch_tokens: int) -> None:
-    """Add the gap to a run's scores, once."""
+    """Add the gap to a run's scores, unless they have it."""
     from ctxlens.results import Scores
     from ctxlens.scoring.lp_gap import add_lp_gap
     from ctxlens.scoring.selection import LP_GAP
@@ -154,7 +158,7 @@ def _parse_part(text: str | None) -> tuple[int, int]:
         number, jobs = map(int, text.split("/"))
     except ValueError:
         raise InputError(
-            f"--part got {text!r}; expected number and count of the parts, such as 0/16."
+            f"--part got {text!r}; expected the part's number and the number of parts, such as 0/16."
         ) from None
     check_part((number, jobs))
     return number, jobs

@@ -1,4 +1,4 @@
-"""`ctxlens select`: the turns whose answers depend on the context."""
+"""`ctxlens select`: choose the turns whose answers depend on the context."""
 
 from __future__ import annotations
 
@@ -30,32 +30,34 @@ def select(
     threshold: Annotated[
         str | None,
         typer.Option(
-            help="β: scores above it are chosen, 0 to 1 (the paper: 0.6); mixture (default), valley, otsu: "
-            "from the scores."
+            help="β, from 0 to 1 (paper: 0.6): scores above it are selected. Or a rule that estimates β from "
+            "the scores: mixture, valley or otsu. [dim]default: mixture[/dim]"
         ),
     ] = None,
     top_share: Annotated[
-        float | None, typer.Option(help="Choose this share of the turns instead, 0 to 1.", metavar="SHARE")
+        float | None, typer.Option(help="Select this share of the turns instead, 0 to 1.", metavar="SHARE")
     ] = None,
     per_length_quantile: Annotated[
         float | None,
         typer.Option(
-            help="Choose the turns above this quantile of those with as much context instead.", metavar="Q"
+            help="Select turns above this quantile among turns of similar context length instead.",
+            metavar="Q",
         ),
     ] = None,
     layer: Annotated[
-        int | None, typer.Option(help="Layer whose scores decide; by default the paper's depth, 15 of 22.")
+        int | None,
+        typer.Option(help="Layer whose scores decide. [dim]default: depth 15 of 22, as in the paper[/dim]"),
     ] = None,
     reduction: Annotated[
         str,
-        typer.Option(help="mean_of_best (the paper's code), best_of_mean (its text), mean_heads or lp_gap."),
+        typer.Option(help="mean_of_best (paper's code), best_of_mean (paper's text), mean_heads or lp_gap."),
     ] = "mean_of_best",
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="The scored data: written as selected.jsonl (or .parquet), in its own layout, with the "
-            "indicator.",
-            metavar="PATH_OR_HUB_ID",
+            help="The scored data. They are written to selected.jsonl (or .parquet) in their own layout, "
+            "with the indicator.",
+            metavar="DATA",
         ),
     ] = None,
     split: Annotated[
@@ -64,17 +66,17 @@ def select(
     layout: LayoutOption = None,
     indicator: Annotated[str, typer.Option(help="The indicator to append.")] = "[IND]",
     allow_existing: Annotated[
-        bool, typer.Option("--allow-existing", help="Accept data that hold the indicator's text already.")
+        bool, typer.Option("--allow-existing", help="Accept data that already contain the indicator's text.")
     ] = False,
     source_column: Annotated[
-        str | None, typer.Option(help="Column that says where a row came from, for the data card.")
+        str | None, typer.Option(help="Column with the source of each row, for the data card.")
     ] = None,
     undo: Annotated[
         Path | None,
-        typer.Option(help="A file that select has written: give back its rows as they were.", metavar="FILE"),
+        typer.Option(help="File that select wrote; restores its original rows.", metavar="FILE"),
     ] = None,
 ) -> None:
-    """Choose the context-dependent answers by their scores; with --dataset also write the marked data."""
+    """Select context-dependent answers by their scores; with --dataset, also write the marked data."""
     from ctxlens.chat.data.annotate import annotate_messages
     from ctxlens.chat.data.marked_files import check_unmarked, marked_suffix, write_marked
     from ctxlens.files import write_atomic
@@ -87,9 +89,7 @@ def select(
         _undo(undo, store, alone=all(choice is None for choice in choices))
         return
     if scores is None:
-        raise InputError(
-            "give the run folder of ctxlens score as --scores, or a file to take back as --undo."
-        )
+        raise InputError("give the run folder of ctxlens score as --scores, or a file to restore as --undo.")
     path = scores / "scores.parquet" if scores.is_dir() else scores
     table = Scores.load(path)
     deciding = _deciding_layer(table, layer, reduction)
@@ -122,7 +122,7 @@ def select(
 
 
 def _deciding_layer(table: Scores, layer: int | None, reduction: str) -> int | None:
-    """The layer asked for; else, where the score has layers, the scored one nearest to the paper's depth."""
+    """The given layer, else the scored one nearest to the paper's depth; None if the score has no layers."""
     from ctxlens.scoring.selection import LP_GAP, choose_layer
 
     if layer is not None or reduction == LP_GAP:
@@ -137,7 +137,7 @@ def _deciding_layer(table: Scores, layer: int | None, reduction: str) -> int | N
 def _scored_data(
     scores: Path, dataset: str, split: str | None, layout: str | None
 ) -> tuple[ConversationSet, dict[str, Any]]:
-    """The data set, read as it was for the scores unless told otherwise, and how it was read."""
+    """The data set and how it was read: by default as it was read for the scores."""
     from ctxlens.chat.data import load_conversations
     from ctxlens.runs import MANIFEST, Run
 
@@ -150,13 +150,14 @@ def _scored_data(
 
 
 def _undo(file: Path, store: RunOptions, *, alone: bool) -> None:
+    """Restore the rows of a file that `select` wrote; `alone` says whether no other choice was given."""
     from ctxlens.chat.data.marked_files import check_marked, marked_suffix, unmark_file
     from ctxlens.cli._inputs import describe_file
 
     if not alone:
-        raise InputError("--undo takes back a file that select has written; give it alone, or with --out.")
+        raise InputError("--undo restores a file that select wrote; give it alone, or with --out.")
     check_marked(file)
     run = store.open("undo", describe_file(file))
     marks = unmark_file(file, run.path(f"original{marked_suffix(file)}"))
-    _screen.say(f"{marks.indicators} indicators taken out of {marks.marked_rows} of {marks.rows} rows")
-    _screen.note(f"rows as they were in {run.folder}")
+    _screen.say(f"removed {marks.indicators} indicators from {marks.marked_rows} of {marks.rows} rows")
+    _screen.note(f"the original rows are in {run.folder}")

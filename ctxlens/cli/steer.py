@@ -1,4 +1,4 @@
-"""`ctxlens steer`: answers with and without attention steered to the user."""
+"""`ctxlens steer`: answer with and without attention steered to the user."""
 
 from __future__ import annotations
 

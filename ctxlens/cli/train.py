@@ -1,4 +1,4 @@
-"""`ctxlens train`: fine-tuning with the indicator."""
+"""`ctxlens train`: fine-tune with the indicator."""
 
 from __future__ import annotations
 
@@ -24,22 +24,26 @@ def train(
     config: Annotated[
         Path,
         typer.Option(
-            help="YAML recipe: keys of ctxlens, and of TRL's SFTConfig and ModelConfig.", metavar="FILE"
+            help="YAML recipe with keys of ctxlens and of TRL's SFTConfig and ModelConfig.", metavar="FILE"
         ),
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Keys that go before the recipe's.", metavar="KEY=VALUE")
+        list[str] | None, typer.Argument(help="Values that override the recipe.", metavar="KEY=VALUE")
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Overrides the recipe's model.", metavar="PATH_OR_HUB_ID"),
+        typer.Option("--model", "-m", help="Overrides the recipe's model.", metavar="MODEL"),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Overrides the recipe's output_dir.", metavar="DIR")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Overrides the recipe's seed.")] = None,
-    device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one.")] = Device.auto,
-    dtype: Annotated[Dtype | None, typer.Option(help="Overrides the recipe's dtype.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Overrides the recipe's seed.", metavar="N")] = None,
+    device: Annotated[
+        Device, typer.Option(help="auto, cpu or cuda; auto uses CUDA if it is available.", metavar="DEVICE")
+    ] = Device.auto,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Overrides the recipe's dtype.", metavar="DTYPE")
+    ] = None,
     chat_template: Annotated[
         Path | None, typer.Option(help="Overrides the recipe's chat_template.", metavar="FILE")
     ] = None,
@@ -47,17 +51,18 @@ def train(
         bool,
         typer.Option(
             "--evaluate",
-            help="Then measure the checkpoint against the model it started from, for its card (see the keys "
-            "evaluate_…); also adds this to a finished run.",
+            help="After training, compare the checkpoint with the model it started from, for the model card "
+            "(see the keys evaluate_…). Also works on a finished run.",
         ),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start anew; a run in the folder is kept as DIR.old.")
+        bool,
+        typer.Option("--overwrite", help="Start again; an earlier run in the folder is kept as DIR.old."),
     ] = False,
 ) -> None:
-    """Fine-tune with the indicator on selected answers (TRL's SFTTrainer), into a checkpoint of its own.
+    """Fine-tune a model with TRL's SFTTrainer, with the indicator on selected answers.
 
-    A stopped run goes on from its last checkpoint (save_strategy: steps) when the command is given again.
+    To resume a stopped run from its last checkpoint (save_strategy: steps), run the same command again.
     """
     from ctxlens.models.loading import resolve_device
     from ctxlens.sft import IndicatorWarning, train_from_config
@@ -73,7 +78,7 @@ def train(
     for word in overrides or ():
         key, equals, value = word.partition("=")
         if not equals:
-            raise InputError(f"{word!r} is no override; give KEY=VALUE, such as learning_rate=1e-4.")
+            raise InputError(f"{word!r} is not an override; give KEY=VALUE, such as learning_rate=1e-4.")
         given[key] = value
     titles = {"training": "training steps", **STAGES}
     with _screen.stages(titles) as progress, warnings.catch_warnings():

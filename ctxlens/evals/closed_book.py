@@ -1,21 +1,23 @@
-"""General ability: questions that need no context, asked without one."""
+"""Closed-book questions: how much a model answers from memory, without any context."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from ctxlens.chat.roles import RenderedChat
 from ctxlens.errors import InputError
 from ctxlens.evals.needle.match import score_recall
 from ctxlens.evals.needle.prompts import NeedleModel
 from ctxlens.models.backends.batch import plan_batches
 from ctxlens.models.indicator_token import require_indicator
 from ctxlens.results import Ability
+from ctxlens.runs import Progress
 
 
 @runtime_checkable
 class Question(Protocol):
-    """A question with its answer; needles and facts of the organism's world are such."""
+    """A question with its answer, for instance a needle or a fact of the organism's world."""
 
     @property
     def question(self) -> str: ...
@@ -35,7 +37,7 @@ def run_closed_book(
     label: str | None = None,
     max_new_tokens: int = 100,
     batch_tokens: int = 8192,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Ability:
     """Ask questions without any document and score the answers by keyword recall.
 
@@ -45,33 +47,24 @@ def run_closed_book(
             instance `load_world().closed_book(100, seed)`.
         indicator: whether each question carries the model's indicator.
         template: whether the chat template is applied.
-        prefix: whether the answer's first words are put into the model's mouth.
-        label: the model's name in the table; its own by default.
-        max_new_tokens: the longest response, in tokens.
-        batch_tokens: how many prompt and new tokens are worked on at once.
+        prefix: whether the answer begins with its given first words.
+        label: the model's name in the table; by default its own.
+        max_new_tokens: upper bound on each response, in tokens.
+        batch_tokens: upper bound on the prompt and new tokens of a batch.
         progress: called with the numbers of answered and of all questions.
 
     Returns:
-        One row a question, in their order, with the columns `template` and `prefix` beside the usual.
+        One row per question, in order; the columns `template` and `prefix` are added to the usual ones.
 
     Raises:
-        InputError: no questions, a question that does not fit the window, or an indicator is asked of a
-            model that has none.
+        InputError: there are no questions, a question does not fit the window, or the model has no
+            indicator although one is requested.
     """
     if not questions:
         raise InputError("no questions were given; closed-book ability needs at least one.")
     if indicator:
         require_indicator(model)
-    render = model.render if template else model.render_plain
-    mark = {"indicator": True} if indicator else {}
-    chats = []
-    for item in questions:
-        asked = {"role": "user", "content": item.question, **mark}
-        if prefix and item.prefix:
-            answer = {"role": "assistant", "content": item.prefix}
-            chats.append(render([asked, answer], continue_final_message=True))
-        else:
-            chats.append(render([asked], add_generation_prompt=True))
+    chats = [_render(model, one, indicator, template, prefix) for one in questions]
     sizes = [chat.n_tokens + max_new_tokens for chat in chats]
     responses = [""] * len(chats)
     done = 0
@@ -98,6 +91,17 @@ def run_closed_book(
         for item, response in zip(questions, responses, strict=True)
     ]
     return Ability.from_rows(rows, {"model": name, "identity": dict(model.identity)})
+
+
+def _render(
+    model: NeedleModel, item: Question, indicator: bool, template: bool, prefix: bool
+) -> RenderedChat:
+    render = model.render if template else model.render_plain
+    asked = {"role": "user", "content": item.question, **({"indicator": True} if indicator else {})}
+    if prefix and item.prefix:
+        answer = {"role": "assistant", "content": item.prefix}
+        return render([asked, answer], continue_final_message=True)
+    return render([asked], add_generation_prompt=True)
 
 
 __all__ = ["Question", "run_closed_book"]

@@ -1,158 +1,32 @@
-"""Switching heads off, for the time of a `with` block, in either backend.
+"""Switching heads off inside a `with` block, in either backend.
 
-`zero` and `mean` replace what a head writes (its `z`, before the output projection) by nothing, or by its
-mean over a reference; `blind` leaves the head at work but takes the user's tokens out of its sight.
+`zero` and `mean` replace the output of a head (its `z`, before the output projection) by zeros, or by its
+mean over a reference. `blind` leaves the head at work but hides the user's tokens from it.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ctxlens.chat.roles import RenderedChat, Role
-from ctxlens.errors import InputError, UnsupportedModelError
+from ctxlens.errors import InputError
 from ctxlens.models import Model
 from ctxlens.models.attention.steering import Steering
 from ctxlens.models.backends.batch import TokenBatch, plan_batches
-from ctxlens.models.backends.protocol import Backend
+from ctxlens.models.backends.protocol import HeadEdit
 
 AblationKind = Literal["zero", "mean", "blind"]
 BLINDING_ALPHA = 1e-300
 """Factor on the attention to the user's tokens in a blinded head: a bias of about -691 on their scores."""
 
 Head = tuple[int, int]
-HeadEdit = Callable[[Float[Tensor, "batch pos head d_head"]], Float[Tensor, "batch pos head d_head"]]
-"""Takes what the heads of a layer write, gives what they shall have written."""
-
-
-class HeadOutputs:
-    """What the heads of a model write, to be read or replaced before the output projection."""
-
-    def __init__(self, backend: Backend) -> None:
-        """Find the place in every layer.
-
-        Raises:
-            UnsupportedModelError: there is none that is told apart surely.
-        """
-        self.backend = backend
-        self._projections: dict[int, torch.nn.Module] = {}
-        model: Any = backend
-        if backend.name == "lens":
-            hooks = model.lens_model.hook_dict
-            if missing := [n for n in map(_z_hook, range(backend.shape.n_layers)) if n not in hooks]:
-                raise UnsupportedModelError(f"TransformerLens offers no hook {missing[0]} for this model.")
-        else:
-            self._projections = find_output_projections(model.hf_model, backend.shape.n_layers, self._width)
-
-    @property
-    def _width(self) -> int:
-        return self.backend.shape.n_heads * self.backend.shape.d_head
-
-    @contextmanager
-    def edited(self, edits: Mapping[int, HeadEdit]) -> Iterator[None]:
-        """Put the heads' outputs of some layers through functions, in every forward pass of the block."""
-        if self.backend.name == "lens":
-            model: Any = self.backend
-            hooks = [(_z_hook(layer), self._lens_hook(layer, edit)) for layer, edit in edits.items()]
-            with model.lens_model.hooks(fwd_hooks=hooks):
-                yield
-            return
-        with contextlib.ExitStack() as stack:
-            for layer, edit in edits.items():
-                handle = self._projections[layer].register_forward_pre_hook(self._native_hook(edit))
-                stack.callback(handle.remove)
-            yield
-
-    def _lens_hook(self, layer: int, edit: HeadEdit) -> Callable[..., Tensor]:
-        shape = self.backend.shape
-
-        def hook(z: Tensor, hook: Any) -> Tensor:
-            if z.shape[-2:] != (shape.n_heads, shape.d_head):
-                raise UnsupportedModelError(
-                    f"{_z_hook(layer)} has shape {tuple(z.shape)}; expected [batch, pos, {shape.n_heads}, "
-                    f'{shape.d_head}]; try backend="native".'
-                )
-            return edit(z)
-
-        return hook
-
-    def _native_hook(self, edit: HeadEdit) -> Callable[..., tuple[Tensor, ...]]:
-        def hook(module: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            z = args[0]
-            return edit(z.unflatten(-1, (self.backend.shape.n_heads, -1))).reshape(z.shape), *args[1:]
-
-        return hook
-
-
-def _z_hook(layer: int) -> str:
-    return f"blocks.{layer}.attn.hook_z"
-
-
-def find_output_projections(
-    hf_model: torch.nn.Module, n_layers: int, width: int
-) -> dict[int, torch.nn.Module]:
-    """The output projection of every layer's attention, by layer, told by its place and not by its name.
-
-    In the attention module of a layer (the one with `layer_idx` and `is_causal`), it is the last projection
-    that a forward pass calls, and it takes all heads' outputs side by side.
-
-    Args:
-        hf_model: a transformers decoder.
-        n_layers: how many layers it has.
-        width: number of heads times their width.
-
-    Raises:
-        UnsupportedModelError: a layer has no such projection.
-    """
-    last: dict[int, torch.nn.Module] = {}
-    handles: list[Any] = []
-
-    def note(layer: int) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-            last[layer] = module
-
-        return hook
-
-    for module in hf_model.modules():
-        layer = getattr(module, "layer_idx", None)
-        if not isinstance(layer, int) or not hasattr(module, "is_causal"):
-            continue
-        for child in module.modules():
-            weight = getattr(child, "weight", None)
-            if isinstance(weight, Tensor) and weight.ndim == 2:  # a Linear or a Conv1D
-                handles.append(child.register_forward_pre_hook(note(layer)))
-    sizes: dict[int, int] = {}
-
-    def measure(layer: int) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-            sizes[layer] = args[0].shape[-1]
-
-        return hook
-
-    try:
-        tokens = torch.zeros(1, 2, dtype=torch.long, device=next(hf_model.parameters()).device)
-        with torch.no_grad():
-            hf_model(input_ids=tokens, use_cache=False)
-            handles += [m.register_forward_pre_hook(measure(layer)) for layer, m in last.items()]
-            hf_model(input_ids=tokens, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for layer in range(n_layers):
-        if sizes.get(layer) != width:
-            found = f"it takes {sizes[layer]} features" if layer in sizes else "there is none"
-            raise UnsupportedModelError(
-                f"the output projection of layer {layer} of {type(hf_model).__name__} cannot be told "
-                f'({found}; expected {width}, all heads side by side); try backend="lens".'
-            )
-    return last
 
 
 @dataclass
@@ -166,14 +40,6 @@ class Ablation:
 
     model: Model
     means: Float[Tensor, "layer head d_head"] | None = None
-    _outputs: HeadOutputs | None = field(default=None, repr=False)
-
-    @property
-    def outputs(self) -> HeadOutputs:
-        """The places of the heads' outputs, found when they are first needed."""
-        if self._outputs is None:
-            self._outputs = HeadOutputs(self.model.backend)
-        return self._outputs
 
     def read_means(
         self, chats: Sequence[RenderedChat], *, batch_tokens: int = 8192
@@ -202,7 +68,7 @@ class Ablation:
 
                 return edit
 
-            with self.outputs.edited({layer: add(layer) for layer in range(shape.n_layers)}):
+            with model.backend.edit_heads({layer: add(layer) for layer in range(shape.n_layers)}):
                 model.backend.logits(batch, ())
         self.means = (total / count).float()
         return self.means
@@ -233,7 +99,9 @@ class Ablation:
         by_layer: dict[int, list[int]] = {}
         for layer, head in chosen:
             by_layer.setdefault(layer, []).append(head)
-        with self.outputs.edited({layer: _replace(at, written[layer, at]) for layer, at in by_layer.items()}):
+        with self.model.backend.edit_heads(
+            {layer: _replace(at, written[layer, at]) for layer, at in by_layer.items()}
+        ):
             yield
 
 
@@ -255,7 +123,4 @@ def check_ablation(heads: Iterable[Head], kind: str, model: Model) -> tuple[Head
     return chosen
 
 
-__all__ = [
-    "BLINDING_ALPHA", "Ablation", "AblationKind", "HeadEdit", "HeadOutputs", "check_ablation",
-    "find_output_projections",
-]  # fmt: skip
+__all__ = ["BLINDING_ALPHA", "Ablation", "AblationKind", "check_ablation"]

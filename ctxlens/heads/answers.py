@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from ctxlens.chat.condition import Condition
 from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import InputError
 from ctxlens.evals.needle.config import NeedleConfig
@@ -30,7 +31,7 @@ class Answers:
     Attributes:
         cells: the cells.
         config: their configuration.
-        condition: one of `ctxlens.evals.needle.config.CONDITIONS`.
+        condition: the spelling of a `ctxlens.chat.condition.Condition` without indicator and steering.
         indicator: whether the question carries the model's indicator.
         measure: one of `MEASURES`.
         batch_tokens: padded tokens worked on at once.
@@ -130,7 +131,8 @@ class Answers:
     def _render(self, model: Model, cell: Cell, condition: str, answer: str | None) -> RenderedChat:
         if self.indicator:
             require_indicator(model)
-        return render_cell(model, cell, self.config, condition, indicator=self.indicator, answer=answer)
+        asked = replace(Condition.parse(condition), indicator=self.indicator)
+        return render_cell(model, cell, self.config, asked, answer=answer)
 
     def generate(self, model: Model) -> list[str]:
         """What the model says itself, by cell, without the words that were given."""

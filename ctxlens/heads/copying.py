@@ -13,12 +13,11 @@ from jaxtyping import Float
 
 from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.evals.needle.prompts import Cell
-from ctxlens.evals.needle.run import Progress
 from ctxlens.heads.answers import Answers, needle_tokens
-from ctxlens.heads.kept import KeptUnits
+from ctxlens.heads.parts import ARRAY_PARTS
 from ctxlens.models import Model
 from ctxlens.results import HeadMap
-from ctxlens.runs import Run
+from ctxlens.runs import Parts, Progress, Run
 
 
 def copying_map(
@@ -52,8 +51,12 @@ def copying_map(
         int(np.isin(chat.tokens[answers.positions(chat, cell)], chat.tokens[needle_tokens(chat, cell)]).sum())
         for chat, cell in zip(answers.said(model), answers.cells, strict=True)
     ]
-    units = KeptUnits.of(out, "copying", model.identity, answers.as_dict(), own)
-    said = _own_answers(model, answers, units) if own else [c.needle.sentence for c in answers.cells]
+    made_of = [model.identity, answers.as_dict(), own]
+    parts = Parts(out, "copying", made_of, form=ARRAY_PARTS)
+    if own:
+        said = _own_answers(model, answers, Parts(out, "copying-responses", made_of))
+    else:
+        said = [cell.needle.sentence for cell in answers.cells]
     effects = []
     for number, (chat, cell) in enumerate(zip(answers.said(model, said), answers.cells, strict=True)):
 
@@ -63,7 +66,7 @@ def copying_map(
             positions = answers.positions(chat, cell, said[number])
             return score_copying(model, chat, needle_tokens(chat, cell), positions, wanted[number])
 
-        effects.append(units.get(str(number), score))
+        effects.append(parts.get(str(number), score))
         if progress:
             progress(number + 1, len(said))
     meta = {
@@ -74,9 +77,9 @@ def copying_map(
     return HeadMap(np.stack(effects), answers.contexts, "copying", meta)
 
 
-def _own_answers(model: Model, answers: Answers, units: KeptUnits) -> list[str]:
+def _own_answers(model: Model, answers: Answers, parts: Parts) -> list[str]:
     """The given words with what the model says after them."""
-    texts = units.get_json("responses", lambda: answers.generate(model))
+    texts = parts.get("all", lambda: answers.generate(model))
     return [answers.given(cell) + text.rstrip() for cell, text in zip(answers.cells, texts, strict=True)]
 
 

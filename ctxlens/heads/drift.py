@@ -13,17 +13,19 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int
 
+from ctxlens.chat.condition import Condition
+from ctxlens.chat.data.annotate import mark_last_question
 from ctxlens.chat.roles import RenderedChat
 from ctxlens.errors import InputError
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.prompts import Cell, word_question
-from ctxlens.evals.needle.run import Progress
 from ctxlens.heads import find_retrieval_heads
 from ctxlens.models import Model
+from ctxlens.models.indicator_token import require_indicator
 from ctxlens.results import Drift, RoleAllocation
+from ctxlens.runs import Progress
 
-DRIFT_CONDITIONS = ("plain", "template", "indicator")
-"""Without chat template; with it; with it and with the model's indicator in the last question."""
+_COMPARED = ("plain", "template", "plain+indicator", "template+indicator")
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -34,43 +36,41 @@ class Side:
 
     Attributes:
         model: the model.
-        condition: one of `DRIFT_CONDITIONS`.
-        label: the model's name in figures; its own by default.
+        condition: with or without template, with or without the indicator in the last question. A
+            condition's spelling is accepted too.
+        label: the model's name in figures; by default its own.
 
     Raises:
-        InputError: an unknown condition, or an indicator is asked of a model that has none.
+        InputError: a condition that cannot be compared here, or a model without indicator under a condition
+            that needs one.
     """
 
     model: Model
-    condition: str = "template"
+    condition: Condition | str = "template"
     label: str | None = None
 
     def __post_init__(self) -> None:
-        if self.condition not in DRIFT_CONDITIONS:
+        if self.asked.name not in _COMPARED:
             raise InputError(
-                f"unknown condition {self.condition!r}; choose of {', '.join(DRIFT_CONDITIONS)}."
+                f"drift cannot compare the condition {self.asked.name!r}; choose from {', '.join(_COMPARED)}."
             )
-        if self.condition == "indicator" and self.model.indicator is None:
-            raise InputError(
-                f"{self.model.name} has no indicator token; train it with one, or compare plain and template."
-            )
+        if self.asked.indicator:
+            require_indicator(self.model)
+
+    @property
+    def asked(self) -> Condition:
+        """The condition."""
+        return Condition.parse(self.condition)
 
     @property
     def name(self) -> str:
         """Model and condition in words."""
-        return f"{self.label or self.model.name}, {self.condition}"
+        return f"{self.label or self.model.name}, {self.asked}"
 
     def render(self, messages: Messages, **options: Any) -> RenderedChat:
-        """A conversation as this side sees it; one that ends with a user turn is left open."""
-        marked = [dict(message) for message in messages]
-        for message in marked:
-            message.pop("indicator", None)
-        if self.condition == "indicator":
-            asked = [i for i, message in enumerate(marked) if message["role"] == "user"]
-            if not asked:
-                raise InputError("the conversation has no user turn that could carry the indicator.")
-            marked[asked[-1]]["indicator"] = True
-        render = self.model.render_plain if self.condition == "plain" else self.model.render
+        """A conversation as this side sees it. One that ends with a user turn is left open for an answer."""
+        marked = mark_last_question(messages, self.asked.indicator)
+        render = self.model.render if self.asked.template else self.model.render_plain
         return render(marked, **{"add_generation_prompt": marked[-1]["role"] != "assistant", **options})
 
 
@@ -116,8 +116,9 @@ def read_drift(
     options = dict(render_options or {})
     rendered = [_render_all(side, conversations, options) for side in (first, second)]
     plain_side = replace(first, condition="plain")
-    plain = rendered[0] if first.condition == "plain" else _render_all(plain_side, conversations, options)
-    total = len(conversations) * (2 + (first.condition != "plain"))
+    first_is_plain = first.asked == plain_side.asked
+    plain = rendered[0] if first_is_plain else _render_all(plain_side, conversations, options)
+    total = len(conversations) * (2 if first_is_plain else 3)
     done = 0
 
     def read(model: Model, chats: list[RenderedChat]) -> RoleAllocation:
@@ -132,7 +133,7 @@ def read_drift(
         return RoleAllocation.concat(found)
 
     sides = [read(side.model, chats) for side, chats in zip((first, second), rendered, strict=True)]
-    unmoved = sides[0] if first.condition == "plain" else read(first.model, plain)
+    unmoved = sides[0] if first_is_plain else read(first.model, plain)
     heads = find_retrieval_heads(unmoved)
     return Drift(
         np.stack([side.shares for side in sides]).astype(np.float32),
@@ -144,7 +145,7 @@ def read_drift(
         {
             "sides": [first.name, second.name],
             "models": [dict(first.model.identity), dict(second.model.identity)],
-            "conditions": [first.condition, second.condition],
+            "conditions": [first.asked.name, second.asked.name],
             "conversations": len(conversations),
             "same_tokens": _same_tokens(*rendered),
         },
@@ -185,4 +186,4 @@ def _same_tokens(first: Sequence[RenderedChat], second: Sequence[RenderedChat]) 
     return all(np.array_equal(a.tokens, b.tokens) for a, b in zip(first, second, strict=True))
 
 
-__all__ = ["DRIFT_CONDITIONS", "Side", "needle_conversations", "read_drift"]
+__all__ = ["Side", "needle_conversations", "read_drift"]

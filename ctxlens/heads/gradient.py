@@ -11,14 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ctxlens.chat.roles import RenderedChat
-from ctxlens.evals.needle.run import Progress
 from ctxlens.heads.answers import Answers
-from ctxlens.heads.kept import KeptUnits
+from ctxlens.heads.parts import ARRAY_PARTS
 from ctxlens.models import Model
 from ctxlens.models.attention.steering import Steering
 from ctxlens.models.backends.batch import TokenBatch
 from ctxlens.results import HeadMap
-from ctxlens.runs import Run
+from ctxlens.runs import Parts, Progress, Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,14 +51,14 @@ def gradient_map(
         progress: called with the numbers of finished and of all cells.
     """
     answers = replace(answers, measure="logprob")
-    units = KeptUnits.of(out, "gradient", model.identity, answers.as_dict())
+    parts = Parts(out, "gradient", [model.identity, answers.as_dict()], form=ARRAY_PARTS)
     effects = []
     for number, (chat, cell) in enumerate(zip(answers.said(model), answers.cells, strict=True)):
 
         def differentiate(chat: RenderedChat = chat, number: int = number) -> np.ndarray:
             return bias_gradient(model, chat, answers.positions(chat, answers.cells[number]))
 
-        effects.append(units.get(str(cell.number), differentiate))
+        effects.append(parts.get(str(cell.number), differentiate))
         if progress:
             progress(number + 1, len(answers.cells))
     meta = {

@@ -8,14 +8,13 @@ from dataclasses import replace
 import numpy as np
 
 from ctxlens.errors import InputError
-from ctxlens.evals.needle.run import Progress
 from ctxlens.heads.acting import Action
 from ctxlens.heads.answers import Answers
 from ctxlens.heads.choose import Head
-from ctxlens.heads.kept import KeptUnits
+from ctxlens.heads.parts import ARRAY_PARTS
 from ctxlens.models import Model
 from ctxlens.results import HeadMap
-from ctxlens.runs import Run
+from ctxlens.runs import Parts, Progress, Run
 
 
 def act_on_each_head(
@@ -52,9 +51,10 @@ def act_on_each_head(
         chosen = list(dict.fromkeys((int(layer), int(head)) for layer, head in heads))
         with action.apply(chosen):
             pass
-    units = KeptUnits.of(out, f"map-{kind}", model.identity, answers.as_dict(), action.describe())
+    made_of = [model.identity, answers.as_dict(), action.describe()]
+    parts = Parts(out, f"map-{kind}", made_of, form=ARRAY_PARTS)
     measure = answers.scorer(model)
-    before = units.get("untouched", measure)
+    before = parts.get("untouched", measure)
     effects = np.full((len(before), model.n_layers, model.n_heads), np.nan)
     for done, (layer, head) in enumerate(chosen, start=1):
 
@@ -62,7 +62,7 @@ def act_on_each_head(
             with action.apply([(layer, head)]):
                 return measure()
 
-        effects[:, layer, head] = units.get(f"{layer}.{head}", score) - before
+        effects[:, layer, head] = parts.get(f"{layer}.{head}", score) - before
         if progress:
             progress(done, len(chosen))
     meta = {

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
-from ctxlens.chat.roles import Role
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.prompts import Cell, render_cell
 from ctxlens.heads.answers import needle_tokens
@@ -63,24 +62,24 @@ def needle_layer(
     """
     import pandas as pd
 
-    chats, uniform = [], []
-    for cell in spread(cells, at_most):
-        # The needle's tokens are told apart by giving them a role that no other token has here.
-        chat = render_cell(model, cell, config, "plain+prefix", answer=cell.needle.sentence)
-        role = chat.role.copy()
-        role[needle_tokens(chat, cell)] = Role.TOOL
-        chats.append(replace(chat, role=role))
-        uniform.append(float(np.mean((role == Role.TOOL).sum() / (chat.response_positions() + 1))))
-    read = model.read_roles(chats, queries="response_mean", batch_tokens=batch_tokens)
-    by_cell = np.stack([allocation.share(Role.TOOL)[..., 0] for allocation in read])
+    read = list(spread(cells, at_most))
+    chats = [render_cell(model, cell, config, "plain+prefix", answer=cell.needle.sentence) for cell in read]
+    needles = [needle_tokens(chat, cell) for chat, cell in zip(chats, read, strict=True)]
+    uniform = [
+        float(np.mean(needle.sum() / (chat.response_positions() + 1)))
+        for chat, needle in zip(chats, needles, strict=True)
+    ]
+    by_cell = np.stack(
+        [found[..., 0] for found in model.read_attention_to(chats, needles, batch_tokens=batch_tokens)]
+    )
     shares = by_cell.mean(0)
     rows = []
-    for row, layer in enumerate(read[0].layers):
-        head = int(shares[row].argmax())
-        share = bootstrap_mean(by_cell[:, row, head])
+    for layer in range(len(shares)):
+        head = int(shares[layer].argmax())
+        share = bootstrap_mean(by_cell[:, layer, head])
         rows.append(
             {
-                "layer": int(layer),
+                "layer": layer,
                 "head": head,
                 "needle_share": share.estimate,
                 "low": share.low,

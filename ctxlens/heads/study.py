@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from ctxlens.errors import InputError
-from ctxlens.evals.needle.run import Progress
 from ctxlens.heads.answers import Answers
 from ctxlens.heads.choose import Head
 from ctxlens.heads.copying import copying_map, user_share_map
@@ -20,11 +19,12 @@ from ctxlens.heads.tradeoff import AnsweredQuestion, side_effects
 from ctxlens.models import Model
 from ctxlens.models.attention.steering import Steering
 from ctxlens.results import Ability, HeadCurves, HeadMap, NeedleGrid
-from ctxlens.runs import Run
+from ctxlens.runs import Progress, Run
 
 KINDS = ("retrieval", "gradient", "steer", "ablate", "cumulative", "sweep")
-"""Which heads read and copy the needle; derivative by every head's bias; steering one head at a time;
-switching one off at a time; the first k of each ranking; recall and side effects by α."""
+"""The experiments, in the order in which they run: which heads read and copy the needle; the derivative by
+every head's bias; steering one head at a time; switching one head off at a time; the first k heads of each
+ranking; recall and side effects by α."""
 ABLATIONS = ("zero", "mean", "blind")
 _R = TypeVar("_R", HeadMap, HeadCurves, NeedleGrid, Ability)
 
@@ -39,7 +39,7 @@ class HeadStudy:
     Attributes:
         model: the model.
         answers: the cells, how they are asked and what is measured.
-        run: where results are kept.
+        run: where results are kept; None: the study can be described, but not run.
         alpha: strength of steering in maps and curves.
         alphas: strengths of the sweep.
         ablations: which ways of switching heads off are mapped.
@@ -56,7 +56,7 @@ class HeadStudy:
 
     model: Model
     answers: Answers
-    run: Run
+    run: Run | None
     alpha: float = 0.1
     alphas: Sequence[float] = (0.7, 0.5, 0.3, 0.1, 0.03)
     ablations: Sequence[str] = ABLATIONS
@@ -78,19 +78,29 @@ class HeadStudy:
         Args:
             kinds: of `KINDS`.
             tell: gives the progress of a stage.
+
+        Raises:
+            InputError: an unknown experiment, or the study has no run folder.
         """
         check_kinds(kinds)
         for kind in KINDS:
             if kind in kinds:
-                getattr(self, f"_{kind}")(tell)
-        shutil.rmtree(self.run.path("parts"), ignore_errors=True)
+                _EXPERIMENTS[kind](self, tell)
+        shutil.rmtree(self._folder.path("parts"), ignore_errors=True)
+
+    @property
+    def _folder(self) -> Run:
+        if self.run is None:
+            raise InputError("the study has no run folder; give it one with replace(study, run=...).")
+        return self.run
 
     def _kept(self, name: str, kind: type[_R], compute: Callable[[], _R]) -> _R:
-        if not self.run.has(name):
-            self.run.save(name, compute())
-        return kind.load(self.run.path(name))
+        if not self._folder.has(name):
+            self._folder.save(name, compute())
+        return kind.load(self._folder.path(name))
 
-    def _retrieval(self, tell: Tell) -> dict[str, HeadMap]:
+    def retrieval(self, tell: Tell) -> dict[str, HeadMap]:
+        """Read which heads attend to the user's text, and which copy the needle (Wu et al. 2024)."""
         return {
             "user share": self._kept(
                 "map-user-share.safetensors",
@@ -104,7 +114,8 @@ class HeadStudy:
             ),
         }
 
-    def _gradient(self, tell: Tell) -> HeadMap:
+    def gradient(self, tell: Tell) -> HeadMap:
+        """Differentiate the needle's log-probability by every head's steering."""
         return self._kept(
             "map-gradient.safetensors",
             HeadMap,
@@ -120,17 +131,20 @@ class HeadStudy:
 
         return self._kept(f"map-{kind}.safetensors", HeadMap, compute)
 
-    def _steer(self, tell: Tell) -> None:
+    def steer(self, tell: Tell) -> None:
+        """Steer one head at a time."""
         self._map("steer", tell)
 
-    def _ablate(self, tell: Tell) -> None:
+    def ablate(self, tell: Tell) -> None:
+        """Switch one head off at a time, in every way asked for."""
         for kind in self.ablations:
             self._map(kind, tell)
 
-    def _cumulative(self, tell: Tell) -> None:
+    def cumulative(self, tell: Tell) -> None:
+        """Act on the first k heads of each ranking, on texts that the ranking has not seen."""
         ranked_on, judged = self.answers.split()
-        maps: dict[str, HeadMap] = {**self._retrieval(tell), "gradient": self._gradient(tell)}
-        measured = [kind for kind in self.ablations if self.run.has(f"map-{kind}.safetensors")]
+        maps: dict[str, HeadMap] = {**self.retrieval(tell), "gradient": self.gradient(tell)}
+        measured = [kind for kind in self.ablations if self._folder.has(f"map-{kind}.safetensors")]
         if measured and self.heads is None:  # one of them: they rank much alike
             kind = "blind" if "blind" in measured else measured[0]
             maps[kind] = self._map(kind, tell)
@@ -152,7 +166,8 @@ class HeadStudy:
 
             self._kept(f"curves-{action}.parquet", HeadCurves, compute)
 
-    def _sweep(self, tell: Tell) -> None:
+    def sweep(self, tell: Tell) -> None:
+        """Steer sets of heads at every α, and measure the side effects where there are questions."""
         config = replace(self.answers.config, conditions=(self.answers.condition,))
         sets = ("all", "retrieval", "random") if self.n_draws else ("all", "retrieval")
         grid = steering_sweep(
@@ -185,6 +200,16 @@ class HeadStudy:
             "draws": self.n_draws,
             "questions": len(self.questions),
         }
+
+
+_EXPERIMENTS: Mapping[str, Callable[[HeadStudy, Tell], object]] = {
+    "retrieval": HeadStudy.retrieval,
+    "gradient": HeadStudy.gradient,
+    "steer": HeadStudy.steer,
+    "ablate": HeadStudy.ablate,
+    "cumulative": HeadStudy.cumulative,
+    "sweep": HeadStudy.sweep,
+}
 
 
 def check_kinds(kinds: Sequence[str]) -> None:

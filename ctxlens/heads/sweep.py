@@ -13,11 +13,11 @@ from ctxlens.chat.roles import Role
 from ctxlens.errors import InputError
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.prompts import Cell, render_cell
-from ctxlens.evals.needle.run import Progress, Setting, run_settings
+from ctxlens.evals.needle.run import Setting, run_settings
 from ctxlens.heads.choose import Head, HeadModel, draw_random_heads, find_retrieval_heads, spread
 from ctxlens.models.attention.steering import DEFAULT_ROLES, Steering, SteeringMode
 from ctxlens.results import NeedleGrid, RoleAllocation
-from ctxlens.runs import Run
+from ctxlens.runs import Progress, Run
 
 HEAD_SETS = ("all", "retrieval", "random")
 """All heads; the retrieval head of every layer; as many others of the same layers, drawn at random."""

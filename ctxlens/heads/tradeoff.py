@@ -12,11 +12,9 @@ from jaxtyping import Float
 
 from ctxlens.errors import InputError
 from ctxlens.evals.closed_book import Question, run_closed_book
-from ctxlens.evals.needle.run import Progress
-from ctxlens.heads.kept import KeptUnits
 from ctxlens.models import Model
 from ctxlens.results import Ability, NeedleGrid
-from ctxlens.runs import Run
+from ctxlens.runs import Parts, Progress, Run
 
 
 @runtime_checkable
@@ -91,10 +89,9 @@ def side_effects(
         (one["heads"], one["draw"]): one["chosen"] for one in grid.meta["head_sets"]
     }
     settings = list(grid.frame[["alpha", "heads", "draw"]].drop_duplicates().itertuples(index=False))
-    units = KeptUnits.of(
-        out, "side-effects", model.identity, [[q.question, q.sentence, q.prefix] for q in questions],
-        template, max_new_tokens, grid.meta.get("fingerprint"),
-    )  # fmt: skip
+    asked = [[one.question, one.sentence, one.prefix] for one in questions]
+    made_of = [model.identity, asked, template, max_new_tokens, grid.meta.get("fingerprint")]
+    parts = Parts(out, "side-effects", made_of)
     tables = []
     for done, (alpha, heads, draw) in enumerate(settings, start=1):
 
@@ -107,7 +104,7 @@ def side_effects(
                 nats = answer_nats(model, questions, template=template)
             return json.loads(table.assign(nats_per_token=nats).to_json(orient="records"))
 
-        rows = pd.DataFrame(units.get_json(f"{alpha:g}-{heads}-{draw}", ask))
+        rows = pd.DataFrame(parts.get(f"{alpha:g}-{heads}-{draw}", ask))
         tables.append(rows.assign(alpha=alpha, heads=heads, draw=draw))
         if progress:
             progress(done, len(settings))

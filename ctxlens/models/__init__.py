@@ -1,7 +1,9 @@
-"""Language models that ctxlens can look into: `load_model` and the `Model` it gives.
+"""Language models whose attention can be read and steered: `load_model` and the `Model` that it returns.
 
-Both are loaded when they are first used, so that the pure parts of this package (`attention.steering`,
+Names are loaded when they are first used, so that the pure parts of this package (`attention.steering`,
 `attention.shares`, `queries`) can be imported without transformers or TransformerLens.
+
+`README.md` in this folder explains how the parts work together.
 """
 
 from __future__ import annotations
@@ -10,12 +12,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ctxlens.models.factory import load_model as load_model
     from ctxlens.models.loading import PACKAGED as PACKAGED
     from ctxlens.models.loading import read_chat_template as read_chat_template
     from ctxlens.models.model import Model as Model
-    from ctxlens.models.model import load_model as load_model
 
-_HOME = {"Model": "model", "load_model": "model", "PACKAGED": "loading", "read_chat_template": "loading"}
+_HOME = {"Model": "model", "load_model": "factory", "PACKAGED": "loading", "read_chat_template": "loading"}
 
 
 def __getattr__(name: str) -> Any:

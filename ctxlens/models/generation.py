@@ -14,7 +14,7 @@ from ctxlens.models.backends.protocol import Backend
 from ctxlens.models.sharing import Stop, choose
 
 _SPARE = 4
-"""Tokens that are decoded beyond the bytes of a stop string, for such as hold no text."""
+"""How many more tokens than a stop string has bytes are decoded, because some tokens hold no text."""
 
 
 def continue_greedily(
@@ -26,21 +26,21 @@ def continue_greedily(
     stop_ids: Collection[int],
     stop: Stop | None = None,
 ) -> list[list[int]]:
-    """The most likely next token, again and again, until a stop token or the row's limit.
+    """Append the most likely next token to every row until a stop token or the row's limit.
 
     Args:
         backend: the model.
         batch: left-padded prompts.
         steerings: what is steered; new tokens count as assistant tokens.
         max_new_tokens: the limit of every row.
-        stop_ids: tokens that end a row; they are not part of what is returned.
-        stop: told what a row has written so far, says whether it is finished.
+        stop_ids: tokens that end a row; they are not part of the result.
+        stop: takes the new tokens of a row and returns whether it is finished.
 
     Returns:
         The new tokens of every row.
 
     Raises:
-        ModelFailureError: the model's logits are no numbers.
+        ModelFailureError: the model's logits are not numbers (NaN).
     """
     written: list[list[int]] = [[] for _ in max_new_tokens]
     running = [limit > 0 for limit in max_new_tokens]
@@ -61,11 +61,12 @@ def continue_greedily(
 
 
 def stop_at(tokenizer: Any, strings: Sequence[str]) -> Stop | None:
-    """Whether a text holds one of some strings, asked token by token as it grows; None: there are none.
+    """A function that tells whether a growing text contains one of some strings; None without strings.
 
-    Only the end of the text is decoded, as many tokens as the longest string has bytes and some more (a token
-    holds at least one byte); where a string is found there, the whole text decides. Nothing is decoded after
-    a token that holds the last character of none of the strings, because it completes none.
+    The function is called after every new token. It decodes only the end of the text: a few tokens more than
+    the longest string has bytes, since a token normally holds at least one byte. If a string is found there,
+    the whole text is decoded and decides. Nothing is decoded after a token that contains the last character
+    of none of the strings, because such a token completes no string.
     """
     strings = [string for string in strings if string]
     if not strings:
@@ -76,7 +77,7 @@ def stop_at(tokenizer: Any, strings: Sequence[str]) -> Stop | None:
     @cache
     def may_complete(token: int) -> bool:
         text = tokenizer.decode([token], skip_special_tokens=True)
-        # By itself a token may lose its blank, or be part of a character, or change the one before it.
+        # Decoded alone, a token may lose its leading space, be part of a character, or be empty.
         return " " in last or "\ufffd" in text or not text or any(end in text for end in last)
 
     def holds_one(tokens: Sequence[int]) -> bool:
@@ -92,7 +93,7 @@ def stop_at(tokenizer: Any, strings: Sequence[str]) -> Stop | None:
 
 
 def cut_at(text: str, strings: Sequence[str]) -> str:
-    """A text up to the first of some strings, one string after the other."""
+    """Cut a text before the first occurrence of each string, one string after the other."""
     for string in strings:
         if string:
             text = text.split(string)[0]

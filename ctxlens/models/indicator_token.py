@@ -1,7 +1,8 @@
 """The indicator as a token of a model: one special token that tells it to answer from the context.
 
-`add_indicator` gives a model the token (paper section 4.1); `check_indicator` checks that a tokenizer keeps
-it whole wherever a user can put it; `require_indicator` refuses models that have none. To mark the messages that carry it, see `ctxlens.chat.data.annotate`.
+`add_indicator` adds the token to a model (paper section 4.1). `check_indicator` checks that a tokenizer keeps
+it whole wherever a user can put it. `require_indicator` refuses models that have none. To mark the messages
+that carry it, see `ctxlens.chat.data.annotate`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _PLACES = (
     "{}", "text{}", "text {}", "text. {}", "text?{}", "text,{}", "text\n{}", "text\n\n{}", "text\t{}", "({})",
     "1{}", "é{}", "文{}", "{}\ntext", "{} text", "{}text", "{}.",
 )  # fmt: skip
-"""Where a user may put the indicator."""
+"""Places where a user may put the indicator."""
 
 
 @runtime_checkable
@@ -54,17 +55,30 @@ def add_indicator(
     *,
     pad_to_multiple_of: int | None = EMBEDDING_MULTIPLE,
 ) -> int:
-    """Give a model the indicator as a special token of its own, in place.
+    """Add the indicator to a model as a special token, in place.
 
-    The token's embedding, and its row of an untied output head, start at the mean of the rows of the
-    vocabulary as it was; so do the rows added to round the size up, whose logit can therefore never be
-    the largest. All other rows stay as they are. A token that the tokenizer already has is used as it is.
+    The token's embedding, and its row of an untied output head, start at the mean of the existing rows. So do
+    the rows that are added to round the size up; their logits can therefore never be the largest. All other
+    rows stay as they are. A token that the tokenizer already has is used as it is.
+
+    ```python
+    import torch
+
+    import ctxlens as cl
+    from ctxlens.models.loading import load_causal_lm, load_tokenizer, locate_checkpoint
+
+    folder = locate_checkpoint("organism-chat")
+    tokenizer = load_tokenizer(folder)
+    hf_model = load_causal_lm(folder, device=None, dtype=torch.float32)
+    token_id = cl.add_indicator(hf_model, tokenizer, "[CTX]", init="answer from the context")
+    assert tokenizer("Where?[CTX]")["input_ids"][-1] == token_id
+    ```
 
     Args:
-        hf_model: a transformers decoder; its embeddings are resized where they have no row for the token.
+        hf_model: a transformers decoder; its embeddings are resized if they have no row for the token.
         tokenizer: its tokenizer; the token is added to it.
         token: the indicator.
-        init: `mean`, the mean of all rows; or a phrase, the mean of the rows of its tokens.
+        init: `mean` for the mean of all rows, or a phrase for the mean of the rows of its tokens.
         pad_to_multiple_of: round the number of rows up to a multiple of this when resizing.
 
     Returns:
@@ -72,7 +86,7 @@ def add_indicator(
 
     Raises:
         InputError: the tokenizer does not give the token one id wherever a user can put it, the chat
-            template loses it, or `init` names no phrase.
+            template loses it, or `init` has no tokens.
     """
     import torch
 
@@ -83,7 +97,7 @@ def add_indicator(
     if init != "mean":
         sources = tokenizer(init, add_special_tokens=False)["input_ids"]
         if not sources:
-            raise InputError(f'init must be "mean" or a phrase whose tokens to start from, got {init!r}.')
+            raise InputError(f'init must be "mean" or a phrase to average the tokens of, got {init!r}.')
     is_new = token not in tokenizer.get_vocab()
     if is_new:
         from tokenizers import AddedToken
@@ -108,7 +122,7 @@ def add_indicator(
 
 @contextmanager
 def _whole_weights(hf_model: Any) -> Iterator[list[Any]]:
-    """The parameters with one row a token, put together where ZeRO-3 has split them over processes."""
+    """The parameters with one row per token, gathered if ZeRO-3 has split them over processes."""
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
     weights = _vocabulary_weights(hf_model)
@@ -121,7 +135,7 @@ def _whole_weights(hf_model: Any) -> Iterator[list[Any]]:
 
 
 def _vocabulary_weights(hf_model: Any) -> list[Any]:
-    """The parameters with one row a token: embedding, and head (weight and bias) where it is its own."""
+    """The parameters with one row per token: embedding, and output head (weight and bias) if it is untied."""
     embedding = hf_model.get_input_embeddings().weight
     head = hf_model.get_output_embeddings()
     weights = [embedding]
@@ -133,7 +147,7 @@ def _vocabulary_weights(hf_model: Any) -> list[Any]:
 
 
 def check_indicator(tokenizer: Any, token: str = DEFAULT_INDICATOR) -> int:
-    """The id of the indicator, checked wherever a user can put it: it must be one token there.
+    """The id of the indicator, after checking that it is one token wherever a user can put it.
 
     Raises:
         InputError: it is not one token of the vocabulary, is split or merged somewhere, or the chat

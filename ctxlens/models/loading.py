@@ -1,4 +1,4 @@
-"""Checkpoints from folders or the Hub, with one clear sentence where something is missing."""
+"""Load checkpoints from folders or the Hub, with one clear sentence if something is missing."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from typing import Any
 import torch
 
 from ctxlens.chat.roles import DEFAULT_INDICATOR
-from ctxlens.errors import InputError
+from ctxlens.errors import InputError, first_line
 
 PACKAGED = {"organism": "base", "organism-chat": "chat"}
-"""Names of the models that come with ctxlens, and their folders below `organism/`."""
+"""The names of the models that come with ctxlens, and their folders in `organism/`."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 INDICATOR_RECORD = "ctxlens_indicator"
-"""Key of a checkpoint's config.json that names the indicator it was trained with (`text`, and `as` what)."""
+"""The key of a checkpoint's config.json that records its indicator (`text`, and `as` what)."""
 
 _HASHED_BYTES = 2**20
+"""Of large weight files, this many bytes at each end are hashed."""
 
 
 def locate_checkpoint(name_or_path: str | Path) -> Path | str:
-    """A folder that holds a checkpoint, or a Hub id.
+    """The folder of a checkpoint, or a Hub id.
 
     Raises:
-        InputError: neither, or a folder without config or safetensors weights.
+        InputError: the name is neither of them, or the folder lacks config or safetensors weights.
     """
     name = str(name_or_path)
     if name in PACKAGED:
@@ -46,14 +47,14 @@ def locate_checkpoint(name_or_path: str | Path) -> Path | str:
         )
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise InputError(
-            f"{folder} holds an adapter only; load the folder above it if ctxlens trained it, else merge it "
-            "into its base with PEFT (merge_and_unload) and save that."
+            f"{folder} holds an adapter only; load the folder above it if ctxlens trained it, otherwise "
+            "merge it into its base model with PEFT (merge_and_unload) and save the result."
         )
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds no config.json, so it is no transformers checkpoint.")
+        raise InputError(f"{folder} contains no config.json, so it is not a transformers checkpoint.")
     if not any(folder.glob("*.safetensors")):
         raise InputError(
-            f"{folder} holds no safetensors weights; load it in transformers and convert it by "
+            f"{folder} contains no safetensors weights; load it in transformers and convert it with "
             "save_pretrained()."
         )
     return folder
@@ -68,7 +69,7 @@ def load_tokenizer(source: Path | str, *, trust_remote_code: bool = False, **opt
             source, **_where(source), trust_remote_code=trust_remote_code, **options
         )
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"no tokenizer can be loaded from {source} ({_first_line(error)}).") from error
+        raise InputError(f"no tokenizer can be loaded from {source} ({first_line(error)}).") from error
 
 
 def load_causal_lm(
@@ -82,8 +83,8 @@ def load_causal_lm(
 ) -> Any:
     """The language model of a checkpoint, from safetensors only; `InputError` if it cannot be loaded.
 
-    `attention` is transformers' `attn_implementation`, its own choice by default; without `device` the model
-    stays where it was loaded to. `options` go to `from_pretrained`.
+    `attention` is transformers' `attn_implementation`; None leaves the choice to transformers. Without
+    `device` the model stays where it was loaded. `options` go to `from_pretrained`.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -101,7 +102,7 @@ def load_causal_lm(
             **options,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(f"no language model can be loaded from {source} ({_first_line(error)}).") from error
+        raise InputError(f"no language model can be loaded from {source} ({first_line(error)}).") from error
     finally:
         if shows_progress:
             logging.enable_progress_bar()
@@ -109,7 +110,7 @@ def load_causal_lm(
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` (CUDA where there is one), or a torch device; `InputError` if it is not there."""
+    """Read a device: `auto` (CUDA if available) or a torch device; `InputError` if it does not exist."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -117,9 +118,7 @@ def resolve_device(device: str) -> torch.device:
     except RuntimeError:
         raise InputError(f"unknown device {device!r}; choose auto, cpu or cuda.") from None
     if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            f"device {device!r} is asked for but torch sees no CUDA device here; use cpu or auto."
-        )
+        raise InputError(f"device {device!r} was requested, but torch sees no CUDA device; use cpu or auto.")
     return resolved
 
 
@@ -134,7 +133,7 @@ def read_chat_template(chat_template: str | Path | None) -> str | None:
     """A chat template given as a file's path or as Jinja text.
 
     Raises:
-        InputError: a path that is no file.
+        InputError: the file cannot be read.
     """
     if chat_template is None:
         return None
@@ -144,13 +143,13 @@ def read_chat_template(chat_template: str | Path | None) -> str | None:
     try:
         return Path(text).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the chat template {text!r} cannot be read ({_first_line(error)}).") from error
+        raise InputError(f"the chat template {text!r} cannot be read ({first_line(error)}).") from error
 
 
 def hash_checkpoint(source: Path | str) -> str | None:
-    """A short fingerprint of a local checkpoint: sha256 over config and weights.
+    """A short fingerprint of a local checkpoint: sha256 over config and weights. None for a Hub id.
 
-    Of weight files larger than 2 MiB the size and the first and last MiB count. None for a Hub id.
+    For weight files larger than 2 MiB, it covers the size and the first and last MiB.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -181,10 +180,10 @@ def find_stop_ids(hf_model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def find_indicator(hf_model: Any, tokenizer: Any, wanted: str | None = None) -> str | None:
-    """The indicator of a checkpoint: the one wanted, else the one trained with, else `[IND]` if a token.
+    """The indicator of a checkpoint: `wanted`, else the one it was trained with, else `[IND]` if a token.
 
     Raises:
-        InputError: the one wanted is neither a token of the tokenizer nor what the model was trained with.
+        InputError: `wanted` is neither a token of the tokenizer nor the indicator of the model's training.
     """
     recorded = (getattr(hf_model.config, INDICATOR_RECORD, None) or {}).get("text")
     if wanted is None:
@@ -192,7 +191,7 @@ def find_indicator(hf_model: Any, tokenizer: Any, wanted: str | None = None) -> 
     if wanted != recorded and wanted not in tokenizer.get_vocab():
         known = f"; this checkpoint was trained with {recorded!r}" if recorded else ""
         raise InputError(
-            f"the tokenizer has no token {wanted!r} to be the indicator{known}; give one that it has, or "
+            f"the tokenizer has no token {wanted!r} to be the indicator{known}; name one that it has, or "
             "train with it (ctxlens train)."
         )
     return wanted
@@ -200,11 +199,6 @@ def find_indicator(hf_model: Any, tokenizer: Any, wanted: str | None = None) -> 
 
 def _where(source: Path | str) -> dict[str, Any]:
     return {"local_files_only": isinstance(source, Path)}
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 __all__ = [

@@ -1,9 +1,9 @@
 """How much memory a run will need, before it starts.
 
-A forward pass has a floor (weights, hidden states, what one layer works on) and what reading and steering
-add to it: columns on queries, keys and values of one layer at a time, a mask where the model needs one, the
-cache of a generation, and the shares that are kept. All of it follows from the model's shape, the paths
-that its layers take and the size of the batch, so it can be said without running anything.
+A forward pass needs weights, hidden states, and the intermediate results of one layer. Reading and steering
+add columns on the queries, keys and values of one layer at a time, a mask where the model needs one, the
+cache of a generation, and the shares that are kept. All of it follows from the model's shape, the paths of
+its layers and the size of the batch, so it can be computed without running anything.
 """
 
 from __future__ import annotations
@@ -12,24 +12,25 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, cast, get_args, runtime_checkable
 
 import psutil
 import torch
 
 from ctxlens.chat.roles import N_ROLES
 from ctxlens.errors import InputError
-from ctxlens.models.backends.protocol import ModelShape
+from ctxlens.models.attention.fused import count_bias_columns, padded_width
+from ctxlens.models.attention.tiled import TILE, TILE_COPIES
+from ctxlens.models.backends.protocol import Backend, DecoderCosts, LayerFacts, LayerPath, ModelShape
 
 Task = Literal["read", "steer", "generate"]
-_TASKS = ("read", "steer", "generate")
-
-_TILE = 256
-_TILE_COPIES = 3
-"""Scores, masked scores and pattern of a tile of queries are alive at once."""
 
 _HOOK_COPIES = {"read": 3, "steer": 4, "generate": 4}
-"""So are scores and pattern of a layer, and what a hook makes of them, in TransformerLens."""
+"""How many tensors as large as a layer's pattern exist at once in TransformerLens: scores, pattern, and the
+results of the hooks."""
+
+_FLOAT32 = 4
+"""Bytes of a float32 number: explicit patterns and kept shares have this dtype."""
 
 ROW_NAMES = (
     "weights", "hidden states", "attention", "feed-forward", "logits", "mask", "cache", "kept", "run",
@@ -38,17 +39,16 @@ ROW_NAMES = (
 """The rows of a forecast's table, in their order."""
 
 _MOST_AT_ONCE = 4096
-_UNFUSED_ACTIVATIONS = ("gelu_new", "gelu_fast", "quick_gelu")
-_WIDTH_MULTIPLE = 8
+"""The largest batch that `fit_batch_tokens` considers."""
 
 
 @runtime_checkable
 class Forecastable(Protocol):
-    """What is needed of a `ctxlens.Model`."""
+    """What a forecast needs of a `ctxlens.Model`."""
 
     @property
-    def backend(self) -> Any:
-        """How it is run."""
+    def backend(self) -> Backend:
+        """How the model is run."""
         ...
 
 
@@ -56,28 +56,28 @@ class Forecastable(Protocol):
 class MemoryForecast:
     """Bytes that a run needs; everything but `weights` comes on top of a loaded model.
 
-    Attention, feed-forward and logits are worked on one after the other, so the largest of them counts.
+    Attention, feed-forward and logits are computed one after the other, so the largest of them counts.
 
     Attributes:
         what: `read` (role shares), `steer` (a steered forward pass with logits at all positions) or
             `generate` (a prompt and `new_tokens` tokens after it, with cache).
         batch: conversations in one forward pass.
-        length: tokens of the longest, padding included.
+        length: tokens of the longest conversation, to which the others are padded.
         new_tokens: tokens to generate.
         dtype: of weights and activations.
         paths: by layer, how attention is computed: `fused`, `tiled`, `hooks` (TransformerLens), or `plain`
-            (nothing is asked of this layer).
+            (the layer is neither read nor steered).
         weights: parameters and buffers, as they are now.
-        resident: hidden states that live through a whole layer.
+        resident: hidden states that exist through a whole layer.
         attention: the largest layer's queries, keys, values and what reading or steering adds to them.
-        feed_forward: what one feed-forward layer works on.
-        logits: of the positions that are wanted.
+        feed_forward: the intermediate results of one feed-forward layer.
+        logits: the logits of the positions that are wanted.
         mask: attention masks, where causality alone is not enough (sliding windows, left padding).
-        cache: keys and values of a generation, at its end.
+        cache: keys and values at the end of a generation.
         kept: the role shares that are the result.
         plain: for comparison, the model's own forward pass over the same batch, without cache.
-        eager: for comparison, reading by eager `output_attentions`, all layers.
-        lens_cache: for comparison, reading by TransformerLens' `run_with_cache`, patterns alone.
+        eager: for comparison, reading all layers by eager `output_attentions`.
+        lens_cache: for comparison, reading patterns by TransformerLens' `run_with_cache`.
     """
 
     what: Task
@@ -110,37 +110,27 @@ class MemoryForecast:
         return self.weights + self.run
 
     def table(self) -> tuple[tuple[str, int, str], ...]:
-        """Rows of name, bytes and one sentence; what does not occur is left out."""
+        """Rows of name, bytes and one sentence; rows with 0 bytes are left out."""
         paths = ", ".join(f"{self.paths.count(path)} {path}" for path in dict.fromkeys(self.paths))
         rows = (
             (self.weights, f"{self.dtype}, as loaded"),
-            (self.resident, "alive through a whole layer"),
-            (self.attention, f"largest of the layers ({paths})"),
-            (self.feed_forward, "one layer's"),
+            (self.resident, "exist through a whole layer"),
+            (self.attention, f"the largest of the layers ({paths})"),
+            (self.feed_forward, "of one layer"),
             (self.logits, "of the positions that are wanted"),
-            (self.mask, "sliding windows or left padding need one"),
+            (self.mask, "needed for sliding windows or left padding"),
             (self.cache, f"keys and values of {self.length + self.new_tokens} tokens"),
-            (self.kept, "the shares that are the result"),
-            (self.run, "peak beyond the weights; of attention, feed-forward, logits the largest counts"),
+            (self.kept, "the role shares that are the result"),
+            (
+                self.run,
+                "peak beyond the weights; only the largest of attention, feed-forward and logits counts",
+            ),
             (self.total, "peak with the weights"),
             (self.plain, "for comparison: the model's own forward pass, beyond the weights"),
-            (self.eager, "for comparison: output_attentions of all layers"),
-            (self.lens_cache, "for comparison: run_with_cache, patterns alone"),
+            (self.eager, "for comparison: eager output_attentions of all layers"),
+            (self.lens_cache, "for comparison: TransformerLens' run_with_cache, patterns only"),
         )
         return tuple((name, *row) for name, row in zip(ROW_NAMES, rows, strict=True) if row[0])
-
-
-@dataclass(frozen=True)
-class _Costs:
-    """The sizes of a decoder that a forecast needs; `bytes` is of one number in its dtype."""
-
-    shape: ModelShape
-    bytes: int
-    weights: int
-    feed_forward: int
-    windows: tuple[int | None, ...]
-    paths: tuple[str, ...]
-    eager: bool
 
 
 def forecast_memory(
@@ -153,11 +143,12 @@ def forecast_memory(
     queries: int = 1,
     new_tokens: int = 0,
 ) -> MemoryForecast:
-    """Forecast the memory of one forward pass or generation; runs nothing.
+    """Forecast the memory of one forward pass or generation. Nothing is run.
 
-    Held against measured peaks on a CPU it is within a factor of 1.25 for the families tested, and within
-    1.5 for TransformerLens hooks. What an allocator keeps for later use is not in it: glibc's held 1.9
-    times the tensors' peak in one measurement. With weights on several devices it is the sum over them.
+    Compared with peaks measured on a CPU, the forecast is within a factor of 1.25 for the families tested,
+    and within 1.5 for TransformerLens hooks. Memory that an allocator keeps for later use is not included: in
+    one measurement glibc held 1.9 times the tensors' peak. If the weights are on several devices, the
+    forecast is the sum over them.
 
     Args:
         model: a loaded `ctxlens.Model`.
@@ -165,77 +156,184 @@ def forecast_memory(
         batch: conversations in one forward pass.
         what: `read`, `steer` or `generate`; see `MemoryForecast`.
         layers: the layers read or steered, all by default.
-        queries: positions kept of every conversation (`read`).
+        queries: positions read in every conversation (`read`).
         new_tokens: tokens to generate (`generate`).
 
     Raises:
         InputError: sizes below 1, an unknown task, layers that do not exist.
     """
-    costs = _read_costs(model.backend)
-    shape, size = costs.shape, costs.bytes
-    if what not in _TASKS:
-        raise InputError(f"unknown task {what!r} to forecast; choose one of {', '.join(_TASKS)}.")
+    shape = model.backend.shape
+    wanted = frozenset(range(shape.n_layers) if layers is None else layers)
+    _check_request(shape, what, wanted, length=length, batch=batch, queries=queries, new_tokens=new_tokens)
+    run = _Run(
+        shape=shape,
+        costs=model.backend.costs(),
+        dtype=model.backend.dtype,
+        layers=model.backend.layers,
+        what=cast(Task, what),
+        batch=batch,
+        length=length,
+        new_tokens=new_tokens,
+    )
+    paths = run.paths(wanted)
+    own = run.attention("eager" if run.costs.is_eager else "plain", "read")
+    every_pattern = run.resident + run.feed_forward + run.pattern_numbers * shape.n_layers * run.bytes
+    return MemoryForecast(
+        what=run.what,
+        batch=batch,
+        length=length,
+        new_tokens=new_tokens,
+        dtype=str(run.dtype).removeprefix("torch."),
+        paths=paths,
+        weights=run.costs.weights,
+        resident=run.resident,
+        attention=max(run.attention(path, run.what) for path in set(paths)),
+        feed_forward=run.feed_forward,
+        logits=run.logits,
+        mask=run.mask,
+        cache=run.cache,
+        kept=run.kept(len(wanted), queries),
+        plain=run.resident + max(own, run.feed_forward) + run.mask,
+        eager=every_pattern + run.pattern_numbers * _FLOAT32,
+        lens_cache=every_pattern + run.pattern_numbers * 2 * run.bytes,
+    )
+
+
+def _check_request(
+    shape: ModelShape,
+    what: str,
+    layers: frozenset[int],
+    *,
+    length: int,
+    batch: int,
+    queries: int,
+    new_tokens: int,
+) -> None:
+    """Refuse a request that no run could fulfil."""
+    if what not in get_args(Task):
+        raise InputError(f"unknown task {what!r} to forecast; choose one of {', '.join(get_args(Task))}.")
     if min(length, batch) < 1 or min(queries, new_tokens) < 0:
         raise InputError(
             f"cannot forecast batch {batch}, length {length}, queries {queries}, new_tokens {new_tokens}; "
             "expected at least one token in at least one conversation, and no negative number."
         )
-    wanted = range(shape.n_layers) if layers is None else layers
-    if bad := [layer for layer in wanted if not 0 <= layer < shape.n_layers]:
+    if bad := sorted(layer for layer in layers if not 0 <= layer < shape.n_layers):
         raise InputError(f"layer {bad[0]} does not exist: the model has layers 0 to {shape.n_layers - 1}.")
-    paths = tuple(
-        path if layer in wanted or path == "hooks" else "plain" for layer, path in enumerate(costs.paths)
-    )
-    tokens = batch * length
-    windowed = any(window is not None and window < length for window in costs.windows)
-    padded = what == "generate" and batch > 1
-    mask = tokens * length * (windowed + padded)
-    given = {"tokens": tokens, "length": length, "masked": bool(mask)}
-    resident = 2 * tokens * shape.d_model * size + 2 * tokens * shape.d_head * size
-    attention = max(_attention(costs, path, what, **given) for path in set(paths))
-    plain_attention = _attention(costs, "eager" if costs.eager else "plain", "read", **given)
-    feed_forward = int(tokens * (2 * shape.d_model + costs.feed_forward) * size)
-    cached = sum(  # a sliding layer's cache is a view of the whole prompt's keys until the first new token
-        max(length, min(length + new_tokens, w or math.inf)) for w in costs.windows if what == "generate"
-    )
-    positions = {"read": 0, "steer": tokens, "generate": batch}[what]
-    patterns = shape.n_heads * tokens * length
-    plain = resident + max(plain_attention, feed_forward) + mask
-    return MemoryForecast(
-        what=what,  # pyright: ignore[reportArgumentType]
-        batch=batch,
-        length=length,
-        new_tokens=new_tokens,
-        dtype=str(model.backend.dtype).removeprefix("torch."),
-        paths=paths,
-        weights=costs.weights,
-        resident=resident,
-        attention=attention,
-        feed_forward=feed_forward,
-        logits=positions * shape.d_vocab * size,
-        mask=mask,
-        cache=int(2 * batch * cached * shape.n_key_value_heads * shape.d_head * size),
-        kept=len(wanted) * batch * shape.n_heads * queries * N_ROLES * 4 if what == "read" else 0,
-        plain=plain,
-        eager=resident + feed_forward + patterns * (shape.n_layers * size + 4),
-        lens_cache=resident + feed_forward + patterns * (shape.n_layers * size + 2 * size),
-    )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One forward pass or generation of a decoder. Properties are in bytes unless they say otherwise."""
+
+    shape: ModelShape
+    costs: DecoderCosts
+    dtype: torch.dtype
+    layers: tuple[LayerFacts, ...]
+    what: Task
+    batch: int
+    length: int
+    new_tokens: int
+
+    def paths(self, wanted: frozenset[int]) -> tuple[LayerPath, ...]:
+        """By layer, how attention is computed if some layers are read or steered."""
+        return tuple(
+            facts.path if facts.layer in wanted or facts.path == "hooks" else "plain" for facts in self.layers
+        )
+
+    @property
+    def bytes(self) -> int:
+        """Of one number in the model's dtype."""
+        return self.dtype.itemsize
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens in the batch, padding included."""
+        return self.batch * self.length
+
+    @property
+    def pattern_numbers(self) -> int:
+        """Numbers in the attention patterns of one layer."""
+        return self.shape.n_heads * self.tokens * self.length
+
+    @property
+    def resident(self) -> int:
+        """Hidden states and rotary positions, two copies of each."""
+        return 2 * self.tokens * (self.shape.d_model + self.shape.d_head) * self.bytes
+
+    @property
+    def feed_forward(self) -> int:
+        """Input, output and intermediate results of a feed-forward layer."""
+        return self.tokens * (2 * self.shape.d_model + self.costs.feed_forward) * self.bytes
+
+    @property
+    def logits(self) -> int:
+        """All positions when steering, the last ones when generating, none when reading."""
+        positions = {"read": 0, "steer": self.tokens, "generate": self.batch}[self.what]
+        return positions * self.shape.d_vocab * self.bytes
+
+    @property
+    def mask(self) -> int:
+        """One mask for sliding windows and one for left padding, one byte per entry."""
+        is_windowed = any(facts.window is not None and facts.window < self.length for facts in self.layers)
+        is_padded = self.what == "generate" and self.batch > 1
+        return self.tokens * self.length * (is_windowed + is_padded)
+
+    @property
+    def cache(self) -> int:
+        """Keys and values at the end of a generation.
+
+        A sliding layer's cache is a view of the whole prompt's keys until the first new token comes.
+        """
+        if self.what != "generate":
+            return 0
+        ends = (min(self.length + self.new_tokens, facts.window or math.inf) for facts in self.layers)
+        positions = sum(max(self.length, end) for end in ends)
+        return int(2 * self.batch * positions * self.shape.n_key_value_heads * self.shape.d_head * self.bytes)
+
+    def kept(self, n_layers: int, queries: int) -> int:
+        """The role shares of a read-out."""
+        if self.what != "read":
+            return 0
+        return n_layers * self.batch * self.shape.n_heads * queries * N_ROLES * _FLOAT32
+
+    def attention(self, path: str, what: Task) -> int:
+        """The intermediate results of one layer's attention, by path, including the layer's normed input."""
+        heads, kv_heads, d_head = self.shape.n_heads, self.shape.n_key_value_heads, self.shape.d_head
+        base = self.tokens * (self.shape.d_model + (heads + 2 * kv_heads) * d_head) * self.bytes
+        rotary = self.tokens * 3 * heads * d_head * self.bytes
+        output = self.tokens * heads * d_head * self.bytes
+        kernel_mask = self.tokens * self.length * self.bytes if self.mask else 0
+        if path == "fused":
+            added = N_ROLES - 1 if what == "read" else count_bias_columns(self.dtype)
+            columns = self.tokens * 2 * (heads + kv_heads) * padded_width(d_head + added) * self.bytes
+            working = columns + kernel_mask
+        elif path == "tiled":
+            tile = self.pattern_numbers * _FLOAT32 * min(TILE, self.length) // self.length
+            wide_keys = self.tokens * kv_heads * d_head * _FLOAT32
+            working = tile * TILE_COPIES + 2 * output + wide_keys
+        elif path == "hooks":
+            working = self.pattern_numbers * _FLOAT32 * _HOOK_COPIES[what]
+        elif path == "eager":
+            working = self.pattern_numbers * 2 * _FLOAT32
+        else:
+            working = 2 * output + kernel_mask
+        return base + max(rotary, working)
 
 
 def fit_batch_tokens(
     model: Forecastable, memory_bytes: int, length: int, *, what: Task | str = "read", queries: int = 1
 ) -> int:
-    """The largest `batch_tokens` whose forward passes stay within some memory beyond the weights.
+    """The largest `batch_tokens` whose forward passes fit into some memory beyond the weights.
 
     Args:
         model: a loaded `ctxlens.Model`.
         memory_bytes: what the run may use; see `free_memory`.
         length: tokens of the longest conversation.
         what: `read`, `steer` or `generate`.
-        queries: positions kept of every conversation.
+        queries: positions read in every conversation.
 
     Returns:
-        Padded tokens of one forward pass, a multiple of `length`; at most 4,096 conversations.
+        Padded tokens of one forward pass, a multiple of `length`, for at most 4,096 conversations.
 
     Raises:
         InputError: not even one conversation of this length fits.
@@ -248,13 +346,13 @@ def fit_batch_tokens(
     if not fitting:
         raise InputError(
             f"one conversation of {length} tokens needs about {need(1) / 1e9:.2f} GB beyond the weights, but "
-            f"{memory_bytes / 1e9:.2f} GB are free; shorten it, read fewer positions or take another device."
+            f"{memory_bytes / 1e9:.2f} GB are free; shorten it, read fewer positions or use another device."
         )
     return length * fitting
 
 
 def free_memory(device: torch.device | str) -> int:
-    """Bytes that a run on this device could still take."""
+    """Bytes that a run on this device could still allocate."""
     device = torch.device(device)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -262,93 +360,4 @@ def free_memory(device: torch.device | str) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def layer_windows(config: Any) -> tuple[int | None, ...]:
-    """By layer of a transformers decoder, how many tokens its sliding window holds; None: all are seen."""
-    config = config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if window is None:
-        return (None,) * config.num_hidden_layers
-    if kinds is None:
-        return (int(window),) * config.num_hidden_layers
-    return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
-
-
-def _attention(costs: _Costs, path: str, what: str, *, tokens: int, length: int, masked: bool) -> int:
-    """What one layer's attention works on, by path; the layer's normed input is part of it."""
-    shape, size = costs.shape, costs.bytes
-    heads, kv_heads, d_head = shape.n_heads, shape.n_key_value_heads, shape.d_head
-    patterns = heads * tokens * length
-    base = tokens * (shape.d_model + (heads + 2 * kv_heads) * d_head) * size
-    rotary = tokens * 3 * heads * d_head * size
-    output = tokens * heads * d_head * size
-    kernel_mask = tokens * length * size if masked else 0
-    if path == "fused":
-        width = d_head + (N_ROLES - 1 if what == "read" else 1 if size == 4 else 3)
-        width = _WIDTH_MULTIPLE * math.ceil(width / _WIDTH_MULTIPLE)
-        columns = tokens * 2 * (heads + kv_heads) * width * size
-        return base + max(rotary, columns + kernel_mask)
-    if path == "tiled":
-        tile = patterns * 4 * min(_TILE, length) // length
-        return base + max(rotary, tile * _TILE_COPIES + 2 * output + tokens * kv_heads * d_head * 4)
-    if path == "hooks":
-        return base + max(rotary, patterns * 4 * _HOOK_COPIES[what])
-    if path == "eager":
-        return base + max(rotary, patterns * 8)
-    return base + max(rotary, 2 * output + kernel_mask)
-
-
-def _read_costs(backend: Any) -> _Costs:
-    shape: ModelShape = backend.shape
-    hf_model = getattr(backend, "hf_model", None)
-    if hf_model is None:
-        cfg = backend.lens_model.cfg
-        d_mlp = getattr(cfg, "d_mlp", None) or 4 * shape.d_model
-        experts = (getattr(cfg, "experts_per_token", None) or 1) if getattr(cfg, "num_experts", None) else 1
-        activation = str(getattr(cfg, "act_fn", ""))
-        windows: tuple[int | None, ...] = (None,) * shape.n_layers
-        paths: tuple[str, ...] = ("hooks",) * shape.n_layers
-        eager, module = True, backend.lens_model
-    else:
-        config = hf_model.config.get_text_config()
-        names = ("moe_intermediate_size", "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
-        d_mlp = next((n for name in names if (n := getattr(config, name, None))), 4 * shape.d_model)
-        experts = getattr(config, "num_experts_per_tok", None) or 1
-        names = ("hidden_activation", "hidden_act", "activation_function")
-        activation = str(next((a for name in names if (a := getattr(config, name, None))), ""))
-        windows = layer_windows(hf_model.config)
-        paths = tuple(backend.paths[layer] for layer in range(shape.n_layers))
-        eager, module = config._attn_implementation == "eager", hf_model
-    copies = _activation_copies(module, activation)
-    feed_forward = copies * experts * d_mlp + (3 * experts * shape.d_model if experts > 1 else 0)
-    size = backend.dtype.itemsize
-    return _Costs(shape, size, _weigh(module), feed_forward, windows, paths, eager)
-
-
-def _activation_copies(module: torch.nn.Module, activation: str) -> int:
-    """How many tensors as wide as the feed-forward layer are alive at once, as measured."""
-    if getattr(getattr(module, "config", None), "swiglu_limit", None) is not None:
-        return 8  # gpt-oss clamps, shifts and gates in single steps
-    if activation in _UNFUSED_ACTIVATIONS:
-        return 6
-    return 4 if any(name.endswith("gate_up_proj.weight") for name, _ in module.named_parameters()) else 3
-
-
-def _weigh(module: torch.nn.Module) -> int:
-    """Bytes of parameters and buffers; shared storages count once, those not loaded not at all."""
-    storages = {}
-    for x in (*module.parameters(), *module.buffers()):
-        if x.device.type != "meta":
-            storage = x.untyped_storage()
-            storages[x.device, storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
-
-
-__all__ = [
-    "ROW_NAMES",
-    "MemoryForecast",
-    "fit_batch_tokens",
-    "forecast_memory",
-    "free_memory",
-    "layer_windows",
-]
+__all__ = ["ROW_NAMES", "MemoryForecast", "fit_batch_tokens", "forecast_memory", "free_memory"]

@@ -1,18 +1,17 @@
-"""A language model that ctxlens can look into: one small object, the same for both backends."""
+"""A language model whose attention can be read and steered, with one interface for all backends."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from ctxlens.chat.roles import DEFAULT_INDICATOR, RenderedChat, Role, render, render_plain
 from ctxlens.errors import InputError
@@ -24,104 +23,43 @@ from ctxlens.models.attention.steering import (
     as_heads,
     parse_roles,
 )
+from ctxlens.models.backend_choice import BackendName, check_backend, make_backend
 from ctxlens.models.backends.batch import TokenBatch, pad_queries, plan_batches
 from ctxlens.models.backends.protocol import Backend, PrefixBackend, Readout, TurnReduce
 from ctxlens.models.generation import continue_greedily, cut_at, stop_at
-from ctxlens.models.loading import (
-    find_indicator,
-    find_stop_ids,
-    hash_checkpoint,
-    load_causal_lm,
-    load_tokenizer,
-    locate_checkpoint,
-    read_chat_template,
-    resolve_device,
-    resolve_dtype,
-)
+from ctxlens.models.loading import find_indicator, find_stop_ids
 from ctxlens.models.memory import fit_batch_tokens, free_memory
 from ctxlens.models.queries import Queries, find_queries, make_allocation
 from ctxlens.models.sharing import CannotShare, Sharing, Stop
 from ctxlens.results import RoleAllocation
+from ctxlens.runs import Progress
 
-Progress = Callable[[int, int], None]
-BackendName = Literal["lens", "native"]
 BatchTokens = int | Literal["auto"]
 _BATCH_TOKENS = 8192
 _LOGITS = 2**28
-"""So many logits are held at once, at most."""
-
-
-def load_model(
-    name_or_path: str | Path,
-    *,
-    backend: BackendName | str = "lens",
-    device: str = "auto",
-    dtype: str = "float32",
-    chat_template: str | Path | None = None,
-    trust_remote_code: bool = False,
-    indicator: str | None = None,
-    readout: Readout | str = "model",
-) -> Model:
-    """Load a causal language model.
-
-    Args:
-        name_or_path: a folder with a transformers checkpoint (safetensors), a Hub id, or a packaged model:
-            `organism` (pretrained), `organism-chat` (instruction-tuned).
-        backend: `lens` reads through TransformerLens hooks; `native` through one fused attention call in
-            transformers, for large models and long contexts. Both give the same numbers.
-        device: `auto`, `cpu` or `cuda`.
-        dtype: `float32`, `bfloat16` or `float16`; 16-bit attention shares are good to about 0.4 %.
-        chat_template: a file with a Jinja chat template (or its text), in place of the tokenizer's own.
-        trust_remote_code: run code that comes with the checkpoint.
-        indicator: the indicator token; by default the one that the checkpoint was trained with, else `[IND]`
-            if the tokenizer has it as a token.
-        readout: `float32` computes the role shares of a 16-bit model in float32, from its own queries and
-            keys, in a second pass over the scores of the layers read (`native` only; `lens` reads
-            the pattern that the model made).
-
-    Raises:
-        InputError: no such checkpoint, or one that lacks its config, safetensors weights or tokenizer; a
-            device that is not there; an unknown backend, dtype or indicator; an unreadable template.
-        UnsupportedModelError: attention that the backend cannot read exactly.
-    """
-    _check_backend(backend, readout)
-    template = read_chat_template(chat_template)
-    on, precision = resolve_device(device), resolve_dtype(dtype)
-    source = locate_checkpoint(name_or_path)
-    tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
-    if template is not None:
-        tokenizer.chat_template = template
-    hf_model = load_causal_lm(
-        source,
-        device=on,
-        dtype=precision,
-        trust_remote_code=trust_remote_code,
-        attention="eager" if backend == "lens" else None,
-    )
-    identity = {
-        "path": str(source),
-        "revision": getattr(hf_model.config, "_commit_hash", None),
-        "sha256": hash_checkpoint(source),
-    }
-    return Model(
-        _make_backend(hf_model, tokenizer, backend, readout, copied=False),
-        tokenizer,
-        name=str(name_or_path),
-        stop_ids=find_stop_ids(hf_model, tokenizer),
-        indicator=find_indicator(hf_model, tokenizer, indicator),
-        identity=identity,
-    )
+"""Upper bound on the number of logits held in memory at once."""
 
 
 class Model:
     """A causal language model whose attention can be read and steered.
 
+    ```python
+    import ctxlens as cl
+
+    model = cl.load_model("organism-chat", backend="native", device="cpu")
+    chat = model.render([{"role": "user", "content": "Who is the mayor?"}], add_generation_prompt=True)
+    plain = model.read_roles(chat).share(cl.Role.USER)
+    with model.steer(0.2):
+        steered = model.read_roles(chat).share(cl.Role.USER)
+    assert steered.mean() > plain.mean()
+    ```
+
     Attributes:
         backend: how it is run.
         tokenizer: its tokenizer, with the chat template in use.
-        name: what it was loaded as.
-        identity: what distinguishes these weights, for manifests: name, path, revision, sha256 (over
-            config and weights; of large weight files size, first and last MiB), backend, dtype.
+        name: the name or path that it was loaded from.
+        identity: what distinguishes these weights, for manifests: name, path, revision, sha256 (over config
+            and weights; for large weight files over size, first and last MiB), backend, dtype.
         indicator: the indicator token, or None.
         n_layers, n_heads, n_key_value_heads, d_model, d_head, n_ctx: its shape; `n_ctx` in tokens.
     """
@@ -158,7 +96,7 @@ class Model:
         }
         self._stop_ids = frozenset(stop_ids)
         self._steerings: list[Steering] = []
-        self._shares = True
+        self._reuses_prefixes = True
 
     @classmethod
     def from_hf(
@@ -171,15 +109,21 @@ class Model:
         indicator: str | None = None,
         readout: Readout | str = "model",
     ) -> Model:
-        """Wrap a loaded transformers model; `lens` works on a copy and leaves it as it is.
+        """Wrap a loaded transformers model. The backend `lens` works on a copy and leaves the model as it is.
 
-        `readout` as in `load_model`.
+        Args:
+            hf_model: a transformers decoder.
+            tokenizer: its tokenizer.
+            backend: `lens` or `native`.
+            name: the model's name in results.
+            indicator: the indicator token.
+            readout: as in `load_model`.
 
         Raises:
             UnsupportedModelError: attention that the backend cannot read exactly.
         """
-        _check_backend(backend, readout)
-        made = _make_backend(hf_model, tokenizer, backend, readout, copied=True)
+        check_backend(backend, readout)
+        made = make_backend(hf_model, tokenizer, backend, readout, copied=True)
         stop_ids = find_stop_ids(hf_model, tokenizer)
         found = find_indicator(hf_model, tokenizer, indicator)
         return cls(made, tokenizer, name=name, stop_ids=stop_ids, indicator=found)
@@ -203,12 +147,12 @@ class Model:
         return self.backend.device
 
     def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> RenderedChat:
-        """Render with this model's template, indicator and window; options as `ctxlens.render`."""
+        """Render with this model's template, indicator and window; options as in `ctxlens.render`."""
         options = {"indicator": self.indicator, "max_tokens": self.n_ctx, **options}
         return render(self.tokenizer, messages, **options)
 
     def render_plain(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> RenderedChat:
-        """Render without chat template; options as `ctxlens.render_plain`."""
+        """Render without chat template; options as in `ctxlens.render_plain`."""
         options = {"indicator": self.indicator, "max_tokens": self.n_ctx, **options}
         return render_plain(self.tokenizer, messages, **options)
 
@@ -246,17 +190,17 @@ class Model:
         batch_tokens: BatchTokens = "auto",
         progress: Progress | None = None,
     ) -> RoleAllocation | list[RoleAllocation]:
-        """How the attention of every layer and head spreads over the roles (paper section 2.2).
+        """How the attention of every layer and head is distributed over the roles (paper section 2.2).
 
         Args:
             chats: one conversation, or several, which are batched.
-            layers: the layers to read, all by default; none above the highest is run.
+            layers: the layers to read, all by default. Layers above the highest are not run.
             queries: `first_answer` (the position that produces the first answer token), `response_mean`
                 (mean over the response's own positions), `all`, or positions.
-            turn: the assistant message that is meant, the last by default.
-            batch_tokens: padded tokens in one forward pass; `auto`: 8,192, or fewer where the memory
+            turn: the assistant message whose response is read, the last by default.
+            batch_tokens: padded tokens in one forward pass. `auto` means 8,192, or fewer if the memory
                 forecast says that they do not fit.
-            progress: called with the numbers of conversations done and in all.
+            progress: called with the number of conversations done and the total.
 
         Raises:
             InputError: layers or positions that do not exist, a conversation longer than the window, or
@@ -285,18 +229,18 @@ class Model:
         layers: Sequence[int] | None = None,
         batch_tokens: int = 8192,
     ) -> list[dict[int, Float[np.ndarray, "layer head response_pos role"]]]:
-        """Role shares of every response token, by assistant turn, in one pass a conversation.
+        """Role shares of every response token, by assistant turn, in one pass per conversation.
 
-        The queries are the positions of the response tokens themselves. What a turn attends to is what
-        came before it: user tokens of later turns are out of its sight.
+        The queries are the positions of the response tokens themselves. A turn attends only to the tokens
+        before it, so it cannot see user tokens of later turns.
 
         Args:
             chats: conversations.
-            layers: the layers to read, all by default; none above the highest is run.
+            layers: the layers to read, all by default. Layers above the highest are not run.
             batch_tokens: padded tokens in one forward pass.
 
         Returns:
-            For each conversation a mapping of turn to float32 shares.
+            For each conversation, float32 shares by turn.
         """
         turns = [{turn: chat.response_positions(turn) for turn in chat.response_turns()} for chat in chats]
         positions = [[int(p) for of_turn in by_turn.values() for p in of_turn] for by_turn in turns]
@@ -308,6 +252,41 @@ class Model:
                 start += len(of_turn)
         return result
 
+    def read_attention_to(
+        self,
+        chats: Sequence[RenderedChat],
+        chosen: Sequence[Bool[np.ndarray, " _"]],
+        *,
+        queries: Queries = "response_mean",
+        batch_tokens: BatchTokens = "auto",
+    ) -> list[Float[np.ndarray, "layer head query"]]:
+        """The attention of every layer and head to chosen tokens, for instance to a needle, 0 to 1.
+
+        Args:
+            chats: conversations.
+            chosen: true at the chosen tokens of each conversation.
+            queries: which positions are read; see `read_roles`. `response_mean` gives a single query.
+            batch_tokens: see `read_roles`.
+
+        Raises:
+            InputError: attention is steered (steering depends on roles), or a mask of another length.
+        """
+        if self._steerings:
+            raise InputError("attention to chosen tokens cannot be read while attention is steered.")
+        for i, (chat, mask) in enumerate(zip(chats, chosen, strict=True)):
+            if len(mask) != chat.n_tokens:
+                raise InputError(
+                    f"conversation {i} has {chat.n_tokens} tokens, but the mask of chosen tokens {len(mask)}."
+                )
+        # The read-out sums attention by the number of each token's group: 1 for chosen tokens, 0 for others.
+        grouped = [replace(chat, role=mask.astype(np.int8)) for chat, mask in zip(chats, chosen, strict=True)]
+        positions = [find_queries(chat, queries, None) for chat in chats]
+        result: list[np.ndarray] = [np.empty(0)] * len(chats)
+        for i, shares in self._read_shares(grouped, self._layers(None), positions, batch_tokens):
+            found = shares[..., 1]
+            result[i] = found.mean(-1, keepdims=True) if queries == "response_mean" else found
+        return result
+
     def reduce_responses(
         self,
         chats: Sequence[RenderedChat],
@@ -316,15 +295,18 @@ class Model:
         layers: Sequence[int] | None = None,
         batch_tokens: int = 8192,
     ) -> list[dict[int, Float[np.ndarray, "layer value"]]]:
-        """What a function makes of the role shares of every assistant turn, computed where the model runs.
+        """Apply a function to the role shares of every assistant turn, where the model runs.
 
-        As `read_response_shares`, but only the function's results leave the device.
+        This is `read_response_shares`, except that only the function's results leave the device.
 
         Args:
             chats: conversations.
             reduce: takes one layer's shares of a batch's response tokens.
-            layers: the layers to read, all by default; none above the highest is run.
+            layers: the layers to read, all by default. Layers above the highest are not run.
             batch_tokens: padded tokens in one forward pass.
+
+        Returns:
+            For each conversation, the function's results by turn.
         """
         self._check_chats(chats)
         wanted = self._layers(layers)
@@ -365,7 +347,13 @@ class Model:
     def logprobs(
         self, chats: Sequence[RenderedChat], *, turn: int | None = None, batch_tokens: int = 8192
     ) -> list[Float[np.ndarray, " response_pos"]]:
-        """How likely the model finds every response token given what is before it, in nats."""
+        """Log-probability of every response token given the tokens before it, in nats.
+
+        Args:
+            chats: conversations.
+            turn: the assistant message whose response is measured, the last by default.
+            batch_tokens: padded tokens in one forward pass.
+        """
         self._check_chats(chats)
         budget = max(1, min(batch_tokens, _LOGITS // self.backend.shape.d_vocab))
         result: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(chats)
@@ -384,17 +372,18 @@ class Model:
     ) -> Iterator[tuple[int, Float[torch.Tensor, "last vocab"]]]:
         """The log-probabilities of the next token, at the last positions of every conversation.
 
-        What several have in common before these positions is read once, where the model's cache allows it.
+        A prefix that several conversations share before these positions is read once, if the model's cache
+        allows it.
 
         Args:
             chats: conversations.
-            counts: how many positions are wanted of each; the tokens after the first of them count as
-                written by the model (for steering that leaves such tokens alone).
+            counts: how many last positions of each conversation are wanted. The tokens after the first of
+                these positions count as written by the model, for steering that leaves such tokens alone.
             batch_tokens: padded tokens in one forward pass.
 
         Yields:
-            The number of a conversation and its log-probabilities in nats, float32; conversations come in
-            the order in which they are read.
+            The index of a conversation and its log-probabilities in nats, float32, in the order in which
+            conversations are read.
         """
         self._check_chats(chats)
         if not chats:
@@ -407,7 +396,7 @@ class Model:
                     yield i, logits.float().log_softmax(-1)
                 return
             except CannotShare:
-                self._shares = False
+                self._reuses_prefixes = False
         for indices in plan_batches(
             [len(chat.tokens) for chat in chats], max(1, min(batch_tokens, int(most)))
         ):
@@ -430,11 +419,11 @@ class Model:
         target_share: float | None = None,
         emphasised: bool = False,
     ) -> Iterator[Steering]:
-        """Weaken all tokens but the targets by `alpha`, or give the targets a share of all attention.
+        """Weaken all tokens except the targets by `alpha`, or give the targets a fixed share of attention.
 
         The targets are the tokens of some roles or, with `emphasised`, those marked by `ctxlens.emphasise`.
-        The steering holds for the time of the block. Blocks can be nested; their biases add up. See
-        `ctxlens.models.attention.steering.Steering`.
+        The steering is active inside the block. Blocks can be nested; their biases add up. For the arguments
+        see `ctxlens.Steering`.
 
         Raises:
             InputError: not exactly one of alpha and target share, one of them out of range, unknown roles
@@ -481,21 +470,21 @@ class Model:
     ) -> str | list[str]:
         """Continue conversations greedily, up to a stop token, the limit or the end of the window.
 
-        What several have in common at their beginning is read once, where the model's cache allows it.
+        A prefix that several conversations share is read once, if the model's cache allows it.
 
         Args:
             chats: one conversation, or several, which are batched.
             max_new_tokens: the longest continuation, in tokens.
-            stop_strings: texts that end a continuation; it is given up to the first of them.
-            batch_tokens: padded prompt and new tokens worked on at once.
-            progress: called with the numbers of conversations done and in all.
+            stop_strings: texts that end a continuation. The result ends before the first of them.
+            batch_tokens: padded prompt and new tokens in one batch.
+            progress: called with the number of conversations done and the total.
 
         Returns:
-            The new text only, without special tokens; a list in the order given for several.
+            The new text only, without special tokens; for several conversations a list in the order given.
 
         Raises:
             InputError: a conversation that fills the window.
-            ModelFailureError: the model's logits are no numbers.
+            ModelFailureError: the model's logits are not numbers (NaN).
         """
         several = [chats] if isinstance(chats, RenderedChat) else list(chats)
         self._check_chats(several, room=1)
@@ -514,14 +503,14 @@ class Model:
         batch_tokens: int,
         progress: Progress | None,
     ) -> list[list[int]]:
-        """The new tokens of every conversation, where the backend can with common beginnings read once."""
+        """The new tokens of every conversation; shared prefixes are read once if the backend can do that."""
         if sharing := self._sharing(batch_tokens):
             try:
                 return sharing.continue_greedily(
                     chats, max_new_tokens=limits, stop_ids=self._stop_ids, stop=stop, progress=progress
                 )
             except CannotShare:
-                self._shares = False
+                self._reuses_prefixes = False
         written: list[list[int]] = [[] for _ in chats]
         sizes = [len(chat.tokens) + limit for chat, limit in zip(chats, limits, strict=True)]
         done = 0
@@ -542,7 +531,8 @@ class Model:
         return written
 
     def _sharing(self, batch_tokens: int) -> Sharing | None:
-        if not self._shares or not isinstance(self.backend, PrefixBackend):
+        """The way to read shared prefixes once; None if this model has none."""
+        if not self._reuses_prefixes or not isinstance(self.backend, PrefixBackend):
             return None
         return Sharing(self.backend, self._steerings, self._pad_id(), self.device, batch_tokens)
 
@@ -553,6 +543,7 @@ class Model:
         positions: Sequence[Sequence[int]],
         batch_tokens: BatchTokens,
     ) -> Iterator[tuple[int, Float[np.ndarray, "layer head query role"]]]:
+        """The index of every conversation that has query positions, and the shares there."""
         self._check_chats(chats)
         asked = [i for i, row in enumerate(positions) if len(row)]
         lengths = [len(chats[i].tokens) for i in asked]
@@ -572,10 +563,12 @@ class Model:
         return TokenBatch.from_chats(chats, pad_id=self._pad_id(), side=side, device=self.device)
 
     def _pad_id(self) -> int:
+        """A token id for padding that the model has an embedding for."""
         candidates = (self.tokenizer.pad_token_id, *sorted(self._stop_ids), 0)
         return next(i for i in candidates if i is not None and 0 <= i < self.backend.shape.d_vocab)
 
     def _layers(self, layers: Sequence[int] | None) -> tuple[int, ...]:
+        """The layers asked for, all by default; `InputError` if one does not exist."""
         wanted = tuple(range(self.n_layers)) if layers is None else tuple(int(layer) for layer in layers)
         bad = [layer for layer in wanted if not 0 <= layer < self.n_layers]
         if bad or not wanted:
@@ -584,6 +577,7 @@ class Model:
         return wanted
 
     def _check_chats(self, chats: Sequence[RenderedChat], room: int = 0) -> None:
+        """Refuse conversations that the model cannot read, or that leave no `room` in its window."""
         for i, chat in enumerate(chats):
             which = f"conversation {i} " if len(chats) > 1 else "the conversation "
             if not len(chat.tokens):
@@ -591,36 +585,15 @@ class Model:
             if len(chat.tokens) + room > self.n_ctx:
                 raise InputError(
                     f"{which}has {len(chat.tokens)} tokens, but the model's window is {self.n_ctx}"
-                    + (" and must hold an answer too." if room else ".")
+                    + (" and must also hold an answer." if room else ".")
                 )
             if chat.emphasised is None and any(steering.emphasised for steering in self._steerings):
-                raise InputError(f"{which}has no emphasised tokens; mark them by ctxlens.emphasise.")
+                raise InputError(f"{which}has no emphasised tokens; mark them with ctxlens.emphasise.")
             if int(np.max(chat.tokens)) >= self.backend.shape.d_vocab:
                 raise InputError(
-                    f"{which}has token id {int(np.max(chat.tokens))}, but the model knows "
+                    f"{which}has token id {int(np.max(chat.tokens))}, but the model has "
                     f"{self.backend.shape.d_vocab} tokens; was it rendered with another tokenizer?"
                 )
 
 
-def _check_backend(backend: str, readout: str) -> None:
-    if backend not in ("lens", "native"):
-        raise InputError(f"unknown backend {backend!r}; choose lens or native.")
-    if readout not in get_args(Readout):
-        raise InputError(f"unknown readout {readout!r}; choose one of {', '.join(get_args(Readout))}.")
-    if readout != "model" and backend != "native":
-        raise InputError(
-            f'readout {readout!r} needs backend="native"; the lens reads the pattern that the model made.'
-        )
-
-
-def _make_backend(hf_model: Any, tokenizer: Any, backend: str, readout: str, *, copied: bool) -> Backend:
-    if backend == "native":
-        from ctxlens.models.backends.native import NativeBackend
-
-        return NativeBackend(hf_model, readout=readout)
-    from ctxlens.models.backends.lens import LensBackend, bridge_from_hf
-
-    return LensBackend(bridge_from_hf(hf_model, tokenizer, copied=copied))
-
-
-__all__ = ["Model", "load_model"]
+__all__ = ["Model"]

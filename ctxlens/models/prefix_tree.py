@@ -1,9 +1,10 @@
-"""What conversations have in common at their beginning, and an order in which that is read once.
+"""The prefixes that conversations share, and an order in which each shared token is read once.
 
-Conversations that begin alike form a tree. Every one of them is read from where it parts from an earlier
-one, whose keys and values are remembered so far; altogether each node of the tree is read once. The order is
-such that few depend on one another: at every fork the branch with most conversations is read in one go, the
-others hang on it, and so on (which takes at most log2 n rounds).
+Conversations with common prefixes form a tree. Each conversation is read from the token where it first
+differs from an earlier one, whose keys and values are cached up to there. In total each node of the tree is
+read once. The order keeps chains of dependent conversations short: at every fork, the branch with the most
+conversations continues in the same round, and the others follow in the next one. This takes at most log2(n)
+rounds.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from jaxtyping import Int64
 from ctxlens.chat.roles import RenderedChat
 
 LEAST = 16
-"""Fewer tokens than these are not worth being shared."""
+"""Prefixes with fewer tokens than this are not shared, because it would not save time."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,10 @@ class Branch:
     """One conversation in the order of reading.
 
     Attributes:
-        index: which conversation.
-        parent: the conversation that it parts from, or None.
-        shared: how many tokens it has in common with it (always fewer than it has).
-        round: 0 without a parent, else the parent's round plus 1.
+        index: the index of the conversation.
+        parent: the conversation whose prefix it shares, or None.
+        shared: the length of the shared prefix in tokens; always less than the conversation's length.
+        round: 0 without a parent, else a round after the parent's.
     """
 
     index: int
@@ -41,21 +42,22 @@ class Branch:
 def plan_branches(
     chats: Sequence[RenderedChat], *, limits: Sequence[int] | None = None, least: int = LEAST
 ) -> list[Branch]:
-    """Where each conversation parts from an earlier one, in the order of reading.
+    """Plan from which token on each conversation is read, in the order of reading.
 
-    Tokens are the same if id, role and emphasis are: then nothing that steering does can differ either.
+    Two tokens are equal if their id, role and emphasis are equal. Steering then treats them alike, too.
 
     Args:
         chats: conversations.
-        limits: how many tokens of each may be shared; by default all but the last, whose logits are wanted.
-        least: how many tokens two must have in common to share them.
+        limits: how many tokens of each conversation may be shared; by default all but the last token, whose
+            logits are needed.
+        least: the shortest prefix that is shared, in tokens.
     """
     keys = [_identify(chat) for chat in chats]
     limits = [len(key) - 1 for key in keys] if limits is None else limits
     order = sorted(range(len(keys)), key=lambda i: keys[i].tolist())
     common = [_count_common(keys[a], keys[b]) for a, b in pairwise(order)]
     found: list[Branch] = []
-    # A stretch of neighbours in the order, what it hangs on, how much it shares with that, and its round.
+    # Each entry is a range of neighbours in the order, their parent, the prefix shared with it, their round.
     open_: list[tuple[int, int, int | None, int, int]] = [(0, len(order), None, 0, 0)]
     while open_:
         start, end, parent, shared, round_ = open_.pop()
@@ -85,7 +87,7 @@ def plan_branches(
 
 
 def count_read(chats: Sequence[RenderedChat], branches: Sequence[Branch]) -> int:
-    """How many tokens are read in all."""
+    """How many tokens are read in total."""
     return sum(chats[branch.index].n_tokens - branch.shared for branch in branches)
 
 

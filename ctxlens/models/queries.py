@@ -1,4 +1,4 @@
-"""Which positions of a conversation are read, and the result that goes with what was read there."""
+"""Which positions of a conversation are read, and the result made from the shares read there."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Queries = Literal["first_answer", "response_mean", "all"] | str | Sequence[int]
 
 
 def find_queries(chat: RenderedChat, queries: Queries, turn: int | None) -> list[int]:
-    """The query positions of a conversation that are meant.
+    """The query positions of a conversation.
 
     Args:
         chat: the conversation.
         queries: `first_answer` (the position that produces the first answer token), `response_mean` (the
             response's own positions), `all`, or positions.
-        turn: the assistant message that is meant, the last by default.
+        turn: the assistant message whose response is read, the last by default.
 
     Raises:
         InputError: an unknown name, positions that do not exist, or no such response.
@@ -56,10 +56,10 @@ def make_allocation(
     index: int = 0,
     meta: Mapping[str, Any] | None = None,
 ) -> RoleAllocation:
-    """The result that goes with the shares read at some positions of a conversation.
+    """The result made from the shares read at some positions of a conversation.
 
-    Visible tokens are counted up to the query, sliding windows are not taken into account. `response_mean`
-    averages over the positions. Queries are labelled `index:position`.
+    Visible tokens are counted up to the query; sliding windows are ignored. `response_mean` averages over the
+    positions. Queries are labelled `index:position`.
     """
     visible = np.eye(N_ROLES, dtype=np.float32)[np.asarray(chat.role, dtype=np.int64)].cumsum(0)
     counts = visible[np.asarray(positions, dtype=np.int64)]

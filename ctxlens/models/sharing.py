@@ -1,8 +1,9 @@
-"""Many prompts at once, what they have in common read once."""
+"""Many prompts at once, with each shared prefix read once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,33 +19,33 @@ from ctxlens.models.backends.protocol import KeyValues, PrefixBackend
 from ctxlens.models.prefix_tree import Branch, plan_branches
 
 _ALIKE = 0.75
-"""Prompts are read side by side if the shortest has this share of the longest one's unread tokens."""
+"""Prompts share a batch if the shortest has at least this fraction of the longest one's unread tokens."""
 _SHORT = 32
-"""Up to so many unread tokens all prompts are alike."""
+"""Prompts with at most this many unread tokens always share a batch."""
 _THIN_OUT = 0.75
-"""Finished rows are dropped when no more than this share of the rows is left."""
+"""Finished rows are dropped when at most this fraction of the rows is still running."""
 
 
 RowKeyValues = list[tuple[Float[Tensor, "kv_head _ d_head"], Float[Tensor, "kv_head _ d_head"]]]
-"""What is remembered of one prompt, one pair a layer."""
+"""The cached keys and values of one prompt, one pair per layer."""
 
 
 Stop = Callable[[Sequence[int]], bool]
-"""Told what tokens have been written, says whether that is enough."""
+"""Takes the new tokens of a row and returns whether the row is finished."""
 
 
 class CannotShare(Exception):
-    """The model remembers other things than keys and values."""
+    """The model caches something other than keys and values, so prefixes cannot be shared."""
 
 
 @dataclass(frozen=True)
 class Sharing:
-    """A backend and how prompts are put into batches for it.
+    """Reads prompts in batches, each shared prefix once, and continues them.
 
     Attributes:
         backend: the model.
         steerings: what is steered.
-        pad_id: token id at padding.
+        pad_id: token id for padding.
         device: where tokens go in.
         batch_tokens: padded tokens in one batch.
     """
@@ -65,18 +66,21 @@ class Sharing:
         stop: Stop | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[list[int]]:
-        """The most likely next token of every prompt, again and again, until a stop token or its limit.
+        """Append the most likely next token to every prompt until a stop token or the prompt's limit.
 
         Args:
             chats: the prompts.
-            max_new_tokens: the limit of each.
-            stop_ids: tokens that end a row; they are not part of what is returned.
-            stop: told what a row has written so far, says whether it is finished.
-            progress: called with the numbers of prompts done and in all.
+            max_new_tokens: the limit of each prompt.
+            stop_ids: tokens that end a row; they are not part of the result.
+            stop: takes the new tokens of a row and returns whether it is finished.
+            progress: called with the number of prompts done and the total.
+
+        Returns:
+            The new tokens of every prompt.
 
         Raises:
-            CannotShare: the model does not work like this.
-            ModelFailureError: the model's logits are no numbers.
+            CannotShare: the model's cache does not allow it.
+            ModelFailureError: the model's logits are not numbers (NaN).
         """
         written: list[list[int]] = [[] for _ in chats]
         done = 0
@@ -97,13 +101,14 @@ class Sharing:
 
         Args:
             chats: conversations.
-            counts: how many positions are wanted of each; after the first, tokens count as the model's own.
+            counts: how many positions of each conversation are wanted. The tokens after the first of these
+                positions count as written by the model.
 
         Yields:
-            The number of a conversation and its logits.
+            The index of a conversation and its logits.
 
         Raises:
-            CannotShare: the model does not work like this.
+            CannotShare: the model's cache does not allow it.
         """
         limits = [chat.n_tokens - count for chat, count in zip(chats, counts, strict=True)]
         branches = plan_branches(chats, limits=limits)
@@ -118,30 +123,42 @@ class Sharing:
         sizes: Sequence[int],
         counts: Sequence[int] | None = None,
     ) -> Iterator[_ReadBatch]:
-        """Read prompts in batches that stay within the budget if each takes its size."""
-        waiting: dict[int, list[int]] = {}
+        """Read prompts in batches that stay within the budget, given each prompt's final size.
+
+        Keys and values of a prompt are kept only until the last prompt that shares its prefix has been read.
+        """
+        waiting: dict[int, list[int]] = defaultdict(list)  # by parent, the prefixes that others will share
         for branch in branches:
             if branch.parent is not None:
-                waiting.setdefault(branch.parent, []).append(branch.shared)
-        for round_ in range(max(branch.round for branch in branches) + 1):
-            due = [branch for branch in branches if branch.round == round_]
+                waiting[branch.parent].append(branch.shared)
+        for due in _by_round(branches):
             for indices in plan_batches([sizes[branch.index] for branch in due], self.batch_tokens):
-                for part in _alike(chats, [due[i] for i in indices]):
+                together = [due[i] for i in indices]
+                for part in _alike(chats, together):
                     batch = self._prefill(chats, part, counts)
-                    for row, index in enumerate(batch.indices):
-                        if index in waiting:
-                            self._kept[index] = batch.take(row, max(waiting[index]))
+                    self._keep_prefixes(batch, waiting)
                     yield batch
-                for branch in (due[i] for i in indices):
-                    if branch.parent is not None:
-                        waiting[branch.parent].remove(branch.shared)
-                        if not waiting[branch.parent]:
-                            del self._kept[branch.parent]
+                self._forget_prefixes(together, waiting)
+
+    def _keep_prefixes(self, batch: _ReadBatch, waiting: Mapping[int, list[int]]) -> None:
+        """Keep the prefixes of a batch's prompts that other prompts will share."""
+        for row, index in enumerate(batch.indices):
+            if index in waiting:
+                self._kept[index] = batch.take(row, max(waiting[index]))
+
+    def _forget_prefixes(self, branches: Sequence[Branch], waiting: dict[int, list[int]]) -> None:
+        """Drop the prefixes that no prompt needs any more now that these branches are read."""
+        for branch in branches:
+            if branch.parent is None:
+                continue
+            waiting[branch.parent].remove(branch.shared)
+            if not waiting[branch.parent]:
+                del waiting[branch.parent], self._kept[branch.parent]
 
     def _join(
         self, chats: Sequence[RenderedChat], batches: Iterable[_ReadBatch], sizes: Sequence[int]
     ) -> Iterator[_ReadBatch]:
-        """Batches put together as long as they stay within the budget, so that they are continued at once."""
+        """Merge batches as long as they stay within the budget, so that they are continued together."""
         parts: list[_ReadBatch] = []
         for batch in batches:
             indices = [index for part in (*parts, batch) for index in part.indices]
@@ -164,6 +181,7 @@ class Sharing:
     def _prefill(
         self, chats: Sequence[RenderedChat], branches: Sequence[Branch], counts: Sequence[int] | None
     ) -> _ReadBatch:
+        """Read one batch of prompts after the prefixes that they share."""
         indices = [branch.index for branch in branches]
         last = [1] * len(indices) if counts is None else [counts[index] for index in indices]
         shared = [branch.shared for branch in branches]
@@ -171,12 +189,13 @@ class Sharing:
         past = None
         if max(shared):
             past = _stack([self._recall(branch) for branch in branches], max(shared))
-        logits, remembered = self.backend.prefill(batch, past, self.steerings, max(last))
-        if remembered is None:
+        logits, cached = self.backend.prefill(batch, past, self.steerings, max(last))
+        if cached is None:
             raise CannotShare
-        return _ReadBatch(indices, batch, logits[:, -max(last) :], remembered)
+        return _ReadBatch(indices, batch, logits[:, -max(last) :], cached)
 
     def _recall(self, branch: Branch) -> RowKeyValues:
+        """The cached prefix of a branch; empty if it shares none."""
         if branch.parent is None:
             return []
         return [
@@ -186,6 +205,7 @@ class Sharing:
     def _decode(
         self, batch: _ReadBatch, limits: Sequence[int], stop_ids: Collection[int], stop: Stop | None
     ) -> list[list[int]]:
+        """Continue the prompts of a batch until all are finished."""
         written: list[list[int]] = [[] for _ in limits]
         finished = [limit < 1 for limit in limits]
         rows, logits = list(range(len(limits))), batch.logits[:, -1]
@@ -211,7 +231,7 @@ class Sharing:
 
 @dataclass(frozen=True)
 class _ReadBatch:
-    """Prompts that have been read: which, in what columns, the last logits, and what is remembered."""
+    """Prompts that have been read: their indices, their columns, the last logits, and the cache."""
 
     indices: list[int]
     batch: TokenBatch
@@ -219,7 +239,7 @@ class _ReadBatch:
     past: KeyValues
 
     def take(self, row: int, tokens: int | None = None) -> RowKeyValues:
-        """What is remembered of one prompt, or of its first tokens, without padding."""
+        """The cached keys and values of one prompt, or of its first tokens, without padding."""
         at = self.batch.attention_mask[row].nonzero()[:tokens, 0]
         return [(k[row].index_select(-2, at), v[row].index_select(-2, at)) for k, v in self.past]
 
@@ -228,7 +248,7 @@ def choose(logits: Float[Tensor, "batch vocab"]) -> list[int]:
     """The most likely token of every row.
 
     Raises:
-        ModelFailureError: a row's logits are not numbers.
+        ModelFailureError: a row's logits are not numbers (NaN).
     """
     best, chosen = logits.max(-1)
     if bool(best.isnan().any()):
@@ -236,8 +256,14 @@ def choose(logits: Float[Tensor, "batch vocab"]) -> list[int]:
     return chosen.tolist()
 
 
+def _by_round(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
+    """The branches of every round, in the order of the rounds."""
+    for number in range(max(branch.round for branch in branches) + 1):
+        yield [branch for branch in branches if branch.round == number]
+
+
 def _alike(chats: Sequence[RenderedChat], branches: Sequence[Branch]) -> Iterator[list[Branch]]:
-    """Branches that are read side by side: with about as many unread tokens."""
+    """Split branches into parts with about the same number of unread tokens, each read in one batch."""
 
     def unread(branch: Branch) -> int:
         return chats[branch.index].n_tokens - branch.shared
@@ -258,10 +284,15 @@ def _place(
     device: torch.device,
     last: Sequence[int] | None = None,
 ) -> TokenBatch:
-    """Prompts in columns: what is shared ends in one column, the rest in the last one.
+    """Place prompts in columns: all shared prefixes end in the same column, all prompts in the last one.
 
-    With `last`, the logits of so many last positions are wanted of each; after the first, tokens are the
-    model's own.
+    Args:
+        chats: the prompts.
+        shared: by prompt, the length of the shared prefix.
+        pad_id: token id for padding.
+        device: where tokens go in.
+        last: by prompt, how many last positions are wanted (default 1); the tokens after the first of them
+            count as the model's own.
     """
     known = max(shared)
     columns = known + max(chat.n_tokens - n for chat, n in zip(chats, shared, strict=True))
@@ -283,7 +314,7 @@ def _place(
 
 
 def _stack(rows: Sequence[RowKeyValues], columns: int) -> KeyValues:
-    """Keys and values of several prompts, padded on the left and stacked; a row may hold nothing."""
+    """Keys and values of several prompts, padded on the left and stacked; a row may be empty."""
 
     def join(layer: int, which: int) -> Tensor:
         known = [row[layer][which] if row else None for row in rows]

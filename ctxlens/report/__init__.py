@@ -33,18 +33,18 @@ _MARK = b'<meta name="generator" content="ctxlens">'
 
 
 def write_report(runs: Sequence[str | Path], out: str | Path, title: str | None = None) -> Path:
-    """Draw everything that the run folders hold into one HTML file.
+    """Draw all results in the run folders into one HTML file.
 
     Args:
         runs: folders that ctxlens commands have written; several are shown side by side.
-        out: the HTML file; an earlier report there is replaced, anything else is not.
-        title: heading of the page; by default told by the runs.
+        out: the HTML file. An earlier report with this name is replaced; any other file is not.
+        title: heading of the page; by default derived from the runs.
 
     Returns:
         The path of the file.
 
     Raises:
-        InputError: a folder holds no run, or the file cannot be written or is no report.
+        InputError: a folder holds no run, the file cannot be written, or another file has its name.
     """
     out = Path(out)
     if out.is_file() and _MARK not in out.read_bytes()[:4096]:
@@ -91,11 +91,11 @@ def _title(runs: Sequence[RunContents]) -> str:
 def _summary(runs: Sequence[RunContents]) -> str:
     if all(run.is_demo for run in runs):
         return (
-            "Models that are fine-tuned on instructions can lose part of their grip on the text that a "
-            "user gives them; this page follows that argument in five claims, from the loss to its cure. "
-            "Everything was measured live on a small embedded language model, which was built to show the "
-            "effect. Each claim stands with its figure, its 95 % interval and the rule, written down "
-            "before measuring, that decides on it."
+            "A model that is fine-tuned on instructions can make less use of the text that a user gives it. "
+            "This page follows that argument in five claims, from the loss to its cure. All results were "
+            "measured live on a small embedded language model that was built to show the effect. For each "
+            "claim the page gives the measured value, its 95 % interval, and the rule that decides on the "
+            "claim, which was fixed before the measurement."
         )
     told = []
     for run in runs:
@@ -105,22 +105,22 @@ def _summary(runs: Sequence[RunContents]) -> str:
         told.append(f"{study} on {short_name(name)}" if name else study)
     return (
         f"This page shows the results of {'one run' if len(runs) == 1 else f'{len(runs)} runs'}: "
-        f"{'; '.join(told)}. Every figure is drawn from the result files in the run folders. Intervals are "
+        f"{'; '.join(told)}. All figures are drawn from the result files in the run folders. Intervals are "
         "95 % bootstrap intervals."
     )
 
 
 def _warnings(runs: Sequence[RunContents]) -> list[str]:
     return [
-        f"{run.name} is a smoke run: a few steps of everything, to check an installation. "
-        "Its figures and verdicts mean nothing."
+        f"{run.name} is a smoke run: it does a few steps of every stage to check an installation. "
+        "Its figures and verdicts have no meaning."
         for run in runs
         if run.is_demo and run.config.get("smoke")
     ]
 
 
 def _claims(runs: Sequence[RunContents]) -> list[dict[str, Any]]:
-    """A row a claim with the verdict of every run."""
+    """One row per claim, with the verdict of every run."""
     found = [run.verdicts() for run in runs]
     names = [*CLAIMS, *dict.fromkeys(c for verdicts in found for c in verdicts if c not in CLAIMS)]
     return [
@@ -135,7 +135,7 @@ def _asset(name: str) -> str:
 
 
 def _script(source: str) -> Markup:
-    """A script's source such that no part of it can end the script element."""
+    """A script's source, changed so that no part of it can end the script element."""
     text = source.replace("\r\n", "\n").replace("</script", "<\\/script").replace("<!--", "<\\!--")
     return Markup("\n" + text.strip() + "\n")
 

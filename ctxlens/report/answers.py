@@ -1,4 +1,4 @@
-"""Answers to questions of several turns: how models were asked, how they answered, and side by side."""
+"""Answers to questions of several turns: how each model was asked, counts, and the answers side by side."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from ctxlens.results import Dialogues, Ratings
 from ctxlens.stats import Interval, bootstrap_mean
 
 _MOST_QUESTIONS = 120
-"""Questions on the page; the files hold all."""
+"""Upper bound on the questions on the page; the files hold all of them."""
 _LONGEST = 4000
 _PREVIEW = 70
 
 
 def answer_blocks(dialogues: Dialogues, ratings: Mapping[str, Ratings], settings: Any) -> list[Block]:
-    """What the answers are like by model, and the questions with all answers and judgments, folded.
+    """A table of counts by model, and the folded questions with all answers and judgments.
 
     Args:
         dialogues: the answers.
-        ratings: of them, by judge.
-        settings: how each model was asked, as `ctxlens mt-bench` has written it; or nothing.
+        ratings: the ratings of these answers, by judge.
+        settings: how each model was asked, as `ctxlens mt-bench` writes it; None if that is not known.
     """
     return [_counts(dialogues, settings), _side_by_side(dialogues, ratings)]
 
 
 def ways_of_asking(settings: Any) -> list[tuple[str, str]]:
-    """Pairs of names under which the same weights were asked: as they are, and in another way."""
+    """Pairs of names that stand for the same weights: asked without indicator and steering, and with one."""
     groups: dict[str, list[str]] = {}
     for name, one in settings.items() if isinstance(settings, dict) else ():
         if isinstance(one, dict) and one.get("model"):
@@ -53,7 +53,7 @@ def ways_of_asking(settings: Any) -> list[tuple[str, str]]:
 
 
 def _describe(settings: Any) -> str:
-    """How a model was asked, if not as it is."""
+    """The indicator and the steering with which a model was asked; empty if it was asked without both."""
     if not isinstance(settings, dict):
         return ""
     steering = settings.get("steering")
@@ -81,9 +81,12 @@ def _counts(dialogues: Dialogues, settings: Any) -> Table:
             same = int((first[both] == other[both]).sum())
             cells.append(Cell("–" if model == models[0] else f"{same} of {len(both)}"))
         rows.append([Cell(model, _describe(settings.get(model))), *cells])
-    head = ["model", "answers", *(f"words, turn {turn}" for turn in turns), "empty", "prompt cut"]
-    head += ["word for word as the first"] if len(models) > 1 else []
-    caption = "Mean number of words, with its 95 % bootstrap interval over questions."
+    head = ["model", "answers", *(f"words, turn {turn}" for turn in turns), "empty", "prompt truncated"]
+    head += ["identical to the first model"] if len(models) > 1 else []
+    caption = (
+        "Number of answers and mean number of words, with a 95 % bootstrap interval over questions. Empty "
+        "answers and truncated prompts make ratings hard to compare."
+    )
     return Table(head, rows, caption, title="The answers")
 
 
@@ -120,21 +123,21 @@ def _side_by_side(dialogues: Dialogues, ratings: Mapping[str, Ratings]) -> SideB
 
 
 def _caption(ratings: Mapping[str, Ratings], questions: int, models: Sequence[str]) -> str:
-    caption = "A question opens when it is clicked. "
+    caption = "Click a question to open it. "
     if ratings:
-        caption += f"Beside each: the mean rating by {next(iter(ratings))}. "
+        caption += f"The numbers beside a question are the mean ratings by {next(iter(ratings))}. "
         caption += (
-            "First come those of which the ratings differ most. "
+            "The questions whose ratings differ most come first. "
             if len(models) > 1
-            else "First come those with the lowest ratings. "
+            else "The questions with the lowest ratings come first. "
         )
     if questions > _MOST_QUESTIONS:
-        caption += f"{_MOST_QUESTIONS} of {questions} questions are on this page; the files hold all. "
-    return caption + f"Texts of more than {_LONGEST:,} characters are cut."
+        caption += f"The page shows {_MOST_QUESTIONS} of {questions} questions; the files hold all of them. "
+    return caption + f"Texts of more than {_LONGEST:,} characters are shortened."
 
 
 def _mean_ratings(ratings: Ratings | None) -> dict[str, dict[str, float]]:
-    """Mean over the turns, by question and model."""
+    """Mean rating over the turns, by question and model."""
     if ratings is None:
         return {}
     found: dict[str, dict[str, float]] = {}
@@ -169,11 +172,11 @@ def _turn(
     for model in models:
         row = said.get(model)
         if row is None:
-            boxes.append(Said(model, "(no answer in the folder)"))
+            boxes.append(Said(model, "(the folder holds no answer)"))
             continue
         text = _cut(row["answer"]) if row["answer"].strip() else "(empty)"
         marks = [_as_judged(judge, one) for judge, one in judged.get((model, question, turn), ())]
-        boxes.append(Said(model, text, "prompt cut" if row["truncated"] else "", marks))
+        boxes.append(Said(model, text, "prompt truncated" if row["truncated"] else "", marks))
     return Turn(_cut(asked), boxes)
 
 

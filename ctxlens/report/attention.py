@@ -1,4 +1,4 @@
-"""The section on role bias: attention by layer and head, by layer, and token by token."""
+"""The section on role bias: attention by layer and head, by layer, and by token."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from ctxlens.chat.roles import ROLE_LABELS, Role
 from ctxlens.report.blocks import Block, Explorer, Figure, Figures, Tokens, figure_json
 from ctxlens.report.collect import RunContents, short_name
 from ctxlens.report.plots.allocation import layer_panel, layer_shares, mean_over_queries, shown_roles
+from ctxlens.report.plots.conditions import explain_conditions
 from ctxlens.report.plots.theme import DIVERGING, INK, SEQUENTIAL, colorscale
 from ctxlens.report.plots.tokens import token_markup
 from ctxlens.results import RoleAllocation, TokenView
 
-VIEWS = {"plain": "no template", "template": "template"}
 MOST_WEIGHTS = 400_000
-_FACTS = {"gold": "The context says", "answer": "The answer read along", "response": "The model answers"}
+_FACTS = {"gold": "The context says", "answer": "The answer that was read", "response": "The model answers"}
 _QUERIES = {
     "first_answer": "the position that produces the first token of the answer",
-    "response_mean": "the mean over the answer's own positions",
+    "response_mean": "the positions of the answer, averaged",
     "positions": "chosen positions",
 }
 
@@ -35,11 +35,11 @@ def bias_blocks(run: RunContents, number_of_run: int) -> list[Block]:
 def _explorer(models: dict[str, dict[str, RoleAllocation]], group: str) -> Explorer:
     everything = [one for parts in models.values() for one in parts.values()]
     roles = shown_roles(everything)
-    views = {c: _named(c) for parts in models.values() for c in parts}
-    options = list(views.items())
+    views = _conditions(models)
+    options = [(view, view) for view in views]
     pair = _pair(models)
     if pair:
-        options.append(("difference", f"{views[pair[1]]} minus {views[pair[0]]}"))
+        options.append(("difference", f"{pair[1]} minus {pair[0]}"))
     data = {
         "group": group,
         "roles": roles,
@@ -63,27 +63,29 @@ def _explorer(models: dict[str, dict[str, RoleAllocation]], group: str) -> Explo
     }
     queries = _QUERIES.get(everything[0].queries, everything[0].queries)
     caption = (
-        "Every square is one attention head; its number is the share of attention that the head gives to the "
-        f"chosen role, mean over the conversations, seen from {queries}. "
-        "Renormalised shares leave out the template's own tokens, so that with and without template compare. "
-        "Below zero in a difference: attention is taken away. "
+        "Every square is one attention head. Its number is the share of attention that the head gives to the "
+        f"chosen role: the mean over the conversations, seen from {queries}. "
+        "Renormalised shares leave out the template's own tokens, so that conditions with and without "
+        "template can be compared. If the template draws attention away from the user, the difference for "
+        f"the role user is below zero. {explain_conditions(views)} "
     )
     if data["frames"]:
-        caption += "Framed: the head of each layer with most attention on the user without template."
+        caption += "A frame marks the head of each layer that attends most to the user under plain."
     return Explorer(data, caption, _by_layer(models, group, roles), title="Attention by layer and head")
 
 
+def _conditions(models: dict[str, dict[str, RoleAllocation]]) -> list[str]:
+    """The conditions under which any of the models was read."""
+    return list(dict.fromkeys(condition for parts in models.values() for condition in parts))
+
+
 def _pair(models: dict[str, dict[str, RoleAllocation]]) -> tuple[str, str] | None:
-    """The two conditions whose difference is shown: with and without template, else the only two."""
-    views = list(dict.fromkeys(condition for parts in models.values() for condition in parts))
+    """The two conditions whose difference is shown: plain and template, else the only two that occur."""
+    views = _conditions(models)
     pair = ("plain", "template") if {"plain", "template"} <= set(views) else tuple(views)
     if len(pair) != 2 or not any(set(pair) <= parts.keys() for parts in models.values()):
         return None
     return pair[0], pair[1]
-
-
-def _named(condition: str) -> str:
-    return VIEWS.get(condition, condition)
 
 
 def _entry(one: RoleAllocation, roles: list[str]) -> dict:
@@ -106,12 +108,10 @@ def _by_layer(models: dict[str, dict[str, RoleAllocation]], group: str, roles: l
     for model, parts in models.items():
         for key in ("raw", "renormalised"):
             shares = {c: layer_shares(one, renormalised=key == "renormalised") for c, one in parts.items()}
-            panels = [(_named(c), parts[c].layers, values, False) for c, values in shares.items()]
+            panels = [(c, parts[c].layers, values, False) for c, values in shares.items()]
             if pair and set(pair) <= parts.keys() and parts[pair[0]].layers == parts[pair[1]].layers:
                 change = shares[pair[1]] - shares[pair[0]]
-                panels.append(
-                    (f"{_named(pair[1])} minus {_named(pair[0])}", parts[pair[0]].layers, change, True)
-                )
+                panels.append((f"{pair[1]} minus {pair[0]}", parts[pair[0]].layers, change, True))
             for title, layers, values, difference in panels:
                 label = f"Shares of attention by role and layer, {model}, {title}, {key} shares."
                 figure = figure_json(layer_panel(values, layers, difference=difference, legend=roles))
@@ -120,8 +120,9 @@ def _by_layer(models: dict[str, dict[str, RoleAllocation]], group: str, roles: l
                 )
     return Figures(
         figures,
-        "The same, mean over heads: how each layer spreads its attention over the roles. It follows the "
-        "choice of model and share above.",
+        "How each layer spreads its attention over the roles, averaged over its heads. Where the template's "
+        "bars grow and the user's shrink, the template takes attention from the user. These figures follow "
+        "the choice of model and share above.",
         title="Attention by layer",
     )
 
@@ -133,7 +134,7 @@ def _tokens(view: TokenView) -> Tokens:
         best = pattern[..., np.asarray(view.token_roles) == Role.USER].sum(-1).mean(-1).argmax(1)
         pattern = np.stack([pattern.mean(1), pattern[np.arange(len(best)), best]], axis=1)
         heads = ["mean over heads", "head with most attention on the user"]
-        remark = " The pattern is large: of each layer, the mean over heads and the strongest head are kept."
+        remark = " The pattern is large, so the page holds only two rows per layer: the mean and one head."
     user = pattern[..., np.asarray(view.token_roles) == Role.USER].sum(-1)
     layer, head, query = (int(i) for i in np.unravel_index(user.argmax(), user.shape))
     start = view.query_positions[query]
@@ -152,10 +153,11 @@ def _tokens(view: TokenView) -> Tokens:
     facts = [(name, str(meta[key])) for key, name in _FACTS.items() if key in meta]
     where = " · ".join(short_name(meta[key]) for key in ("model", "condition") if key in meta)
     caption = (
-        "One conversation as the model sees it. A token's colour is its role (named where a stretch "
-        "begins; grey: the template's own tokens), its depth of colour and the bar below it show how much "
-        "attention the chosen head pays to it from the outlined token, on a square-root scale. Point at a "
-        "token for its weight. Shown first: the layer, head and position with most attention on the user."
+        "One conversation as the model sees it. The colour of a token shows its role, which is named where "
+        "it begins; the template's own tokens are grey. The depth of the colour and the bar below a token "
+        "show how much attention the chosen head pays to it from the outlined token, on a square-root scale. "
+        "Point at a token to see its weight. The view opens with the layer, head and position that attend "
+        "most to the user."
     )
     title = str(meta.get("title", "One conversation, token by token")).rstrip(".")
     return Tokens(

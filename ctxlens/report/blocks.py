@@ -1,4 +1,4 @@
-"""The pieces that a report page is made of, and figures as plain JSON values."""
+"""The building blocks of a report page, and figures as plain JSON values."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ from ctxlens.stats import Interval
 
 @dataclass(frozen=True)
 class Figure:
-    """A plotly figure with what a reader without sight gets instead (`label`).
+    """A plotly figure.
 
-    `group` and `variant` tie it to a switch: of one group, only the chosen variant is shown.
+    Attributes:
+        figure: the figure as JSON values.
+        label: description for readers who cannot see the figure.
+        title: heading above the figure.
+        group: the switch that the figure belongs to, if any; the page shows one variant of a group.
+        variant: the choice of the switch for which the figure is shown.
     """
 
     figure: dict[str, Any]
@@ -41,7 +46,7 @@ class Figures:
 
     @property
     def columns(self) -> int:
-        """How many figures stand in a row where there is room."""
+        """Number of figures in one row where the page is wide enough."""
         first = self.figures[0] if self.figures else None
         n = sum(one.variant == first.variant for one in self.figures) if first else 1
         return 4 if n in (4, 7, 8) else min(n, 3)
@@ -49,7 +54,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Explorer:
-    """The layer × head heatmap with its switches; `data` is what the page's script draws from."""
+    """The layer × head heatmap with its switches, drawn by the page's script from `data`."""
 
     data: dict[str, Any]
     caption: str
@@ -72,7 +77,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell: text, with an interval or a remark in small print below."""
+    """A table cell: text, and an interval or a remark in small print below it."""
 
     text: str
     small: str = ""
@@ -80,7 +85,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first cell of each row is its header."""
+    """A table; the first cell of each row is the row's header."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -93,7 +98,7 @@ class Table:
 class Answers:
     """An evaluation: a table with filters, and answers side by side, drawn by the page's script from `data`.
 
-    Each of `rows` holds `task`, `model`, `condition` and `metric`, by which it is filtered, and `cells`.
+    Each of `rows` holds `cells` and the values that the filters use: `task`, `model`, `condition`, `metric`.
     """
 
     rows: Sequence[dict[str, Any]]
@@ -109,7 +114,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a judge says of an answer: its rating, or why there is none, and its words."""
+    """A judgment of an answer: the rating, or the reason why there is none, and the judge's words."""
 
     rating: str
     words: str = ""
@@ -117,7 +122,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Said:
-    """An answer of one model, remarks on it, and judgments."""
+    """One model's answer, with remarks and judgments."""
 
     model: str
     text: str
@@ -127,7 +132,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Turn:
-    """What was asked, and every model's answer."""
+    """One turn: the user's message and every model's answer."""
 
     asked: str
     said: Sequence[Said]
@@ -144,7 +149,7 @@ class Dialogue:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Questions with the answers of several models beside one another."""
+    """Questions with the answers of several models side by side."""
 
     dialogues: Sequence[Dialogue]
     caption: str
@@ -174,7 +179,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Section:
-    """One section of the page; `kicker` is the claim that it is about."""
+    """One section of the page; `kicker` names the claim that it supports, if any."""
 
     id: str
     title: str
@@ -189,7 +194,7 @@ def figure_json(figure: go.Figure) -> dict[str, Any]:
 
 
 def embed(value: Any) -> Markup:
-    """JSON for the inside of a script element: no character of it can end the element or open a comment."""
+    """JSON for a script element, escaped so that it can neither end the element nor open a comment."""
     text = json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -204,7 +209,7 @@ def interval_cell(interval: Interval, *, signed: bool = False) -> Cell:
 
 
 def number(value: float, *, signed: bool = False) -> str:
-    """A share as text, with a true minus sign."""
+    """A number as text with two digits and a true minus sign."""
     if math.isnan(value):
         return "–"
     text = f"{value:{'+' if signed else ''}.2f}"

@@ -9,7 +9,7 @@ from ctxlens.report.blocks import Block, Cell, Table, number
 
 
 def card_blocks(card: Mapping[str, Any]) -> list[Block]:
-    """Shares by group, thresholds by length and examples, as `ctxlens.scoring.card.make_card` gives them."""
+    """Shares by group, thresholds by length, and examples of a `ctxlens.scoring.card.make_card`."""
     blocks: list[Block] = [_groups(name, groups) for name, groups in card.get("shares", {}).items() if groups]
     if card.get("bins"):
         blocks.append(_bins(card["bins"]))
@@ -41,7 +41,8 @@ def _groups(name: str, groups: Sequence[Mapping[str, Any]]) -> Table:
     return Table(
         [name, "turns", "selected", "share", "mean score", "if uniform"],
         rows,
-        "If uniform: the mean user share if attention were spread evenly over all tokens before.",
+        "“If uniform” is the mean share of the user's tokens if attention were spread evenly over all "
+        "earlier tokens. A score near this value says nothing about the context.",
         title=f"Selected by {name}",
     )
 
@@ -73,7 +74,8 @@ def _examples(examples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
     return Table(
         ["example", "score", "the user wrote", "the answer"],
         rows,
-        "Long texts are shortened in their middle.",
+        "Read these examples to judge whether selected answers really need the context. Long texts are "
+        "shortened in the middle.",
         title="Examples to judge the selection by",
     )
 

@@ -1,4 +1,4 @@
-"""What run folders hold: results by their type, as the files themselves tell it."""
+"""Read run folders: all results, by the type that each file declares."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ctxlens.errors import InputError
+from ctxlens.report.plots.conditions import steered_name
 from ctxlens.results import (
     Ability,
     Dialogues,
@@ -27,7 +28,7 @@ from ctxlens.results.fastchat import QUESTIONS, Question, read_dialogues, read_q
 from ctxlens.runs import MANIFEST, Run
 
 EXTRAS = ("timings", "steer", "train", "layer", "card")
-"""JSON files that studies write beside their results, read as they are."""
+"""JSON files that studies write next to their results; they are read as plain JSON."""
 
 _CHECKPOINTS = ("model", "adapter_model")
 _LARGEST_JSON = 1_000_000
@@ -36,15 +37,15 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class RunContents:
-    """One run folder with everything in it that can be drawn.
+    """All results of one run folder that can be drawn.
 
     Attributes:
         name: the folder's name, unique among the runs of a report.
         manifest: study, configuration, versions.
         results: results by file name without suffix, in the order of the names.
-        extras: what the files named in `EXTRAS` hold; of answers in FastChat's layout `models`, how each
-            model was asked.
-        unreadable: one sentence for each file that looks like a result and is none.
+        extras: the contents of the files named in `EXTRAS`. For answers in FastChat's layout, `models` says
+            how each model was asked.
+        unreadable: one sentence for each file that looks like a result but cannot be read.
     """
 
     name: str
@@ -55,7 +56,7 @@ class RunContents:
 
     @property
     def study(self) -> str:
-        """What was run."""
+        """The name of the study, for instance `needle`."""
         return str(self.manifest.get("study", "run"))
 
     @property
@@ -74,20 +75,18 @@ class RunContents:
         return {name: one for name, one in self.results.items() if isinstance(one, kind)}
 
     def grids(self, *, steered: bool) -> dict[str, NeedleGrid]:
-        """Needle grids with several α, or with one."""
+        """Needle grids with several values of α (steered), or those with a single one."""
         grids = self.all(NeedleGrid)
         return {
             name: g for name, g in grids.items() if len(g) and (g.frame["alpha"].nunique() > 1) == steered
         }
 
     def allocations(self) -> dict[str, dict[str, RoleAllocation]]:
-        """Allocations by model and condition, as their `meta` says (else by file name)."""
+        """Allocations by model and condition, as their `meta` names them; else by file name."""
         found: dict[str, dict[str, RoleAllocation]] = {}
         for name, one in self.all(RoleAllocation).items():
             model = short_name(one.meta.get("model", name))
-            condition = str(one.meta.get("condition", "as given"))
-            if one.meta.get("steering"):
-                condition += ", steered"
+            condition = steered_name(one.meta.get("condition", "as given"), one.meta.get("steering") or ())
             if condition in found.setdefault(model, {}):
                 condition = name
             found[model][condition] = one
@@ -98,20 +97,23 @@ class RunContents:
         }
 
     def scored(self) -> list[tuple[str, Scores | None, Selection | None]]:
-        """Score tables and selections by name; the first selection goes with the first table, and so on."""
+        """Score tables and selections by name, paired in their order: first with first, and so on."""
         scores = {name: table for name, table in self.all(Scores).items() if len(table)}
         selections = {name: table for name, table in self.all(Selection).items() if len(table)}
         pairs = zip_longest(scores.items(), selections.items(), fillvalue=("", None))
         return [(name or chosen, table, selection) for (name, table), (chosen, selection) in pairs]
 
     def ability(self) -> Ability | None:
-        """Closed-book answers without steering."""
+        """Closed-book answers without steering; None if there are none."""
         tables = [_unsteered(table) for table in self.all(Ability).values()]
         tables = [table for table in tables if len(table)]
         return Ability.concat(tables) if tables else None
 
     def steered_ability(self, models: Sequence[str]) -> Ability | None:
-        """Closed-book answers of these models under steering (all heads, unless `heads` says otherwise)."""
+        """Closed-book answers of these models under steering; None if there are none.
+
+        A table without the column `heads` is one in which all heads were steered.
+        """
         for table in self.all(Ability).values():
             frame = table.frame
             if "alpha" not in frame or not (frame["alpha"] != 1.0).any():
@@ -127,12 +129,12 @@ class RunContents:
         return list(self.all(TokenView).values())
 
     def dialogues(self) -> Dialogues | None:
-        """The answers of all models to questions of several turns."""
+        """The answers of all models to questions of several turns; None if there are none."""
         tables = [table for table in self.all(Dialogues).values() if len(table)]
         return Dialogues.concat(tables) if tables else None
 
     def ratings(self) -> dict[str, Ratings]:
-        """Ratings by judge; those that come with the judge's words rather than those without."""
+        """Ratings by judge. Where a judge has two tables, the one with the judge's words is taken."""
         tables = [table for table in self.all(Ratings).values() if len(table)]
         tables.sort(key=lambda table: "judgment" in table.frame)
         return {str(table.meta.get("judge", "a judge")): table for table in tables}
@@ -146,11 +148,11 @@ def collect_runs(folders: Sequence[str | Path]) -> list[RunContents]:
     """Read run folders.
 
     Raises:
-        InputError: no folder is given, or one of them holds no run.
+        InputError: no folder is given, or a folder holds no run.
     """
     if not folders:
         raise InputError(
-            "No run folder was given; name at least one folder that a ctxlens command has written."
+            "no run folder was given; name at least one folder that a ctxlens command has written."
         )
     paths = [Path(folder) for folder in folders]
     names: list[str] = []
@@ -217,7 +219,7 @@ def _collect_fastchat(
 
 
 def _evaluation_files(folder: Path) -> list[Path]:
-    """The files of evaluations that lie inside a training's folder."""
+    """The files of evaluations in subfolders of a training run."""
     inner = [path.parent for path in sorted(folder.glob(f"*/{MANIFEST}"))]
     return [
         path
@@ -228,7 +230,7 @@ def _evaluation_files(folder: Path) -> list[Path]:
 
 
 def short_name(model: object) -> str:
-    """A model's name for headings: of a path, its last part."""
+    """A model's name for headings; for a path, its last part."""
     name = str(model)
     return Path(name).name or name if name.startswith(("/", ".", "~")) else name
 

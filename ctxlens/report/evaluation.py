@@ -1,4 +1,4 @@
-"""The section on evaluations: means and differences, and answers side by side."""
+"""The section on evaluations: means, differences, and answers side by side."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from ctxlens.report.blocks import (
     number,
 )
 from ctxlens.report.collect import RunContents, short_name
+from ctxlens.report.plots.conditions import explain_conditions
 from ctxlens.report.plots.evaluation import evaluation_means
 from ctxlens.results import Evaluation
 
 _MOST_EXAMPLES = 80
-"""Examples of one task on the page; the file holds all."""
+"""Upper bound on the examples of one task on the page; the file holds all of them."""
 _CONTEXT_END = 700
 _RESPONSE = 700
 _MOST_METRICS = 4
 
 
 def evaluation_blocks(run: RunContents) -> list[Block]:
-    """Figures, the table with its filters and the answers side by side, of every evaluation of a run."""
+    """Figures, a table with filters, and answers side by side for every evaluation of a run."""
     blocks: list[Block] = []
     for evaluation in run.all(Evaluation).values():
         if not len(evaluation):
@@ -45,7 +46,7 @@ def evaluation_blocks(run: RunContents) -> list[Block]:
 
 
 def _shortened(evaluation: Evaluation) -> Evaluation:
-    """The evaluation with short names of models, where these stay apart."""
+    """The evaluation with short model names, unless two models would then share one."""
     names = {name: short_name(name) for name in evaluation.frame["model"].unique()}
     if len(set(names.values())) < len(names):
         return evaluation
@@ -63,8 +64,10 @@ def _figures(evaluation: Evaluation) -> Figures:
         figure = figure_json(evaluation_means(evaluation, task, metrics))
         figures.append(Figure(figure, label, f"{task}, {examples} examples"))
     caption = (
-        "Mean over the examples of each task, with its 95 % bootstrap interval over the texts that are asked "
-        "about (examples with one text are drawn together)."
+        "Mean over the examples of each task, with its 95 % bootstrap interval over the texts that the "
+        "questions are about (examples about the same text are drawn together). Overlapping intervals do not "
+        "show that two conditions are equal; the table below compares them pair by pair. "
+        + explain_conditions(condition for _, condition in evaluation.variants)
     )
     return Figures(figures, caption, title="Scores by model and condition")
 
@@ -78,10 +81,11 @@ def _answers(evaluation: Evaluation) -> Answers:
         rows.append({**labels, "cells": cells})
     baseline = ", ".join(first)
     caption = (
-        f"Differences are from {baseline}, paired by example, with a 95 % bootstrap interval and a sign-flip "
-        "test over the texts asked about. “No difference shown”: the interval holds zero, or p is over 0.05. "
-        "McNemar, for metrics of 0 and 1: how many examples are right in the first alone and in this one "
-        "alone, and the exact two-sided p (examples count as independent)."
+        f"Each difference is the value of the row minus that of {baseline}, paired by example, with a 95 % "
+        "bootstrap interval and a sign-flip test over the texts. “No difference shown” means that the "
+        "interval contains zero or that p is above 0.05. McNemar's test is for metrics of 0 and 1: it "
+        f"counts the examples that are right only with {baseline} and those that are right only in this "
+        "row, and gives the exact two-sided p (examples count as independent)."
     )
     return Answers(rows=rows, data=_examples(evaluation), caption=caption, title="Differences and answers")
 
@@ -114,7 +118,7 @@ def _mcnemar_cell(evaluation: Evaluation, task: str, metric: str, variant: tuple
 
 
 def _examples(evaluation: Evaluation) -> dict[str, Any]:
-    """What the page's script shows side by side: of each task the examples that differ most, then others."""
+    """The examples of each task for the page's script, those that differ most first."""
     tasks = {}
     for task in evaluation.tasks:
         metrics = list(evaluation.metrics(task))
@@ -131,7 +135,7 @@ def _examples(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _gather(evaluation: Evaluation, task: str, metrics: list[str]) -> list[dict[str, Any]]:
-    """One record an example: its answers by variant."""
+    """One record per example, with its answers by variant."""
     places = {variant: place for place, variant in enumerate(evaluation.variants)}
     found: dict[tuple[Any, Any], dict[str, Any]] = {}
     for row in evaluation.frame[evaluation.frame["task"] == task].to_dict(orient="records"):
@@ -162,7 +166,7 @@ def _score(row: Mapping[Any, Any], metric: str) -> float | None:
 
 
 def _spread(example: Mapping[str, Any], better: bool) -> float:
-    """How much worse than the first the worst answer is, by the first metric."""
+    """How much worse the worst answer is than that of the first variant, by the first metric."""
     scores = [answer["scores"][0] for answer in example["answers"] if answer and answer["scores"]]
     first = example["answers"][0]
     known = [score for score in scores if score is not None]

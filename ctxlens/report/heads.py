@@ -13,19 +13,19 @@ from ctxlens.results import Ability, Drift, HeadCurves, HeadMap, correlate_maps
 
 _TRUTHS = ("steer", "blind", "zero", "mean")
 _EXPLAINED = {
-    "user share": "how much of its attention each head gives to the user's tokens where the answer begins, "
-    "without template; the paper's retrieval head is the best of each layer.",
-    "copying": "how often the token that the head attends to most is the very needle token being said "
-    "(the retrieval score of Wu et al. 2024), 0 to 1.",
-    "gradient": "how fast the needle's log-probability grows as the head alone is steered to the user, from "
-    "one backward pass a cell: above zero, more attention to the user would help.",
-    "steer": "what steering this head alone does to the needle.",
-    "blind": "what hiding the user's tokens from this head alone does to the needle: below zero, the needle "
-    "passes through what this head reads.",
-    "zero": "what silencing this head alone does to the needle.",
-    "mean": "what replacing this head's output by its mean does to the needle.",
+    "user share": "the share of its attention that each head gives to the user's tokens where the answer "
+    "begins, without template. The head with the largest share in a layer is the paper's retrieval head.",
+    "copying": "how often the token that the head attends to most is the needle token being produced (the "
+    "retrieval score of Wu et al. 2024), from 0 to 1.",
+    "gradient": "how fast the needle's log-probability grows when this head alone is steered to the user, "
+    "from one backward pass per cell. Above zero, more attention to the user would help.",
+    "steer": "the change of the needle's score when this head alone is steered to the user.",
+    "blind": "the change of the needle's score when this head alone cannot see the user's tokens. Below "
+    "zero, the model finds the needle through what this head reads.",
+    "zero": "the change of the needle's score when this head's output is set to zero.",
+    "mean": "the change of the needle's score when this head's output is replaced by its mean.",
 }
-
+"""What each kind of head map measures."""
 
 _GROUPS = (
     ("Who reads and copies the needle", ("user share", "copying")),
@@ -35,7 +35,7 @@ _GROUPS = (
 
 
 def heads_blocks(run: RunContents) -> list[Block]:
-    """Head maps, how far the gradient agrees with true effects, curves, and the trade-off of steering."""
+    """Head maps, the agreement of gradient and measured effects, curves, and the trade-off of steering."""
     blocks: list[Block] = []
     maps = {one.kind: one for one in run.all(HeadMap).values()}
     for title, kinds in _GROUPS:
@@ -61,9 +61,9 @@ def _maps(title: str, maps: Sequence[HeadMap]) -> Figures:
         figures.append(Figure(figure_json(head_map(found)), label, title=name))
         told.append(f"{name}: {_EXPLAINED.get(found.kind, '')} First heads (layer.head): {top}.")
     cells, texts = len(maps[0].effects), len(set(maps[0].contexts.tolist()))
-    told.append(f"Means over {cells} needle cells of {texts} texts.")
+    told.append(f"All numbers are means over {cells} needle cells of {texts} texts.")
     if any(found.kind not in ("copying", "user share") for found in maps):
-        told.append("In parentheses: the 95 % interval over texts holds zero.")
+        told.append("A number stands in parentheses where its 95 % interval over texts contains zero.")
     return Figures(figures, " ".join(told), title=title)
 
 
@@ -92,14 +92,17 @@ def _agreement(maps: dict[str, HeadMap]) -> list[Block]:
     table = Table(
         ["measured", "Pearson", "Spearman"],
         rows,
-        "Correlation over heads of the gradient with what really happens, with a 95 % bootstrap over texts. "
-        "Steering goes up the gradient, so agreement is near +1; an ablation takes the head away, so "
-        "agreement is near −1. A gradient sees small changes only: where a head's attention is saturated, it "
-        "is near zero however much the needle depends on the head.",
-        title="Gradient against true effects",
+        "Correlation over heads of the gradient with the measured effect, with a 95 % bootstrap interval "
+        "over texts. Steering moves a head up its gradient, so +1 means agreement; an ablation removes "
+        "the head, so −1 means agreement. A gradient describes small changes only: where a head's "
+        "attention is saturated, the gradient is near zero even if the needle depends on the head.",
+        title="Gradient against measured effects",
     )
     pairs = [figures[i : i + 2] for i in range(0, len(figures), 2)]
-    caption = "Every point is a head; bars are 95 % intervals over texts."
+    caption = (
+        "Every point is a head; bars are 95 % intervals over texts. The closer the points lie to one line, "
+        "the better the gradient predicts the effect."
+    )
     return [table, *(Figures(pair, caption) for pair in pairs)]
 
 
@@ -108,12 +111,13 @@ def _curves(curves: HeadCurves) -> list[Block]:
     name = NAMES.get(action, action)
     strength = f", α {curves.meta['alpha']:g}" if "alpha" in curves.meta else ""
     caption = (
-        f"The first k heads of each ranking at once ({name}{strength}), against k heads drawn at random "
-        f"({curves.meta.get('draws', 0)} draws). Heads are ranked on other texts than those measured here. "
-        "Bands: 95 % intervals over texts; for random heads, over the draws."
+        f"The effect of acting on the first k heads of each ranking at once ({name}{strength}), beside k "
+        f"heads drawn at random ({curves.meta.get('draws', 0)} draws). A ranking finds the right heads if "
+        "its curve leaves the random one at small k. The heads were ranked on other texts than those "
+        "measured here. Bands are 95 % intervals over texts; for random heads, over the draws."
     )
     figure = Figure(figure_json(head_curves(curves)), f"Effect by number of heads: {name}.")
-    blocks: list[Block] = [Figures([figure], caption, title=f"More and more heads: {name}")]
+    blocks: list[Block] = [Figures([figure], caption, title=f"Effect by number of heads: {name}")]
     if "random" not in set(curves.frame["ranking"]):
         return blocks
     sizes = [k for k in curves.sizes if k < max(curves.sizes)][:6]
@@ -129,8 +133,8 @@ def _curves(curves: HeadCurves) -> list[Block]:
         Table(
             ["ranked by", *(f"{k} heads" for k in sizes)],
             rows,
-            "Minus the mean of as many random heads, paired by cell, with 95 % intervals over texts; the "
-            "drawn sets are taken as they are.",
+            "The effect of the first k heads minus the mean effect of k random heads, paired by cell, "
+            "with 95 % intervals over texts. The intervals do not cover the choice of the random sets.",
         )
     )
     return blocks
@@ -145,10 +149,11 @@ def _trade_off(run: RunContents) -> list[Block]:
                 blocks.append(
                     Figures(
                         [Figure(figure_json(trade_off(grid, ability)), "Needle recall against its cost.")],
-                        "Each point is one strength of steering (the strongest one's α beside it), "
-                        "beginning with none. Up: more of the needle. Left panel: questions without any "
-                        "document, answered; right panel: how surprising the model finds their right "
-                        "answers. Bars are 95 % intervals.",
+                        "Each point is one strength of steering; a line starts without steering and ends "
+                        "at the α beside its last point. Higher points find more of the needle. The left "
+                        "panel shows the recall on questions without a document, the right panel how "
+                        "surprising the model finds their right answers. A line that rises without moving "
+                        "sideways gains recall at no cost. Bars are 95 % intervals.",
                         title="What steering gains, and what it costs",
                     )
                 )
@@ -156,68 +161,89 @@ def _trade_off(run: RunContents) -> list[Block]:
 
 
 def drift_blocks(run: RunContents) -> list[Block]:
-    """Role shares of two sides: by layer, by head, and role by role."""
+    """Role shares of two sides by layer, by head and by role."""
     blocks: list[Block] = []
     for drift in run.all(Drift).values():
         blocks += _drift(drift)
     return blocks
 
 
+_LINES = (
+    ("user", "raw", "user, raw"),
+    ("assistant", "raw", "assistant, raw"),
+    ("user", "renormalised", "user, renormalised without template tokens"),
+    ("user", "without sinks", "user, without the first token (sink)"),
+)
+"""The figures by layer: role, view and title."""
+
+_CHANGES = (
+    ("raw", False, "user, raw"),
+    ("raw", True, "user, raw, minus the change that token counts explain"),
+    ("renormalised without sinks", False, "user, without template and sink"),
+)
+"""The maps of the change: view, whether the uniform baseline is subtracted, and title."""
+
+
 def _drift(drift: Drift) -> list[Block]:
     first, second = drift.sides
-    n_texts = len(set(drift.contexts.tolist()))
-    what = f"{second} minus {first}; {drift.shares.shape[3]} conversations of {n_texts} texts"
+    return [
+        *_drift_lines(drift),
+        _drift_maps(drift),
+        _drift_table(drift),
+        Figures(
+            [
+                Figure(
+                    figure_json(drift_slider(drift)),
+                    f"Shares by role and head of one layer, {first} and {second}, with a slider over layers.",
+                )
+            ],
+            "All roles in one layer: raw shares, averaged over the conversations. Move the slider to change "
+            "the layer. The right panel shows which roles gain what the user loses.",
+            title="Role by head, layer by layer",
+        ),
+    ]
+
+
+def _drift_lines(drift: Drift) -> list[Figures]:
+    """Shares by layer, two figures a row."""
+    first, second = drift.sides
     lines = [
         Figure(
             figure_json(drift_by_layer(drift, role, view)),
             f"Share of {role} by layer, {first} and {second}, {view}.",
             title=title,
         )
-        for role, view, title in (
-            ("user", "raw", "user, raw"),
-            ("assistant", "raw", "assistant, raw"),
-            ("user", "renormalised", "user, renormalised without template tokens"),
-            ("user", "without sinks", "user, without the first token (sink)"),
-        )
+        for role, view, title in _LINES
     ]
+    caption = (
+        "How much attention each layer gives to a role: the mean over heads, and the head that attends "
+        "most to the user without template. The dotted lines show the share if every token got the same "
+        "attention, from token counts alone. Raw shares alone can mislead, because a template adds tokens "
+        "and most heads attend to the first token. The lower figures therefore renormalise without the "
+        "template's tokens and leave out the first token; a change that stays there is a change of the "
+        "model's attention."
+    )
+    return [Figures(lines[:2], "", title=f"{first} against {second}"), Figures(lines[2:], caption)]
+
+
+def _drift_maps(drift: Drift) -> Figures:
+    """The change of the user's share by layer and head, in several views."""
+    first, second = drift.sides
+    n_texts = len(set(drift.contexts.tolist()))
     maps = [
         Figure(
             figure_json(drift_map(drift, "user", view, excess=excess)),
             f"Change of the user's share by layer and head, {title}.",
             title=title,
         )
-        for view, excess, title in (
-            ("raw", False, "user, raw"),
-            ("raw", True, "user, raw, beyond what token counts explain"),
-            ("renormalised without sinks", False, "user, without template and sink"),
-        )
+        for view, excess, title in _CHANGES
     ]
-    return [
-        Figures(lines[:2], "", title=f"{first} against {second}"),
-        Figures(
-            lines[2:],
-            "How much attention each layer gives a role, mean over heads and for the head that reads the "
-            "user most without template. Dotted: the share if every token got the same attention, from token "
-            "counts alone. Raw shares mislead: a template adds tokens, and most heads rest on the first "
-            "token; so the same is shown renormalised, and with that token left out.",
-        ),
-        Figures(
-            maps,
-            f"{what}. Framed: the retrieval head of each layer. In parentheses: the 95 % interval over texts "
-            "holds zero.",
-            title="Change by head",
-        ),
-        _drift_table(drift),
-        Figures(
-            [
-                Figure(
-                    figure_json(drift_slider(drift)), "Role by head in one layer, with a slider over layers."
-                )
-            ],
-            "All roles, one layer at a time: move the slider. Mean over conversations, raw shares.",
-            title="Role by head, layer by layer",
-        ),
-    ]
+    caption = (
+        f"{second} minus {first}, over {drift.shares.shape[3]} conversations about {n_texts} texts. Below "
+        "zero: the head attends less to the user. A frame marks the retrieval head of each layer; a number "
+        "stands in parentheses where its 95 % interval over texts contains zero."
+    )
+    return Figures(maps, caption, title="Change by head")
 
 
 def _drift_table(drift: Drift) -> Table:

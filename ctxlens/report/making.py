@@ -1,4 +1,4 @@
-"""The section on how the results were made, and what to bear in mind."""
+"""The section on how the results were made, and the notes on how far they go."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def making_blocks(run: RunContents) -> list[Block]:
 
 
 def demo_command(run: RunContents) -> str:
-    """The command that repeats a demo; empty for other runs."""
+    """The command that repeats a demo; empty for any other run."""
     if not run.is_demo:
         return ""
     smoke = " --smoke" if run.config.get("smoke") else ""
@@ -43,7 +43,7 @@ def demo_command(run: RunContents) -> str:
 
 
 def training_blocks(run: RunContents) -> list[Block]:
-    """The loss of a training run, and what its data were."""
+    """The loss of a training run and the counts of its data."""
     record = run.extras.get("train")
     if not isinstance(record, dict):
         return []
@@ -51,7 +51,7 @@ def training_blocks(run: RunContents) -> list[Block]:
     steps = [one for one in record.get("log") or () if isinstance(one, dict) and "loss" in one]
     if steps:
         label = f"Training loss over {len(steps)} logged steps."
-        caption = "Mean loss per trained token (nats) as the trainer logged it, by optimizer step."
+        caption = "Mean loss per trained token (nats) by optimizer step, as the trainer logged it."
         blocks.append(
             Figures([Figure(figure_json(loss_curve(steps)), label)], caption, title="Training loss")
         )
@@ -63,33 +63,34 @@ def training_blocks(run: RunContents) -> list[Block]:
 
 
 def honest_notes(runs: list[RunContents]) -> list[str]:
-    """What a reader should bear in mind."""
+    """Limits of the results that a reader should know."""
     notes = []
     if any(run.is_demo for run in runs):
         notes.append(
-            "The embedded model was built to show the effect: its pretraining, its fine-tuning mixture "
-            "and the share of context-dependent examples in it were chosen so that a loss appears. It "
-            "shows that the chain of claims can hold and how to test it. It says nothing about how large "
-            "the effect is in other models."
+            "The embedded model was built to show the effect: its pretraining, its fine-tuning data and "
+            "the share of context-dependent examples in these data were chosen so that a loss appears. The "
+            "demo shows that the chain of claims can hold and how to test it. It tells you nothing about the "
+            "size of the effect in other models."
         )
         notes.append(
-            "One run is one seed of fine-tuning. Intervals cover the choice of test cells, not the "
-            "choice of seed."
+            "One run is one seed of fine-tuning. The intervals cover the choice of the test cells, not "
+            "the choice of the seed."
         )
     notes += [
-        "Attention is evidence, not proof: a head may look at a token without using it, and use it "
-        "through other heads. Steering is the test of cause here, and it is blunt: it changes every head "
-        "it is applied to.",
-        "Intervals are 95 % percentile bootstrap intervals over cells, conversations or questions; "
-        "differences are paired. With few cells they are rough.",
+        "Attention is evidence, not proof: a head may attend to a token without using it, or use it "
+        "through other heads. Steering is the test of cause on this page, and it is a coarse one: it "
+        "changes everything that a steered head reads.",
+        "Intervals are 95 % percentile bootstrap intervals over contexts, conversations or questions, and "
+        "differences are paired. With few of these units the intervals are rough.",
         "Raw shares count the template's own tokens, which exist only with the template. Renormalised "
-        "shares leave them out. Both are given, for a claim should hold in the one that it is made about.",
+        "shares leave these tokens out. The page gives both, because a claim should hold for the share "
+        "about which it is made.",
     ]
     return notes
 
 
 def _data(data: Any) -> Iterator[Table]:
-    """The files that an evaluation has read."""
+    """The files that an evaluation read."""
     for found in data.values() if isinstance(data, dict) else ():
         files = found.get("files") if isinstance(found, dict) else None
         if isinstance(files, dict) and files:
@@ -114,7 +115,7 @@ def _stages(stages: list[tuple[str, dict[str, Any]]]) -> Table:
     return Table(
         ["stage", "wall time", "CPU time"],
         rows,
-        "Wall time depends on how busy the machine was; CPU seconds say more.",
+        "Wall time depends on the load of the machine; CPU time is easier to compare.",
         title="Time by stage",
     )
 

@@ -36,8 +36,8 @@ def mt_bench_blocks(run: RunContents) -> list[Block]:
         if not ratings:
             blocks.append(
                 Note(
-                    "No judge has rated these answers, so nothing here says how good they are; "
-                    "ctxlens mt-bench --judge-only asks one."
+                    "No judge has rated these answers, so this page does not say how good they are. Run "
+                    "ctxlens mt-bench --judge-only to have them rated."
                 )
             )
         blocks += answer_blocks(dialogues, ratings, run.extras.get("models"))
@@ -64,8 +64,8 @@ def _figures(judge: str, ratings: Ratings) -> Figures:
             label = f"Mean ratings of {judge} by {by} and model; the table holds the numbers."
             figures.append(Figure(figure_json(rating_means(ratings, by)), label, f"by {by}"))
     caption = (
-        "Mean rating, from 1 (of no use) to 10 (could not be better), with its 95 % bootstrap interval over "
-        "questions (the turns of one question are drawn together). It is one judge's opinion."
+        "Mean rating from 1 (worst) to 10 (best), with its 95 % bootstrap interval over questions (the "
+        "turns of one question are drawn together). The intervals do not cover the choice of the judge."
     )
     return Figures(figures, caption, title=f"Ratings by {judge}")
 
@@ -93,7 +93,7 @@ def _by_turn(judge: str, ratings: Ratings, dialogues: Dialogues | None) -> Table
             ]
         )
     head = ["model", *(f"turn {turn}" for turn in turns), *(["all turns"] if len(turns) > 1 else [])]
-    caption = "Answers that the judge failed to rate count in no mean."
+    caption = "Answers that the judge failed to rate are left out of the means."
     return Table([*head, "answers rated", "questions"], rows, caption, title=f"Mean ratings by {judge}")
 
 
@@ -115,13 +115,13 @@ def _differences(judge: str, ratings: Ratings, ways: Sequence[tuple[str, str]]) 
                     Cell(name, f"{found.pairs} answers, {found.difference.n} questions"),
                     Cell(f"{number(found.first.estimate)}\u00a0→\u00a0{number(found.second.estimate)}"),
                     interval_cell(found.difference, signed=True),
-                    Cell(found.reading if found.pairs else "nothing in common", test),
+                    Cell(found.reading if found.pairs else "no pairs", test),
                 ]
             )
     caption = (
-        "Paired by question and turn, over the answers of which both have a rating; 95 % bootstrap interval "
-        "and sign-flip test over questions. “No difference shown”: the interval holds "
-        "zero, or p is over 0.05."
+        "Differences are paired by question and turn, over the answers that are rated for both models, "
+        "with a 95 % bootstrap interval and a sign-flip test over questions. “No difference shown” means "
+        "that the interval contains zero or that p is above 0.05."
     )
     head = ["models", "turns", "means", "difference", "reading"]
     return Table(head, rows, caption, title=f"Differences in the ratings of {judge}")
@@ -138,7 +138,7 @@ def _by_category(judge: str, ratings: Ratings) -> Table:
         questions = of_category.frame["question_id"].nunique()
         rows.append([Cell(str(category), f"{questions} question{'s' * (questions != 1)}"), *cells])
     head = ["category", *models, *([f"{models[1]} minus {models[0]}"] if len(models) == 2 else [])]
-    caption = "Mean over both turns. Few questions are behind each category, so its intervals are rough."
+    caption = "Mean over both turns. Each category has few questions, so its intervals are rough."
     return Table(head, rows, caption, title=f"Ratings of {judge} by category")
 
 
@@ -152,9 +152,9 @@ def _reasons(judge: str, ratings: Ratings) -> Table:
         ]
         for reason, group in unrated.groupby("error", sort=False)
     ]
-    caption = "The same command again asks the judge for these."
-    head = ["why there is no rating", *models]
-    return Table(head, rows, caption, title=f"{len(unrated)} answers that {judge} failed to rate")
+    caption = "Run the same command again to ask the judge for these ratings."
+    head = ["reason", *models]
+    return Table(head, rows, caption, title=f"Answers that {judge} failed to rate: {len(unrated)}")
 
 
 __all__ = ["mt_bench_blocks"]

@@ -21,6 +21,7 @@ from ctxlens.report.blocks import (
 )
 from ctxlens.report.collect import RunContents
 from ctxlens.report.plots.compare import compare_models, cure_models
+from ctxlens.report.plots.conditions import explain_conditions
 from ctxlens.report.plots.needle import (
     COLUMNS,
     NeedlePanel,
@@ -34,23 +35,25 @@ from ctxlens.report.plots.steering import LINES, steering_curves, steering_point
 from ctxlens.results import Ability, NeedleGrid
 from ctxlens.stats import Interval, bootstrap_mean
 
+NamedGrid = tuple[str, NeedleGrid]
+"""A run's name and one of its grids."""
+
 _LONGEST_QUESTION = 280
 _MOST_DIFFERENCES = 6
 _SCORES = ("recall", "contains", "needle_logprob")
-_HOW_TO_READ_LOGPROB = (
-    "Each square is one context length (left to right) and one depth of the needle in it (top to bottom); "
-    "the darker it is (on a dark page: the brighter), the likelier the model finds the needle's words after "
-    "their beginning, in nats per token (0: certain). Nothing is generated for this."
+_SQUARES = (
+    "Each square is one context length (left to right) and one depth of the needle in the context (top to "
+    "bottom). A darker square (on a dark page: a brighter one) means that the model "
 )
-_HOW_TO_READ = (
-    "Each square is one context length (left to right) and one depth of the needle in it (top to bottom); "
-    "the darker it is (on a dark page: the brighter), the more of the needle's keywords the model repeats "
-    "(1: all, 0: none). The first words of the answer are given, where nothing else is said. "
+_HOW_TO_READ = _SQUARES + "repeats more of the needle's keywords (1: all of them, 0: none). "
+_HOW_TO_READ_LOGPROB = _SQUARES + (
+    "finds the words of the needle more likely once its first words are given, in nats per token (0: "
+    "certain). No answer is generated for this score. "
 )
 
 
 def loss_blocks(run: RunContents) -> list[Block]:
-    """Needle heatmaps of the models before the cure, in pairs with their difference, and comparisons."""
+    """Needle heatmaps of the models before the cure, their differences, and tables that compare them."""
     blocks: list[Block] = []
     for name, grid in run.grids(steered=False).items():
         models = cure_models(grid)
@@ -71,48 +74,61 @@ def loss_blocks(run: RunContents) -> list[Block]:
 def compare_blocks(runs: Sequence[RunContents]) -> list[Block]:
     """Needle grids of several runs side by side, paired where their cells are the same texts."""
     grids = [(run.name, grid) for run in runs for grid in run.grids(steered=False).values()]
-    by_cells: dict[str, list[tuple[str, NeedleGrid]]] = {}
+    blocks: list[Block] = [_side_by_side(grids)] if len(grids) > 1 else []
+    by_cells: dict[str, list[NamedGrid]] = {}
     for name, grid in grids:
         by_cells.setdefault(str(grid.meta.get("cells", f"of {name}")), []).append((name, grid))
-    blocks: list[Block] = []
-    if len(grids) > 1:
-        rows = []
-        for name, grid in grids:
-            for panel in needle_panels(grid):
-                values = panel.rows
-                scores = (grid.mean(grid.recall(c, **values)) if c in grid.frame else None for c in _SCORES)
-                cells = [Cell("–") if one is None else interval_cell(one) for one in scores]
-                rows.append([Cell(panel.title, name), *cells])
-        blocks.append(
-            Table(
-                ["run", *(COLUMNS[column] for column in _SCORES)],
-                rows,
-                "Every model and condition of every run. Mean over its own cells with its 95 % interval.",
-                title="Runs side by side",
-            )
-        )
     for group in by_cells.values():
         if len(group) > 1:
-            merged = NeedleGrid.concat(
-                [
-                    NeedleGrid(one.frame.assign(model=name + ": " + one.frame["model"].astype(str)), one.meta)
-                    for name, one in group
-                ]
-            )
+            merged = _merge(group)
             blocks += [_differences(merged, column, "Runs compared") for column in merged.scores]
     if len(by_cells) > 1:
         blocks.append(
             Note(
-                "Runs whose cells are other texts (other lengths, seed, tokenizer or window) are not paired."
+                "Runs are paired only where they ask about the same texts; these runs differ in lengths, "
+                "seed, tokenizer or window, so they are not paired."
             )
         )
     return blocks
+
+
+def _side_by_side(grids: Sequence[NamedGrid]) -> Table:
+    """Every variant of every run with the mean of each score."""
+    rows = [
+        [Cell(panel.title, name), *(_mean_cell(grid, panel, column) for column in _SCORES)]
+        for name, grid in grids
+        for panel in needle_panels(grid)
+    ]
+    return Table(
+        ["run", *(COLUMNS[column] for column in _SCORES)],
+        rows,
+        "Every model and condition of every run: the mean over the cells of that run, with its 95 % "
+        "interval. Runs with different cells are not comparable number by number.",
+        title="Runs side by side",
+    )
+
+
+def _mean_cell(grid: NeedleGrid, panel: NeedlePanel, column: str) -> Cell:
+    if column not in grid.frame:
+        return Cell("–")
+    return interval_cell(grid.mean(grid.recall(column, **panel.rows)))
+
+
+def _merge(group: Sequence[NamedGrid]) -> NeedleGrid:
+    """Grids with the same cells as one, the run's name before the model's."""
+    return NeedleGrid.concat(
+        [
+            NeedleGrid(grid.frame.assign(model=name + ": " + grid.frame["model"].astype(str)), grid.meta)
+            for name, grid in group
+        ]
+    )
 
 
 def _heatmaps(contested: NeedleGrid, free: NeedleGrid | None, column: str, title: str) -> list[Block]:
     panels = needle_panels(contested, column)
     limits = score_range(panels, column)
     how = _HOW_TO_READ + _loss_sentence(contested) if column == "recall" else _HOW_TO_READ_LOGPROB
+    how += explain_conditions(panel.condition for panel in panels)
     low, high = (number(limit) for limit in limits)
     figures = [_figure(panel, column, limits) for panel in panels]
     blocks: list[Block] = [
@@ -123,23 +139,19 @@ def _heatmaps(contested: NeedleGrid, free: NeedleGrid | None, column: str, title
             scale="recall" if column == "recall" else "",
         )
     ]
-    pairs = [
-        (first, second)
-        for first, second in combinations(panels, 2)
-        if sum(first.key[name] != second.key[name] for name in first.key) == 1
-    ]
     changes = [
         Figure(
             figure_json(needle_difference(contested, first, second, column)),
             f"Heatmap of the difference in {COLUMNS[column]}, {second.title} minus {first.title}.",
             title=f"{second.title} minus {first.title}",
         )
-        for first, second in pairs[:_MOST_DIFFERENCES]
+        for first, second in _neighbours(panels)[:_MOST_DIFFERENCES]
     ]
     if changes:
         caption = (
-            "Paired by cell. Blue: the first named is higher; brown: lower; pale: no difference. The number "
-            "stands in each square, or shows on hover."
+            "Cell by cell, the first condition named minus the second. Blue squares: the first is higher; "
+            "brown: it is lower; pale: there is no difference. Each square holds its number or shows it on "
+            "hover."
         )
         blocks.append(Figures(changes, caption, title=f"Differences in {COLUMNS[column]}"))
     return blocks
@@ -148,9 +160,7 @@ def _heatmaps(contested: NeedleGrid, free: NeedleGrid | None, column: str, title
 def _differences(grid: NeedleGrid, column: str, title: str = "Differences, paired by cell") -> Table:
     """Every pair of variants that differ in one thing."""
     rows = []
-    for first, second in combinations(needle_panels(grid, column), 2):
-        if sum(first.key[name] != second.key[name] for name in first.key) != 1:
-            continue
+    for first, second in _neighbours(needle_panels(grid, column)):
         pair = grid.compare(first.rows, second.rows, column=column)
         if not pair.pairs:
             continue
@@ -167,15 +177,25 @@ def _differences(grid: NeedleGrid, column: str, title: str = "Differences, paire
     return Table(
         ["difference", COLUMNS[column], "p", "reading", "cells"],
         rows,
-        "Both variants answer the same cells. 95 % bootstrap interval over contexts (cells of one length and "
-        "case share their text and are drawn together); p of a two-sided sign-flip test over contexts. "
-        "“No difference shown”: the interval holds zero, or p is above 0.05.",
+        "Both variants answer the same cells. The interval is a 95 % bootstrap interval over contexts (cells "
+        "of one length and case share their text and are drawn together); p is that of a two-sided sign-flip "
+        "test over contexts. “No difference shown” means that the interval contains zero or that p is above "
+        "0.05; it does not mean that the variants are equal.",
         title=f"{title}: {COLUMNS[column]}",
     )
 
 
+def _neighbours(panels: Sequence[NeedlePanel]) -> list[tuple[NeedlePanel, NeedlePanel]]:
+    """The pairs of panels that differ in one thing only."""
+    return [
+        (first, second)
+        for first, second in combinations(panels, 2)
+        if sum(first.key[name] != second.key[name] for name in first.key) == 1
+    ]
+
+
 def _profile(grid: NeedleGrid, axis: Literal["length", "depth"]) -> Table:
-    """Each variant at each length or depth."""
+    """The mean of each variant at each length or depth."""
     column = grid.scores[0]
     panels = needle_panels(grid, column)
     tables = [grid.by(axis, column, **panel.rows) for panel in panels]
@@ -192,8 +212,9 @@ def _profile(grid: NeedleGrid, axis: Literal["length", "depth"]) -> Table:
     return Table(
         ["variant", *(f"{at:g} {unit}" for at in places)],
         rows,
-        f"{COLUMNS[column].capitalize()} at each {axis}, mean over the cells there. 95 % interval over "
-        "contexts, where there are several.",
+        f"{COLUMNS[column].capitalize()} at each {axis}: the mean over the cells there, with a 95 % interval "
+        "over contexts where there are several. A row that falls from left to right shows a loss that grows "
+        f"with {axis}.",
         title=f"By {'context length' if axis == 'length' else 'depth'}",
     )
 
@@ -207,16 +228,16 @@ def _what_went_wrong(grid: NeedleGrid) -> list[str]:
     if len(failed := grid.failed):
         reason = failed["error"].mode().iloc[0]
         found.append(
-            f"{len(failed)} of {len(grid)} answers failed and are left out of every mean; most often: "
-            f"{reason}"
+            f"{len(failed)} of {len(grid)} answers failed and are left out of every mean. The most frequent "
+            f"reason: {reason}"
         )
     if len(silent := grid.silent):
-        found.append(f"{len(silent)} of {len(grid)} answers are without a word; they count as recall 0.")
+        found.append(f"{len(silent)} of {len(grid)} answers are empty; they count as recall 0.")
     return found
 
 
 def cause_blocks(run: RunContents) -> list[Block]:
-    """Steering curves."""
+    """Steering curves, side effects, and answers with and without steering."""
     blocks: list[Block] = []
     for name, grid in run.grids(steered=True).items():
         contested, free = split_by_memory(grid)
@@ -227,12 +248,14 @@ def cause_blocks(run: RunContents) -> list[Block]:
         blocks.append(
             Figures(
                 [Figure(figure_json(steering_curves(contested, ability)), _steering_sentence(contested))],
-                "Recall as the attention to everything but the user's tokens is weakened by α (steps to "
-                "the right: weaker). Lines are means over cells, bands 95 % bootstrap intervals. If "
-                "attention is the cause, the line of all heads rises, and the retrieval heads rise "
-                "further than as many random ones. Below: how often the model answers from memory "
-                "instead, and, where it was measured, what the same steering does to questions without a "
-                "document. " + _which_cells(contested, free) + _steering_sentence(contested),
+                "Recall while the attention to all tokens but the user's is multiplied by α, which falls "
+                "from left to right. Lines are means over cells, bands are 95 % bootstrap intervals. If "
+                "attention is the cause of the loss, the line of all heads rises, and the line of the "
+                "retrieval heads rises further than that of equally many random heads. The lower panels show "
+                "how often the model answers from memory instead and, where it was measured, how well it "
+                "answers questions without a document under the same steering. "
+                + _which_cells(contested, free)
+                + _steering_sentence(contested),
                 title="Steering attention to the user" if name == "steering" else name,
             )
         )
@@ -245,7 +268,7 @@ def cause_blocks(run: RunContents) -> list[Block]:
 
 
 def cure_blocks(run: RunContents) -> list[Block]:
-    """Heatmaps before and after, the table, and the closed-book ability."""
+    """Heatmaps and a table before and after the cure, and the closed-book ability."""
     blocks: list[Block] = []
     ability = run.ability()
     for grid in run.grids(steered=False).values():
@@ -254,17 +277,17 @@ def cure_blocks(run: RunContents) -> list[Block]:
             continue
         contested, free = split_by_memory(grid)
         panels = [p for p in needle_panels(contested) if p.key["model"] in models]
-        templated = [p for p in panels if "template" in p.key["condition"]] or panels
+        templated = [p for p in panels if p.condition.startswith("template")] or panels
         after = models[1]
         templated.sort(key=lambda p, after=after: (p.key["model"] == after, p.key["indicator"]))
         blocks.append(
             Figures(
                 [_figure(panel) for panel in templated],
                 _HOW_TO_READ
-                + "All under the chat template. The question is whether the last panel is as full "
-                "as the model without template was above; the panel without [IND] shows what the "
-                "training costs "
-                "a user who does not ask for the context. " + _which_cells(contested, free),
+                + "All panels are under the chat template. The cure works if the last panel, with "
+                "+indicator, is as dark as the panel under plain in the first section. The panel of the "
+                "same model without +indicator shows what the training costs a user who does not ask for "
+                "the context. " + _which_cells(contested, free),
                 title="Before and after indicator training",
                 scale="recall",
             )
@@ -298,7 +321,12 @@ def _means(panels: list[NeedlePanel], contested: NeedleGrid, free: NeedleGrid | 
         if free is not None:
             cells.append(interval_cell(free.mean(_unsteered(free, panel, "recall"))))
         rows.append(cells)
-    return Table(head, rows, "Mean over the cells with its 95 % bootstrap interval over contexts.")
+    return Table(
+        head,
+        rows,
+        "Mean over the cells, with its 95 % bootstrap interval over contexts. “Answered from memory”: the "
+        "share of the keywords that the model knows by heart and says instead of the needle's.",
+    )
 
 
 def _unsteered(grid: NeedleGrid, panel: NeedlePanel, column: str):
@@ -316,19 +344,20 @@ def _loss_sentence(grid: NeedleGrid) -> str:
             continue
         change = grid.difference(plain, template)
         sentences.append(
-            f"The model {model} finds {number(float(plain[both].mean()))} without the template and "
-            f"{number(float(template[both].mean()))} with it, on the same weights: "
-            f"a difference of {in_text(change, signed=True)}."
+            f"The mean recall of {model} is {number(float(plain[both].mean()))} without the template and "
+            f"{number(float(template[both].mean()))} with it, with the same weights: "
+            f"a difference of {in_text(change, signed=True)}. "
         )
-    return " ".join(sentences)
+    return "".join(sentences)
 
 
 def _which_cells(contested: NeedleGrid, free: NeedleGrid | None) -> str:
     if free is None:
         return ""
     return (
-        f"Shown are the {contested.frame['cell'].nunique()} cells whose needle contradicts what the model "
-        f"knows by heart; in the other {free.frame['cell'].nunique()} it knows nothing about the subject. "
+        f"The figures show the {contested.frame['cell'].nunique()} cells whose needle contradicts what the "
+        f"model knows by heart; in the other {free.frame['cell'].nunique()} cells the model knows nothing "
+        "about the subject. "
     )
 
 
@@ -339,8 +368,8 @@ def _steering_sentence(grid: NeedleGrid) -> str:
         best = max((p for p in points if p.heads == heads), key=lambda p: p.interval.estimate)
         parts.append(f"{LINES.get(heads, heads)} {in_text(best.interval)} at α {best.alpha:g}")
     start = next((p.interval for p in points if p.alpha == 1.0), None)
-    unsteered = f"Not steered: {in_text(start)}. " if start else ""
-    return f"{unsteered}Highest mean recall of each line: {'; '.join(parts)}."
+    unsteered = f"Recall without steering: {in_text(start)}. " if start else ""
+    return f"{unsteered}Highest mean recall on each line: {'; '.join(parts)}."
 
 
 def _answers(answers: list) -> Table:
@@ -353,7 +382,7 @@ def _answers(answers: list) -> Table:
     return Table(
         ["last user message", "answer, not steered", "answer, steered"],
         rows,
-        "The same question, answered greedily by the same weights without and with steering.",
+        "The same weights answer the same question greedily, without and with steering.",
         title="Answers",
     )
 
@@ -369,7 +398,8 @@ def _side_effect(free: NeedleGrid) -> Table:
     return Table(
         ["heads", *(f"α {a:g}" for a in alphas)],
         rows,
-        "Where nothing is memorised: recall under the same steering. A fall here is a side effect.",
+        "Recall under the same steering in the cells where the model knows nothing by heart. A fall from "
+        "left to right is a side effect of steering.",
     )
 
 
@@ -388,8 +418,9 @@ def _before_after(
     return Table(
         ["measure", f"before: {before}", f"after: {after}", "difference, paired"],
         rows,
-        "Mean and 95 % bootstrap interval. The model before has no indicator: rows with [IND] compare the "
-        "model after, asked with it, to the model before, asked plainly, on the same cells.",
+        "Mean and 95 % bootstrap interval. The model before the cure has no indicator. Rows with "
+        "+indicator compare the model after the cure, asked with the indicator, to the model before, "
+        "asked without it, on the same cells.",
         title="Before and after",
     )
 
@@ -398,17 +429,17 @@ def _ability(ability: Ability) -> Table | Note:
     frame = ability.frame
     rows = []
     for (model, indicator), group in frame.groupby(["model", "indicator"], sort=False):
-        name = f"{model} + [IND]" if indicator else str(model)
+        name = f"{model}, +indicator" if indicator else str(model)
         rows.append(
             [Cell(name), interval_cell(bootstrap_mean(group["recall"].to_numpy())), Cell(str(len(group)))]
         )
     if not rows:
-        return Note("The ability table is empty.")
+        return Note("The table of closed-book answers is empty.")
     return Table(
         ["model", "recall", "questions"],
         rows,
-        "Questions without any document, answered from what the model knows: a cure that costs this ability "
-        "would be none. Mean and 95 % bootstrap interval.",
+        "Recall on questions without any document, which the model answers from what it knows. A cure that "
+        "lowers this recall would only trade one ability for another. Mean and 95 % bootstrap interval.",
         title="Closed-book ability",
     )
 

@@ -1,4 +1,4 @@
-"""Runs to sections: one a claim, in the order of the argument."""
+"""From runs to sections: one per claim in the order of the argument, then all others."""
 
 from __future__ import annotations
 
@@ -18,80 +18,114 @@ from ctxlens.report.source import source_blocks
 
 @dataclass(frozen=True)
 class _Topic:
+    """A claim and its section.
+
+    Attributes:
+        claim: the claim's name.
+        question: heading where a demo or a verdict argues for the claim.
+        title: heading elsewhere.
+        lead: the text below `question`.
+        missing: what a run without this section lacks.
+        build: makes the blocks of a run, given its number on the page.
+        compare: makes blocks of all runs together.
+    """
+
     claim: str
     question: str
     title: str
     lead: str
     missing: str
     build: Callable[[RunContents, int], Sequence[Block]]
+    compare: Callable[[Sequence[RunContents]], Sequence[Block]] | None = None
 
 
 _TOPICS = (
     _Topic(
         "loss", "Does the chat template cost context?", "Needles in a haystack",
-        "A fact (the needle) stands somewhere in a long text that the user gives, and the user asks for "
-        "it. The same weights answer with the chat template around the conversation and without it.",
-        "needle grid", lambda run, _: loss_blocks(run),
+        "The user gives a long text that holds one fact (the needle) and asks for this fact. The same "
+        "weights answer with the chat template around the conversation and without it.",
+        "needle grid", lambda run, _: loss_blocks(run), compare_blocks,
     ),
     _Topic(
         "role bias", "Where does attention go instead?", "Attention by role",
-        "Every token has a role: the user's text, the assistant's, the template's own markers. Attention "
-        "is summed by role, in every layer and head, at the place where the answer begins.",
+        "Every token has a role: it belongs to the user's text, to the assistant's or to the template's own "
+        "markers. In every layer and head, attention is summed by role at the position where the answer "
+        "begins.",
         "role allocation", bias_blocks,
     ),
     _Topic(
         "cause", "Is attention the cause?", "Steering attention",
-        "Watching is not enough, so attention is changed by hand: every token that is not the user's is "
-        "weakened by a factor α, in all heads, in the heads that retrieve, and in as many heads drawn at "
-        "random.",
+        "A correlation is not a cause, so here attention is changed directly: the attention to every token "
+        "that is not the user's is multiplied by a factor α below 1, in all heads, in the retrieval heads "
+        "only, and in equally many heads drawn at random.",
         "steering sweep", lambda run, _: cause_blocks(run),
     ),
     _Topic(
         "source", "Which training examples teach it?", "Context-dependency scores",
-        "Many examples of instruction data can be answered without reading what the user wrote. A score from "
-        "attention tells how much each answer drew on the user's tokens.",
+        "Many examples in instruction data can be answered without reading what the user wrote. A score "
+        "computed from attention estimates how much each answer depends on the user's tokens.",
         "context-dependency scores", lambda run, _: source_blocks(run),
     ),
     _Topic(
         "cure", "Can it be cured?", "Before and after the indicator",
-        "The context-dependent examples get an indicator token, [IND], during fine-tuning. At inference "
-        "the user adds it when the answer should come from the context.",
+        "During fine-tuning the context-dependent examples carry an indicator token, [IND]. At inference "
+        "the user adds this token when the answer should come from the context.",
         "a model trained with the indicator, closed-book ability", lambda run, _: cure_blocks(run),
     ),
 )  # fmt: skip
 
 
+_MORE: tuple[tuple[str, str, Callable[[RunContents], Sequence[Block]]], ...] = (
+    ("evaluation", "Evaluation", evaluation_blocks),
+    ("mt-bench", "MT-Bench", mt_bench_blocks),
+    ("drift", "Attention drift", drift_blocks),
+    ("heads", "Heads", heads_blocks),
+    ("training", "Training", training_blocks),
+)
+"""Sections that belong to no claim: identifier, title and what builds the blocks of a run."""
+
+
 def build_sections(runs: Sequence[RunContents]) -> tuple[list[Section], list[str]]:
-    """The sections that the runs hold something for, and the names of what they do not hold."""
+    """The sections for which the runs hold results, and the names of the results that are missing."""
     sections, missing = [], []
     has_demo = any(run.is_demo for run in runs)
     for topic in _TOPICS:
-        parts = []
-        for i, run in enumerate(runs):
-            blocks = list(topic.build(run, i))
-            verdict = run.verdicts().get(topic.claim)
-            if not blocks and run.is_demo:
-                blocks = [Note(f"Not in this run: {topic.missing}.")]
-            if blocks or verdict:
-                parts.append(Part(run.name, blocks, verdict))
-        if topic.claim == "loss" and (blocks := compare_blocks(runs)):
-            parts.append(Part("all runs", blocks))
-        if not any(part.verdict or not isinstance(part.blocks[0], Note) for part in parts):
+        parts = _topic_parts(topic, runs)
+        if not any(_is_told(part) for part in parts):
             missing.append(topic.missing)
         if parts:
-            argued = has_demo or any(part.verdict for part in parts)
-            heading = (topic.question, topic.lead) if argued else (topic.title, "")
-            slug = topic.claim.replace(" ", "-")
-            sections.append(Section(slug, *heading, parts, topic.claim if argued else ""))
-    for slug, title, build in (
-        ("evaluation", "Evaluation", evaluation_blocks),
-        ("mt-bench", "MT-Bench", mt_bench_blocks),
-        ("drift", "Attention drift", drift_blocks),
-        ("heads", "Heads", heads_blocks),
-        ("training", "Training", training_blocks),
-    ):
+            sections.append(_topic_section(topic, parts, argued=has_demo))
+    for slug, title, build in _MORE:
         if parts := [Part(run.name, blocks) for run in runs if (blocks := build(run))]:
             sections.append(Section(slug, title, "", parts))
     parts = [Part(run.name, making_blocks(run)) for run in runs]
     sections.append(Section("making", "How it was made", "", parts))
     return sections, missing
+
+
+def _topic_parts(topic: _Topic, runs: Sequence[RunContents]) -> list[Part]:
+    """What each run contributes to a topic, then what only several runs together show."""
+    parts = []
+    for number, run in enumerate(runs):
+        blocks = list(topic.build(run, number))
+        verdict = run.verdicts().get(topic.claim)
+        if not blocks and run.is_demo:
+            blocks = [Note(f"Not in this run: {topic.missing}.")]
+        if blocks or verdict:
+            parts.append(Part(run.name, blocks, verdict))
+    if topic.compare is not None and (blocks := topic.compare(runs)):
+        parts.append(Part("all runs", blocks))
+    return parts
+
+
+def _is_told(part: Part) -> bool:
+    """Whether a part holds more than the note that something is missing."""
+    return part.verdict is not None or not isinstance(part.blocks[0], Note)
+
+
+def _topic_section(topic: _Topic, parts: Sequence[Part], *, argued: bool) -> Section:
+    """The section of a topic; with the claim's question where a demo or a verdict argues for it."""
+    slug = topic.claim.replace(" ", "-")
+    if argued or any(part.verdict for part in parts):
+        return Section(slug, topic.question, topic.lead, parts, topic.claim)
+    return Section(slug, topic.title, "", parts)

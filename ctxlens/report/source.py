@@ -1,4 +1,4 @@
-"""The section on the source: context-dependency scores and what they select."""
+"""The section on the source: context-dependency scores and the turns that they select."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ from ctxlens.results import Scores, Selection
 from ctxlens.stats import Interval, auroc
 
 _REDUCTIONS = {
-    "best_of_mean": "the head with most attention on the user over the whole answer",
-    "mean_of_best": "for each token of the answer the head with most attention on the user, then the mean",
-    "mean_heads": "the mean over heads",
+    "best_of_mean": "the largest head, where each head's share is averaged over the answer",
+    "mean_of_best": "for each token of the answer the largest head, averaged over the tokens",
+    "mean_heads": "the mean over heads and tokens",
 }
+"""How shares become one score, in words."""
 
 
 def source_blocks(run: RunContents) -> list[Block]:
-    """Score histograms with threshold, and the quality of the selection."""
+    """Score histograms, the quality of the selection, and what other layers and thresholds would select."""
     blocks: list[Block] = []
     for name, scores, selection in run.scored():
         blocks.append(_histogram(name, scores, selection))
@@ -56,27 +57,27 @@ def source_blocks(run: RunContents) -> list[Block]:
 
 
 def _histogram(name: str, scores: Scores | None, selection: Selection | None) -> Figures:
-    caption = "How much of its attention each assistant turn pays to the user's tokens (0 to 1). "
+    caption = "The share of attention that each assistant turn pays to the user's tokens (0 to 1). "
     if scores is not None:
         layer, reduction = read_from(scores, selection)
         if layer is None:
-            caption = "How much likelier each answer is, in nats per token, for what the user wrote. "
+            caption = "How much likelier the user's text makes each answer, in nats per token. "
         else:
-            caption += f"Read in layer {layer}: {_REDUCTIONS[reduction]}. "
+            caption += f"The score is that of layer {layer}: {_REDUCTIONS[reduction]}. "
         figure, turns = score_histogram(scores, selection), len(rows_of(scores, layer, reduction))
     elif selection is not None:
         figure, turns = selection_histogram(selection), len(selection)
     else:
-        raise AssertionError("a name comes with scores or a selection")
+        raise AssertionError("every name has scores or a selection")
     label = f"Histogram of context-dependency scores of {turns} assistant turns"
     if selection is not None:
         label += f", {int(selection.frame['selected'].sum())} selected"
         dashed = selection.meta.get("threshold") is not None
-        caption += "Turns to the right of the dashed line are chosen" if dashed else "Turns are chosen"
-        caption += " as context-dependent"
-        caption += f": {selection.meta['rule']}. " if "rule" in selection.meta else ". "
+        caption += "Turns to the right of the dashed line are" if dashed else "Some turns are"
+        caption += " selected as context-dependent. "
+        caption += f"Rule: {selection.meta['rule']}. " if "rule" in selection.meta else ""
     if "kind" in (scores or selection).frame:  # pyright: ignore[reportOptionalMemberAccess]
-        caption += "The better the score tells the kinds of turn apart, the further apart their bars stand."
+        caption += "The less the bars of the kinds overlap, the better the score tells them apart."
     title = "Context-dependency scores" if name in ("scores", "selection") else name
     return Figures([Figure(figure_json(figure), label + ".")], caption, title=title)
 
@@ -97,8 +98,8 @@ def _probe(probe: list[dict]) -> Table:
     return Table(
         ["layer", "best head", "attention on the needle", "if uniform"],
         rows,
-        "The rule for the layer: the one whose best head looks most at the needle while the needle is "
-        "repeated, on needles apart from those of the figures above. Mean over cells and 95 % bootstrap "
+        "The layer is the one whose best head attends most to the needle while the model repeats it. It "
+        "was chosen on other needles than those in the figures above. Mean over cells and 95 % bootstrap "
         "interval.",
         title="Which layer carries the needle",
     )
@@ -106,24 +107,24 @@ def _probe(probe: list[dict]) -> Table:
 
 def _selected(scores: Scores | None, selection: Selection) -> Table:
     n, chosen = len(selection), int(selection.frame["selected"].sum())
-    rows = [[Cell("chosen turns"), Cell(f"{chosen} of {n}", f"{chosen / max(n, 1):.1%}")]]
+    rows = [[Cell("selected turns"), Cell(f"{chosen} of {n}", f"{chosen / max(n, 1):.1%}")]]
     if selection.meta.get("threshold") is not None:
         rows.append([Cell("threshold β"), Cell(number(float(selection.meta["threshold"])))])
     quality = selection_quality(scores, selection)
     if quality is not None:
         base = quality.n_true / max(quality.n_turns, 1)
-        precision = "of the chosen turns are truly context-dependent"
-        recall = "of the truly context-dependent turns are chosen"
+        precision = "of the selected turns are truly context-dependent"
+        recall = "of the truly context-dependent turns are selected"
         rows += [
             [Cell("precision", precision), Cell(_percent(quality.precision))],
             [Cell("recall", recall), Cell(_percent(quality.recall))],
             [Cell("base rate", "of all turns are truly context-dependent"), Cell(_percent(base))],
         ]
-    return Table(["selection", "figure"], rows, "")
+    return Table(["selection", "value"], rows, "")
 
 
 def _choices(scores: Scores, selection: Selection | None) -> list[Block]:
-    """What other layers and thresholds would choose, and how long the contexts are."""
+    """What other layers and thresholds would select, and the lengths of contexts and responses."""
     layer, reduction = read_from(scores, selection)
     reduction = reduction if layer is not None else "mean_of_best"
     n_turns = len(scores.frame.drop_duplicates(["conversation", "turn"]))
@@ -137,28 +138,38 @@ def _choices(scores: Scores, selection: Selection | None) -> list[Block]:
                 "Scores by layer",
             )
         ]
-        caption = "By layer: the distribution of the scores. "
+        caption = "Scores by layer: their distribution in each layer. "
         if round(TOP_SHARE * n_turns):
             figures.append(
                 Figure(
                     figure_json(layer_disagreement(scores, reduction=reduction)),
                     f"Share of the top {TOP_SHARE:.0%} of turns on which two layers differ, for each pair.",
-                    "Layers that disagree",
+                    "Disagreement of layers",
                 )
             )
             caption += (
-                f"Disagreement: each layer chooses the {TOP_SHARE:.0%} of turns that it scores highest; a "
-                "cell is the share of these that the other layer does not choose. Draws at random would "
-                f"differ by {1 - TOP_SHARE:.0%}."
+                f"Disagreement: if each layer selects the {TOP_SHARE:.0%} of turns that it scores highest, "
+                "the share of these turns that the other layer does not select. Two random selections would "
+                f"differ in {1 - TOP_SHARE:.0%}; values near that mean that the choice of the layer decides "
+                "the selection."
             )
         blocks.append(Figures(figures, caption, title="The choice of the layer"))
     rows = [
         [Cell(str(one)), *(Cell(f"{share:.1%}") for share in shares)]
         for one, shares in threshold_shares(scores, reduction=reduction)
     ]
-    caption = f"Share of the turns whose score is above β ({_REDUCTIONS[reduction]})."
+    caption = (
+        f"Share of the turns whose score is above β (score: {_REDUCTIONS[reduction]}). Where the shares "
+        "differ much between layers, a fixed β cannot be carried over to another layer or model."
+    )
     head = ["layer", *(f"β = {beta:g}" for beta in BETAS)]
-    blocks.append(Table(head, rows, caption, title="What fixed thresholds would choose"))
+    blocks.append(Table(head, rows, caption, title="What fixed thresholds would select"))
+    blocks.append(_lengths(scores, selection))
+    return blocks
+
+
+def _lengths(scores: Scores, selection: Selection | None) -> Figures:
+    """The lengths of contexts and responses, with selected turns as a group of their own."""
     lengths = [
         Figure(
             figure_json(length_histogram(scores, selection, column=column)),
@@ -166,14 +177,13 @@ def _choices(scores: Scores, selection: Selection | None) -> list[Block]:
         )
         for column in ("context_tokens", "response_tokens")
     ]
-    caption = "How long contexts and responses are, on a logarithmic axis. "
+    caption = "Lengths of contexts and responses on a logarithmic axis. "
     if selection is not None:
         caption += (
-            "Where chosen turns stand further to the right, the score may follow mere length: each group's "
-            "bars sum to 1."
+            "The bars of each group sum to 1. If the selected turns lie further to the right, the score may "
+            "simply follow length."
         )
-    blocks.append(Figures(lengths, caption, title="Lengths"))
-    return blocks
+    return Figures(lengths, caption, title="Lengths")
 
 
 def _layers(scores: Scores, reduction: str) -> Table:
@@ -196,8 +206,8 @@ def _layers(scores: Scores, reduction: str) -> Table:
     return Table(
         head,
         rows,
-        "Which layer tells the kinds apart. AUROC is the chance that a context-dependent turn scores "
-        "above one of the other kind: 1 is perfect, 0.5 is a coin.",
+        "How well each layer tells the kinds of turn apart. AUROC is the probability that a "
+        "context-dependent turn scores higher than a turn of the other kind: 1 is perfect, 0.5 is chance.",
         title="By layer",
     )
 

@@ -1,4 +1,4 @@
-"""The five claims of the paper, each held against measured results by a rule that stands beforehand.
+"""The five claims of the paper, each tested on measured results by a rule that is fixed in advance.
 
 The rules are constants of this module and are printed beside every verdict. A claim about a direction is
 *supported* when the whole 95 % interval lies on the claimed side of zero, *not supported* when the whole
@@ -20,13 +20,13 @@ from ctxlens.results import Ability, NeedleGrid, RoleAllocation, Scores, Selecti
 from ctxlens.stats import Interval, auroc_interval, bootstrap_mean, paired_difference
 
 MARGIN = 0.02
-"""Differences smaller than this (in recall or share, 0 to 1) count as none."""
+"""Differences smaller than this (in recall or share, 0 to 1) count as no difference."""
 ABILITY_TOLERANCE = 0.03
-"""How much closed-book recall may differ from the vanilla model's and still be level."""
+"""How far closed-book recall may fall below the vanilla model's and still count as unharmed."""
 RECALL_LOSS = 0.25
-"""The fall in recall from which the report calls the loss large."""
+"""The report calls a loss large if the whole interval shows a fall of at least this much (recall, 0 to 1)."""
 MIN_UNITS = 10
-"""With fewer independent units than this nothing is decided."""
+"""With fewer independent units than this, every verdict is inconclusive."""
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
 
@@ -57,7 +57,7 @@ def judge(difference: Interval, *, direction: int) -> str:
 
 
 def combine(parts: Iterable[str]) -> str:
-    """Verdict on a claim whose parts all have to hold."""
+    """Verdict on a claim that is supported only if all its parts are."""
     parts = list(parts)
     if NOT_SUPPORTED in parts:
         return NOT_SUPPORTED
@@ -110,8 +110,8 @@ def claim_role_bias(
     """Claim 2: with the template, attention moves from the user's tokens to the assistant's.
 
     All four allocations are of the same conversations in the same order. Shares are renormalised and
-    averaged over layers and heads, one value a conversation; `contexts` says which of them share a text
-    (`NeedleGrid.contexts`), and intervals are made over these.
+    averaged over layers and heads, with one value per conversation. `contexts` says which conversations
+    share a text (`NeedleGrid.contexts`); intervals are computed over texts.
     """
     user = [_mean_share(a, Role.USER) for a in (tuned_plain, tuned_template, base_plain, base_template)]
     assistant = [_mean_share(a, Role.ASSISTANT) for a in (tuned_plain, tuned_template)]
@@ -146,7 +146,7 @@ def claim_role_bias(
 
 
 def claim_cause(sweep: NeedleGrid, *, ability: Mapping[float, Ability] | None = None) -> Verdict:
-    """Claim 3: steering attention back to the user's tokens raises recall, and costs something.
+    """Claim 3: steering attention back to the user's tokens raises recall, at a cost.
 
     Args:
         sweep: cells with template at several α; `heads` is `all`, `retrieval` or `random` (several
@@ -191,7 +191,7 @@ def claim_cause(sweep: NeedleGrid, *, ability: Mapping[float, Ability] | None = 
 
 
 def claim_source(scores: Scores, selection: Selection) -> Verdict:
-    """Claim 4: an attention score tells the context-dependent turns of the data apart.
+    """Claim 4: an attention score distinguishes the context-dependent turns of a data set from the others.
 
     Args:
         scores: scores with the true `kind` of every turn (`document`, `memory`, `closed`).
@@ -240,7 +240,7 @@ def claim_cure(
     vanilla: str = "vanilla",
     cured: str = "indicator",
 ) -> Verdict:
-    """Claim 5: fine-tuning with the indicator brings context use back when the user asks for it.
+    """Claim 5: fine-tuning with the indicator restores context use when the user asks for it.
 
     Args:
         grid: cells of both models with template, the cured one with and without the indicator.
@@ -281,7 +281,7 @@ def claim_cure(
 
 
 def conflicting(grid: NeedleGrid) -> NeedleGrid:
-    """The cells where memory and context disagree; all cells where no needle has a memorised counterpart."""
+    """The cells in which memory and context disagree; all cells if no needle has a memorised counterpart."""
     frame = grid.frame
     known = frame["memory_recall"].notna()
     return NeedleGrid(frame[known].reset_index(drop=True), grid.meta) if known.any() else grid

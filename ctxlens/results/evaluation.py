@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from ctxlens.chat.condition import Condition
 from ctxlens.errors import InputError
 from ctxlens.results.tables import _Table
 from ctxlens.stats import Interval, McNemar, PairedComparison, bootstrap_mean, compare_pairs, mcnemar
@@ -21,14 +23,15 @@ Variant = tuple[str, str]
 
 @dataclass(frozen=True)
 class Evaluation(_Table):
-    """Answers, one row a model, condition, task and example.
+    """Answers, one row per model, condition, task and example.
 
-    Columns: `model`, `condition`, `task`; `example` (its number in the task: the same of other models and
-    conditions is a pair); `filter` (lm-eval's filter of answers); `context` (a fingerprint of the text asked
-    about: examples with one text are no independent units); `prompt` as the model got it before it was
-    cut; `response`; `gold`; `truncated` (the prompt was cut to the window); `empty` (nothing was answered);
-    and a column a metric, NaN where the task has none such. `meta` holds `metrics` (by task),
-    `higher_is_better` (by metric), `left_out` (why a model was not asked under a condition).
+    Columns: `model`; `condition` (`Condition.name`); `task`; `example` (its number in the task; answers of
+    several models and conditions to the same example are paired); `filter` (lm-eval's filter of answers);
+    `context` (identifies the text that is asked about; examples with the same text are not independent);
+    `prompt` (as rendered for the model, before truncation); `response`; `gold`; `truncated` (the prompt was
+    truncated to the window); `empty` (the response has no text); and one column per metric, NaN if the task
+    does not have it. `meta` holds `metrics` (by task), `higher_is_better` (by metric) and `left_out` (why a
+    model was not asked under a condition).
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = (
@@ -36,14 +39,31 @@ class Evaluation(_Table):
         "truncated", "empty",
     )  # fmt: skip
 
+    @classmethod
+    def load(cls, path: str | Path) -> Evaluation:
+        """Read an evaluation that `save` has written.
+
+        Names of conditions as earlier versions spelled them (`vanilla`, `steered:0.95`) are translated, in
+        the table and in `meta`.
+
+        Raises:
+            InputError: there is no such file, or it is not an evaluation.
+        """
+        found = super().load(path)
+        names = {name: _translate(name) for name in found.frame["condition"].drop_duplicates()}
+        frame = found.frame
+        if earlier := {name: now for name, now in names.items() if name != now}:
+            frame = frame.assign(condition=frame["condition"].replace(earlier))
+        return cls(frame, _translate_meta(found.meta))
+
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks, in their order."""
+        """The tasks in the order of the rows."""
         return tuple(self.frame["task"].drop_duplicates())
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """The models and conditions, in their order; differences are from the first."""
+        """The pairs of model and condition in the order of the rows; differences are from the first pair."""
         pairs = self.frame[["model", "condition"]].drop_duplicates()
         return tuple(zip(pairs["model"], pairs["condition"], strict=True))
 
@@ -68,23 +88,23 @@ class Evaluation(_Table):
         return bootstrap_mean(values.to_numpy(), clusters=self._contexts(values))
 
     def compare(self, task: str, metric: str, first: Variant, second: Variant) -> PairedComparison:
-        """Two variants on the examples that both have, with interval and sign-flip test over contexts."""
+        """Compare two variants on the examples that both have: interval and sign-flip test over contexts."""
         one, other = self._paired(task, metric, first, second)
         return compare_pairs(one.to_numpy(), other.to_numpy(), clusters=self._contexts(one))
 
     def mcnemar(self, task: str, metric: str, first: Variant, second: Variant) -> McNemar:
-        """McNemar's exact test of a metric of 0 and 1; examples count as independent.
+        """McNemar's exact test of a metric whose values are 0 and 1; examples count as independent.
 
         Raises:
             InputError: the metric has other values.
         """
         if not self.is_binary(task, metric):
-            raise InputError(f"{metric} of {task} is not only 0 or 1, which McNemar's test needs.")
+            raise InputError(f"{metric} of {task} is not only 0 or 1, as McNemar's test needs; use compare.")
         one, other = self._paired(task, metric, first, second)
         return mcnemar(one.to_numpy(), other.to_numpy())
 
     def rows(self) -> Iterator[tuple[str, str, Variant]]:
-        """Every task, metric and variant that there are answers for."""
+        """Every combination of task, metric and variant that has answers."""
         for task in self.tasks:
             found = self._of(task)
             have = set(zip(found["model"], found["condition"], strict=True))
@@ -92,7 +112,7 @@ class Evaluation(_Table):
                 yield from ((task, metric, variant) for variant in self.variants if variant in have)
 
     def count(self, column: str, task: str, variant: Variant) -> int:
-        """In how many rows `truncated` or `empty` is true."""
+        """The number of rows in which a column, `truncated` or `empty`, is true."""
         return int(self._select(task, variant)[column].sum())
 
     def _of(self, task: str) -> pd.DataFrame:
@@ -117,6 +137,25 @@ class Evaluation(_Table):
     @staticmethod
     def _contexts(values: pd.Series) -> np.ndarray:
         return values.index.get_level_values("context").to_numpy()
+
+
+def _translate(name: str) -> str:
+    """The present spelling of a condition; text that is no condition stays as it is."""
+    try:
+        return Condition.parse(name).name
+    except InputError:
+        return name
+
+
+def _translate_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """`meta` with conditions in the present spelling; earlier versions described each by a mapping."""
+    found = dict(meta)
+    if "conditions" in found:
+        names = [one["name"] if isinstance(one, Mapping) else one for one in found["conditions"]]
+        found["conditions"] = [_translate(name) for name in names]
+    if "left_out" in found:
+        found["left_out"] = [{**one, "condition": _translate(one["condition"])} for one in found["left_out"]]
+    return found
 
 
 __all__ = ["Evaluation", "Variant"]

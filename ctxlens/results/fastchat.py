@@ -1,7 +1,7 @@
-"""Answers of MT-Bench and what judges say of them, read from files of FastChat's layout.
+"""Answers to MT-Bench and judgments of them, read from files in FastChat's layout.
 
-A folder of that layout holds `question.jsonl`, `model_answer/MODEL.jsonl` and
-`model_judgment/JUDGE_single.jsonl`; what other tools have written there is read as well.
+A folder in that layout holds `question.jsonl`, `model_answer/MODEL.jsonl` and
+`model_judgment/JUDGE_single.jsonl`; files that other tools have written are read as well.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ QuestionId = int | str
 
 @dataclass(frozen=True)
 class Question:
-    """What a user asks, turn by turn, and the kind of question that it is."""
+    """The user's messages, turn by turn, and the category of the question."""
 
     category: str
     turns: tuple[str, ...] = ()
 
 
 Questions = Mapping[str, Question]
-"""Questions by their id as text, as tables have it."""
+"""Questions by their id; ids are text, as in tables."""
 
 
 @dataclass(frozen=True)
 class Dialogues(_Table):
-    """Models' answers to questions of several turns, one row an answer.
+    """Models' answers to questions of several turns, one row per answer.
 
-    Columns: `model`, `question_id`, `category`, `turn` (from 1), `asked` (empty where the question is not
-    known), `answer`, `truncated` (the prompt was cut to the window).
+    Columns: `model`, `question_id`, `category`, `turn` (from 1), `asked` (empty if the question is not
+    known), `answer`, `truncated` (the prompt was truncated to the window).
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = (
@@ -55,17 +55,17 @@ class Dialogues(_Table):
 
 
 def read_questions(path: Path) -> dict[str, Question]:
-    """The questions of a file; none if there is no file.
+    """Read the questions of a file; empty if there is no file.
 
     Raises:
-        InputError: a row of another layout; says which.
+        InputError: a row has another layout; the message names the row.
     """
     found = {}
     for number, row in enumerate(read_lines(path), start=1):
         question_id, turns, category = row.get("question_id"), row.get("turns"), row.get("category")
         if not is_question_id(question_id) or not is_texts(turns):
             raise InputError(
-                f"{path}, row {number}, is no question as FastChat writes them; expected question_id and "
+                f"{path}, row {number}, is not a question in FastChat's layout; expected question_id and "
                 "turns."
             )
         kind = category if isinstance(category, str) and category else "general"
@@ -74,10 +74,10 @@ def read_questions(path: Path) -> dict[str, Question]:
 
 
 def read_dialogues(path: Path, questions: Questions) -> Dialogues:
-    """A model's answers (the model is the name of the file); of several to one question the last.
+    """Read a model's answers; the model is called like the file, and a question's last answer counts.
 
     Raises:
-        InputError: a row of another layout; says which.
+        InputError: a row has another layout; the message names the row.
     """
     rows: dict[str, list[dict[str, Any]]] = {}
     for number, row in enumerate(read_lines(path), start=1):
@@ -98,12 +98,12 @@ def read_dialogues(path: Path, questions: Questions) -> Dialogues:
 
 
 def read_ratings(path: Path, questions: Questions) -> dict[str, Ratings]:
-    """The ratings of each judge in a file, with a column `judgment` more: what the judge said.
+    """Read the ratings of each judge in a file, with the additional column `judgment`: the judge's reply.
 
-    Of several judgments of one answer, the latest counts.
+    If an answer has several judgments, the latest counts.
 
     Raises:
-        InputError: a row of another layout; says which.
+        InputError: a row has another layout; the message names the row.
     """
     found: dict[str, dict[tuple[str, str, int], dict[str, Any]]] = {}
     for number, row in enumerate(read_lines(path), start=1):
@@ -111,7 +111,7 @@ def read_ratings(path: Path, questions: Questions) -> dict[str, Ratings]:
             rated = _read_judgment(row, questions)
             judge = str(row["judge"][0])
         except (KeyError, ValueError, TypeError, IndexError):
-            raise InputError(f"{path}, row {number}, is no judgment as FastChat writes them.") from None
+            raise InputError(f"{path}, row {number}, is not a judgment in FastChat's layout.") from None
         of_judge = found.setdefault(judge, {})
         key = (rated["model"], rated["question_id"], rated["turn"])
         if key not in of_judge or of_judge[key]["tstamp"] <= rated["tstamp"]:
@@ -128,10 +128,10 @@ def read_ratings(path: Path, questions: Questions) -> dict[str, Ratings]:
 
 
 def read_answer_row(row: Any, where: str) -> tuple[QuestionId, tuple[str, ...]]:
-    """Question and first choice of a row in the layout of FastChat's answers.
+    """Read question id and turns of the first choice from a row in the layout of FastChat's answers.
 
     Raises:
-        InputError: it has another layout; the message begins with `where`.
+        InputError: the row has another layout; the message begins with `where`.
     """
     question_id = row.get("question_id") if isinstance(row, Mapping) else None
     try:
@@ -140,13 +140,13 @@ def read_answer_row(row: Any, where: str) -> tuple[QuestionId, tuple[str, ...]]:
         turns = None
     if not is_question_id(question_id) or not is_texts(turns):
         raise InputError(
-            f"{where} is no answer as FastChat writes them; expected question_id and choices with turns."
+            f"{where} is not an answer in FastChat's layout; expected question_id and choices with turns."
         )
     return question_id, tuple(turns)
 
 
 def is_question_id(value: Any) -> TypeGuard[QuestionId]:
-    """Whether a value can name a question: a number or a text."""
+    """Whether a value can be a question's id: a whole number or a text that is not empty."""
     return isinstance(value, int | str) and not isinstance(value, bool) and value != ""
 
 

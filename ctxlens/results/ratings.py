@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ratings(_Table):
-    """A judge's ratings, one row an answer.
+    """A judge's ratings, one row per answer.
 
-    Columns: `model`, `question_id`, `category`, `turn` (from 1), `score` (1 to 10; NaN where the judge gave
-    none) and `error` (why there is none; else empty). Questions are the units of all intervals: the turns of
-    one conversation are not independent.
+    Columns: `model`, `question_id`, `category`, `turn` (from 1), `score` (1 to 10; NaN if the judge gave no
+    rating) and `error` (why there is no rating; empty if there is one). Questions are the units of all
+    intervals, because the turns of one conversation are not independent.
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("model", "question_id", "category", "turn", "score", "error")
@@ -30,7 +30,7 @@ class Ratings(_Table):
 
     @property
     def unrated(self) -> pd.DataFrame:
-        """The rows without a rating. They count in no mean."""
+        """The rows without a rating. No mean includes them."""
         return self.frame[self.frame["score"].isna()]
 
     def mean(self, **values: Any) -> Interval:
@@ -39,14 +39,14 @@ class Ratings(_Table):
         return bootstrap_mean(rows["score"], clusters=rows["question_id"])
 
     def compare(self, first: str, second: str, **values: Any) -> PairedComparison:
-        """Second model minus first, over the answers that both have a rating for; questions are drawn."""
+        """Second model minus first over the answers that both have a rating for, with questions as units."""
         rows = self.where(**values).frame
         wide = rows.pivot_table(index=["question_id", "turn"], columns="model", values="score", dropna=False)
         wide = wide.reindex(columns=[first, second])
         return compare_pairs(wide[first], wide[second], clusters=wide.index.get_level_values("question_id"))
 
     def differences(self) -> list[dict[str, Any]]:
-        """Every other model against the first, as `compare` has it."""
+        """Every other model compared with the first, in the form of `compare`."""
         first, *others = self.models
         found = []
         for other in others:
@@ -60,7 +60,7 @@ class Ratings(_Table):
         return found
 
     def summary(self) -> list[dict[str, Any]]:
-        """Means by model, turn and category (`all`: over all of them), with interval and counts."""
+        """Means with intervals and counts by model, category and turn; `all` stands for every one of them."""
         found = []
         for model in self.models:
             of_model = self.where(model=model)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a recipe; returns the exit code (2 for input that cannot be used)."""
+    """Run a recipe; returns the exit code, which is 2 for input that cannot be used."""
     from ctxlens.errors import CtxlensError
     from ctxlens.sft import train_from_config
 
@@ -30,7 +30,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _apart(word: str) -> list[str]:
-    """`--key=value` as two words."""
+    """Split `--key=value` into two words."""
     name, equals, value = word.partition("=")
     return [name, value] if equals and name.startswith("--") else [word]
 

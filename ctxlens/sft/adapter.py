@@ -1,4 +1,4 @@
-"""LoRA and QLoRA through PEFT, with the indicator's row trained and saved beside the adapter."""
+"""LoRA and QLoRA through PEFT; the indicator's embedding is trained and saved with the adapter."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ctxlens.errors import InputError
+from ctxlens.errors import InputError, first_line
 
 ADAPTER = "adapter"
-"""Folder of the adapter inside a run's folder, which itself holds the merged checkpoint."""
+"""Folder of the adapter, inside the folder of the run, which contains the merged checkpoint."""
 
 
 def check_model_arguments(model_args: Any) -> None:
-    """Refuse model arguments whose packages or hardware are not here.
+    """Refuse model arguments whose packages or hardware are missing.
 
     Args:
         model_args: TRL's `ModelConfig`.
 
     Raises:
-        InputError: no PEFT for an adapter; quantization without adapter, bitsandbytes or CUDA.
+        InputError: PEFT is missing for an adapter; or quantization is asked for without an adapter,
+            bitsandbytes or CUDA.
     """
     import torch
 
@@ -32,7 +33,9 @@ def check_model_arguments(model_args: Any) -> None:
     if not quantized:
         return
     if not model_args.use_peft:
-        raise InputError(f"{quantized[0]} works only with an adapter; set use_peft: true, or leave it out.")
+        raise InputError(
+            f"{quantized[0]} works only with an adapter; set use_peft: true, or remove {quantized[0]}."
+        )
     missing = [
         name
         for name, is_here in (
@@ -49,23 +52,26 @@ def check_model_arguments(model_args: Any) -> None:
 
 
 def make_quantization_config(model_args: Any) -> Any:
-    """TRL's quantization of the base model, or None."""
+    """TRL's quantization configuration of the base model, or None."""
     from trl.trainer.utils import get_quantization_config
 
     return get_quantization_config(model_args)
 
 
 def make_peft_config(model_args: Any, hf_model: Any, indicator_ids: Sequence[int]) -> Any:
-    """The LoRA configuration of a recipe, which also trains the indicator's embedding; None without adapter.
+    """The LoRA configuration of a recipe, which also trains the indicator's embedding.
 
     PEFT trains single rows of an embedding (`trainable_token_indices`) and saves them with the adapter. It
-    cannot where the output head is the embedding itself, so a tied head gets weights of its own first
-    (`untie_head`). Where `lora_modules_to_save` names the embedding, all of its rows are trained instead.
+    cannot do this if the output head shares the embedding's weights, so a tied head is untied first
+    (`untie_head`). If `lora_modules_to_save` names the embedding, all of its rows are trained instead.
 
     Args:
         model_args: TRL's `ModelConfig`.
         hf_model: the model, which already has the indicator.
-        indicator_ids: the ids of the indicators; empty if there is none to train.
+        indicator_ids: the ids of the indicators; empty if there are none to train.
+
+    Returns:
+        PEFT's configuration; None if no adapter is wanted.
 
     Raises:
         InputError: PEFT refuses the configuration.
@@ -75,7 +81,7 @@ def make_peft_config(model_args: Any, hf_model: Any, indicator_ids: Sequence[int
     try:
         config: Any = get_peft_config(model_args)
     except (ValueError, TypeError) as error:
-        raise InputError(f"PEFT refuses the adapter: {str(error).splitlines()[0].rstrip('.')}.") from error
+        raise InputError(f"PEFT refuses the adapter: {first_line(error)}.") from error
     if config is not None and indicator_ids:
         untie_head(hf_model)
         embedding = hf_model.get_input_embeddings()
@@ -87,9 +93,9 @@ def make_peft_config(model_args: Any, hf_model: Any, indicator_ids: Sequence[int
 
 
 def untie_head(hf_model: Any) -> bool:
-    """Give a tied output head a copy of the embedding as weights of its own; whether it was tied.
+    """Give a tied output head its own copy of the embedding's weights; returns whether it was tied.
 
-    The logits stay the same. The model's configuration says so (`tie_word_embeddings` false), so that both
+    The logits stay the same. `tie_word_embeddings` becomes false in the model's configuration, so that both
     are saved.
     """
     from torch import nn
@@ -100,8 +106,8 @@ def untie_head(hf_model: Any) -> bool:
         return False
     if is_deepspeed_zero3_enabled():
         raise InputError(
-            "an adapter that trains the indicator needs an output head of its own, which cannot be made "
-            "under DeepSpeed ZeRO-3; use DDP or FSDP for this model."
+            "an adapter that trains the indicator needs an untied output head, which is not possible under "
+            "DeepSpeed ZeRO-3; use DDP or FSDP for this model."
         )
     head.weight = nn.Parameter(embedding.weight.detach().clone(), embedding.weight.requires_grad)
     for config in (hf_model.config, hf_model.config.get_text_config()):
@@ -113,12 +119,12 @@ def untie_head(hf_model: Any) -> bool:
 
 
 def merge_adapter(hf_model: Any, folder: Path, *, is_untied: bool) -> Any:
-    """The model with an adapter merged into its weights, in place.
+    """Merge an adapter into the weights of a model, in place.
 
     Args:
-        hf_model: the model that the adapter was trained on, with the indicator's row.
+        hf_model: the model that the adapter was trained on, with the indicator's embedding.
         folder: the adapter, as PEFT saves it.
-        is_untied: whether its head was untied for the training.
+        is_untied: whether its output head was untied for the training.
     """
     from peft import PeftModel
 

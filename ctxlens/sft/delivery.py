@@ -1,4 +1,4 @@
-"""What a training leaves behind: the checkpoint in its place, its model card and its log."""
+"""Writes the results of a training: the checkpoint, its model card and its log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MERGING = ".merging"
 VARIANTS = {
     "indicator_dropout": 0.0, "negative_indicator": None, "selection_control": "none", "upsample_selected": 1,
 }  # fmt: skip
-"""What a recipe can do differently with its selection, and what it does by default."""
+"""The keys that change how a selection is used, with their defaults."""
 
 
 def deliver(
@@ -37,18 +37,20 @@ def deliver(
     is_untied: bool = False,
     provenance: Mapping[str, str] | None = None,
 ) -> None:
-    """Put what the trainer has saved in its place; `train.json` comes last and says that the run is finished.
+    """Move the saved model to its final place and write card and log.
+
+    `train.json` is written last; it marks the run as finished.
 
     Args:
-        run: the run; the trainer has saved to its folder `.saving`.
-        recipe: what was trained, for the card and the log.
-        rows: the rows trained on.
+        run: the run; the trainer has saved the model to its folder `.saving`.
+        recipe: everything that the result depends on, for the card and the log.
+        rows: the training rows.
         log: the trainer's log.
         tokenizer: the tokenizer to save with a merged checkpoint.
-        merge: for an adapter, what to merge it into: where the training started, or the trained model itself
-            where that was loaded by the caller. None if no adapter was trained.
+        merge: the model into which an adapter is merged: the checkpoint that the training started from, or
+            the trained model itself if the caller had loaded it. None if no adapter was trained.
         is_untied: whether the output head was untied for the training.
-        provenance: what else the card says about where the checkpoint came from, by name.
+        provenance: further entries of the card about the origin of the checkpoint, by name.
     """
     saving = run.path(SAVING)
     for pickled in saving.glob("*.bin"):
@@ -77,12 +79,12 @@ def _merge(run: Run, saving: Path, merge: Start | Any, tokenizer: Any, *, is_unt
         shutil.rmtree(old, ignore_errors=True)
     saving.replace(adapter)
     if isinstance(merge, Start):
-        unset_hf_deepspeed_config()  # or ZeRO-3 would split the model over processes that are done
+        unset_hf_deepspeed_config()  # ZeRO-3 would split the model over processes that have ended
         base, _ = merge.load_both()
         merged = merge_adapter(base, adapter, is_untied=is_untied)
     else:
         merged = merge.merge_and_unload()
-    align_special_tokens(merged, tokenizer)  # as the trainer has done for the model that it trained
+    align_special_tokens(merged, tokenizer)  # the trainer has done the same for the model that it trained
     merged.save_pretrained(str(merging))
     tokenizer.save_pretrained(str(merging))
     return merging
@@ -97,10 +99,10 @@ def model_card(
     provenance: Mapping[str, str] | None = None,
     folder: str = "FOLDER",
 ) -> str:
-    """The model card: how to use the indicator, what was trained on what, how, and with which versions.
+    """The model card: use of the indicator, data, recipe, commands and versions.
 
-    What comes from data, names and commands is escaped. Where `provenance` has `command` and `evaluate`,
-    they stand among the commands.
+    Text from data, names and commands is escaped. The entries `command` and `evaluate` of `provenance` are
+    listed among the commands.
     """
     name = recipe["model"]["name"] or "a model in memory"
     last = f"{log['log'][-1]['loss']:.4f}" if log["log"] else "not logged"
@@ -122,11 +124,11 @@ def model_card(
             f"- {escape_markdown(key)}: {code_span(value)}"
             for key, value in (provenance or {}).items() if key not in _COMMANDS
         ),
-        f"- indicator: {code_span(recipe['indicator'])}, as {recipe['indicator_as']}, started from "
+        f"- indicator: {code_span(recipe['indicator'])}, as {recipe['indicator_as']}, initialised from "
         f"{escape_markdown(recipe['indicator_init'])}" if recipe["indicator"] else "- indicator: none",
         *(f"- {name.replace('_', ' ')}: {code_span(str(recipe[name]))}"
           for name, plain in VARIANTS.items() if recipe[name] != plain),
-        "- arguments that differ from the defaults of TRL:", "",
+        "- arguments that differ from TRL's defaults:", "",
         *code_block(json.dumps(arguments, indent=1, default=str), "json"), "",
         "## Commands", "", *code_block("\n".join(_commands(recipe, provenance or {}, folder)), "bash"), "",
         "Versions: " + ", ".join(f"{key} {value}" for key, value in package_versions().items()), "",
@@ -134,11 +136,11 @@ def model_card(
     return "\n".join(lines)
 
 
-_COMMANDS = {"command": "train", "evaluate": "measure it against the model it started from"}
+_COMMANDS = {"command": "train", "evaluate": "compare it with the model before the training"}
 
 
 def _commands(recipe: Mapping[str, Any], provenance: Mapping[str, str], folder: str) -> list[str]:
-    """The exact commands, each below what it does."""
+    """The exact commands, each below a comment that says what it does."""
     lines = []
     for key, meaning in _COMMANDS.items():
         if key in provenance:
@@ -152,10 +154,12 @@ def _commands(recipe: Mapping[str, Any], provenance: Mapping[str, str], folder: 
 def _use(indicator: str | None, has_switch: bool) -> list[str]:
     if not indicator:
         return ["Trained without an indicator."]
-    lines = [f"Append {_appended(indicator)} to a user message whose answer shall come from its context."]
+    lines = [
+        f"Append {_appended(indicator)} to a user message that the model should answer from its context."
+    ]
     if has_switch:
         lines += [
-            "", "The chat template does it for the last user message:", "",
+            "", "The chat template can append it to the last user message:", "",
             "```python",
             f"tokenizer.apply_chat_template(messages, add_generation_prompt=True, {SWITCH}=True)",
             "```",
@@ -164,14 +168,14 @@ def _use(indicator: str | None, has_switch: bool) -> list[str]:
 
 
 def _appended(indicator: str) -> str:
-    """The indicator with the space before it, as Markdown code."""
+    """The indicator with a space before it, as Markdown code."""
     span = code_span(indicator)
     inside = span.lstrip("`")
     return f"{span[: len(span) - len(inside)]} {inside}"
 
 
 def push(run: Run, args: Any) -> None:
-    """Upload the delivered folder to the Hub, as `push_to_hub` asks."""
+    """Upload the delivered folder to the Hub, for `push_to_hub`."""
     from huggingface_hub import HfApi
 
     api = HfApi(token=args.hub_token)

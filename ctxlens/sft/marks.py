@@ -1,4 +1,4 @@
-"""Which user messages get the indicator, and what is wrong with data that cannot teach it."""
+"""Marks the user messages that get the indicator, and finds data that cannot teach it."""
 
 from __future__ import annotations
 
@@ -12,35 +12,55 @@ from ctxlens.chat.data.annotate import annotate_messages
 from ctxlens.chat.roles import INDICATOR_KEY
 from ctxlens.errors import InputError
 from ctxlens.results import Selection
-from ctxlens.sft.config import TrainConfig
+from ctxlens.sft.keys import TrainConfig
 from ctxlens.sft.variants import answered_messages, draw_control, drop_marks, mark_rest, repeat_selected
 
 
 class IndicatorWarning(UserWarning):
-    """An indicator that will not be learned, or cannot be used, as it is meant to."""
+    """The indicator will not be learned, or cannot be used, as intended."""
+
+
+Turns = Collection[tuple[str, int]]
+"""Assistant turns, each as the id of its conversation and the index of its message."""
 
 
 def mark_data(
-    data: Sequence[Conversation],
-    selection: Selection | Collection[tuple[str, int]] | None,
-    config: TrainConfig,
-    *,
-    seed: int = 0,
+    data: Sequence[Conversation], selection: Selection | Turns | None, config: TrainConfig, *, seed: int = 0
 ) -> list[Conversation]:
-    """Mark the user messages that the selected turns answer, and check that the indicator can be learned.
+    """Apply a selection to the data as the recipe says.
 
-    What else the recipe does with the selection happens here too (`ctxlens.sft.variants`): a random one in
-    its place, some marks left out, a token for the rest, the selected conversations more than once.
+    The user messages that the selected turns answer are marked with the indicator. A recipe can also replace
+    the selection by a random one, drop some marks, mark the other messages with a second indicator, and
+    repeat the selected conversations (`ctxlens.sft.variants`).
 
-    Warns (`IndicatorWarning`) where no message carries it, or all do, or the data have it already.
+    Args:
+        data: the conversations.
+        selection: the selected turns, or None.
+        config: the recipe's keys.
+        seed: seed of all random draws.
+
+    Warns:
+        IndicatorWarning: no user message carries the indicator, or all of them do, or the data already
+            contain it.
 
     Raises:
-        InputError: a selection with nothing to use it for, or of other data; none for what needs one; with
-            `require_selected` also no message that carries it; somebody wrote the indicator in the data
-            (unless `indicator_in_data` is `keep`).
+        InputError: the recipe has no use for the selection, or needs one that is not given; the selection
+            was made from other data; no message carries the indicator although `require_selected` is set;
+            or the data contain the indicator as text (unless `indicator_in_data` is `keep`).
     """
-    indicator = config.indicator
-    if selection is not None and indicator is None and config.upsample_selected == 1:
+    check_use(selection, config)
+    turns = choose_turns(data, selection, config, seed)
+    if config.indicator is not None:
+        marked, warned = add_marks(data, None if selection is None else turns, config.indicator, config)
+        for text in warned:
+            warnings.warn(text, IndicatorWarning, stacklevel=4)  # the caller of `train`
+        data = drop_marks(marked, config.indicator_dropout, seed)
+    return repeat_selected(data, turns, config.upsample_selected)
+
+
+def check_use(selection: Selection | Turns | None, config: TrainConfig) -> None:
+    """Check that the recipe uses the selection that is given, and is given the one that it needs."""
+    if selection is not None and config.indicator is None and config.upsample_selected == 1:
         raise InputError(
             'a selection is given but no indicator to mark it with; give indicator="[IND]", or no selection.'
         )
@@ -48,60 +68,83 @@ def mark_data(
         raise InputError(
             "upsample_selected and selection_control need a selection; give one (ctxlens select)."
         )
-    turns: Collection[tuple[str, int]] = ()
-    if selection is not None:
-        _check_fingerprint(data, selection)
-        turns = selection.turns if isinstance(selection, Selection) else selection
-        if config.selection_control == "random":
-            turns = draw_control(data, _count_asked(data, turns), seed)
-    if indicator is None:
-        if config.require_selected:
-            raise InputError('require_selected needs an indicator; give indicator="[IND]".')
-        return repeat_selected(data, turns, config.upsample_selected)
-    n_marked_before = _count_marked(data)
-    if selection is not None:
-        if n_marked_before:
-            _warn(f"{n_marked_before} user messages of the data are marked already; they stay so.")
-        data = annotate_messages(data, turns)
-    n_written = _check_written(data, indicator, config.indicator_in_data)
+    if config.indicator is None and config.require_selected:
+        raise InputError('require_selected needs an indicator; give indicator="[IND]".')
+
+
+def choose_turns(
+    data: Sequence[Conversation], selection: Selection | Turns | None, config: TrainConfig, seed: int
+) -> Turns:
+    """The turns that count as selected: the selection's, or as many random ones as a control."""
+    if selection is None:
+        return ()
+    _check_fingerprint(data, selection)
+    turns = selection.turns if isinstance(selection, Selection) else selection
+    if config.selection_control == "random":
+        return draw_control(data, _count_asked(data, turns), seed)
+    return turns
+
+
+def add_marks(
+    data: Sequence[Conversation], turns: Turns | None, indicator: str, config: TrainConfig
+) -> tuple[list[Conversation], list[str]]:
+    """Mark the user messages that the turns answer, and with a second indicator the others if wanted.
+
+    Args:
+        data: the conversations.
+        turns: the selected turns; None to leave the marks of the data as they are.
+        indicator: the indicator.
+        config: the recipe's keys.
+
+    Returns:
+        The marked conversations, and the warnings about them.
+    """
+    warned = []
+    marked = list(data)
+    if turns is not None:
+        if n_before := _count_marked(data):
+            warned.append(f"{n_before} user messages of the data are already marked and remain so.")
+        marked = annotate_messages(data, turns)
+    written = _find_written(marked, indicator, config.indicator_in_data)
+    warned += [*written, *_check_learnable(marked, indicator, bool(written), config.require_selected)]
+    if config.negative_indicator is not None:
+        warned += _find_written(marked, config.negative_indicator, config.indicator_in_data)
+        marked = mark_rest(marked, config.negative_indicator, indicator=indicator)
+    return marked, warned
+
+
+def _check_learnable(
+    data: Sequence[Conversation], indicator: str, is_written: bool, is_required: bool
+) -> list[str]:
+    """Warnings about an indicator that no message carries, or all of them do."""
     n_marked, n_answered = _count_marked(data), sum(len(answered_messages(one)) for one in data)
-    if not n_marked and not n_written:
+    if not n_marked and not is_written:
         meaning = (
             f"no user message carries the indicator {indicator} (no turn is selected), so it is not trained "
             "and will mean nothing to the model"
         )
-        if config.require_selected:
+        if is_required:
             raise InputError(f"{meaning}; lower the threshold β of the selection, or give other data.")
-        _warn(f"{meaning}.")
-    elif n_answered and n_marked >= n_answered:
-        _warn(
+        return [f"{meaning}."]
+    if n_answered and n_marked >= n_answered:
+        return [
             f"all {n_answered} answered user messages carry the indicator {indicator}, so the model cannot "
-            "learn a difference between with and without it; raise the threshold β of the selection."
-        )
-    if config.negative_indicator is not None:
-        _check_written(data, config.negative_indicator, config.indicator_in_data)
-        data = mark_rest(data, config.negative_indicator, indicator=indicator)
-    data = drop_marks(data, config.indicator_dropout, seed)
-    return repeat_selected(data, turns, config.upsample_selected)
+            "learn a difference between prompts with and without it; raise the threshold β of the selection."
+        ]
+    return []
 
 
-def _check_fingerprint(
-    data: Sequence[Conversation], selection: Selection | Collection[tuple[str, int]]
-) -> None:
+def _check_fingerprint(data: Sequence[Conversation], selection: Selection | Turns) -> None:
     known = selection.meta.get("fingerprint") if isinstance(selection, Selection) else None
     if known is not None and known != fingerprint_conversations(data):
         raise InputError(
-            "the conversations are not those that the selection was made from: others were added, left out "
-            "or changed; give the data that were scored (same split, layout and limit), or select again."
+            "the selection was made from other conversations: some were added, removed or changed; give the "
+            "data that were scored (same split, layout and limit), or select again."
         )
 
 
-def _warn(text: str) -> None:
-    warnings.warn(text, IndicatorWarning, stacklevel=4)
-
-
-def _count_asked(data: Sequence[Conversation], turns: Collection[tuple[str, int]]) -> int:
-    """How many user messages these turns answer; before and after a tool's, two turns answer one."""
+def _count_asked(data: Sequence[Conversation], turns: Turns) -> int:
+    """How many user messages these turns answer; two turns around a tool call answer the same one."""
     return _count_marked(annotate_messages(drop_marks(data, 1.0, 0), turns))
 
 
@@ -109,31 +152,34 @@ def _count_marked(data: Iterable[Conversation]) -> int:
     return sum(message.get(INDICATOR_KEY) is True for one in data for message in one.messages)
 
 
-def _check_written(data: Iterable[Conversation], indicator: str, choice: str) -> int:
-    """How many messages hold the indicator as text; an error unless they are to be kept."""
+def _find_written(data: Iterable[Conversation], indicator: str, choice: str) -> list[str]:
+    """A warning if messages contain the indicator as text, or an error if the recipe does not keep them."""
     found = [
         (one.id, index)
         for one in data
         for index, message in enumerate(one.messages)
         if indicator in (message.get("content") or "")
     ]
-    if found:
-        name, index = found[0]
-        what = (
-            f"{len(found)} messages of the data hold the indicator {indicator} in their text already, "
-            f"message {index} of conversation {name!r} for one"
+    if not found:
+        return []
+    name, index = found[0]
+    what = (
+        f"{len(found)} messages of the data already contain the indicator {indicator} as text, for instance "
+        f"message {index} of conversation {name!r}"
+    )
+    if choice == "error":
+        raise InputError(
+            f"{what}; set indicator_in_data: keep to train on them unchanged, or choose another indicator."
         )
-        if choice == "error":
-            raise InputError(
-                f"{what}; set indicator_in_data: keep to train on it as it stands, or choose another "
-                "indicator."
-            )
-        _warn(f"{what}; they are kept.")
-    return len(found)
+    return [f"{what}; they are kept."]
 
 
 def hash_data(data: Iterable[Conversation], texts: Iterable[str]) -> str:
-    """A short fingerprint of the marked conversations and the replayed texts, in their order."""
+    """A short fingerprint of the marked conversations and the raw texts, in their order.
+
+    It is computed item by item, so that large data are never joined into one text, and its values stand in
+    the manifests of finished runs; that is why it is not `ctxlens.runs.digest`.
+    """
     digest = hashlib.sha256()
     for conversation in data:
         content = [conversation.id, [dict(message) for message in conversation.messages]]
@@ -143,4 +189,4 @@ def hash_data(data: Iterable[Conversation], texts: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-__all__ = ["IndicatorWarning", "hash_data", "mark_data"]
+__all__ = ["IndicatorWarning", "Turns", "hash_data", "mark_data"]

@@ -1,11 +1,11 @@
-"""Training rows: token ids, and labels that say which of them the loss is on."""
+"""Training rows: token ids, and labels that say which tokens contribute to the loss."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -13,24 +13,26 @@ from ctxlens.chat.data import Conversation
 from ctxlens.chat.roles import INDICATOR_KEY, RenderedChat, render, render_plain
 from ctxlens.chat.roles.truncation import fit_to_window
 from ctxlens.errors import InputError
+from ctxlens.sft.keys.training import LossOn
 
 IGNORED = -100
-"""The label of a token that the loss is not on."""
+"""The label of a token that does not contribute to the loss."""
 
-LOSS_ON = ("assistant", "all")
+LOSS_ON: tuple[str, ...] = get_args(LossOn)
 
 
 @dataclass(frozen=True)
 class TrainRows:
-    """Rows for the trainer, and what became of the data.
+    """Rows for the trainer, and counts of what happened to the data.
 
     Attributes:
-        rows: `input_ids` and `labels` of each, conversations first, then replayed texts.
-        counts: `conversations` and `replay` (rows of each), `skipped` conversations, `truncated` rows, those
-            of them with an indicator or with a cut final response, `responses_left_out` (earlier responses
-            that are cut, so that the loss is not on them), `tokens_cut`, `indicator_messages` and
-            `negative_messages` (user messages with either token), `tokens`, `trained_tokens`.
-        skipped: id and reason of the conversations that were left out.
+        rows: `input_ids` and `labels` of each row; conversations come first, then raw texts.
+        counts: `conversations` and `replay` (rows of each kind), `skipped` conversations, `truncated` rows,
+            `truncated_with_indicator` and `truncated_responses` (truncated rows with an indicator, and those
+            whose final response is truncated), `responses_left_out` (earlier responses that are not trained
+            on, because they are truncated), `tokens_cut`, `indicator_messages` and `negative_messages` (user
+            messages with either token), `tokens`, `trained_tokens`.
+        skipped: id of every conversation that was skipped, and why.
     """
 
     rows: list[dict[str, list[int]]]
@@ -41,20 +43,21 @@ class TrainRows:
 def find_trained(
     chat: RenderedChat, loss_on: str = "assistant", *, cut_turns: Collection[int] = ()
 ) -> np.ndarray:
-    """`[pos]` booleans: the tokens that the loss is on.
-
-    `assistant`: what the model has to write by itself (`RenderedChat.mask_written`): the responses, the
-    template's text in them, and the tokens that end them. `all`: every token, as in the paper's released
-    code.
+    """Find the tokens that contribute to the loss.
 
     Args:
         chat: the conversation.
-        loss_on: `assistant` or `all`.
-        cut_turns: responses that are no longer whole, so that `assistant` leaves them out: what is left of
-            one begins or ends within a sentence.
+        loss_on: `assistant`: what the model has to write (`RenderedChat.mask_written`), which is the
+            responses, the template's text in them, and the tokens that end them. `all`: every token, as in
+            the paper's released code.
+        cut_turns: truncated responses, which `assistant` leaves out, because they begin or end within a
+            sentence.
+
+    Returns:
+        Booleans of shape `[pos]`.
 
     Raises:
-        InputError: another `loss_on`.
+        InputError: `loss_on` has another value.
     """
     _check_loss_on(loss_on)
     if loss_on == "all":
@@ -70,16 +73,16 @@ def _check_loss_on(loss_on: str) -> None:
 def build_row(
     chat: RenderedChat, loss_on: str = "assistant", *, name: str = "", cut_turns: Collection[int] = ()
 ) -> dict[str, list[int]]:
-    """One rendered conversation as a training row; see `find_trained`.
+    """Make the training row of a rendered conversation; see `find_trained`.
 
     Raises:
-        InputError: no token of it would be trained; the message names it.
+        InputError: no token would contribute to the loss; the message contains `name`.
     """
     trained = find_trained(chat, loss_on, cut_turns=cut_turns)
     if not trained[1:].any():
         raise InputError(
-            f"conversation {name!r} has no token to train on: no whole assistant turn with content is left "
-            "in it."
+            f"conversation {name!r} has no token to train on: it contains no complete assistant turn with "
+            "content."
         )
     labels = np.where(trained, chat.tokens, IGNORED)
     return {"input_ids": chat.tokens.tolist(), "labels": labels.tolist()}
@@ -98,76 +101,59 @@ def build_rows(
 ) -> TrainRows:
     """Render conversations and raw texts into training rows.
 
-    A conversation that is too long is cut (see `truncation` of `ctxlens.render`) and counted; of an earlier
-    response that is cut nothing is trained, unless the loss is on all tokens. A replayed
-    text is BOS (where the model's sequences have one) and the text, with the loss on all of it, cut at the
-    end if too long.
+    A conversation that is too long is truncated (see `truncation` of `ctxlens.render`) and counted. We do not
+    train on earlier responses that were truncated, unless the loss is on all tokens. The row of a raw text is
+    BOS (if the model's sequences begin with one) and the text; the loss is on all of it, and a text that is
+    too long is truncated at its end.
 
     Args:
         tokenizer: the tokenizer, with its chat template.
         conversations: the conversations; user messages with `{"indicator": True}` get the indicator.
-        indicator: the indicator, or None to train without.
+        indicator: the indicator, or None to train without one.
         loss_on: see `find_trained`.
         replay_texts: raw texts.
-        max_tokens: the longest row.
-        truncation: the context that is cut: `left`, `right` or `middle`.
-        unusable: a conversation that cannot be rendered, or has no token to train on, is an `error`; with
-            `skip` it is left out and counted.
+        max_tokens: the maximum length of a row.
+        truncation: where the context is truncated: `left`, `right` or `middle`.
+        unusable: what to do with a conversation that cannot be rendered, or has no token to train on:
+            `error`, or `skip` it and count it.
 
     Raises:
-        InputError: conversations that cannot be trained on (the first are named), a window that no response
-            fits into, or nothing to train on.
+        InputError: conversations cannot be trained on (the message names the first), no response fits into
+            the window, or there is nothing to train on.
     """
     _check_loss_on(loss_on)
     rows: list[dict[str, list[int]]] = []
     counts: Counter[str] = Counter(dict.fromkeys(_COUNTED, 0))
     skipped: list[tuple[str, str]] = []
-    shortest: int | None = None
-    n_whole = n_long = 0
+    sizes: list[tuple[int, int]] = []
     for conversation in conversations:
-        messages = conversation.messages
         try:
-            full = render(tokenizer, messages, indicator=indicator)
-            turns = full.response_turns()
-            response = len(full.response_positions(turns[-1])) if turns else 0
-            if response:
-                shortest = min(response, shortest or response)
-            n_long += max_tokens is not None and full.n_tokens > max_tokens
+            full = render(tokenizer, conversation.messages, indicator=indicator)
+            sizes.append((full.n_tokens, _final_response_tokens(full)))
             chat = fit_to_window(full, max_tokens, truncate=True, truncation=truncation)
             cut = _cut_turns(chat, full)
             rows.append(build_row(chat, loss_on, name=conversation.id, cut_turns=cut))
         except InputError as error:
             skipped.append((conversation.id, str(error)))
             continue
-        is_cut = chat.n_tokens < full.n_tokens
-        is_whole = not turns or len(chat.response_positions(turns[-1])) == response
-        n_whole += is_whole
-        marks = [mark for message in messages if indicator and (mark := message.get(INDICATOR_KEY))]
-        n_marked = sum(mark is True for mark in marks)
-        counts["truncated"] += is_cut
-        counts["truncated_with_indicator"] += is_cut and n_marked > 0
-        counts["truncated_responses"] += not is_whole
-        counts["responses_left_out"] += len(cut) if loss_on == "assistant" else 0
-        counts["tokens_cut"] += full.n_tokens - chat.n_tokens
-        counts["indicator_messages"] += n_marked
-        counts["negative_messages"] += len(marks) - n_marked
-    counts["conversations"], counts["skipped"] = len(rows), len(skipped)
-    if max_tokens is not None and shortest is not None and not n_whole and n_long:
-        raise InputError(
-            f"a window of {max_tokens} tokens has room for no response beside the template and what it "
-            f"answers (the shortest has {shortest} tokens); raise max_length."
-        )
-    _check_skipped(skipped, len(rows), unusable)
+        marks = _read_marks(conversation) if indicator else []
+        counts.update(_count_truncation(chat, full, marks, len(cut) if loss_on == "assistant" else 0))
+    n_usable = len(rows)
+    _check_window(sizes, max_tokens, n_whole=n_usable - counts["truncated_responses"])
+    _check_skipped(skipped, n_usable, unusable)
     for text in replay_texts:
         tokens = render_plain(tokenizer, [{"role": "user", "content": text}]).tokens.tolist()
-        counts["truncated"] += max_tokens is not None and len(tokens) > max_tokens
-        counts["tokens_cut"] += len(tokens) - len(tokens[:max_tokens])
-        rows.append({"input_ids": tokens[:max_tokens], "labels": tokens[:max_tokens]})
-        counts["replay"] += 1
+        kept = tokens[:max_tokens]
+        rows.append({"input_ids": kept, "labels": list(kept)})
+        counts.update(replay=1, truncated=len(kept) < len(tokens), tokens_cut=len(tokens) - len(kept))
     if not rows:
         raise InputError("there is nothing to train on; give conversations or replay texts.")
-    counts["tokens"] = sum(len(row["labels"]) for row in rows)
-    counts["trained_tokens"] = sum(label != IGNORED for row in rows for label in row["labels"][1:])
+    counts.update(
+        conversations=n_usable,
+        skipped=len(skipped),
+        tokens=sum(len(row["labels"]) for row in rows),
+        trained_tokens=sum(label != IGNORED for row in rows for label in row["labels"][1:]),
+    )
     return TrainRows(rows, dict(counts), tuple(skipped))
 
 
@@ -177,8 +163,60 @@ _COUNTED = (
 )  # fmt: skip
 
 
+def _read_marks(conversation: Conversation) -> list[bool | str]:
+    """The marks of a conversation's messages: True for the indicator, a text for another token."""
+    return [mark for message in conversation.messages if (mark := message.get(INDICATOR_KEY))]
+
+
+def _count_truncation(
+    chat: RenderedChat, full: RenderedChat, marks: Sequence[bool | str], n_left_out: int
+) -> dict[str, int]:
+    """What one row adds to `TrainRows.counts`.
+
+    Args:
+        chat: the conversation as it is trained on.
+        full: the same conversation before truncation.
+        marks: the marks of its messages.
+        n_left_out: number of responses that are not trained on, because they are truncated.
+    """
+    is_truncated = chat.n_tokens < full.n_tokens
+    n_marked = sum(mark is True for mark in marks)
+    return {
+        "truncated": is_truncated,
+        "truncated_with_indicator": is_truncated and n_marked > 0,
+        "truncated_responses": _final_response_tokens(chat, full) < _final_response_tokens(full),
+        "responses_left_out": n_left_out,
+        "tokens_cut": full.n_tokens - chat.n_tokens,
+        "indicator_messages": n_marked,
+        "negative_messages": len(marks) - n_marked,
+    }
+
+
+def _final_response_tokens(chat: RenderedChat, full: RenderedChat | None = None) -> int:
+    """Number of tokens that are left of the final response of `full` (by default the same conversation)."""
+    turns = (full or chat).response_turns()
+    return len(chat.response_positions(turns[-1])) if turns else 0
+
+
+def _check_window(sizes: Sequence[tuple[int, int]], max_tokens: int | None, *, n_whole: int) -> None:
+    """Refuse a window into which no final response fits.
+
+    Args:
+        sizes: tokens of every conversation that was rendered, and of its final response.
+        max_tokens: the window.
+        n_whole: number of rows whose final response is whole.
+    """
+    responses = [response for _, response in sizes if response]
+    if max_tokens is None or n_whole or not responses or all(tokens <= max_tokens for tokens, _ in sizes):
+        return
+    raise InputError(
+        f"a window of {max_tokens} tokens has room for no response besides the template and the question "
+        f"(the shortest response has {min(responses)} tokens); raise max_length."
+    )
+
+
 def _cut_turns(chat: RenderedChat, full: RenderedChat) -> list[int]:
-    """Responses that truncation has cut, but for a final one: that is cut at its very end, its stop too."""
+    """The truncated responses, except the final one, which only loses its end and is trained on."""
     final = len(chat.messages) - 1
     return [
         turn
@@ -194,30 +232,11 @@ def _check_skipped(skipped: Sequence[tuple[str, str]], n_rows: int, unusable: st
     if not n_rows:
         raise InputError(f"none of {len(skipped)} conversations can be trained on: {reason}")
     if unusable == "error":
-        others = f" ({len(skipped)} such conversations in all)" if len(skipped) > 1 else ""
+        others = f" ({len(skipped)} such conversations in total)" if len(skipped) > 1 else ""
         raise InputError(
-            f"conversation {name!r} cannot be trained on{others}: {reason.rstrip('.')}; take it out of the "
-            "data, or set unusable: skip to leave such conversations out and count them."
+            f"conversation {name!r} cannot be trained on{others}: {reason.rstrip('.')}; remove it from the "
+            "data, or set unusable: skip to skip and count such conversations."
         )
 
 
-def draw_replay(texts: Sequence[str], n_conversations: int, share: float | None, seed: int) -> list[str]:
-    """The raw texts to replay: all of them, or so many that they are a share of all rows.
-
-    Texts are drawn without repeats as long as there are any left, then over again.
-
-    Raises:
-        InputError: a share outside [0, 1), or a share of no texts.
-    """
-    if share is None:
-        return list(texts)
-    if not 0 <= share < 1:
-        raise InputError(f"replay_share is the share of replayed rows, from 0 to below 1, got {share}.")
-    wanted = round(n_conversations * share / (1 - share))
-    if wanted and not texts:
-        raise InputError(f"replay_share is {share}, but there are no texts to replay; give some.")
-    rng = np.random.default_rng(seed)
-    drawn: list[str] = []
-    while len(drawn) < wanted:
-        drawn += [texts[int(k)] for k in rng.permutation(len(texts))[: wanted - len(drawn)]]
-    return drawn
+__all__ = ["IGNORED", "TrainRows", "build_row", "build_rows", "find_trained"]

@@ -1,4 +1,4 @@
-"""What a training starts from: the model, its tokenizer and template, and how they get the indicator."""
+"""The checkpoint that a training starts from, and how model and tokenizer get the indicator."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxlens.chat.roles import render
-from ctxlens.errors import InputError, RenderError
+from ctxlens.errors import InputError, RenderError, first_line
 from ctxlens.models.indicator_token import EMBEDDING_MULTIPLE, add_indicator
 from ctxlens.models.loading import (
     INDICATOR_RECORD,
@@ -20,16 +20,16 @@ from ctxlens.models.loading import (
     resolve_dtype,
 )
 from ctxlens.sft.adapter import make_quantization_config
-from ctxlens.sft.config import TrainConfig, first_line
+from ctxlens.sft.keys import TrainConfig
 
 
 @dataclass(frozen=True)
 class Start:
-    """A checkpoint to start from, which can be loaded as often as needed.
+    """A checkpoint to start from; it can be loaded several times.
 
     Attributes:
-        source: its folder or Hub id.
-        config: ctxlens' part of the recipe.
+        source: folder or Hub id of the checkpoint.
+        config: ctxlens' keys of the recipe.
         args: TRL's `SFTConfig`.
         model_args: TRL's `ModelConfig`.
     """
@@ -41,7 +41,11 @@ class Start:
 
     @classmethod
     def locate(cls, config: TrainConfig, args: Any, model_args: Any) -> Start:
-        """The recipe's model; `InputError` if it is neither a checkpoint's folder nor a Hub id."""
+        """Find the recipe's model.
+
+        Raises:
+            InputError: it is neither the folder of a checkpoint nor a Hub id.
+        """
         return cls(locate_checkpoint(config.model), config, args, model_args)
 
     @property
@@ -50,7 +54,7 @@ class Start:
         return {"name": self.config.model, "sha256": hash_checkpoint(self.source)}
 
     def load_tokenizer(self) -> Any:
-        """A tokenizer with the recipe's chat template, without the indicator."""
+        """Load the tokenizer with the recipe's chat template, without the indicator."""
         tokenizer = load_tokenizer(
             self.source, trust_remote_code=self.args.trust_remote_code, **self._revision()
         )
@@ -60,7 +64,7 @@ class Start:
         return tokenizer
 
     def read_window(self) -> int:
-        """The model's window in tokens, from its configuration; very large where it states none.
+        """Read the model's window in tokens from its configuration; a very large number if it has none.
 
         Raises:
             InputError: the configuration cannot be read.
@@ -73,15 +77,16 @@ class Start:
             )
         except (OSError, ValueError) as error:
             raise InputError(
-                f"no configuration can be read from {self.source} ({first_line(error)})."
+                f"the model's configuration cannot be read from {self.source} ({first_line(error)})."
             ) from error
         return getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31 - 1
 
     def load_model(self, *, quantized: bool = True) -> Any:
-        """The model without the indicator, where transformers loads it to.
+        """Load the model without the indicator, on the device that transformers chooses.
 
         Args:
-            quantized: in the recipe's quantization, if it has one; else in its dtype.
+            quantized: whether to apply the recipe's quantization, if it has one; otherwise the model has the
+                recipe's dtype.
         """
         options = {**self._revision(), **(self.args.model_init_kwargs or {})}
         quantization = make_quantization_config(self.model_args) if quantized else None
@@ -97,7 +102,7 @@ class Start:
         )
 
     def load_both(self) -> tuple[Any, Any]:
-        """The model, not quantized, and its tokenizer, both with the indicator."""
+        """Load the model without quantization, and its tokenizer, both with the indicator."""
         hf_model, tokenizer = self.load_model(quantized=False), self.load_tokenizer()
         give_indicator(hf_model, tokenizer, self.config)
         stop_where_turns_end(hf_model, tokenizer)
@@ -109,13 +114,13 @@ class Start:
 
 
 def give_indicator(hf_model: Any, tokenizer: Any, config: TrainConfig) -> tuple[int, ...]:
-    """Give model and tokenizer the recipe's indicators, and record them in the model's configuration.
+    """Add the recipe's indicators to model and tokenizer, and record them in the model's configuration.
 
     Returns:
-        The ids of their tokens; empty if there is no indicator or it is plain text.
+        The ids of their tokens; empty if there is no indicator, or if it is ordinary text.
 
     Raises:
-        InputError: the tokenizer or the chat template does not carry it.
+        InputError: the tokenizer or the chat template does not keep an indicator intact.
     """
     if config.indicator is None:
         return ()
@@ -141,10 +146,10 @@ def give_indicator(hf_model: Any, tokenizer: Any, config: TrainConfig) -> tuple[
 
 
 def stop_where_turns_end(hf_model: Any, tokenizer: Any) -> None:
-    """Let generated text end at the token by which the chat template ends an answer.
+    """Let generated text end at the token with which the chat template ends an answer.
 
-    Base models often know another end of text only, so every server would go on after the answer that was
-    trained. The token is added to `generation_config.eos_token_id`; what stands there stays.
+    Base models often have another end-of-text token only, so that servers would continue after the answer.
+    The token is added to `generation_config.eos_token_id`; tokens that are already there remain.
     """
     settings = getattr(hf_model, "generation_config", None)
     if settings is None or not tokenizer.chat_template:
@@ -163,7 +168,7 @@ def stop_where_turns_end(hf_model: Any, tokenizer: Any) -> None:
 
 def _check_text(tokenizer: Any, indicator: str) -> None:
     if not indicator or indicator != indicator.strip():
-        raise InputError(f"the indicator must be text without spaces around it, got {indicator!r}.")
+        raise InputError(f"the indicator must be text without surrounding spaces, got {indicator!r}.")
     probe = [
         {"role": "user", "content": "text", "indicator": True},
         {"role": "assistant", "content": "text"},
@@ -172,7 +177,7 @@ def _check_text(tokenizer: Any, indicator: str) -> None:
 
 
 def hash_weights(hf_model: Any) -> str:
-    """A short fingerprint of a loaded model: names, shapes and the first values of every parameter."""
+    """A short fingerprint of a loaded model, from names, shapes and first values of all parameters."""
     digest = hashlib.sha256()
     for name, weight in hf_model.named_parameters():
         digest.update(f"{name}{tuple(weight.shape)}".encode())

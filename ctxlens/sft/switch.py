@@ -43,9 +43,9 @@ _PROBES = (
 
 
 def add_switch(template: str, indicator: str) -> str:
-    """A template that takes `context_dependent=True` and then ends the last user message with the indicator.
+    """Add a switch to a template: `context_dependent=True` ends the last user message with the indicator.
 
-    Without the switch it renders what it did before. A switch that it has already is replaced.
+    Without the switch the template renders as before. A switch that the template already has is replaced.
     """
     template = _OLD_HEAD.sub("", template, count=1)
     literal = "'" + f" {indicator}".replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
@@ -54,10 +54,10 @@ def add_switch(template: str, indicator: str) -> str:
 
 
 def switch_works(tokenizer: Any, template: str, indicator: str) -> bool:
-    """Whether a template with the switch renders as ctxlens does with the indicator, and unchanged without.
+    """Whether a template with the switch renders as ctxlens does, and without it renders as before.
 
-    Decided by rendering probe conversations both ways; one that the template refuses counts for nothing, and
-    at least one must be rendered.
+    This is decided by rendering probe conversations both ways. Conversations that the template refuses are
+    ignored, but at least one must be rendered.
     """
     switched = add_switch(template, indicator)
     seen = 0
@@ -90,16 +90,16 @@ def _ids(tokenizer: Any, messages: Any, template: str, options: Mapping[str, Any
         encoded = tokenizer.apply_chat_template(
             messages, chat_template=template, tokenize=True, return_dict=True, **options
         )
-    except Exception:  # templates are code: whatever they raise means that the switch does not work
+    except Exception:  # templates are code: any error means that the switch does not work
         return None
     return list(encoded["input_ids"])
 
 
 def install_switch(tokenizer: Any, indicator: str) -> bool:
-    """Give the tokenizer's chat template the switch where it works; whether it has it now.
+    """Add the switch to the tokenizer's chat template if it works there; returns whether it does.
 
-    Templates under several names get it each. One in which it does not work is left as it is, with a
-    warning.
+    A tokenizer can have several named templates; each gets the switch. A template in which it does not work
+    is not changed, with a warning.
     """
     found = tokenizer.chat_template
     named: Mapping[str, str] = found if isinstance(found, Mapping) else {"": str(found)}
@@ -111,8 +111,8 @@ def install_switch(tokenizer: Any, indicator: str) -> bool:
         all_work &= works
         if not works:
             warnings.warn(
-                f"the chat template{name and ' '}{name} cannot take the switch {SWITCH}, so it is left as it "
-                f"is; end the user's message with {indicator} instead.",
+                f"the chat template{name and ' '}{name} does not work with the switch {SWITCH} and is not "
+                f"changed; end the user's message with {indicator} instead.",
                 IndicatorWarning,
                 stacklevel=2,
             )

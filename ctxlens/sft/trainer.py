@@ -1,8 +1,8 @@
-"""TRL's `SFTTrainer` on prepared rows, with batches that waste little on padding."""
+"""TRL's `SFTTrainer` on finished rows, with batches that need little padding."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,19 +13,20 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from ctxlens.errors import InputError
+from ctxlens.runs import Progress
 from ctxlens.sft.rows import IGNORED
 
 
 class StepSortedSampler(Sampler[int]):
     """Random order in which the rows of one optimizer step are sorted by length.
 
-    Which rows make up a step is as random as without sorting, and the step's gradient is the same sum;
-    but its micro-batches (gradient accumulation) hold rows of similar length, so little is padded.
+    The choice of rows for a step is as random as without sorting, and the gradient of the step is the same
+    sum. Its micro-batches (gradient accumulation) contain rows of similar length, which saves padding.
 
     Args:
-        lengths: tokens of each row.
-        step_rows: rows an optimizer step, over all micro-batches and processes.
-        seed: seed of the order; every epoch has its own.
+        lengths: number of tokens of each row.
+        step_rows: rows per optimizer step, over all micro-batches and processes.
+        seed: seed of the order; every epoch has a different order.
     """
 
     def __init__(self, lengths: Sequence[int], step_rows: int, seed: int) -> None:
@@ -35,7 +36,7 @@ class StepSortedSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next; the trainer calls this."""
+        """Set the epoch, which determines the order; the trainer calls this."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -49,7 +50,7 @@ class StepSortedSampler(Sampler[int]):
 
 
 class RowTrainer(SFTTrainer):
-    """`SFTTrainer` whose random order is `StepSortedSampler`'s; nothing else differs."""
+    """`SFTTrainer` with the random order of `StepSortedSampler`; nothing else differs."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         data = self.train_dataset if train_dataset is None else train_dataset
@@ -62,7 +63,7 @@ class RowTrainer(SFTTrainer):
 
 
 class _Progress(TrainerCallback):
-    def __init__(self, progress: Callable[[int, int], None]) -> None:
+    def __init__(self, progress: Progress) -> None:
         self.progress = progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -75,14 +76,16 @@ def make_trainer(
     rows: Sequence[dict[str, list[int]]],
     args: SFTConfig,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     peft_config: Any = None,
 ) -> RowTrainer:
-    """A trainer over rows that are truncated and labelled already, of an adapter if `peft_config` is given.
+    """Build a trainer for rows that are already truncated and labelled.
+
+    With `peft_config` it trains an adapter.
 
     Raises:
-        InputError: packing cuts the rows so that one has no token to train on.
+        InputError: packing splits rows so that one has no token to train on.
     """
     columns = {name: [row[name] for row in rows] for name in ("input_ids", "labels")}
     trainer = RowTrainer(
@@ -106,6 +109,6 @@ def _check_packed(packed: Any) -> None:
     empty = [row for row, labels in enumerate(packed["labels"]) if all(label == IGNORED for label in labels)]
     if empty:
         raise InputError(
-            f"packing cuts conversations so that {len(empty)} packed rows, row {empty[0]} for one, have no "
-            "token to train on; use packing_strategy: bfd, which keeps conversations whole."
+            f"packing splits conversations so that {len(empty)} packed rows (the first is row {empty[0]}) "
+            "have no token to train on; use packing_strategy: bfd, which keeps conversations whole."
         )

@@ -1,6 +1,6 @@
-"""Other ways to train on selected turns: controls, dropout, a token for the rest, more of the selected.
+"""Variants of training on selected turns: control, dropout, a second indicator, upsampling.
 
-Each takes conversations and gives conversations; `ctxlens.sft.marks` applies those that a recipe asks for.
+Each takes conversations and returns conversations; `ctxlens.sft.marks` applies those of a recipe.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ def answered_messages(conversation: Conversation) -> dict[int, int]:
 
 
 def draw_control(data: Sequence[Conversation], count: int, seed: int) -> set[tuple[str, int]]:
-    """So many answered turns, drawn at random from all: what a selection must be better than.
+    """Draw `count` answered turns at random, as a control that a selection must outperform.
 
     Raises:
-        InputError: there are fewer.
+        InputError: there are fewer answered turns.
     """
     turns = [(one.id, turn) for one in data for turn in answered_messages(one).values()]
     if count > len(turns):
-        raise InputError(f"{count} turns are selected, but the data have {len(turns)} that answer a user.")
+        raise InputError(
+            f"{count} turns are selected, but only {len(turns)} turns of the data answer a user."
+        )
     drawn = np.random.default_rng([seed, 1]).choice(len(turns), size=count, replace=False)
     return {turns[int(k)] for k in drawn}
 
@@ -45,13 +47,13 @@ def draw_control(data: Sequence[Conversation], count: int, seed: int) -> set[tup
 def repeat_selected(
     data: Sequence[Conversation], turns: Collection[tuple[str, int]], times: int
 ) -> list[Conversation]:
-    """The data with every conversation that holds a selected turn there so many times, one after another."""
+    """Repeat every conversation that contains a selected turn `times` times, one after another."""
     chosen = {name for name, _ in turns}
     return [one for one in data for _ in range(times if one.id in chosen else 1)]
 
 
 def drop_marks(data: Sequence[Conversation], share: float, seed: int) -> list[Conversation]:
-    """Take the mark from a share of the marked messages, drawn at random (as near to it as they divide)."""
+    """Remove the mark from a random share of the marked messages, rounded to whole messages."""
     places = [
         (number, index)
         for number, one in enumerate(data)
@@ -66,7 +68,7 @@ def drop_marks(data: Sequence[Conversation], share: float, seed: int) -> list[Co
 
 
 def mark_rest(data: Sequence[Conversation], text: str, *, indicator: str) -> list[Conversation]:
-    """Mark the answered messages with neither mark nor indicator in their text with a text of their own."""
+    """Mark the answered messages that have neither a mark nor the indicator in their text with `text`."""
 
     def is_selected(message: Mapping[str, Any]) -> bool:
         return bool(message.get(INDICATOR_KEY)) or indicator in (message.get("content") or "")
@@ -78,7 +80,7 @@ def mark_rest(data: Sequence[Conversation], text: str, *, indicator: str) -> lis
 
 
 def _marked(conversation: Conversation, marks: Mapping[int, str | None]) -> Conversation:
-    """The conversation with other marks on some messages; None takes the mark away."""
+    """Replace the marks of some messages; None removes a mark."""
     if not marks:
         return conversation
     messages = [

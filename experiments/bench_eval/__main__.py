@@ -29,7 +29,7 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Preset:
-    """What is timed: models, requests a kind, new tokens, batch size, rounds."""
+    """What is timed: models, requests of each kind, new tokens, batch size, rounds."""
 
     models: tuple[str, ...]
     requests: int
@@ -55,7 +55,7 @@ SHAPES = {
 
 
 def load_subject(name: str, preset: Preset) -> Any:
-    """A model of ctxlens by name or shape."""
+    """A ctxlens model, by name or by shape."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -74,7 +74,7 @@ def load_subject(name: str, preset: Preset) -> Any:
 
 
 def make_requests(model: Any, preset: Preset) -> dict[str, list[Any]]:
-    """Requests of three kinds: a text a question, one text for four questions, four choices a question."""
+    """Requests of three kinds: a text for each question, a text for four questions, four choices for each."""
     from lm_eval.api.instance import Instance
 
     from ctxlens.evals.harness import load_tasks
@@ -106,7 +106,7 @@ def make_requests(model: Any, preset: Preset) -> dict[str, list[Any]]:
 
 
 def measure(model: Any, preset: Preset) -> dict[str, Any]:
-    """Seconds of both on every kind of request, in turns, and whether they say the same."""
+    """Seconds of both on every kind of request, in turns, and whether their answers agree."""
     from lm_eval.models.huggingface import HFLM
 
     from ctxlens.evals.harness import CtxlensLM
@@ -136,7 +136,7 @@ def measure(model: Any, preset: Preset) -> dict[str, Any]:
 
 
 def clock(work: Callable[[], Any], preset: Preset) -> tuple[float, Any]:
-    """Seconds that some work takes, and what it gives: CPU seconds on the CPU, the wall's on a GPU."""
+    """How long some work takes, and its result: CPU seconds on a CPU, wall-clock seconds on a GPU."""
     import torch
 
     gc.collect()

@@ -6,8 +6,8 @@ Four ways, on the same prompts of the embedded model, all in one run; every way 
 
 * transformers: `generate` of transformers itself, one prompt at a time;
 * alone: `Model.generate`, one prompt at a time;
-* batched: `Model.generate` with all prompts, but nothing shared;
-* shared: `Model.generate` with all prompts.
+* batched: `Model.generate` with all prompts, without shared prefixes;
+* shared: `Model.generate` with all prompts, which reads shared prefixes once.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ def generate_with_transformers(model: Model, chats: list[RenderedChat], new: int
 
 def generate_unshared(model: Model, chats: list[RenderedChat], new: int, batch_tokens: int) -> list[str]:
     """Batches in which nothing is shared."""
-    model._shares = False
+    model._reuses_prefixes = False
     try:
         return model.generate(chats, max_new_tokens=new, batch_tokens=batch_tokens)
     finally:
-        model._shares = True
+        model._reuses_prefixes = True
 
 
 def measure(backend: str, condition: str, n: int, new: int, batch_tokens: int, one_text: bool) -> dict:
     """Wall and CPU seconds of every way, once each.
 
-    With one text, one needle is hidden in the beginning of one text, as with essays; else every cell has a
-    needle of its own and every length a text of its own.
+    With one text, one needle is hidden in the beginning of one text, as with essays. Otherwise every cell has
+    its own needle, and every length its own text.
     """
     model = load_model("organism", backend=backend, device="cpu")
     world = load_haystack("organism")

@@ -1,10 +1,10 @@
-"""What does reading or steering role-wise attention cost beside a plain forward pass, and beside its peers?
+"""What does it cost to read or steer role-wise attention, compared with a plain forward pass and with peers?
 
-Question: time and peak memory of ctxlens' read-out and steering over those of the plain SDPA forward, and of
-          the ways that hold attention patterns (eager `output_attentions`, TransformerLens `run_with_cache`,
+Question: time and peak memory of ctxlens' read-out and steering relative to the plain SDPA forward, and to
+          the ways that store attention patterns (eager `output_attentions`, TransformerLens `run_with_cache`,
           an edited mask as PASTA does it), on a random Llama-shaped model.
-Run:      python -m experiments.bench_readout --preset cpu --out DIR     (again: goes on where it stopped)
-          python -m experiments.bench_readout --out DIR --table           (tables of what is there)
+Run:      python -m experiments.bench_readout --preset cpu --out DIR     (the same command continues)
+          python -m experiments.bench_readout --out DIR --table           (tables of the results)
 Goals:    read-out and steering at most 1.15 times plain up to 2,048 tokens, 1.25 times beyond; peak memory
           beyond plain at most 5 % of eager's; half depth at most 0.62; steered decoding at most 1.05.
 """
@@ -25,7 +25,7 @@ PARTS = ("accuracy", "memory", "time", "decode", "profile", "flex")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure what is not yet measured, write it, draw it."""
+    """Run the measurements that are missing, and write and draw the results."""
     options = _parse(argv)
     from experiments.bench_readout.summary import draw, markdown
 

@@ -45,7 +45,7 @@ def _largest(a: Any, b: Any) -> dict[str, float]:
 
 
 def profile_read(subject: Subject, length: int) -> dict[str, dict[str, float]]:
-    """Milliseconds by kind of work of one plain forward, and of ours over all rows and over response rows."""
+    """Milliseconds by kind of work of a plain forward, and of ours over all rows and over response rows."""
     cuda = subject.preset.device == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU]
     if cuda:

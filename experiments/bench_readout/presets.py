@@ -13,7 +13,7 @@ class Preset:
         dtype: name of a torch dtype.
         lengths: prompt lengths in tokens, batch 1.
         memory_lengths: those at which peak memory is measured.
-        explicit_up_to: longest prompt at which ways that hold patterns are timed again and again.
+        explicit_up_to: longest prompt at which ways that store patterns are timed in several rounds.
         decode_lengths: prompt lengths after which decoding is timed, one token at a time.
         profile_length: prompt length of the profile.
     """
@@ -36,11 +36,11 @@ class Preset:
     d_vocab: int = 1024
 
     def rounds(self, length: int) -> int:
-        """How often every way is timed at a length."""
+        """How many times every way is timed at a length."""
         return max(3, min(9, 10_240 // length))
 
     def explicit_rounds(self, length: int) -> int:
-        """How often the ways that hold patterns are timed at a length."""
+        """How many times the ways that store patterns are timed at a length."""
         return 0 if length > self.explicit_up_to else max(2, min(3, 8_192 // length))
 
 

@@ -1,4 +1,4 @@
-"""Time: every way in turn, round by round, so that the machine's load falls on all alike."""
+"""Time: every way in turn, round by round, so that the machine's load affects all ways equally."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from experiments.bench_readout.ways import ALPHA, WAYS, steered_heads
 
 
 def seconds(run: Callable[[], object], device: str) -> float:
-    """Wall time of one call, to the end of what it started on the device."""
+    """Wall time of one call, until everything that it started on the device has ended."""
     if device == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
@@ -30,8 +30,8 @@ def seconds(run: Callable[[], object], device: str) -> float:
 def alternate(subject: Subject, length: int, dead: Collection[str], done: int) -> Iterator[dict[str, float]]:
     """The rounds from number `done` on: seconds by way, every other round in reverse order.
 
-    Ways that hold patterns take part in the first rounds only. Every way is warmed up at the length, or,
-    where one pass takes seconds, at 512 tokens.
+    Ways that store patterns take part in the first rounds only. Every way is warmed up at the length, or at
+    512 tokens if one pass takes seconds.
     """
     preset = subject.preset
     total, explicit = preset.rounds(length), preset.explicit_rounds(length)
@@ -54,7 +54,7 @@ def alternate(subject: Subject, length: int, dead: Collection[str], done: int) -
 
 
 def measure_device_peaks(subject: Subject, length: int, dead: Collection[str]) -> dict[str, dict[str, Any]]:
-    """On a GPU: the allocator's peak of every way, or that it ran out of memory."""
+    """On a GPU: the allocator's peak of every way, or a note that it ran out of memory."""
     peaks: dict[str, dict[str, Any]] = {}
     for name, way in WAYS.items():
         if name in dead:
@@ -72,7 +72,7 @@ def measure_device_peaks(subject: Subject, length: int, dead: Collection[str]) -
 def time_decoding(preset: Preset, model: Any, length: int) -> dict[str, list[float]]:
     """Seconds of every decoding step after a prompt, plain and steered step by step in turn.
 
-    Both have caches of their own. Plain is transformers' own call with nothing but token and cache.
+    Both have their own caches. The plain way is transformers' own call with token and cache only.
     """
     batch = make_batch(preset, length)
     backend = NativeBackend(make_twin(model))

@@ -1,6 +1,6 @@
-"""Every way to the same numbers: a plain forward pass, ours, and the peers that hold patterns.
+"""Every way to the same numbers: a plain forward pass, ours, and the peers that store patterns.
 
-None computes logits but TransformerLens, whose head is small here (a vocabulary of 1,024).
+Only TransformerLens computes logits, with a head that is small here (a vocabulary of 1,024).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Way:
     Attributes:
         label: for tables and figures.
         kind: `floor`, `ours` or `peer`.
-        make: from subject and length to a function that runs it once and gives the shares
-            `[layer, head, query, role]` where it reads any.
-        tensors: how many tensors of size head x length x length are alive at once at least (in every layer,
-            in one layer more), None where no such tensor exists.
+        make: takes subject and length, and returns a function that runs the way once. It returns the shares
+            `[layer, head, query, role]` if the way reads any.
+        tensors: the least number of tensors of size head x length x length in memory at once (in every layer,
+            and in one layer more). None if no such tensor exists.
     """
 
     label: str
@@ -44,7 +44,7 @@ class Way:
     tensors: tuple[int, int] | None = None
 
     def forecast_bytes(self, preset: Preset, length: int) -> int:
-        """What the patterns take at least at a length; 0 for ways without."""
+        """The least memory for the patterns at a length; 0 for ways without patterns."""
         if self.tensors is None:
             return 0
         every_layer, one_layer = self.tensors
@@ -184,7 +184,7 @@ WAYS = {
 
 
 def goal(name: str, device: str, length: int) -> float | None:
-    """What the plain forward's time may be multiplied by; None for ways that have no goal."""
+    """The largest ratio to the plain forward's time that meets the goal; None for ways without a goal."""
     if WAYS[name].kind != "ours":
         return None
     if name == "read_half":

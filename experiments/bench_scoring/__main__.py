@@ -1,9 +1,9 @@
-"""What does scoring a data set cost beside the forward pass alone, and beside the paper's own way?
+"""What does scoring a data set cost, compared with the forward pass alone and with the paper's own way?
 
-Question: tokens per second of scoring over those of a plain SDPA forward that stops at the same layer on the
-          same batches; time a conversation over that of the paper's released algorithm (one conversation
-          padded to 2,047 tokens, eager attention, all layers, all patterns kept), with the same scores; peak
-          memory over the data set's length; and two processes over one.
+Question: tokens per second of scoring, relative to a plain SDPA forward pass that stops at the same layer on
+          the same batches; time per conversation, relative to the paper's released algorithm (one
+          conversation padded to 2,047 tokens, eager attention, all layers, all patterns kept), with the same
+          scores; peak memory by the length of the data set; and two processes relative to one.
 Run:      python -m experiments.bench_scoring DATA TOKENIZER --out results.json     (smaller: --smoke)
 Goals:    at least 0.9 times plain; at least 15 times the paper's; the same scores to 1e-4; flat memory; two
           processes at least 1.6 times one.
@@ -12,6 +12,7 @@ Goals:    at least 0.9 times plain; at least 15 times the paper's; the same scor
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -28,9 +29,9 @@ PARTS = ("speed", "paper", "memory", "processes")
 
 
 def seconds(work: Callable[[], object]) -> tuple[float, float]:
-    """Wall time of one call, to the end of what it started on a GPU, and its processor time.
+    """Wall time of one call, including what it started on a GPU, and its processor time.
 
-    The latter is what a machine that others use too tells reliably, as long as one thread works.
+    On a machine that others use too, only the processor time is reliable, as long as one thread works.
     """
     import torch
 
@@ -45,7 +46,7 @@ def seconds(work: Callable[[], object]) -> tuple[float, float]:
 def measure_speed(
     hf_model: Any, model: Any, data: Sequence[Any], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Reading alone against plain, batch by batch in turn; and the whole of scoring, text to file."""
+    """Reading alone against a plain forward pass, in turns; and all of scoring, from text to file."""
     import torch
 
     from ctxlens.models.backends.batch import TokenBatch
@@ -80,38 +81,53 @@ def measure_speed(
     score_conversations(model, data[:1], max_tokens=32)
     rounds = []
     for number in range(options.rounds):
-        taken = dict.fromkeys((f"{way}_{kind}" for way in WAYS for kind in ("s", "cpu_s")), 0.0)
-
-        def add(name: str, measured: tuple[float, float], taken: dict[str, float] = taken) -> None:
-            taken[f"{name}_s"] += measured[0]
-            taken[f"{name}_cpu_s"] += measured[1]
-
-        for at in range(len(batches)):
-            ways = [("plain", forward), ("read", read)]
-            for name, way in ways[:: -1 if (number + at) % 2 else 1]:
-                add(name, seconds(lambda way=way, at=at: way(at)))
-        add("whole", seconds(whole))
-        rounds.append({name: round(value, 3) for name, value in taken.items()})
+        rounds.append(time_round(number, len(batches), {"plain": forward, "read": read}, whole))
         print(rounds[-1], file=sys.stderr, flush=True)
-    n_tokens = sum(chat.n_tokens for chat in chats)
-    best = {name: median(taken[name] for taken in rounds) for name in rounds[0]}
     return {
         "conversations": len(chats),
-        "tokens": n_tokens,
+        "tokens": sum(chat.n_tokens for chat in chats),
         "padded_tokens": sum(batch.numel() for batch in tokens),
         "batch_tokens": settings.batch_tokens,
         "batches": len(batches),
         "layers_read": len(settings.layers),
         "rounds": rounds,
-        "plain_tokens_per_s": round(n_tokens / best["plain_s"], 1),
-        "read_tokens_per_s": round(n_tokens / best["read_s"], 1),
-        "whole_tokens_per_s": round(n_tokens / best["whole_s"], 1),
-        "read_over_plain": round(median(r["plain_s"] / r["read_s"] for r in rounds), 3),
-        "whole_over_plain": round(median(r["plain_s"] / r["whole_s"] for r in rounds), 3),
-        "read_over_plain_cpu": round(median(r["plain_cpu_s"] / r["read_cpu_s"] for r in rounds), 3),
-        "whole_over_plain_cpu": round(median(r["plain_cpu_s"] / r["whole_cpu_s"] for r in rounds), 3),
-        "whole_s_per_conversation": round(best["whole_s"] / len(chats), 4),
-        "whole_cpu_s_per_conversation": round(best["whole_cpu_s"] / len(chats), 4),
+        **summarise_speed(rounds, sum(chat.n_tokens for chat in chats), len(chats)),
+    }
+
+
+def time_round(
+    number: int, n_batches: int, by_batch: dict[str, Callable[[int], None]], whole: Callable[[], None]
+) -> dict[str, float]:
+    """Seconds of every way in one round; ways by batch alternate, and take turns in going first."""
+    taken = dict.fromkeys((f"{way}_{kind}" for way in WAYS for kind in ("s", "cpu_s")), 0.0)
+
+    def add(name: str, work: Callable[[], object]) -> None:
+        wall, cpu = seconds(work)
+        taken[f"{name}_s"] += wall
+        taken[f"{name}_cpu_s"] += cpu
+
+    for at in range(n_batches):
+        for name, way in list(by_batch.items())[:: -1 if (number + at) % 2 else 1]:
+            add(name, functools.partial(way, at))
+    add("whole", whole)
+    return {name: round(value, 3) for name, value in taken.items()}
+
+
+def summarise_speed(rounds: Sequence[dict[str, float]], n_tokens: int, n_chats: int) -> dict[str, float]:
+    """Medians over rounds: tokens per second, ratios to plain, and seconds per conversation."""
+
+    def ratio(way: str, kind: str) -> float:
+        return round(median(one[f"plain_{kind}"] / one[f"{way}_{kind}"] for one in rounds), 3)
+
+    best = {name: median(taken[name] for taken in rounds) for name in rounds[0]}
+    return {
+        **{f"{way}_tokens_per_s": round(n_tokens / best[f"{way}_s"], 1) for way in WAYS},
+        "read_over_plain": ratio("read", "s"),
+        "whole_over_plain": ratio("whole", "s"),
+        "read_over_plain_cpu": ratio("read", "cpu_s"),
+        "whole_over_plain_cpu": ratio("whole", "cpu_s"),
+        "whole_s_per_conversation": round(best["whole_s"] / n_chats, 4),
+        "whole_cpu_s_per_conversation": round(best["whole_cpu_s"] / n_chats, 4),
     }
 
 
@@ -149,8 +165,8 @@ def measure_paper(
     }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and write."""
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; `--smoke` overrides the sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("data", type=Path, help="any file that ctxlens.chat.data reads, such as lima.json")
     parser.add_argument("tokenizer", type=Path, help="a folder")
@@ -160,8 +176,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--process-conversations", type=int, default=1024)
     parser.add_argument("--memory", type=int, nargs="+", default=[250, 1000], help="numbers of conversations")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--window", type=int, default=2047, help="tokens; the paper's padding too")
-    parser.add_argument("--batch-tokens", type=int, help="by default what scoring takes")
+    parser.add_argument("--window", type=int, default=2047, help="tokens; the paper's way pads to it")
+    parser.add_argument("--batch-tokens", type=int, help="default: that of scoring")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
@@ -172,12 +188,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.smoke:
         options.conversations, options.paper_conversations, options.process_conversations = 6, 2, 4
         options.memory, options.rounds, options.window, options.layers = [4, 8], 1, 192, 3
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and write."""
+    options = parse_options(argv)
     import torch
 
     from ctxlens.files import write_atomic
     from ctxlens.models import Model
     from ctxlens.runs import package_versions
-    from experiments.bench_scoring import scaling
     from experiments.bench_scoring.subject import Shape, build_model, choose_conversations, read_tokenizer
 
     torch.set_num_threads(options.threads)
@@ -199,18 +220,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "paper" in options.parts:
         results["paper"] = measure_paper(hf_model, model, data, options)
     if "speed" in results and "paper" in results:
-        for kind in ("s", "cpu_s"):
-            ours = results["speed"][f"whole_{kind}_per_conversation"]
-            theirs = results["paper"][f"{kind}_per_conversation"]
-            results[f"times_faster_than_paper{kind[:-1].replace('cpu_', '_cpu')}"] = round(theirs / ours, 1)
-    if "memory" in options.parts:
-        every = choose_conversations(options.data, None)
-        results["peak_mib"] = scaling.measure_memory(every, options.tokenizer, options.memory)
-    if "processes" in options.parts:
-        some = choose_conversations(options.data, options.process_conversations)
-        results["processes"] = scaling.measure_processes(some, hf_model, tokenizer, 1)
+        results |= compare_with_paper(results["speed"], results["paper"])
+    if "memory" in options.parts or "processes" in options.parts:
+        results |= measure_scaling(hf_model, tokenizer, options)
     write_atomic(options.out, json.dumps(results, indent=2) + "\n")
     print(json.dumps({name: value for name, value in results.items() if name != "setting"}, indent=2))
+
+
+def compare_with_paper(speed: dict[str, Any], paper: dict[str, Any]) -> dict[str, float]:
+    """How many times as fast as the paper's way: wall time and processor time."""
+    return {
+        name: round(paper[f"{kind}_per_conversation"] / speed[f"whole_{kind}_per_conversation"], 1)
+        for name, kind in (("times_faster_than_paper", "s"), ("times_faster_than_paper_cpu", "cpu_s"))
+    }
+
+
+def measure_scaling(hf_model: Any, tokenizer: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """Peak memory by the length of the data, and two processes against one, as `--parts` asks."""
+    from experiments.bench_scoring import scaling
+    from experiments.bench_scoring.subject import choose_conversations
+
+    found: dict[str, Any] = {}
+    if "memory" in options.parts:
+        every = choose_conversations(options.data, None)
+        found["peak_mib"] = scaling.measure_memory(every, options.tokenizer, options.memory)
+    if "processes" in options.parts:
+        some = choose_conversations(options.data, options.process_conversations)
+        found["processes"] = scaling.measure_processes(some, hf_model, tokenizer, 1)
+    return found
 
 
 if __name__ == "__main__":

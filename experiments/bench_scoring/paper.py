@@ -15,7 +15,7 @@ from ctxlens.chat.roles import RenderedChat, Role
 def score_as_the_paper(
     eager_model: Any, chat: RenderedChat, window: int, pad_id: int
 ) -> dict[int, Float[Tensor, " layer"]]:
-    """The score of every assistant turn at every layer: the best head token by token, then the mean.
+    """The score of every assistant turn at every layer: the best head for each token, then the mean.
 
     Args:
         eager_model: the whole model with eager attention; its language-modelling head runs too.

@@ -1,4 +1,4 @@
-"""Memory over the data set's length, and the command on several processes."""
+"""Peak memory by the length of the data set, and the command in several processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WINDOW = 256
 
 
 def peak_mib(path: Path, tokenizer_folder: Path, count: int) -> float:
-    """Peak memory of a process of its own that scores the first conversations of a file as a stream."""
+    """Peak memory of a separate process that scores the first conversations of a file as a stream."""
     code = (
         "from pathlib import Path; from experiments.bench_scoring.scaling import print_peak; "
         f"print_peak(Path({str(path)!r}), Path({str(tokenizer_folder)!r}), {count})"
@@ -64,7 +64,7 @@ def measure_memory(
 def measure_processes(
     data: Sequence[Conversation], model: Any, tokenizer: Any, rounds: int
 ) -> dict[str, Any]:
-    """Wall time of `ctxlens score` with one and two single-thread processes, less what a start takes.
+    """Wall time of `ctxlens score` with one and two single-thread processes, minus the start-up time.
 
     Both write their scores, which must be equal byte for byte.
     """

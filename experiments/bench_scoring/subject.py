@@ -39,7 +39,7 @@ class Shape:
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """A tokenizer with the template."""
+    """A tokenizer with the chat template."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -75,7 +75,7 @@ def build_model(
 
 
 def make_twin(model: Any, *, layers: int | None = None, attention: str = "sdpa") -> Any:
-    """A model with its own modules and config around the same weights, perhaps without its last layers."""
+    """A model with its own modules and config that shares the weights, optionally without the last layers."""
     twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
     twin.set_attn_implementation(attention)
     if layers is not None:
@@ -85,7 +85,7 @@ def make_twin(model: Any, *, layers: int | None = None, attention: str = "sdpa")
 
 
 def choose_conversations(path: Path, count: int | None) -> list[Conversation]:
-    """Conversations spread evenly over a data set, so that their lengths are like those of all."""
+    """Conversations spread evenly over a data set, so that their lengths are representative."""
     data = load_conversations(path)
     if count is None or count >= len(data):
         return list(data)

@@ -1,8 +1,8 @@
-"""What does training with the indicator cost beside plain TRL?
+"""What does training with the indicator cost, compared with plain TRL?
 
-Question: tokens per second of ctxlens' training with the indicator over those of TRL's `SFTTrainer` on the
-          same conversations with the same arguments; both alternate in one process, so that what else the
-          machine does meets both.
+Question: tokens per second of training with the indicator, relative to TRL's `SFTTrainer` on the same
+          conversations with the same arguments. Both alternate in one process, so that other load on the
+          machine affects both.
 Run:      python -m experiments.bench_training --preset cpu --out runs/bench_training    (minutes)
           python -m experiments.bench_training --preset gpu --out runs/bench_training    (1B shape, packed)
           python -m experiments.bench_training --preset smoke --out DIR                  (seconds)
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "--peak-tflops", type=float, default=989.0, help="Of the GPU, dense bf16 (H100, H200)."
     )
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=NUMBER", help="Other sizes than the preset's."
+        "--set", nargs="+", default=[], metavar="KEY=NUMBER", help="Sizes that override the preset's."
     )
     options = parser.parse_args(argv)
     preset = resize(PRESETS[options.preset], options.set)
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def resize(preset: Preset, words: Sequence[str]) -> Preset:
-    """A preset with other numbers, for instance to try the GPU's way on a CPU: `n_layers=1 d_model=32`."""
+    """A preset with other sizes, for instance to try the GPU preset on a CPU: `n_layers=1 d_model=32`."""
     known = {f.name for f in fields(Preset) if f.type == "int"}
     given = dict(word.split("=") for word in words)
     if unknown := sorted(given.keys() - known):

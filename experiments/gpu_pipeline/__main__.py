@@ -1,10 +1,10 @@
-"""The whole way of the cure on one device: pretrain, vanilla SFT, score, select, indicator SFT, evaluate.
+"""The whole cure on one device: pretrain, vanilla SFT, score, select, indicator SFT, evaluate.
 
 Run:  python -m experiments.gpu_pipeline --preset gpu --out runs/gpu_pipeline     (one GPU, 10 minutes)
       python -m experiments.gpu_pipeline --preset cpu --out DIR                   (minutes)
       python -m experiments.gpu_pipeline --preset smoke --out DIR                 (seconds)
 Writes results-PRESET.json: seconds, tokens per second and peak memory of every stage, hardware, versions, and
-what came of it. A stage that is done is not done again.
+the results. Finished stages are not run again.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,16 @@ from ctxlens.runs import Run, package_versions
 from experiments.gpu_pipeline.presets import PRESETS, Preset
 
 Figures = dict[str, Any]
-STAGES = ("pretrain", "vanilla", "score", "select", "indicator", "evaluate")
 
 
 def main(argv: Sequence[str] | None = None) -> Figures:
-    """Run the stages that are not done; returns what `results-PRESET.json` holds."""
+    """Run the unfinished stages; returns the content of `results-PRESET.json`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu_pipeline"))
-    parser.add_argument("--minutes", type=float, help="Time of pretraining at most; overrides the preset's.")
+    parser.add_argument("--minutes", type=float, help="Maximum time of pretraining; overrides the preset's.")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     preset = PRESETS[options.preset]
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> Figures:
 
 
 class Pipeline:
-    """One run of the pipeline in its folder: a method a stage, each gives its figures."""
+    """One run of the pipeline in its folder; each stage returns its figures."""
 
     def __init__(self, run: Run, preset: Preset, seed: int) -> None:
         import torch
@@ -64,9 +63,9 @@ class Pipeline:
     def run_stages(self) -> Figures:
         """Run the stages in order; figures of finished ones are read from `stages.json`."""
         done: Figures = self.run.read_json("stages.json") if self.run.has("stages.json") else {}
-        for name in STAGES:
+        for name, stage in STAGES.items():
             if name not in done:
-                done[name] = without_nan(self._timed(getattr(self, name)))
+                done[name] = without_nan(self._timed(partial(stage, self)))
                 self.run.write_json("stages.json", done)
                 print(f"{name}: {done[name]['seconds']:.1f} s", flush=True)
         return {"config": self.run.manifest["config"], "machine": self._machine(), "stages": done}
@@ -103,15 +102,13 @@ class Pipeline:
     # The stages.
 
     def pretrain(self) -> Figures:
-        """The base model, from nothing."""
+        """Pretrain the base model from scratch."""
         from ctxlens.organism import load_world
         from experiments.gpu_pipeline.pretraining import TimedPretraining
         from experiments.organism.pretrain import PretrainRecipe
 
         p = self.preset
-        os.environ.setdefault(
-            "TOKENIZERS_PARALLELISM", "false"
-        )  # the texts are made in processes of their own
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # separate processes make the texts
         recipe = PretrainRecipe(
             seed=self.seed, copy_max_steps=p.copy_steps, document_steps=p.document_steps, lr=p.lr,
             tokens_per_step=p.tokens_per_step, **p.shape,
@@ -139,7 +136,7 @@ class Pipeline:
 
     @cached_property
     def kinds(self) -> dict[tuple[str, int], str]:
-        """What every answer truly draws on, by turn."""
+        """The true source of every answer, by turn."""
         return {
             (c.id, 2 * i + 1): kind for c in self.conversations for i, kind in enumerate(c.labels["kinds"])
         }
@@ -178,7 +175,7 @@ class Pipeline:
         return load_model(str(self.run.path(name)), backend="native", device=str(self.device))
 
     def vanilla(self) -> Figures:
-        """Plain SFT: the seed model."""
+        """Fine-tune without the indicator: the seed model."""
         return self._fine_tune("vanilla")
 
     def score(self) -> Figures:
@@ -191,7 +188,7 @@ class Pipeline:
         return {"tokens": tokens, "turns": len(scores.frame.drop_duplicates(["conversation", "turn"]))}
 
     def select(self) -> Figures:
-        """Choose the turns that get the indicator, in the layer that carries the needle."""
+        """Select the turns that get the indicator, by the scores of the layer that attends to the needle."""
         from ctxlens.evals.needle.cells import build_cells
         from ctxlens.evals.needle.config import NeedleConfig
         from ctxlens.evals.needle.haystack import load_haystack
@@ -214,7 +211,7 @@ class Pipeline:
         return {"layer": layer, "threshold": chosen.meta["threshold"], **asdict(quality)}
 
     def indicator(self) -> Figures:
-        """SFT with the indicator on the selected turns."""
+        """Fine-tune with the indicator on the selected turns."""
         return self._fine_tune("indicator", **self._selected())
 
     def _selected(self) -> Figures:
@@ -223,7 +220,7 @@ class Pipeline:
         return {"selection": Selection.load(self.run.path("selection.parquet")), "indicator": "[IND]"}
 
     def evaluate(self) -> Figures:
-        """Both checkpoints against the base, and against each other on the same texts."""
+        """Compare both checkpoints with the base, and with each other on the same texts."""
         from ctxlens.results import NeedleGrid
 
         asked = {"haystack": "organism", **self.preset.evaluation}
@@ -246,7 +243,7 @@ class Pipeline:
         return {"tokens": tokens, **figures, "cure": [*self._cure(both)]}
 
     def _cure(self, grid: Any) -> list[Figures]:
-        """Needle recall under the template: vanilla against the indicator model, asked with and without."""
+        """Needle recall with the template: vanilla, and the indicator model with and without indicator."""
         rows = []
         for needle in ("known", "unknown"):
             for marked in (True, False):
@@ -260,15 +257,26 @@ class Pipeline:
         return rows
 
 
+STAGES: Mapping[str, Callable[[Pipeline], Figures]] = {
+    "pretrain": Pipeline.pretrain,
+    "vanilla": Pipeline.vanilla,
+    "score": Pipeline.score,
+    "select": Pipeline.select,
+    "indicator": Pipeline.indicator,
+    "evaluate": Pipeline.evaluate,
+}
+"""The stages in order, each with the function that returns its figures."""
+
+
 def table(result: Figures) -> str:
-    """Stages as Markdown."""
+    """The stages as a Markdown table."""
     lines = ["| stage | s | tokens/s | peak MiB |", "|---|---|---|---|"]
     for name, one in result["stages"].items():
         rate = f"{one['tokens_per_second']:,.0f}" if "tokens_per_second" in one else ""
         lines.append(f"| {name} | {one['seconds']:.1f} | {rate} | {one['peak_memory_mib']:,.0f} |")
     lines += [
         "",
-        "| needle recall under the template | vanilla | indicator model | difference |",
+        "| needle recall with the template | vanilla | indicator model | difference |",
         "|---|---|---|---|",
     ]
     for row in result["stages"]["evaluate"]["cure"]:

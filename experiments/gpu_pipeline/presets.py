@@ -1,4 +1,4 @@
-"""Sizes of the pipeline: ten minutes of a GPU, three of a CPU, and a few steps of everything."""
+"""Sizes of the pipeline: ten minutes on a GPU, three on a CPU, or a few steps of everything."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from ctxlens.organism import recipe
 
 @dataclass(frozen=True)
 class Preset:
-    """What every stage does.
+    """How much every stage does.
 
     Attributes:
-        shape: of the model; arguments of `PretrainRecipe`.
-        minutes: pretraining ends after this time at the latest.
-        copy_share: of these minutes, what learning to copy may take at most.
-        copy_steps, document_steps: steps of the two phases of pretraining at most.
-        tokens_per_step: tokens of one pretraining step.
-        lr: its peak learning rate.
-        workers: processes that make its texts.
-        conversations: of the fine-tuning data.
-        sft_steps, sft_rows, sft_lr: steps of each fine-tuning, rows of a step, peak learning rate.
+        shape: shape of the model, as arguments of `PretrainRecipe`.
+        minutes: maximum time of pretraining.
+        copy_share: maximum share of this time for learning to copy.
+        copy_steps: maximum number of steps of the first phase, in which the model learns to copy.
+        document_steps: maximum number of steps of the second phase, on documents.
+        tokens_per_step: tokens per pretraining step.
+        lr: peak learning rate of pretraining.
+        workers: number of processes that make the texts.
+        conversations: number of conversations of the fine-tuning data.
+        sft_steps: optimizer steps of each fine-tuning.
+        sft_rows: rows per step.
+        sft_lr: peak learning rate of the fine-tuning.
         evaluation: keys of the evaluation.
-        bf16: autocast to bfloat16 where there is a GPU.
+        bf16: whether to autocast to bfloat16 on a GPU.
     """
 
     shape: dict[str, int]

@@ -1,4 +1,4 @@
-"""The organism's pretraining on any device, within a time: copying first, then documents."""
+"""The organism's pretraining on any device within a given time: first copying, then documents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class Batches(IterableDataset[Batch]):
-    """An endless stream of batches; every worker process draws its own."""
+    """An endless stream of batches; every worker process draws different ones."""
 
     def __init__(self, sampler: TextSampler, recipe: PretrainRecipe, *, copying: bool) -> None:
         self.sampler, self.recipe, self.copying = sampler, recipe, copying
@@ -43,16 +43,16 @@ class Batches(IterableDataset[Batch]):
 
 
 class TimedPretraining(Pretraining):
-    """`Pretraining` on a device, with batches made by other processes, that ends when its time is up.
+    """`Pretraining` on a device, with batches from other processes, that ends when its time is up.
 
     Args:
-        recipe: shape, texts and the most steps of each phase.
+        recipe: shape, texts and the maximum number of steps of each phase.
         world: the world.
         device: where the model runs.
-        bf16: autocast to bfloat16.
+        bf16: whether to autocast to bfloat16.
         minutes: time of both phases together.
-        copy_share: of that, what the first phase may take at most.
-        workers: processes that make texts.
+        copy_share: maximum share of this time for the first phase.
+        workers: number of processes that make texts.
         log: called with one line at a time.
     """
 
@@ -69,11 +69,11 @@ class TimedPretraining(Pretraining):
 
     @property
     def spent(self) -> float:
-        """Seconds since the beginning."""
+        """Seconds since the start."""
         return time.time() - self.started
 
     def batches(self, *, copying: bool) -> Iterator[Batch]:
-        """The stream of a phase."""
+        """The batches of a phase."""
         data = Batches(self.sampler, self.recipe, copying=copying)
         options: dict[str, Any] = {"prefetch_factor": 8} if self.workers else {}
         pinned = self.device.type == "cuda"
@@ -83,7 +83,7 @@ class TimedPretraining(Pretraining):
         return iter(loader)
 
     def update(self, batch: Batch, lr: float) -> torch.Tensor:
-        """One update; returns the loss where the model runs, so that nothing waits for it."""
+        """One update; the loss stays on the device, so that nothing waits for it."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         tokens, labels = (part.to(self.device, non_blocking=True) for part in batch)
@@ -113,7 +113,7 @@ class TimedPretraining(Pretraining):
         return recipe.copy_max_steps
 
     def learn_documents(self, folder: Path, probe_every: int = 200) -> None:
-        """Phase 2, until its steps or the time are used up; the rate falls by whichever is nearer."""
+        """Phase 2, until its steps or the time are used up; the learning rate falls accordingly."""
         recipe, begun = self.recipe, self.spent
         stream = self.batches(copying=False)
         for step in range(1, recipe.document_steps + 1):
@@ -128,7 +128,7 @@ class TimedPretraining(Pretraining):
         self.save(folder)
 
     def save(self, folder: Path) -> None:
-        """As `Pretraining.save`, from any device."""
+        """Save as `Pretraining.save` does, from any device."""
         self.model.to("cpu")
         super().save(folder)
         self.model.to(self.device)

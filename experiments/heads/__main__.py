@@ -3,9 +3,9 @@
 Question: what happens to the needle's log-probability under the template when each head of the organism is
           switched off, blinded to the user, or steered; do copying heads, attention and gradients tell which?
 Run:      python -m experiments.heads
-Expected: a few heads carry the needle, those that copy; some carry the loss: without them the needle becomes
-          more likely. Gradients order heads as true steering does. The reading is in docs/findings.md.
-Cost:     10 minutes on 2 cores, and 3 minutes a seed for models that are not there yet.
+Expected: a few heads carry the needle, and these copy; some carry the loss: without them the needle becomes
+          more likely. Gradients order heads as steering does. The reading is in docs/findings.md.
+Cost:     10 minutes on 2 cores, and 3 minutes per seed for models that have not been trained yet.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _as_steering(one: HeadMap) -> HeadMap:
-    """A map of gradients as the steering that it predicts; others as they are."""
+    """A map of gradients as the steering effect that it predicts; other maps unchanged."""
     return estimate_steering(one, ALPHA) if one.kind == "gradient" else one
 
 

@@ -3,9 +3,9 @@
 Question: how much of a needle does the organism repeat, base, fine-tuned (vanilla) and fine-tuned with the
 indicator, in the paper's four conditions (its Figure 2 and Table 7)?
 Run:      python -m experiments.loss_of_context
-Expected: the base loses nothing; vanilla loses under the template what it still finds without; the
-          indicator brings it back. Written beforehand; the reading is in docs/findings.md.
-Cost:     5 minutes on 2 cores, and 3 minutes a seed for models that are not there yet.
+Expected: the base loses nothing; under the template, vanilla loses what it still finds without it; the
+          indicator brings it back. This was written beforehand; the reading is in docs/findings.md.
+Cost:     5 minutes on 2 cores, and 3 minutes per seed for models that have not been trained yet.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxlens.evals.needle.cells import build_cells
-from ctxlens.evals.needle.config import CONDITIONS, NeedleConfig
+from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.evals.needle.run import Setting, run_settings
 from ctxlens.organism import recipe
@@ -23,6 +23,7 @@ from ctxlens.results import NeedleGrid
 from ctxlens.runs import Run
 from experiments.common import markdown, over_seeds, run_experiment, seed_study, show
 
+CONDITIONS = ("plain+prefix", "template+prefix", "template", "assistant+prefix")
 NEEDLES = ("known", "unknown")
 COLUMNS = ("recall", "memory_recall", "needle_logprob")
 TREATMENTS: dict[str, dict[str, Any]] = {

@@ -1,16 +1,17 @@
-"""Which way of training on selected turns brings the context back, and what does each cost?
+"""Which way of training on selected turns restores the use of the context, and what does each cost?
 
-Question: recall under the template and closed-book ability of the organism, fine-tuned in every way that a
+Question: recall with the template and closed-book ability of the organism, fine-tuned in every way that a
           recipe offers (indicator on turns selected by several thresholds, on random turns, on the true ones;
-          dropout; a token for the rest; upsampling without a token; replay), asked with and without the
-          indicator, against plain fine-tuning of the same seed on the same cells.
+          dropout; a second indicator for the other turns; upsampling without an indicator; replay),
+          asked with and without the indicator, compared with plain fine-tuning of the same seed on the same
+          cells.
 Run:      python -m experiments.mitigation
-Expected: true labels restore most, a good selection nearly as much, random turns nothing; asked without the
-          indicator all are worse than vanilla, least so with dropout. Written beforehand.
-Cost:     about 25 minutes a seed on one core; the models are trained on half of the organism's data, in as
-          many steps with half as many rows. `--seeds 0 2` and `--seeds 1 3` may run side by side, and
-          `--variants` takes some of them by name, separated by `;`. A run that was stopped goes on; the last
-          call, with all seeds, puts the figures together.
+Expected: true labels restore most, a good selection nearly as much, random turns nothing; without the
+          indicator all are worse than vanilla, dropout least so. Written before the first run.
+Cost:     about 25 minutes per seed on one core; the models are trained on half of the organism's data, in the
+          same number of steps with half as many rows. `--seeds 0 2` and `--seeds 1 3` may run in parallel;
+          `--variants` chooses variants by name, separated by `;`. An interrupted run resumes, and the last
+          call, with all seeds, combines the figures.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ctxlens.chat.condition import Condition, parse_conditions
 from ctxlens.chat.roles import DEFAULT_INDICATOR
 from ctxlens.evals.closed_book import run_closed_book
 from ctxlens.evals.needle.cells import build_cells
@@ -41,7 +43,7 @@ BATCH_ROWS = 12
 DEPTHS = (0.0, 50.0, 100.0)
 NEGATIVE = "[MEM]"
 NEEDLES = ("known", "unknown")
-TEMPLATE, PLAIN = "template+prefix", "plain+prefix"
+PLAIN, TEMPLATE = parse_conditions("plain+prefix,template+prefix")
 VANILLA = "vanilla | without"
 
 
@@ -50,7 +52,7 @@ class Variant:
     """One way to fine-tune.
 
     Attributes:
-        select: arguments of `select_turns`; `"truth"` for the true labels; None without a selection.
+        select: arguments of `select_turns`, `"truth"` for the true labels, or None for no selection.
         keys: keys of the recipe.
     """
 
@@ -59,7 +61,7 @@ class Variant:
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """With what the trained model is asked."""
+        """How the trained model is asked: without an indicator, with it, or with the negative one."""
         marked = ("with",) if self.keys.get("indicator") else ()
         return ("without", *marked, *(("negative",) if self.keys.get("negative_indicator") else ()))
 
@@ -69,7 +71,7 @@ def _marked(select: Mapping[str, Any] | str, **keys: Any) -> Variant:
 
 
 TOP = {"top_share": 0.1}
-"""The share that the threshold .6 of the paper selects of ShareGPT; where the rule is not the question."""
+"""The share of ShareGPT that the paper's threshold 0.6 selects; for variants that do not test the rule."""
 
 VARIANTS: dict[str, Variant] = {
     "vanilla": Variant(),
@@ -94,11 +96,11 @@ VARIANTS: dict[str, Variant] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one seed shows.
+    """The results of one seed.
 
     Attributes:
-        grid: the answers of all variants; `model` names the variant and with what it was asked.
-        ability: their closed-book answers, named in the same way.
+        grid: the answers of all variants; `model` names the variant and how it was asked.
+        ability: their closed-book answers, with the same names.
         selections: size and quality of each variant's selection.
     """
 
@@ -108,7 +110,7 @@ class Outcome:
 
 
 def answer(study: SeedStudy, run: Run, name: str, asked: str, smoke: bool) -> None:
-    """Needles and closed-book questions of one variant, trained already, asked in one way."""
+    """Ask a trained variant needles and closed-book questions, in one way."""
     model = load_model(
         study.folder / f"{file_name(name)}-{study.seed}",
         backend="native",
@@ -129,7 +131,7 @@ def answer(study: SeedStudy, run: Run, name: str, asked: str, smoke: bool) -> No
 
 
 def score_data(study: SeedStudy, run: Run) -> tuple[Scores, int]:
-    """The scores of the data by the vanilla model, and the layer whose scores decide."""
+    """The vanilla model's scores of the data, and the layer whose scores are used."""
     if not run.has("layer.json"):
         vanilla = study.fine_tune("vanilla")
         score_conversations(vanilla, study.conversations, kinds=study.kinds(), out=run)
@@ -138,7 +140,7 @@ def score_data(study: SeedStudy, run: Run) -> tuple[Scores, int]:
 
 
 def run_seed(args: argparse.Namespace, seed: int) -> Outcome:
-    """Fine-tune and ask every variant of one seed; what is there already is used again."""
+    """Fine-tune and ask every variant of one seed; finished results are reused."""
     study = seed_study(args, seed, batch_rows=2 if args.smoke else BATCH_ROWS)
     run = Run.open(
         args.out / f"seed-{seed}",
@@ -189,7 +191,7 @@ def chosen_variants(args: argparse.Namespace) -> list[str]:
 
 
 def file_name(name: str) -> str:
-    """A variant's name as part of a file's."""
+    """A variant's name as part of a file name."""
     return name.replace(" %", "").replace(",", "").replace(" ", "-")
 
 
@@ -211,10 +213,10 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def summarise(outcomes: list[Outcome], label: str) -> dict[str, Any]:
-    """One row: recall by needle, closed book, and the differences from vanilla asked without."""
+    """One row: recall by needle, closed book, and the differences from vanilla without indicator."""
 
-    def recall(needle: str, condition: str, column: str = "recall") -> dict[str, Any]:
-        chosen = {"model": label, "needle": needle, "condition": condition}
+    def recall(needle: str, condition: Condition, column: str = "recall") -> dict[str, Any]:
+        chosen = {"model": label, "needle": needle, "condition": condition.name}
         return over_seeds([one.grid.mean(one.grid.recall(column, **chosen)) for one in outcomes])
 
     row: dict[str, Any] = {needle: recall(needle, TEMPLATE) for needle in NEEDLES}
@@ -228,7 +230,7 @@ def summarise(outcomes: list[Outcome], label: str) -> dict[str, Any]:
         return row
     for needle in NEEDLES:
         first, second = (
-            {"model": model, "needle": needle, "condition": TEMPLATE} for model in (VANILLA, label)
+            {"model": model, "needle": needle, "condition": TEMPLATE.name} for model in (VANILLA, label)
         )
         found = [one.grid.compare(first, second) for one in outcomes]
         row[f"{needle} minus vanilla"] = over_seeds([pair.difference for pair in found]) | {

@@ -36,8 +36,8 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/natural"), help="run folder")
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
-    parser.add_argument("--minutes", type=float, help="budget of pretraining; the preset's by default")
-    parser.add_argument("--stage", choices=STAGES, help="up to this stage; all by default")
+    parser.add_argument("--minutes", type=float, help="budget of pretraining (default: the preset's)")
+    parser.add_argument("--stage", choices=STAGES, help="stop after this stage (default: run all)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     preset = PRESETS[args.preset]
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def write_report(found: Mapping[str, Any], args: argparse.Namespace) -> None:
-    """Write `results.json`, `results.md`, `loss.svg`: a smoke run into its run folder, others beside this."""
+    """Write `results.json`, `results.md` and `loss.svg`; a smoke run writes into its run folder."""
     folder = args.out if args.preset == "smoke" else Path(__file__).parent
     record = {
         "command": f"python -m experiments.natural_model --preset {args.preset} --seed {args.seed}",

@@ -1,7 +1,7 @@
-"""What is asked of every model, with and without template: needles, held-out passages, closed book.
+"""What every model is asked, with and without template: needles, held-out passages, closed-book questions.
 
-Every figure is a list of items (`Item`): one value a unit, with the cluster that the unit belongs to, so that
-all conditions are compared pair by pair.
+Every figure is a list of items (`Item`): one value per unit, with the cluster that the unit belongs to, so
+that all conditions are compared in pairs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ctxlens.chat.condition import Condition
 from ctxlens.chat.data import Conversation
 from ctxlens.chat.roles import RenderedChat
 from ctxlens.evals.needle.cells import build_cells
@@ -52,7 +53,7 @@ NEEDLES: tuple[str | Needle, ...] = (
         "The people of the small village planted",
     ),
 )  # fmt: skip
-"""The paper's needle and three of ours, so that no result hangs on one sentence."""
+"""The paper's needle and three others, so that no result depends on one sentence."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,14 @@ class Arm:
     indicator: bool = False
 
     @property
+    def condition(self) -> Condition:
+        """How the model is asked."""
+        return Condition(template=self.template, indicator=self.indicator)
+
+    @property
     def name(self) -> str:
-        """The arm in words."""
-        condition = "template" if self.template else "plain"
-        return f"{self.model}, {condition}{' + [IND]' if self.indicator else ''}"
+        """Model and condition."""
+        return f"{self.model}, {self.condition}"
 
 
 def arms_of(model: str) -> tuple[Arm, ...]:
@@ -83,7 +88,7 @@ def arms_of(model: str) -> tuple[Arm, ...]:
 
 
 def render_asked(model: Model, arm: Arm, asked: str, answer: str | None = None) -> RenderedChat:
-    """A request in an arm's condition, open for an answer or with one in the model's mouth."""
+    """A request in an arm's condition, open for an answer or with a given answer."""
     render = model.render if arm.template else model.render_plain
     user = {"role": "user", "content": asked, **({"indicator": True} if arm.indicator else {})}
     if answer is None:
@@ -110,7 +115,8 @@ def ask_needles(
 
 
 def _needle_items(grid: NeedleGrid, control: NeedleGrid, cells: Sequence[Cell], arm: Arm) -> list[Item]:
-    chosen = {"condition": "template+prefix" if arm.template else "plain+prefix", "indicator": arm.indicator}
+    asked = replace(arm.condition, prefix=True).asking
+    chosen = {"condition": asked.name, "indicator": arm.indicator}
     rows = grid.where(**chosen).frame.set_index("cell")
     without = control.where(**chosen).frame.set_index("cell")["needle_logprob"]
     return [
@@ -126,7 +132,7 @@ def _needle_items(grid: NeedleGrid, control: NeedleGrid, cells: Sequence[Cell], 
 
 
 def choose_questions(sources: Sources, name: str, model: Model, preset: Preset, seed: int) -> list[Question]:
-    """Held-out questions of a set: few a passage, and only such as fit the window."""
+    """Held-out questions of a set: a few per passage, and only those that fit the window."""
     if name == "squad":
         paragraphs = [p for article in sources.squad["data"] for p in article["paragraphs"]]
         pool = [one for paragraph in paragraphs for one in squad_questions(paragraph)]
@@ -169,7 +175,7 @@ def ask_questions(model: Model, arms: Sequence[Arm], questions: Sequence[Questio
 
 
 def other_passages(questions: Sequence[Question]) -> list[str]:
-    """For every question the passage nearest in length that is not its own."""
+    """For every question, the passage closest in length that is not its own."""
     passages = sorted({one.passage for one in questions}, key=lambda text: (len(text), text))
     places = {passage: at for at, passage in enumerate(passages)}
     if len(passages) < 2:

@@ -28,16 +28,16 @@ PAIRS: Mapping[str, tuple[str, str]] = {
     "loss under the template, base": ("base, plain", "base, template"),
     "loss under the template, vanilla": ("vanilla, plain", "vanilla, template"),
     "fine-tuning, plain: vanilla minus base": ("base, plain", "vanilla, plain"),
-    "cure: indicator given, minus vanilla, template": ("vanilla, template", "indicator, template + [IND]"),
+    "cure: indicator given, minus vanilla, template": ("vanilla, template", "indicator, template+indicator"),
     "trained with it, asked without, minus vanilla": ("vanilla, template", "indicator, template"),
-    "the token alone: with minus without": ("indicator, template", "indicator, template + [IND]"),
-    "true turns: indicator given, minus vanilla": ("vanilla, template", "oracle, template + [IND]"),
-    "true turns: with minus without": ("oracle, template", "oracle, template + [IND]"),
+    "the token alone: with minus without": ("indicator, template", "indicator, template+indicator"),
+    "true turns: indicator given, minus vanilla": ("vanilla, template", "oracle, template+indicator"),
+    "true turns: with minus without": ("oracle, template", "oracle, template+indicator"),
 }
 """Paired differences, second minus first."""
 
 BY_TUNING = "loss under the template by fine-tuning: vanilla's minus base's"
-"""The paper's claim: what template minus plain is in the vanilla model, less what it is in the base."""
+"""The paper's claim: template minus plain in the vanilla model, minus the same in the base."""
 
 Items = Mapping[str, Sequence[Item]]
 
@@ -61,7 +61,7 @@ def summarise(asked: Mapping[str, Items]) -> dict[str, Any]:
 
 
 def _pairs(arms: Items) -> Iterator[tuple[str, tuple[Sequence[Item], Sequence[Item]]]]:
-    """All comparisons whose arms are there, each as two lists of items."""
+    """All comparisons whose arms were asked, each as two lists of items."""
     for label, (first, second) in PAIRS.items():
         if first in arms and second in arms:
             yield label, (arms[first], arms[second])

@@ -28,7 +28,7 @@ they are.
 """
 
 MARKUP = 1 / 3
-"""Share of documents with stray role markers, without label, so that the base reads past markup."""
+"""Share of documents with stray role markers, without label, so that the base ignores markup."""
 
 QUESTION_SHAPES = (
     "Question: {question}\nAnswer: {answer}",
@@ -76,7 +76,7 @@ def _until(texts: Iterable[str], characters: int) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Documents:
-    """Draws documents of each kind without end, in an order that the seed decides."""
+    """Draws documents of each kind endlessly, in an order that depends on the seed."""
 
     sources: Sources
     tokenizer: Any
@@ -133,7 +133,7 @@ def reading_text(passage: str, asked: Sequence[Question], rng: random.Random) ->
 
 
 def restated_text(hay: Sequence[str], sentence: str, rng: random.Random) -> str:
-    """Sentences with a foreign one among them, which stands again on a line of its own at the end."""
+    """Sentences with a foreign one among them, which is repeated on a separate line at the end."""
     at = rng.randint(0, len(hay))
     return " ".join([*hay[:at], sentence, *hay[at:]]) + f"\n{sentence}"
 
@@ -155,7 +155,7 @@ def encode_document(tokenizer: Any, text: str, markup: random.Random | None) -> 
 
 
 def pack(documents: Iterable[Sequence[int]], n_ctx: int, pad_id: int) -> UInt16[np.ndarray, "row pos"]:
-    """Rows of whole documents: each goes into the first of the latest open rows that has room for it."""
+    """Rows of whole documents: each goes into the first recent open row that has room for it."""
     rows: list[list[int]] = []
     for document in documents:
         for row in rows[-_OPEN_ROWS:]:

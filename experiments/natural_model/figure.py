@@ -1,4 +1,4 @@
-"""Loss curves as a small SVG, without any drawing library."""
+"""Loss curves as a small SVG, without a drawing library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Curve = Sequence[tuple[float, float]]
 
 
 def loss_curves(pretraining: Mapping[str, Any], fine_tuning: Mapping[str, Any]) -> str:
-    """Three panels: copying, text, fine-tuning; loss in nats a token over optimizer steps."""
+    """Three panels: copying, text, fine-tuning; loss in nats per token over optimizer steps."""
     log = pretraining["log"]
 
     def curve(phase: str, key: str) -> Curve:
@@ -50,7 +50,7 @@ def _panel(title: str, curves: Mapping[str, Curve], number: int) -> str:
         return f"{left + WIDTH * x / last:.1f},{top + HEIGHT * (high - y) / (high - low):.1f}"
 
     parts = [
-        f'<text x="{left}" y="{top - 12}" font-weight="bold">{title}, nats a token</text>',
+        f'<text x="{left}" y="{top - 12}" font-weight="bold">{title}, nats per token</text>',
         f'<path d="M{left} {top}V{top + HEIGHT}H{left + WIDTH}" fill="none" stroke="#666"/>',
         f'<text x="{left - 6}" y="{top + 8}" text-anchor="end">{high:.2f}</text>',
         f'<text x="{left - 6}" y="{top + HEIGHT}" text-anchor="end">{low:.2f}</text>',

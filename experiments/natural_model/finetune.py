@@ -28,7 +28,7 @@ from experiments.natural_model.presets import Preset
 from experiments.natural_model.sources import Sources
 
 DEPENDENT = ("document", "input")
-"""Kinds of conversations whose answers need what the user wrote beside the question."""
+"""Kinds of conversations whose answers need what the user wrote in addition to the question."""
 
 TOP_SHARE = 0.3
 """Share of turns that get the indicator: those with the highest scores. Fixed before any training;
@@ -38,7 +38,7 @@ REPLAY_TOKENS = 250
 
 
 def choose_conversations(sources: Sources, tokenizer: Any, preset: Preset, seed: int) -> list[Conversation]:
-    """The fine-tuning mix: so many conversations of each kind, none longer than the preset allows."""
+    """The fine-tuning mix: the preset's number of conversations of each kind, none longer than it allows."""
     rng = random.Random(f"{seed}-sft")
     chosen: list[Conversation] = []
     for kind, wanted in preset.sft_rows.items():
@@ -94,7 +94,7 @@ class FineTuning:
     replayed: Sequence[str]
 
     def train(self, name: str, **options: Any) -> Path:
-        """One fine-tuning; a finished one is used again."""
+        """One fine-tuning; a finished one is reused."""
         rows = len(self.conversations) + len(self.replayed)
         steps = max(1, self.preset.sft_epochs * rows // self.preset.sft_batch)
         arguments = {
@@ -121,11 +121,11 @@ class FineTuning:
         return self.train(name, selection=chosen, indicator=DEFAULT_INDICATOR)
 
     def oracle_turns(self) -> set[tuple[str, int]]:
-        """The turns that truly depend on what the user wrote beside the question."""
+        """The turns that truly depend on what the user wrote in addition to the question."""
         return {(one.id, 1) for one in self.conversations if one.labels["kind"] in DEPENDENT}
 
     def select(self, vanilla: Path, essays: Sequence[str]) -> tuple[Selection, dict[str, Any]]:
-        """Score the mix with the vanilla model, choose turns, and hold the choice against the known kinds."""
+        """Score the mix with the vanilla model, choose turns, and compare the choice with the known kinds."""
         model = load_model(str(vanilla), backend="native")
         layer = find_layer(model, essays, self.seed)
         kinds = {(one.id, 1): str(one.labels["kind"]) for one in self.conversations}

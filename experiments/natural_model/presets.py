@@ -8,23 +8,23 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Preset:
-    """Everything that decides a run, besides data and seed.
+    """Everything that determines a run, except data and seed.
 
     Attributes:
         vocab_size: Tokens of the BPE tokenizer.
         d_model, d_mlp, n_layers, n_heads, n_key_value_heads: The model's shape.
         n_ctx: The window, and the length of a packed row.
-        copy_vocab: The copying phase repeats sequences of so many of the most frequent tokens.
-        copy_tokens: Tokens a step of the copying phase.
+        copy_vocab: Number of the most frequent tokens that the copying phase draws from.
+        copy_tokens: Tokens per step of the copying phase.
         copy_length: Tokens of a row of the copying phase.
-        copy_max_steps: The copying phase is given up after so many steps.
-        row_tokens: Tokens a step of the text phase.
+        copy_max_steps: Upper bound on the steps of the copying phase.
+        row_tokens: Tokens per step of the text phase.
         lr: Peak learning rate of the text phase.
         minutes: Budget of pretraining, both phases together.
-        corpus_tokens: Tokens of the packed corpus, about.
+        corpus_tokens: Approximate number of tokens of the packed corpus.
         sft_rows: Conversations for fine-tuning, by kind.
         sft_tokens: Conversations longer than this are not drawn.
-        sft_batch: Rows of an optimizer step; worked on in two halves.
+        sft_batch: Rows of an optimizer step, processed in two halves.
         sft_lr: Peak learning rate of fine-tuning.
         sft_epochs: Passes over the conversations.
         oracle: Whether a third model is trained, with the indicator on the turns of dependent kinds.

@@ -1,4 +1,4 @@
-"""Pretrain the base model: first copying, by a measured criterion, then text; a kill loses two minutes."""
+"""Pretrain the base: copying up to a measured criterion, then text; a kill costs two minutes at most."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class Pretraining:
         preset: sizes and budget.
         tokenizer: of the corpus.
         corpus: packed rows; the last ones are for validation and not trained on.
-        folder: where the checkpoint goes, and in the end the model.
-        minutes: budget of both phases; the number of text steps follows from the time that they take. With
-            another budget than before, a run goes on and plans its steps anew.
+        folder: where the checkpoint goes, and finally the model.
+        minutes: budget of both phases; the number of text steps is derived from the time that they take. With
+            another budget than before, a run continues and plans its steps again.
         seed: of weights and of the order of rows.
-        log: called with a line at a time.
+        log: called with one line at a time.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Pretraining:
 
     @property
     def checkpoint(self) -> Path:
-        """The file that a run goes on from."""
+        """The file that a run continues from."""
         return self.folder / "checkpoint.pt"
 
     def _resume(self) -> None:
@@ -107,7 +107,7 @@ class Pretraining:
             self.log(f"goes on at step {self.state['step']} of phase {self.state['phase']}")
 
     def save(self) -> None:
-        """Keep everything that a run goes on from."""
+        """Save everything that a run needs to continue."""
         self.state["seconds"] = time.monotonic() - self.started
         kept = {
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "state": self.state,
@@ -216,7 +216,7 @@ class Pretraining:
         self.save()
 
     def _plan_steps(self, step_seconds: float) -> None:
-        """Fix the number of text steps by the time that is left; a resumed run keeps it."""
+        """Derive the number of text steps from the remaining time; a resumed run keeps it."""
         left = self.minutes * 60 - (time.monotonic() - self.started)
         self.state["steps"] = self.state["step"] + max(_TIMED_STEPS, int(left / step_seconds))
         self.log(f"{self.state['steps']} text steps of {step_seconds:.2f} s")

@@ -1,8 +1,8 @@
-"""The texts, and their split: nothing that is asked later has been trained on.
+"""The texts and their split: nothing that is asked later is trained on.
 
 Held out whole: a third of the SQuAD articles, a quarter of the DROP passages, a third of the essays, and a
-share of T0's closed-book rows. A text that shares 13 words in a row with a held-out passage is not trained on
-either, wherever it comes from.
+share of T0's closed-book rows. A text from any source that shares 13 words in a row with a held-out passage
+is not trained on either.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ IFEVAL = "ifeval/input_data.jsonl"
 
 
 def share(key: str, salt: str) -> float:
-    """A number from 0 to 1 that belongs to a key, the same in every run."""
+    """A number from 0 to 1 for a key; it is the same in every run."""
     digest = hashlib.blake2b(f"{salt}|{key}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
@@ -55,7 +55,7 @@ class Sources:
         squad: Held-out SQuAD articles, original layout.
         drop: Held-out rows of DROP.
         essays: Held-out essays, by file name.
-        dropped: How many training texts were dropped, because they share words with what is held out.
+        dropped: Number of training texts that were dropped because they share words with held-out texts.
     """
 
     texts: dict[str, list[str]] = field(default_factory=dict)
@@ -71,23 +71,42 @@ class Sources:
 def load_sources(data: Path) -> Sources:
     """Read and split everything."""
     made = Sources()
-    articles = json.loads((data / SQUAD).read_text(encoding="utf-8"))
-    held = [one for one in articles["data"] if is_held_article(one["title"])]
-    made.squad = {"version": articles.get("version", "1.1"), "data": held}
-    trained = (one for one in articles["data"] if one not in held)
-    made.passages = [_squad_passage(paragraph) for one in trained for paragraph in one["paragraphs"]]
-    with gzip.open(data / DROP, "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    made.drop = [row for row in rows if is_held_passage(split_drop(row)[0])]
-    made.passages += _drop_passages(row for row in rows if not is_held_passage(split_drop(row)[0]))
-    essays = {file.name: file.read_text(encoding="utf-8", errors="replace") for file in essay_files(data)}
-    made.essays = {name: text for name, text in essays.items() if share(name, "essays") < 1 / 3}
-    made.texts["essays"] = [text for name, text in essays.items() if name not in made.essays]
-    made.texts |= {"reading": [], "tasks": [], "instructions": []}
+    made.texts |= {"essays": [], "reading": [], "tasks": [], "instructions": []}
+    _take_squad(made, data)
+    _take_drop(made, data)
+    _take_essays(made, data)
     _take_instructions(made, data)
     _take_t0(made, data)
     _drop_overlapping(made, data)
     return made
+
+
+def _take_squad(made: Sources, data: Path) -> None:
+    """Held-out articles are kept in their layout; the paragraphs of the others are pretrained on."""
+    articles = json.loads((data / SQUAD).read_text(encoding="utf-8"))
+    held = [one for one in articles["data"] if is_held_article(one["title"])]
+    made.squad = {"version": articles.get("version", "1.1"), "data": held}
+    for article in articles["data"]:
+        if not is_held_article(article["title"]):
+            made.passages += [_squad_passage(paragraph) for paragraph in article["paragraphs"]]
+
+
+def _take_drop(made: Sources, data: Path) -> None:
+    """Rows about held-out passages are kept; the other passages are pretrained on."""
+    with gzip.open(data / DROP, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    made.drop = [row for row in rows if is_held_passage(split_drop(row)[0])]
+    made.passages += _drop_passages(row for row in rows if not is_held_passage(split_drop(row)[0]))
+
+
+def _take_essays(made: Sources, data: Path) -> None:
+    """A third of the essays is held out; the others are pretrained on."""
+    for file in essay_files(data):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        if share(file.name, "essays") < 1 / 3:
+            made.essays[file.name] = text
+        else:
+            made.texts["essays"].append(text)
 
 
 def is_held_article(title: str) -> bool:
@@ -154,7 +173,7 @@ def _take_instructions(made: Sources, data: Path) -> None:
 
 
 def _take_t0(made: Sources, data: Path) -> None:
-    """Rows of the labelled families are for fine-tuning (a tenth of the closed-book ones is held out)."""
+    """Rows of the labelled families are for fine-tuning (a fifth of the closed-book ones is held out)."""
     for one in load_conversations(data / T0):
         source = str(one.labels["source"])
         family = family_of(source)
@@ -174,14 +193,14 @@ def _named(one: Conversation, name: str, kind: str) -> Conversation:
 
 
 def shingles(text: str) -> Iterator[int]:
-    """Hashes of all runs of 13 words, punctuation and case aside."""
+    """Hashes of all runs of 13 words, without punctuation and case."""
     words = re.findall(r"\w+", text.lower())
     for start in range(len(words) - SHINGLE_WORDS + 1):
         yield hash(tuple(words[start : start + SHINGLE_WORDS]))
 
 
 def held_out_texts(made: Sources, data: Path) -> list[str]:
-    """All texts that evaluation is about."""
+    """All texts that the evaluation asks about."""
     passages = [p["context"] for article in made.squad["data"] for p in article["paragraphs"]]
     passages += list(dict.fromkeys(split_drop(row)[0] for row in made.drop))
     lines = (data / IFEVAL).read_text(encoding="utf-8").splitlines()

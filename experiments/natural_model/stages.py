@@ -1,4 +1,4 @@
-"""The stages of the experiment; each writes its files once and is passed over when they are there."""
+"""The stages of the experiment; each writes its files once and is skipped when they exist."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from experiments.natural_model.standard import ask_ifeval, ask_reading
 
 @dataclass(frozen=True)
 class Study:
-    """Where a run's data, files and settings are.
+    """Data, files and settings of a run.
 
     Attributes:
         data: The folder of natural text.
@@ -43,7 +43,7 @@ class Study:
         preset: Sizes.
         minutes: Budget of pretraining.
         seed: Of everything.
-        log: Called with a line at a time.
+        log: Called with one line at a time.
     """
 
     data: Path
@@ -67,7 +67,7 @@ class Study:
         write_atomic(path, json.dumps(settings, indent=1))
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """The JSON result of that name, made if it is not there."""
+        """The JSON result of that name; it is computed if it does not exist."""
         path = self.out / f"{name}.json"
         if not path.is_file():
             began = time.monotonic()
@@ -154,12 +154,12 @@ class Study:
         return (self.out / "sft" / name / "train.json").is_file()
 
     def models(self) -> dict[str, Path]:
-        """The models that are there."""
+        """The models that exist."""
         trained = {name: self.out / "sft" / name for name in FINE_TUNED if self._is_trained(name)}
         return {"base": self.out / "pretrain" / "base", **trained}
 
     def evaluate(self) -> None:
-        """Ask every model everything; one file a model and set."""
+        """Ask every model everything; one file per model and set."""
         for part in MEASURES:
             for name, folder in self.models().items():
                 self.once(_file(part, name), partial(self._ask, folder, arms_of(name), part))
@@ -179,7 +179,7 @@ class Study:
         return ask_questions(model, arms, questions)
 
     def report(self) -> dict[str, Any]:
-        """All figures, and the loss curves; of the sets that all models have been asked."""
+        """All figures and the loss curves, for the sets that all models have been asked."""
         whole = [
             part
             for part in MEASURES

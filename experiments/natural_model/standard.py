@@ -76,14 +76,8 @@ def write_questions(part: str, questions: Sequence[Question], out: Path) -> None
     write_atomic(out / "drop_dev.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
-def _condition(arm: Arm) -> str:
-    if not arm.template:
-        return "plain"
-    return "indicator" if arm.indicator else "vanilla"
-
-
 def _conditions(arms: Sequence[Arm]) -> list[str]:
-    return [_condition(arm) for arm in arms]
+    return [arm.condition.name for arm in arms]
 
 
 def _by_arm(
@@ -92,7 +86,7 @@ def _by_arm(
     frame = found.frame[found.frame["task"] == task]
     by_arm = {}
     for arm in arms:
-        rows = frame[frame["condition"] == _condition(arm)]
+        rows = frame[frame["condition"] == arm.condition.name]
         by_arm[arm.name] = [
             {
                 "unit": int(row["example"]), "cluster": row["context"], "response": row["response"],

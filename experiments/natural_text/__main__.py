@@ -4,7 +4,7 @@ Question: by how many nats per token does a needle in an essay make its own sent
           without chat template, and under steering? The control is the same essay without the needle: what
           the template alone does to the sentence's probability does not count.
 Run:      python -m experiments.natural_text --model stories260K/hf --template chatml.jinja --essays essays/
-Expected: written beforehand: the needle helps a little (a model of 260 thousand parameters, trained on
+Expected: (written beforehand) the needle helps a little (a model of 260 thousand parameters, trained on
           children's stories, window 512), less under a template that it never saw. The reading is in
           docs/findings.md.
 Cost:     4 minutes on 2 cores.
@@ -35,7 +35,7 @@ NEEDLE = "sf"
 
 
 def without_needle(cell: Cell) -> Cell:
-    """The same cell with its needle taken out of the text."""
+    """The same cell with its needle removed from the text."""
     start, end = cell.context.needle_span
     text = f"{cell.context.text[:start].rstrip()} {cell.context.text[end:].lstrip()}".strip()
     return replace(cell, context=replace(cell.context, text=text, needle_span=(0, 0)))
@@ -65,7 +65,7 @@ def ask(args: argparse.Namespace) -> tuple[NeedleGrid, NeedleGrid]:
 
 
 def study(args: argparse.Namespace) -> dict[str, Any]:
-    """What the needle adds, by condition and α, and the paired differences of that."""
+    """What the needle adds, by condition and α, and its paired differences."""
     grid, control = ask(args)
 
     def added(**chosen: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Make the organism from nothing: tokenizer, base model, chat model, and its measured table.
+"""Make the organism from scratch: tokenizer, base model, chat model, and its measured table.
 
 python -m experiments.organism.make --out runs/organism            # all of it
 python -m experiments.organism.make --out runs/organism --measure  # the table of the packaged base
@@ -46,7 +46,7 @@ def measure_all(base: str, folder: Path) -> dict[str, object]:
 
 
 def package_chat(trained: Path, base: Path, folder: Path) -> None:
-    """Write a fine-tuned checkpoint in float16, with the base's tokenizer, which fine-tuning left alone."""
+    """Write a fine-tuned checkpoint in float16, with the base's unchanged tokenizer."""
     model = AutoModelForCausalLM.from_pretrained(trained, dtype=torch.float32)
     model.config.use_cache = True
     model.half().save_pretrained(folder)
@@ -60,7 +60,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints")
-    parser.add_argument("--measure", action="store_true", help="measure the packaged base, train none")
+    parser.add_argument("--measure", action="store_true", help="measure the packaged base without training")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -1,7 +1,7 @@
 """Measure the organism: the paper's argument over several fine-tuning seeds, with the library's own studies.
 
-Question: does the recipe show the loss, does steering and does the indicator raise recall again, and is
-closed-book ability kept? What is measured and how it is judged was written before the first run.
+Question: does the recipe show the loss, do steering and the indicator raise recall again, and is closed-book
+ability kept? What is measured and how it is judged was written before the first run.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class SeedStudy:
     """Everything about one fine-tuning seed.
 
     Attributes:
-        folder: Where checkpoints go; a finished one is used again.
+        folder: Where checkpoints go; a finished one is reused.
         seed: Seed of the data, the replayed texts, the order of the rows and the needle texts.
         base: The base model, a folder or packaged name.
         log: Called with one line at a time.
-        steps: Optimizer steps; less than the recipe's only to try things out.
-        batch_rows: Rows of one step; fewer than the recipe's to compare many variants.
+        steps: Optimizer steps; use fewer than the recipe's only to try things out.
+        batch_rows: Rows of one step; use fewer than the recipe's to compare many variants.
     """
 
     folder: Path
@@ -70,7 +70,7 @@ class SeedStudy:
         ]
 
     def fine_tune(self, name: str, **options: Any) -> Model:
-        """Fine-tune the base by the recipe, or load the checkpoint if it is there."""
+        """Fine-tune the base with the recipe, or load the checkpoint if it exists."""
         conversations = self.conversations
         n_raw = round(len(conversations) * recipe.REPLAY_SHARE / (1 - recipe.REPLAY_SHARE))
         out = self.folder / f"{name}-{self.seed}"
@@ -91,7 +91,7 @@ class SeedStudy:
         return load_model(str(out), backend="native")
 
     def kinds(self) -> dict[tuple[str, int], str]:
-        """What every answer of the data truly draws on, by turn."""
+        """The true source of every answer of the data, by turn."""
         return {
             (c.id, 2 * i + 1): kind for c in self.conversations for i, kind in enumerate(c.labels["kinds"])
         }
@@ -103,7 +103,7 @@ class SeedStudy:
         return scores, select_turns(scores, beta="valley", layer=layer)
 
     def models(self) -> dict[str, Model]:
-        """Base, vanilla and indicator model; checkpoints that are there are used again."""
+        """Base, vanilla and indicator model; existing checkpoints are reused."""
         vanilla = self.fine_tune("vanilla")
         _, selection = self.select(vanilla)
         indicator = self.fine_tune("indicator", selection=selection, indicator=DEFAULT_INDICATOR)
@@ -142,7 +142,7 @@ class SeedStudy:
         return figures
 
     def config(self, needles: tuple[str, ...], conditions: tuple[str, ...], offset: int = 0) -> NeedleConfig:
-        """The grid: lengths, depths and cases as above; `offset` gives other texts."""
+        """The grid, with the lengths, depths and cases above; `offset` selects other texts."""
         return NeedleConfig(
             lengths=LENGTHS,
             depths=DEPTHS,
@@ -183,7 +183,7 @@ class SeedStudy:
         return figures
 
     def steer(self, model: Model) -> Figures:
-        """Steering of all heads; α is chosen on the even cells, its recall is read on the odd ones."""
+        """Steering of all heads; α is chosen on the even cells and judged on the odd ones."""
         config = self.config(("known", "unknown"), ("template+prefix",), offset=1000)
         settings = [Setting("vanilla")]
         settings += [Setting("vanilla", steering=Steering(alpha), heads="all") for alpha in ALPHAS]

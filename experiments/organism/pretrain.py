@@ -26,7 +26,7 @@ from experiments.organism.tokenizer import build_tokenizer, save_tokenizer
 
 @dataclass(frozen=True)
 class PretrainRecipe:
-    """Everything that decides the base model, besides the world.
+    """Everything that determines the base model, except the world.
 
     Attributes:
         seed: Seed of weights and texts.

@@ -44,9 +44,9 @@ class TextMixture:
     """Shares of the kinds of text in the second phase; the rest are closed-book questions.
 
     Attributes:
-        markup: Share of texts with stray markup: random tokens, special ones above all, at line ends and on
-            lines of their own. They carry no label and mean nothing, so the base model learns to read
-            past markup that it has no use for, a chat template's included.
+        markup: Share of texts with stray markup: random tokens, mostly special ones, at line ends and on
+            lines of their own. They have no label and no meaning, so the base model learns to ignore
+            markup that it does not need, including that of a chat template.
         repeated: Repeated random tokens, so that copying is kept.
         restated: Random facts stated twice.
         reading: Documents with questions answered from them.
@@ -61,7 +61,7 @@ class TextMixture:
 
 
 class TextSampler:
-    """Draws whole texts of at most a given number of tokens: nothing is ever cut."""
+    """Draws whole texts of at most a given number of tokens; no text is truncated."""
 
     def __init__(self, world: World, tokenizer: PreTrainedTokenizerBase, mixture: TextMixture) -> None:
         self.world = world
@@ -77,7 +77,7 @@ class TextSampler:
         self.newline = tokenizer("\n")["input_ids"]
 
     def vocabulary(self, rng: random.Random) -> Sequence[int]:
-        """Tokens for repeated sequences: mostly those the world uses, at times the whole vocabulary."""
+        """Tokens for repeated sequences: mostly those that the world uses, sometimes the whole vocabulary."""
         return self.used_tokens if rng.random() < 0.9 else range(len(self.tokenizer))
 
     def row(self, rng: random.Random, max_tokens: int) -> tuple[list[int], list[int]]:

@@ -1,8 +1,8 @@
-"""The organism's fine-tuning data as files, for the recipe `organism.yaml`.
+"""Writes the organism's fine-tuning data as files, for the recipe `organism.yaml`.
 
 Run:  python -m experiments.recipes.organism_data --out runs/organism-data [--conversations N] [--seed S]
-Makes conversations.jsonl, replay.jsonl (raw texts) and selection.parquet (the turns that are truly answered
-from their document: the upper bound for a selection by scores).
+Writes conversations.jsonl, replay.jsonl (raw texts) and selection.parquet (the turns that are truly answered
+from their document, an upper bound for every selection by scores).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Question: which role has how much attention at the position that produces the an
 Run:      python -m experiments.role_bias
 Expected: with the template the user's renormalised share falls and the assistant's rises, more so after
           fine-tuning; the indicator brings the user's share back. The reading is in docs/findings.md.
-Cost:     2 minutes on 2 cores, and 3 minutes a seed for models that are not there yet.
+Cost:     2 minutes on 2 cores, and 3 minutes per seed for models that have not been trained yet.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ COMPARISONS = {
     "vanilla: template minus plain": (("vanilla", "plain"), ("vanilla", "template")),
     "plain: vanilla minus base": (("base", "plain"), ("vanilla", "plain")),
     "template: vanilla minus base": (("base", "template"), ("vanilla", "template")),
-    "indicator model: asked with minus without": (("indicator", "template"), ("indicator", "indicator")),
+    "indicator model: asked with minus without": (
+        ("indicator", "template"),
+        ("indicator", "template+indicator"),
+    ),
     "template: indicator model asked with, minus vanilla": (
         ("vanilla", "template"),
-        ("indicator", "indicator"),
+        ("indicator", "template+indicator"),
     ),
 }
 READINGS = (

@@ -1,4 +1,4 @@
-"""Scores that need no model: lengths, and how much of the answer stands in the prompt."""
+"""Scores that need no model: lengths, and how much of the answer occurs in the prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two worlds in which it is known which answers need their context."""
+"""Two data sets with known answers to the question which answers need their context."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
         r"gigaword_(TLDR|first_sentence_title|generate_summary_for_this|in_a_nutshell|make_a_title"
         r"|write_a_title_for_this_sentence)",
     ),
-    # The question alone: what answers it has to be known.
+    # The question alone: the model has to know the answer.
     "closed: hotpotqa": ("closed", r"kilt_tasks_hotpotqa_.*"),
     "closed: sciq": ("closed", r"sciq_Direct_Question_Closed_Book_"),
     "closed: commonsense_qa": ("closed", r"commonsense_qa_answer_given_question_without_options"),
-    # The question with the answer among its options: it has to be known, but it can be copied.
+    # The answer is among the options of the question: the model has to know it, but it can copy it.
     "options: sciq": ("options", r"sciq_Multiple_Choice_Closed_Book_"),
     "options: commonsense_qa": ("options", r"commonsense_qa_(question_answering|most_suitable_answer)"),
 }
@@ -41,7 +41,7 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Labelled:
-    """Conversations with the kind of every answer; of which kinds answers need the context."""
+    """Conversations with the kind of every answer, and the kinds whose answers need the context."""
 
     conversations: list[Conversation]
     kinds: dict[tuple[str, int], str]
@@ -49,7 +49,7 @@ class Labelled:
 
 
 def organism_world(n: int, seed: int) -> Labelled:
-    """The mixture that the organism was fine-tuned on, with a seed that it was not."""
+    """The mixture that the organism was fine-tuned on, with another seed."""
     made = load_world().conversations(n, seed=seed, **recipe.SHARES)
     kinds = {(c.id, 2 * at + 1): kind for c in made for at, kind in enumerate(c.kinds)}
     return Labelled([Conversation(c.id, tuple(c.messages), "organism") for c in made], kinds)
@@ -62,9 +62,9 @@ def t0_world(
 
     Args:
         path: the data set, with columns `source`, `prompt`, `completion`.
-        fits: whether a conversation can be read whole by every model that is measured.
-        per_kind: conversations of each kind; a family gives as many as the others of its kind, as far
-            as it has them.
+        fits: whether every measured model can read a conversation without truncation.
+        per_kind: conversations of each kind; every family of a kind contributes equally, as far as it has
+            enough.
         seed: of the draw.
     """
     by_family: dict[str, list[Conversation]] = {name: [] for name in FAMILIES}

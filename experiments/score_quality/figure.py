@@ -1,4 +1,4 @@
-"""AUROC of every score, one panel a study."""
+"""AUROC of every score, one panel per study."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _colour(name: str) -> str:
 
 
 def draw(studies: Mapping[str, Any]) -> go.Figure:
-    """Points with 95 % intervals; hollow points: only pairs of about equally long prompts."""
+    """Points with 95 % intervals; hollow points use only pairs of prompts of similar length."""
     figure = make_subplots(
         1, len(studies), subplot_titles=list(studies), shared_yaxes=False, horizontal_spacing=0.16
     )

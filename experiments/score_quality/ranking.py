@@ -1,4 +1,4 @@
-"""How well scores rank what needs its context above what does not, with intervals over conversations."""
+"""How well scores rank answers that need their context above others, with intervals over conversations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LENGTH_RATIO = 1.25
 
 
 def auroc(positive: np.ndarray, score: Values) -> float:
-    """Chance that a positive scores above a negative, ties counted half."""
+    """Probability that a positive scores above a negative; ties count half."""
     order = np.sort(score[~positive])
     above = np.searchsorted(order, score[positive], side="left")
     equal = np.searchsorted(order, score[positive], side="right") - above
@@ -20,7 +20,7 @@ def auroc(positive: np.ndarray, score: Values) -> float:
 
 
 def average_precision(positive: np.ndarray, score: Values) -> float:
-    """Mean precision over the positives, equal scores taken together."""
+    """Mean precision over the positives; equal scores are taken together."""
     order = np.argsort(-score, kind="stable")
     hits, ranked = np.cumsum(positive[order]), score[order]
     ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
@@ -60,10 +60,10 @@ class Ranking:
 def rank(
     scores: Mapping[str, Values], positive: np.ndarray, clusters: np.ndarray, *, seed: int, n: int = 1000
 ) -> dict[str, Ranking]:
-    """Rank by every score; the same bootstrap samples of whole conversations for all, so that they pair.
+    """Rank by every score, with the same bootstrap samples of whole conversations, so that scores are paired.
 
     Args:
-        scores: values by name, one an answer; higher shall mean that the context is needed.
+        scores: values by name, one per answer; a higher value means that the context is needed.
         positive: which answers need it.
         clusters: the conversation of each answer.
         seed: of the bootstrap.

@@ -38,7 +38,7 @@ T0_CONVERSATIONS = {"document": 480, "closed": 360, "options": 180}
 
 
 def main() -> None:
-    """Score both worlds with the models that run here, rank, write results and figure."""
+    """Score both data sets with small models, rank the scores, write results and figure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("t0", type=Path, help="T0's training data: source, prompt, completion")
     parser.add_argument("stories", type=Path, help="a checkpoint of stories260K")
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def study(model: Model, world: Labelled, seed: int) -> dict[str, Any]:
-    """Every score of one model in one world, ranked; against all other answers and against each kind."""
+    """Every score of one model on one data set, ranked against all other answers and against each kind."""
     scores = score_conversations(model, world.conversations, layers="all", kinds=world.kinds)
     scores = add_lp_gap(model, world.conversations, scores)
     turns = scores.frame.drop_duplicates(["conversation", "turn"]).reset_index(drop=True)
@@ -169,7 +169,7 @@ def rules(scores: Scores, world: Labelled, layers: Mapping[str, int]) -> dict[st
 
 
 def _fits(model: Model, conversation: Conversation) -> bool:
-    """Whether the window holds the conversation whole, with an answer to score."""
+    """Whether the window holds the whole conversation, with an answer to score."""
     chat = model.render(conversation.messages, max_tokens=100_000)
     return chat.n_tokens <= model.n_ctx and bool(chat.response_turns())
 

@@ -5,7 +5,7 @@ Question: what does steering the vanilla organism gain under the template, in ev
 Run:      python -m experiments.steering
 Expected: a gain with an optimum in α, more for all heads than for random ones, and a cost. α is chosen on one
           half of the texts and judged on the other. The reading is in docs/findings.md.
-Cost:     12 minutes on 2 cores, and 3 minutes a seed for models that are not there yet.
+Cost:     12 minutes on 2 cores, and 3 minutes per seed for models that have not been trained yet.
 """
 
 from __future__ import annotations
@@ -62,20 +62,20 @@ def sweep(args: argparse.Namespace, seed: int) -> tuple[dict[str, NeedleGrid], A
 
 
 def cost(vanilla: Model, grid: NeedleGrid, run: Run, seed: int, n: int) -> Ability:
-    """Closed-book answers of the model as it is and with all heads steered, by α."""
+    """Closed-book answers of the unsteered model and with all heads steered, by α."""
     everything = replace(grid, frame=grid.frame[grid.frame["heads"].isin(["none", "all"])])
     facts = load_world().closed_book(n, seed=seed)
     return side_effects(vanilla, everything, facts, max_new_tokens=recipe.ANSWER_TOKENS, out=run)
 
 
 def gain(grid: NeedleGrid, heads: str, alpha: float, needle: str = "known", column: str = "recall") -> Any:
-    """Recall steered minus unsteered by cell; random heads: mean over draws."""
+    """Recall steered minus unsteered by cell; for random heads, the mean over draws."""
     before = grid.recall(column, alpha=1.0, needle=needle)
     return grid.recall(column, alpha=alpha, heads=heads, needle=needle) - before
 
 
 def split(grid: NeedleGrid, values: Any) -> tuple[Any, Any]:
-    """Values of the texts that α is chosen on, and of those that it is judged on."""
+    """Values of the texts that choose α, and of the texts that judge it."""
     odd = grid.contexts(values.index) % 2 == 1
     return values[~odd], values[odd]
 
@@ -95,57 +95,80 @@ def cost_of(ability: Ability, alpha: float, column: str) -> Interval:
     return bootstrap_mean((after - before).to_numpy())
 
 
+Found = list[tuple[dict[str, NeedleGrid], Ability]]
+"""One entry per fine-tuning seed: the grids by mode, and the closed-book answers."""
+
+
 def study(args: argparse.Namespace) -> dict[str, Any]:
     """Steer the vanilla models of all seeds: curves, chosen α with control and cost, the paper's α."""
     found = [sweep(args, seed) for seed in args.seeds]
-    curves: dict[str, Any] = {}
-    chosen: dict[str, Any] = {}
-    for mode in MODES:
-        grids = [grids[mode] for grids, _ in found]
-        alphas = sorted(set(grids[0].frame["alpha"]), reverse=True)
-        for heads in SETS if mode == "paper" else ("all",):
-            curves[f"{mode}, {heads}"] = {
-                f"{alpha:g}": {
-                    needle: over_seeds([one.mean(gain(one, heads, alpha, needle)) for one in grids])
-                    for needle in ("known", "unknown")
-                }
-                for alpha in alphas
-                if alpha != 1
-            }
-        judged = [judge(one, "all") for one in grids]
-        chosen[f"{mode}, all"] = over_seeds([one for _, one in judged]) | {"alpha": [a for a, _ in judged]}
-    grids = [grids["paper"] for grids, _ in found]
-    judged = [judge(one, "retrieval") for one in grids]
-    chosen["paper, retrieval"] = over_seeds([one for _, one in judged]) | {"alpha": [a for a, _ in judged]}
-    for heads, best in (("all", chosen["paper, all"]), ("retrieval", chosen["paper, retrieval"])):
-        controls = [
-            one.mean(split(one, gain(one, heads, alpha) - gain(one, "random", alpha))[1])
-            for one, alpha in zip(grids, best["alpha"], strict=True)
-        ]
-        chosen[f"paper, {heads} minus random of one head a layer"] = over_seeds(controls)
-    costs = {
-        column: over_seeds(
-            [
-                cost_of(ability, alpha, column)
-                for (_, ability), alpha in zip(found, chosen["paper, all"]["alpha"], strict=True)
-            ]
-        )
-        for column in ("recall", "nats_per_token")
+    by_mode = {mode: [grids[mode] for grids, _ in found] for mode in MODES}
+    papers = by_mode["paper"]
+    curves = {
+        f"{mode}, {heads}": curve(by_mode[mode], heads)
+        for mode in MODES
+        for heads in (SETS if mode == "paper" else ("all",))
     }
-    unsteered = over_seeds([one.mean(one.recall(alpha=1.0, needle="known")) for one in grids])
-    papers = {}
-    if PAPERS_ALPHA in set(grids[0].frame["alpha"]):
-        papers = {
-            mode: over_seeds([grids[mode].mean(gain(grids[mode], "all", PAPERS_ALPHA)) for grids, _ in found])
-            for mode in MODES
-        }
+    chosen = {f"{mode}, all": judge_seeds(by_mode[mode], "all") for mode in MODES}
+    chosen["paper, retrieval"] = judge_seeds(papers, "retrieval")
+    for heads in ("all", "retrieval"):
+        name = f"paper, {heads} minus random of one head a layer"
+        chosen[name] = over_random(papers, heads, chosen[f"paper, {heads}"]["alpha"])
+    costs = costs_at(found, chosen["paper, all"]["alpha"])
+    unsteered = over_seeds([one.mean(one.recall(alpha=1.0, needle="known")) for one in papers])
     print(tables(curves, chosen, costs, unsteered))
     return {
         "unsteered recall": unsteered,
         "gain by alpha": curves,
         "at the chosen alpha": chosen,
         "cost at the chosen alpha, all heads": costs,
-        f"gain at the paper's alpha {PAPERS_ALPHA:g}": papers,
+        f"gain at the paper's alpha {PAPERS_ALPHA:g}": gains_at_papers_alpha(by_mode),
+    }
+
+
+def curve(grids: list[NeedleGrid], heads: str) -> dict[str, dict[str, Any]]:
+    """Gain over seeds by α and kind of needle."""
+    alphas = sorted(set(grids[0].frame["alpha"]) - {1.0}, reverse=True)
+    return {
+        f"{alpha:g}": {
+            needle: over_seeds([one.mean(gain(one, heads, alpha, needle)) for one in grids])
+            for needle in ("known", "unknown")
+        }
+        for alpha in alphas
+    }
+
+
+def judge_seeds(grids: list[NeedleGrid], heads: str) -> dict[str, Any]:
+    """The gain at every seed's chosen α, with these α."""
+    judged = [judge(one, heads) for one in grids]
+    return over_seeds([gained for _, gained in judged]) | {"alpha": [alpha for alpha, _ in judged]}
+
+
+def over_random(grids: list[NeedleGrid], heads: str, alphas: list[float]) -> dict[str, Any]:
+    """The gain of a set of heads minus that of random heads, on the texts that judge, at every seed's α."""
+    differences = []
+    for grid, alpha in zip(grids, alphas, strict=True):
+        difference = gain(grid, heads, alpha) - gain(grid, "random", alpha)
+        differences.append(grid.mean(split(grid, difference)[1]))
+    return over_seeds(differences)
+
+
+def costs_at(found: Found, alphas: list[float]) -> dict[str, Any]:
+    """What steering all heads costs in closed-book questions, at every seed's α."""
+    pairs = [(ability, alpha) for (_, ability), alpha in zip(found, alphas, strict=True)]
+    return {
+        column: over_seeds([cost_of(ability, alpha, column) for ability, alpha in pairs])
+        for column in ("recall", "nats_per_token")
+    }
+
+
+def gains_at_papers_alpha(by_mode: dict[str, list[NeedleGrid]]) -> dict[str, Any]:
+    """The gain by mode at the paper's α; nothing where the sweep leaves that α out."""
+    if PAPERS_ALPHA not in set(by_mode["paper"][0].frame["alpha"]):
+        return {}
+    return {
+        mode: over_seeds([one.mean(gain(one, "all", PAPERS_ALPHA)) for one in grids])
+        for mode, grids in by_mode.items()
     }
 
 

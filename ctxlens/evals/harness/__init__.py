@@ -1,7 +1,7 @@
-"""lm-evaluation-harness on models that ctxlens can read and steer.
+"""lm-evaluation-harness (lm-eval) on models that ctxlens can read and steer.
 
-`run_evaluation` measures models under several conditions; `CtxlensLM` is the model class that lm-eval gets.
-From lm-eval's own command line: `python -m ctxlens.evals.harness run --model ctxlens --model_args
+`run_evaluation` measures models under several conditions; `CtxlensLM` is the model class for lm-eval. The
+same from lm-eval's own command line: `python -m ctxlens.evals.harness run --model ctxlens --model_args
 pretrained=...,template=true,alpha=0.5 --tasks ...`.
 """
 
@@ -14,8 +14,8 @@ from typing import Any
 from ctxlens.errors import InputError
 
 _HOME = {
-    "Condition": "conditions", "parse_condition": "conditions", "parse_conditions": "conditions",
-    "CtxlensLM": "adapter", "run_evaluation": "evaluate", "first_prompts": "evaluate",
+    "CtxlensLM": "adapter", "parse_conditions": "asking",
+    "run_evaluation": "evaluate", "first_prompts": "evaluate",
     "check_names": "tasks", "load_tasks": "tasks",
 }  # fmt: skip
 

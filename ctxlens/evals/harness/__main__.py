@@ -9,7 +9,7 @@ from ctxlens.evals.harness import require
 
 
 def main() -> None:
-    """Hand over to lm-eval, which then knows `--model ctxlens` and the tasks that come with ctxlens."""
+    """Run lm-eval's command line, with `--model ctxlens` and the tasks of ctxlens available."""
     try:
         require()
         from lm_eval.__main__ import cli_evaluate
@@ -17,7 +17,7 @@ def main() -> None:
         from ctxlens.evals.harness import CtxlensLM
         from ctxlens.evals.tasks import folder
 
-        assert CtxlensLM  # importing it has made it known to lm-eval
+        assert CtxlensLM  # the import registers the class with lm-eval
 
         words = sys.argv[1:]
         given = any(word.split("=")[0] == "--include_path" for word in words)

@@ -1,7 +1,7 @@
-"""The model class that lm-eval gets: `--model ctxlens`.
+"""The model class for lm-eval: `--model ctxlens`.
 
 Without steering its answers are those of lm-eval's own `hf` model, token for token. Prompts that are longer
-than the window are cut in the middle of their context, where `hf` cuts what comes first.
+than the window are truncated in the middle of their context, whereas `hf` truncates them at the start.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,24 +19,27 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from ctxlens.chat.condition import Condition
 from ctxlens.chat.roles import RenderedChat
 from ctxlens.errors import InputError
 from ctxlens.evals.harness.likelihood import Continuation, score_continuations
 from ctxlens.evals.harness.prompts import Prompts
 from ctxlens.evals.harness.requests import plan_requests
 from ctxlens.models import Model, load_model
-from ctxlens.models.attention.steering import Steering, as_heads, parse_roles
+from ctxlens.models.attention.steering import Steering, parse_roles, steering_of
+from ctxlens.models.indicator_token import require_indicator
 from ctxlens.processes import Processes
+from ctxlens.runs import Progress
 
 _LOG = logging.getLogger("lm_eval.ctxlens")
 _DEFAULT_NEW_TOKENS = 256
 _GREEDY = {"do_sample", "temperature", "top_p", "top_k", "until", "max_gen_toks", "use_cache"}
-"""Generation settings that say nothing against the most likely token."""
+"""Generation settings that are compatible with greedy decoding."""
 
 
 @dataclass
 class Counts:
-    """What happened to the prompts of an adapter: how many, cut to the window, answered by nothing."""
+    """Numbers of an adapter's requests, of truncated prompts, and of empty answers."""
 
     requests: int = 0
     truncated: int = 0
@@ -44,30 +47,32 @@ class Counts:
 
 
 class CtxlensLM(TemplateLM):
-    """A model of ctxlens as lm-eval calls it.
+    """A model of ctxlens with the interface that lm-eval calls.
 
     Args:
         pretrained: a folder, Hub id or packaged model, or a loaded `Model`.
-        template: put every prompt that lm-eval did not let render (`--apply_chat_template`) into the chat
-            template, as one user message.
+        template: put every prompt that lm-eval has not rendered itself (`--apply_chat_template`) into the
+            chat template, as one user message.
         indicator: append the model's indicator to the last user message.
         alpha: steering as in `Model.steer`: factor on the attention to all other roles.
-        target_share: steering to a share of attention, in place of `alpha`.
-        roles: the roles steered to, separated by `/` or commas.
-        heads: `all`, or layer.head pairs with slashes (or commas) between them: 1.2/3.0; 1.2/ for one.
-        mode: steering mode.
+        target_share: steering to a share of attention, instead of `alpha`.
+        roles: the roles that attention is steered to, separated by slashes or commas.
+        heads: `all`, or layer.head pairs separated by slashes or commas, such as 1.2/3.0. A single pair
+            needs a slash at its end, 1.2/, on lm-eval's command line.
+        mode: steering mode, as in `Model.steer`.
         backend: `native` or `lens`.
-        device: `auto`, `cpu` or `cuda`; a CUDA device that is not there becomes the CPU.
+        device: `auto`, `cpu` or `cuda`. The CPU is used if there is no CUDA device.
         dtype: number format of the weights.
-        batch_tokens: prompt and new tokens worked on at once.
-        batch_size: with a number above 1, so many requests at once in place of `batch_tokens`.
+        batch_tokens: upper bound on the prompt and new tokens in one batch.
+        batch_size: if it is a number above 1, the number of requests in one batch, instead of
+            `batch_tokens`.
         max_length: a window smaller than the model's.
-        add_bos_token: whether texts begin with the BOS token; by default as the tokenizer does.
-        chat_template: a Jinja file in place of the tokenizer's own template.
+        add_bos_token: whether texts begin with the BOS token; by default the tokenizer decides.
+        chat_template: a Jinja file instead of the tokenizer's own template.
         trust_remote_code: run code that comes with the checkpoint.
-        processes: those that share the requests; by default those that were launched together.
-        max_batch_size: not used.
-        on_batch: called with the numbers of requests done and in all after each batch.
+        processes: the processes that share the requests; by default those that were launched together.
+        max_batch_size: accepted because lm-eval passes it, but not used.
+        on_batch: called after each batch with the numbers of finished and of all requests.
     """
 
     def __init__(
@@ -76,7 +81,7 @@ class CtxlensLM(TemplateLM):
         template: bool = False,
         indicator: bool = False,
         alpha: float | int | None = None,
-        target_share: float | None = None,
+        target_share: float | int | None = None,
         roles: str = "user,indicator",
         heads: Any = "all",
         mode: str | None = None,
@@ -91,7 +96,7 @@ class CtxlensLM(TemplateLM):
         trust_remote_code: bool = False,
         processes: Processes | None = None,
         max_batch_size: Any = None,
-        on_batch: Callable[[int, int], None] | None = None,
+        on_batch: Progress | None = None,
     ) -> None:
         super().__init__()
         self.processes = Processes.join(cpu=device == "cpu") if processes is None else processes
@@ -107,9 +112,16 @@ class CtxlensLM(TemplateLM):
             )
         self.model = pretrained
         self.tokenizer = self.model.tokenizer
-        self.steering = _make_steering(self.model, alpha, target_share, roles, heads, mode)
-        if indicator and self.model.indicator is None:
-            raise InputError(f"{self.model.name} has no indicator token; train it with one (ctxlens train).")
+        condition = Condition(
+            template,
+            indicator=indicator,
+            alpha=_as_float(alpha),
+            target_share=_as_float(target_share),
+            heads=_read_heads(heads),
+        )
+        self.steering = _find_steering(self.model, condition, roles, mode)
+        if indicator:
+            require_indicator(self.model)
         self.prompts = Prompts(
             self.tokenizer,
             min(self.model.n_ctx, int(max_length or self.model.n_ctx)),
@@ -125,7 +137,7 @@ class CtxlensLM(TemplateLM):
 
     @property
     def device(self) -> torch.device:
-        """Where tokens go in."""
+        """The device of the input tokens."""
         return self.model.device
 
     @property
@@ -140,21 +152,22 @@ class CtxlensLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What a text without context is read after."""
+        """The token that precedes a text without context."""
         bos = self.tokenizer.bos_token_id
         return self.tokenizer.eos_token_id if bos is None else bos
 
     @property
     def tokenizer_name(self) -> str:
-        """The name under which lm-eval keeps built requests.
+        """The name under which lm-eval caches built requests.
 
-        It never comes again: a request that was built by another process would come without its roles.
+        It is different every time, so that no cached request is reused: the roles of its tokens would be
+        lost.
         """
         return f"{self.model.name}-{uuid.uuid4().hex}".replace("/", "__")
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that answers depend on besides the requests, as JSON values."""
+        """Everything besides the requests that answers depend on, as JSON values."""
         return {
             "model": {key: str(value) for key, value in self.model.identity.items()},
             "template": self.prompts.template,
@@ -165,14 +178,14 @@ class CtxlensLM(TemplateLM):
         }
 
     def get_model_info(self) -> dict[str, Any]:
-        """For lm-eval's results: settings, and how many prompts were cut or answered by nothing."""
+        """What lm-eval adds to its results: the settings, and the numbers of `Counts`."""
         return {"ctxlens": {**self.settings, "counts": vars(self.counts)}}
 
     def set_cache_hook(self, cache_hook: Any) -> None:
-        """Take lm-eval's cache of answers.
+        """Use lm-eval's cache of answers.
 
         Raises:
-            InputError: it holds answers that were given under other settings.
+            InputError: the cache holds answers that were given under other settings.
         """
         super().set_cache_hook(cache_hook)
         if (kept := cache_hook.dbdict) is None:
@@ -186,7 +199,7 @@ class CtxlensLM(TemplateLM):
         kept["ctxlens"] = self.settings
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensors of all processes, one after another."""
+        """The tensors of all processes, concatenated."""
         if self.world_size == 1:
             return tensor
         from accelerate.utils import gather
@@ -195,7 +208,7 @@ class CtxlensLM(TemplateLM):
         return gathered
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        """The objects of all processes, for the first."""
+        """The objects of all processes in the first process; None in the others."""
         return self.processes.gather(obj)
 
     def barrier(self) -> None:
@@ -205,7 +218,7 @@ class CtxlensLM(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, Any]], add_generation_prompt: bool = True
     ) -> str:
-        """Render a conversation, the indicator included, and remember the roles of its tokens."""
+        """Render a conversation, with the indicator if it is on, and remember the roles of its tokens."""
         return self.prompts.render(chat_history, add_generation_prompt)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
@@ -218,7 +231,7 @@ class CtxlensLM(TemplateLM):
         """Answer prompts greedily.
 
         Raises:
-            InputError: sampling or beams are asked for, or more new tokens than the window holds.
+            InputError: the task asks for sampling, beams, or more new tokens than the window holds.
         """
         answers: list[str | None] = [None] * len(requests)
         groups: dict[tuple[int, tuple[str, ...]], list[int]] = {}
@@ -254,7 +267,7 @@ class CtxlensLM(TemplateLM):
             yield postprocess_generated_text(text, [*until, eos], None)
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """How likely each continuation is after its context, in nats, and whether it is the greedy one."""
+        """Each continuation's log-probability in nats, and whether greedy decoding would say the same."""
         asked = [self._continuation(*request.args) for request in requests]
         self._count([one.chat for one in asked])
 
@@ -264,7 +277,7 @@ class CtxlensLM(TemplateLM):
         return self._score(asked, keep)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """How likely whole texts are, in nats, in windows of the model's length; the text is the user's."""
+        """Log-probabilities of whole texts in nats, read window by window; the text counts as the user's."""
         asked: list[Continuation] = []
         owner: list[int] = []
         for index, request in enumerate(requests):
@@ -286,7 +299,7 @@ class CtxlensLM(TemplateLM):
         return totals
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> list[tuple[float, bool]]:
-        """Score contexts and continuations that are tokens already; the context counts as the user's."""
+        """Score contexts and continuations given as tokens; the context counts as the user's."""
         return self._score([Continuation.of_tokens(context, after) for _, context, after in requests])
 
     def _continuation(self, context: str, after: str) -> Continuation:
@@ -296,14 +309,14 @@ class CtxlensLM(TemplateLM):
                 return Continuation.of_tokens(tokens[:1], tokens[1:])
             return Continuation.of_tokens([self.prefix_token_id], tokens)
         chat = self.prompts.chat(context)
-        # As in `TemplateLM`: what ends in white space is cut there, and the white space is scored too.
+        # As in `TemplateLM`: white space at the end of the context is moved to the continuation and scored.
         before, said = self._encode_pair(chat.text, after)
         if before != chat.tokens.tolist():
             chat = self.prompts.shorten(chat, len(chat.text.rstrip()))
         return Continuation(self.prompts.fit(chat, len(said) - 1), tuple(said))
 
     def describe(self, request: Any) -> tuple[str, bool]:
-        """The prompt of a request as the model gets it, before it is cut, and whether it is cut."""
+        """A request's prompt before truncation, as rendered for the model, and whether it is truncated."""
         context = request.args[0]
         if request.request_type == "generate_until":
             chat = self.prompts.chat(context)
@@ -330,7 +343,7 @@ class CtxlensLM(TemplateLM):
         self.counts.requests += len(chats)
         self.counts.truncated += cut
         if cut:
-            _LOG.warning("%d of %d prompts were cut in their middle to fit the window", cut, len(chats))
+            _LOG.warning("%d of %d prompts were truncated in the middle to fit the window", cut, len(chats))
 
     def _steered(self) -> contextlib.AbstractContextManager[Any]:
         if self.steering is None or self.steering.changes_nothing:
@@ -349,36 +362,45 @@ def _read_kwargs(given: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
     kwargs: dict[str, Any] = dict(normalize_gen_kwargs(given, _DEFAULT_NEW_TOKENS))
     if kwargs["do_sample"]:
         raise InputError(
-            "the task asks for sampling, but ctxlens answers greedily, so that conditions can be paired; "
+            "the task asks for sampling, but ctxlens answers greedily, so that conditions can be compared; "
             "set do_sample to false (--gen_kwargs do_sample=False,temperature=0)."
         )
     if unknown := sorted(set(kwargs) - _GREEDY):
         raise InputError(
-            f"the task sets {', '.join(unknown)}, but ctxlens takes the most likely token each time; leave "
-            "that out."
+            f"the task sets {', '.join(unknown)}, but ctxlens decodes greedily; remove these settings."
         )
     return int(kwargs["max_gen_toks"]), tuple(str(one) for one in kwargs["until"])
 
 
-def _make_steering(
-    model: Model, alpha: float | int | None, target_share: float | None, roles: str, heads: Any, mode: Any
-) -> Steering | None:
-    if alpha is None and target_share is None:
+def _as_float(number: float | int | None) -> float | None:
+    """The number; lm-eval's command line turns `1` into an integer."""
+    return float(number) if type(number) is int else number
+
+
+def _find_steering(model: Model, condition: Condition, roles: str, mode: str | None) -> Steering | None:
+    """The condition's steering, to these roles and in this mode, checked against the model's heads."""
+    steering = steering_of(condition)
+    if steering is None:
         return None
-    if isinstance(heads, int | float):
-        raise InputError(
-            f"heads={heads} arrived as a number, which does not tell 1.1 from 1.10; end a single head with a "
-            "slash, such as heads=1.10/."
-        )
-    if isinstance(heads, str):
-        heads = heads.strip("/").replace("/", ",")
-    steering = Steering(alpha, parse_roles(roles.replace("/", ",")), as_heads(heads), mode, target_share)
+    steering = replace(steering, roles=parse_roles(roles.replace("/", ",")), mode=mode or steering.mode)
     steering.check_heads(model.n_layers, model.n_heads)
     return steering
 
 
+def _read_heads(heads: str | float | Sequence[tuple[int, int]]) -> str:
+    """Heads as a condition spells them; lm-eval's command line turns a text such as `1.10` into a number."""
+    if isinstance(heads, int | float):
+        raise InputError(
+            f"heads={heads} arrived as a number, which does not tell 1.1 from 1.10; put a slash behind a "
+            "single head, such as heads=1.10/."
+        )
+    if isinstance(heads, str):
+        return heads.replace(",", "/")
+    return "/".join(f"{layer}.{head}" for layer, head in heads)
+
+
 def _find_device(device: str | None) -> str:
-    """The device asked for; any CUDA device, which lm-eval asks for by default, is taken if there is one."""
+    """The device for `load_model`; `cuda`, lm-eval's default, means a CUDA device if there is one."""
     if device is None or device.startswith("cuda"):
         return "auto"
     return device

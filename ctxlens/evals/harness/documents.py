@@ -1,4 +1,4 @@
-"""What data an evaluation was made of, so that a run that goes on does not mix them with others."""
+"""Which data an evaluation was made from, so that a resumed run does not mix different data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from ctxlens.errors import RunExistsError
 
 _SHOWN = 12
-"""Digits of a digest in a message."""
+"""Number of a digest's digits that messages show."""
 
 
 def describe_data(
@@ -20,9 +20,9 @@ def describe_data(
     """Name, size and SHA-256 of the files that were read, and number and SHA-256 of each task's documents.
 
     Args:
-        read: files, and folders with all their files.
-        tasks: lm-eval's tasks by name. Documents that are no JSON values (images, sound) have no digest.
-        data_dir: files inside it are named from there, others by their whole path.
+        read: the files, and folders of which all files count.
+        tasks: lm-eval's tasks by name. Documents that are not JSON values (images, sound) have no digest.
+        data_dir: files inside it are named relative to it, others by their full path.
     """
     base = _base(data_dir)
     found = {path.resolve(): None for place in read for path in _files(place)}
@@ -33,40 +33,40 @@ def describe_data(
 
 
 def check_files(recorded: Mapping[str, Any], data_dir: str | Path | None, folder: Path) -> None:
-    """Make sure that the files of a run are still as they were.
+    """Check that the files of a run have not changed.
 
     Raises:
-        RunExistsError: one of them is gone, or holds something else.
+        RunExistsError: a file no longer exists, or its content has changed.
     """
     for name, then in recorded["files"].items():
         path = _base(data_dir) / name
         if not path.is_file():
-            _refuse(folder, f"{name} is not there any more")
+            _refuse(folder, f"{name} no longer exists")
         now = _describe_file(path)
         if now != then:
-            _refuse(folder, f"{name} was {_told(then)}, and is {_told(now)} now")
+            _refuse(folder, f"{name} was {_told(then)}, and is now {_told(now)}")
 
 
 def check_data(recorded: Mapping[str, Any], found: Mapping[str, Any], folder: Path) -> None:
-    """Make sure that the data of a run are those that were found now; both as `describe_data` gives them.
+    """Check that the recorded data of a run equal those found now; both in the form of `describe_data`.
 
     Raises:
-        RunExistsError: other files are read, or the documents of a task are others.
+        RunExistsError: other files are read, or the documents of a task have changed.
     """
     for name in [*found["files"], *recorded["files"]]:
         if name not in recorded["files"] or name not in found["files"]:
             names = [", ".join(one["files"]) or "no file here" for one in (recorded, found)]
-            _refuse(folder, f"it has read {names[0]}, and {names[1]} would be read now")
+            _refuse(folder, f"it read {names[0]}, but {names[1]} would be read now")
     for task, now in found["documents"].items():
         then = recorded["documents"].get(task)
         if then != now:
-            _refuse(folder, f"{task} had {_count(then)}, and has {_count(now)} now, not all of them the same")
+            _refuse(folder, f"{task} had {_count(then)} and now has {_count(now)}, not all of them the same")
 
 
 def _refuse(folder: Path, why: str) -> None:
     raise RunExistsError(
-        f"{folder} was begun with other data: {why}; put the old data back, choose another --out folder, or "
-        "start anew with --overwrite."
+        f"{folder} was begun with other data: {why}; restore the old data, choose another --out folder, or "
+        "start again with --overwrite."
     )
 
 
@@ -92,6 +92,8 @@ def _describe_file(path: Path) -> dict[str, Any]:
 
 
 def _describe_documents(documents: Any) -> dict[str, Any]:
+    # Not `runs.digest`: manifests of runs that are resumed hold this value, and it needs no list of all
+    # texts.
     digest = hashlib.sha256()
     try:
         for document in documents:

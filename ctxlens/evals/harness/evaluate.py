@@ -1,63 +1,48 @@
-"""Models, conditions and tasks: every example answered in every combination, resumable.
+"""Evaluations: models, conditions and tasks, every example answered in every combination, resumable.
 
 ```python
-evaluation = run_evaluation(["organism-chat"], ["ctxlens_smoke"], ["vanilla", "steered:0.1"], limit=20)
-evaluation.mean("ctxlens_organism_qa", "contains", ("organism-chat", "steered:0.1"))
+evaluation = run_evaluation(["organism-chat"], ["ctxlens_smoke"], ["template", "template+steered:0.1"], limit=20)
+evaluation.mean("ctxlens_organism_qa", "contains", ("organism-chat", "template+steered:0.1"))
 ```
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ctxlens.chat.condition import Condition
 from ctxlens.chat.data.reading import watch_files
 from ctxlens.errors import InputError, RunExistsError
 from ctxlens.evals.harness.adapter import CtxlensLM
-from ctxlens.evals.harness.conditions import Condition, parse_conditions
+from ctxlens.evals.harness.asking import adapt, find_misfit, parse_conditions, tell_tasks
 from ctxlens.evals.harness.documents import check_data, check_files, describe_data
 from ctxlens.evals.harness.samples import describe_requests, find_metrics, make_rows
 from ctxlens.evals.harness.tasks import load_tasks
-from ctxlens.files import write_atomic
 from ctxlens.models import Model, load_model
 from ctxlens.models.loading import hash_checkpoint, locate_checkpoint
 from ctxlens.processes import ALONE, Processes
 from ctxlens.results import Evaluation
-from ctxlens.runs import Run
+from ctxlens.runs import PartFormat, Parts, Progress, Run, digest
 
-Progress = Callable[[int, int], None]
 _SEEDS = (0, 1234, 1234)
-"""lm-eval's own for Python, NumPy and torch."""
+"""The seeds that lm-eval itself sets for Python, NumPy and torch."""
 
-
-@dataclass(frozen=True)
-class _Unit:
-    """What is answered and kept together."""
-
-    model: str
-    condition: Condition
-    task: str
-    examples: int
-
-    @property
-    def labels(self) -> dict[str, str]:
-        return {"model": self.model, "condition": self.condition.name, "task": self.task}
+_EVALUATION_PARTS = PartFormat(".parquet", Evaluation.save, Evaluation.load)
 
 
 def run_evaluation(
     models: Sequence[str | Path | Model],
     tasks: Sequence[str],
-    conditions: str | Sequence[str] = ("vanilla",),
+    conditions: str | Sequence[str | Condition] = ("template",),
     *,
     limit: int | None = None,
     data_dir: str | Path | None = None,
@@ -72,119 +57,77 @@ def run_evaluation(
 ) -> Evaluation:
     """Let models answer the examples of tasks under every condition.
 
-    A model that has no indicator or no chat template is left out where a condition needs it, and so recorded
-    in `meta["left_out"]`.
+    A model that has no indicator or no chat template is left out under the conditions that need it;
+    `meta["left_out"]` says so.
 
     Args:
         models: folders, Hub ids, packaged models, or loaded ones. Differences are from the first.
         tasks: tasks and groups of ctxlens (such as `ctxlens_qa`), of lm-eval, or of `include_path`.
-        conditions: in words, see `ctxlens.evals.harness.conditions.HOW`.
+        conditions: spelled as in `ctxlens.chat.condition.SPELLING`, without prefix and assistant.
         limit: take only the first examples of each task.
         data_dir: where tasks find their data; the Hub by default.
         include_path: a folder with further task files.
-        metadata: what tasks are told besides.
-        load: how a model is loaded by its name; by default natively, in float32.
-        batch_tokens: prompt and new tokens worked on at once.
-        out: a run folder. Finished tasks are kept there, and the answers of the one under way, so that a run
-            that was stopped, however roughly, goes on from there.
+        metadata: further values that tasks are built with.
+        load: loads a model by its name; by default natively, in float32.
+        batch_tokens: upper bound on the prompt and new tokens in one batch.
+        out: a run folder. It keeps finished tasks and the answers of the task under way, so that a run that
+            was stopped or killed goes on from there.
         name: file name of the result in the run folder.
-        processes: those that share the examples; all return the same result.
+        processes: the processes that share the examples; all return the same result.
         progress: called with the numbers of finished and of all examples (of this process).
 
     Raises:
-        InputError: unknown tasks or conditions; no model that any condition fits; several processes without
-            a run folder.
+        InputError: unknown tasks or conditions; no model fits any condition; several processes without a run
+            folder.
         RunExistsError: `out` holds another evaluation under that name, or one of other data.
     """
     if processes.count > 1 and out is None:
         raise InputError("several processes need a run folder to share their answers in; give one (--out).")
     asked = parse_conditions(conditions)
-    named = {str(getattr(model, "name", model)): model for model in models}
-    if len(named) < len(models) or not models:
-        raise InputError("give at least one model, and each only once.")
-    metadata = {"pretrained": next(iter(named)), **(metadata or {})}
-    if data_dir is not None:
-        metadata["data_dir"] = str(data_dir)
+    named = _name_models(models)
+    told = tell_tasks(next(iter(named)), metadata, data_dir)
     made_of = {
         "models": {label: _identify(model) for label, model in named.items()},
-        "conditions": [_describe(condition) for condition in asked],
+        "conditions": [condition.name for condition in asked],
         "tasks": list(tasks),
         "limit": limit,
-        "metadata": metadata,
+        "metadata": told,
     }
-    fingerprint = _hash(made_of)
-    recorded = out.manifest.get("data", {}).get(name) if out is not None else None
-    if out is not None and recorded:
+    recorded = _read_recorded_data(out, name)
+    if out is not None and recorded is not None:
         check_files(recorded, data_dir, out.folder)
     if out is not None and out.has(name):
-        done = Evaluation.load(out.path(name))
-        if done.meta.get("fingerprint") != fingerprint:
-            raise RunExistsError(f"{out.path(name)} holds another evaluation; choose another --out folder.")
-        return done
+        return _load_finished(out, name, made_of)
     with watch_files() as read:
-        loaded = load_tasks(tasks, include_path=include_path, metadata=metadata)
+        loaded = load_tasks(tasks, include_path=include_path, metadata=told)
     data = describe_data(read, loaded, data_dir)
-    if out is not None and recorded:
-        check_data(recorded, data, out.folder)
-    elif out is not None and processes.is_first:
-        out = out.record("data", {**out.manifest.get("data", {}), name: data})
-    units = [
-        _Unit(label, condition, task, min(limit or len(loaded[task].eval_docs), len(loaded[task].eval_docs)))
-        for label in named
-        for condition in asked
-        for task in loaded
-    ]
-    key = _hash([fingerprint, out.manifest.get("created") if out else None])
-    store = _Parts(out.path(f"{Path(name).stem}.parts") / key if out else None)
-    missing = [number for number in range(len(units)) if not store.has(number)]
-    processes.wait()
-    report = _Report(progress, sum(unit.examples for unit in units))
-    current: tuple[str, Model] | None = None
-    for number, unit in enumerate(units):
-        if number in missing:
-            if current is None or current[0] != unit.model:
-                current = (unit.model, _load(named[unit.model], load))
-            part = _answer(
-                current[1], unit, loaded[unit.task],
-                batch_tokens=batch_tokens, processes=processes,
-                cache=store.cache(number), report=report,
-            )  # fmt: skip
-            if part is not None:
-                store.write(number, part)
-            processes.wait()
-        report.add(unit.examples)
-    if processes.is_first:
-        whole = _join([store.read(number) for number in range(len(units))])
-        whole = Evaluation(whole.frame, {**whole.meta, **made_of, "data": data, "fingerprint": fingerprint})
-        if out is None:
-            return whole
-        out.save(name, whole)
-        store.remove()
-    processes.wait()
-    assert out is not None
-    return Evaluation.load(out.path(name))
+    if out is not None:
+        _check_or_record_data(out, name, recorded, data, processes)
+    units = _list_units(named, asked, loaded, limit)
+    parts = Parts(out, Path(name).stem, made_of, form=_EVALUATION_PARTS)
+    worker = _Worker(named, loaded, load, batch_tokens, processes, parts, _Report(progress, units))
+    worker.answer(units)
+    return _collect(parts, units, {**made_of, "data": data}, out, name, processes)
 
 
 def first_prompts(
     model: Model,
     tasks: Sequence[str],
-    conditions: str | Sequence[str],
+    conditions: str | Sequence[str | Condition],
     *,
     data_dir: str | Path | None = None,
     include_path: str | Path | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> list[tuple[str, str, str]]:
-    """Task, condition and text of the first prompt of every task under every condition that fits."""
-    metadata = {"pretrained": model.name, **(metadata or {})}
-    if data_dir is not None:
-        metadata["data_dir"] = str(data_dir)
-    loaded = load_tasks(tasks, include_path=include_path, metadata=metadata)
+    """Task, condition and text of each task's first prompt under every condition that fits the model."""
+    told = tell_tasks(model.name, metadata, data_dir)
+    loaded = load_tasks(tasks, include_path=include_path, metadata=told)
     shown = []
     for name, task in loaded.items():
         for condition in parse_conditions(conditions):
-            if _unfit(model, condition):
+            if find_misfit(model, condition):
                 continue
-            lm = _adapter(model, condition)
+            lm = adapt(model, condition)
             task.build_all_requests(
                 limit=1, apply_chat_template=condition.template, fewshot_as_multiturn=condition.template,
                 chat_template=lm.apply_chat_template if condition.template else None,
@@ -193,33 +136,147 @@ def first_prompts(
     return shown
 
 
-def _answer(
-    model: Model,
-    unit: _Unit,
-    task: Any,
-    *,
-    batch_tokens: int,
-    processes: Processes,
-    cache: Path | None,
-    report: _Report,
-) -> Evaluation | None:
-    """The answers of one unit; None in a process that is not the first."""
-    from lm_eval.evaluator import evaluate
+@dataclass(frozen=True)
+class _Unit:
+    """What is answered and kept together: one task, asked of one model under one condition.
 
-    if reason := _unfit(model, unit.condition):
-        left_out = [{"model": unit.model, "condition": unit.condition.name, "reason": reason}]
-        return Evaluation.from_rows([], {"left_out": left_out}) if processes.is_first else None
-    # lm-eval's own division among processes needs every metric to have a value in each of them.
-    mine = list(range(unit.examples))[processes.rank :: processes.count]
-    lm = _adapter(model, unit.condition, batch_tokens=batch_tokens)
-    lm.on_batch = lambda done, total: report.show(unit.examples * done // max(total, 1))
-    for seed, plant in zip(_SEEDS, (random.seed, np.random.seed, torch.manual_seed), strict=True):
-        plant(seed)
-    samples: list[Any] = []
-    asked: dict[int, tuple[str, bool]] = {}
-    if mine:
-        kept: Any = nullcontext(lm) if cache is None else _keep(lm, cache, processes.rank)
-        with kept as caching:
+    Attributes:
+        part: name under which the answers are kept.
+        model: the model's label.
+        condition: how it is asked.
+        task: the task's name.
+        examples: number of examples.
+    """
+
+    part: str
+    model: str
+    condition: Condition
+    task: str
+    examples: int
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return {"model": self.model, "condition": self.condition.name, "task": self.task}
+
+
+class _Report:
+    """Passes on how many of all examples are done."""
+
+    def __init__(self, progress: Progress | None, units: Sequence[_Unit]) -> None:
+        self._progress, self._done = progress, 0
+        self._total = sum(unit.examples for unit in units)
+
+    def show(self, more: int) -> None:
+        """Tell the examples of finished units and `more` of the unit under way."""
+        if self._progress:
+            self._progress(self._done + more, self._total)
+
+    def add(self, more: int) -> None:
+        """Count a unit as finished."""
+        self._done += more
+        self.show(0)
+
+
+# Load what is finished
+
+
+def _load_finished(out: Run, name: str, made_of: Mapping[str, Any]) -> Evaluation:
+    """The finished result.
+
+    Raises:
+        RunExistsError: it was made of something else.
+    """
+    done = Evaluation.load(out.path(name))
+    if digest({key: done.meta.get(key) for key in made_of}) != digest(made_of):
+        raise RunExistsError(f"{out.path(name)} holds another evaluation; choose another --out folder.")
+    return done
+
+
+def _read_recorded_data(out: Run | None, name: str) -> dict[str, Any] | None:
+    """What the run folder has recorded about the data of a result; None if there is nothing."""
+    return None if out is None else out.manifest.get("data", {}).get(name)
+
+
+def _check_or_record_data(
+    out: Run, name: str, recorded: Mapping[str, Any] | None, data: Mapping[str, Any], processes: Processes
+) -> None:
+    """Compare the data with those that the run was begun with; record them where this is the beginning."""
+    if recorded is not None:
+        check_data(recorded, data, out.folder)
+    elif processes.is_first:
+        out.record("data", {**out.manifest.get("data", {}), name: data})
+
+
+# Do the work
+
+
+@dataclass
+class _Worker:
+    """Answers units one after another and keeps their answers.
+
+    Attributes:
+        models: the models by label, loaded or not; one at a time is loaded.
+        tasks: lm-eval's tasks by name.
+        load: loads a model by its name; None: natively.
+        batch_tokens: upper bound on the prompt and new tokens in one batch.
+        processes: the processes that share the examples.
+        parts: where answers are kept.
+        report: told after every batch.
+    """
+
+    models: Mapping[str, str | Path | Model]
+    tasks: Mapping[str, Any]
+    load: Callable[[str], Model] | None
+    batch_tokens: int
+    processes: Processes
+    parts: Parts
+    report: _Report
+    _current: tuple[str, Model] | None = field(default=None, init=False)
+
+    def answer(self, units: Sequence[_Unit]) -> None:
+        """Answer the units that are not finished yet; the first process keeps the answers of all."""
+        missing = {unit.part for unit in units if not self.parts.has(unit.part)}
+        # No process may write a part before all have seen which ones are missing.
+        self.processes.wait()
+        for unit in units:
+            if unit.part in missing:
+                found = self._answer_or_leave_out(unit)
+                if found is not None:
+                    self.parts.write(unit.part, found)
+                self.processes.wait()
+            self.report.add(unit.examples)
+
+    def _answer_or_leave_out(self, unit: _Unit) -> Evaluation | None:
+        """The answers of a unit, none if the model does not fit; None in a process that is not the first."""
+        model = self._model(unit.model)
+        if reason := find_misfit(model, unit.condition):
+            left_out = [{"model": unit.model, "condition": unit.condition.name, "reason": reason}]
+            return Evaluation.from_rows([], {"left_out": left_out}) if self.processes.is_first else None
+        gathered = self.processes.gather(self._answer_own_share(model, unit))
+        if gathered is None:
+            return None
+        task = self.tasks[unit.task]
+        samples = [sample for share, _ in gathered for sample in share]
+        requests = {number: one for _, share in gathered for number, one in share.items()}
+        rows = make_rows(task, samples, requests, unit.labels)
+        metrics, better = find_metrics(task, rows)
+        meta = {"metrics": {unit.task: metrics}, "higher_is_better": better, "left_out": []}
+        return Evaluation.from_rows(rows, meta)
+
+    def _answer_own_share(self, model: Model, unit: _Unit) -> tuple[list[Any], dict[int, tuple[str, bool]]]:
+        """What lm-eval logs of this process's examples, and the prompt of each (see `describe_requests`)."""
+        from lm_eval.evaluator import evaluate
+
+        # Processes divide the examples here: lm-eval's own division needs every metric to have a value in
+        # each of them.
+        mine = list(range(unit.examples))[self.processes.rank :: self.processes.count]
+        if not mine:
+            return [], {}
+        task = self.tasks[unit.task]
+        lm = adapt(model, unit.condition, batch_tokens=self.batch_tokens)
+        lm.on_batch = lambda done, total: self.report.show(unit.examples * done // max(total, 1))
+        _set_seeds()
+        with _cached(lm, self.parts.side_path(unit.part, f"rank{self.processes.rank}.db")) as caching:
             found: Any = evaluate(
                 caching,
                 {"tasks": {unit.task: task}},
@@ -228,138 +285,111 @@ def _answer(
                 apply_chat_template=unit.condition.template,
                 fewshot_as_multiturn=unit.condition.template,
             )
-        samples = found["samples"][unit.task]
-        asked = {mine[number]: one for number, one in describe_requests(lm, task).items()}
-    parts = processes.gather((samples, asked))
-    if parts is None:
-        return None
-    samples = [sample for part, _ in parts for sample in part]
-    requests = {number: one for _, part in parts for number, one in part.items()}
-    rows = make_rows(task, samples, requests, unit.labels)
-    metrics, better = find_metrics(task, rows)
-    meta = {"metrics": {unit.task: metrics}, "higher_is_better": better, "left_out": []}
-    return Evaluation.from_rows(rows, meta)
+        requests = {mine[number]: one for number, one in describe_requests(lm, task).items()}
+        return found["samples"][unit.task], requests
+
+    def _model(self, label: str) -> Model:
+        """The model with this label, loaded; the one before it is let go."""
+        if self._current is None or self._current[0] != label:
+            self._current = None
+            self._current = (label, _load_model(self.models[label], self.load))
+        return self._current[1]
+
+
+def _list_units(
+    models: Mapping[str, Any], conditions: Sequence[Condition], tasks: Mapping[str, Any], limit: int | None
+) -> list[_Unit]:
+    """All units in the order in which they are answered, model by model."""
+    examples = {name: len(task.eval_docs) for name, task in tasks.items()}
+    if limit:
+        examples = {name: min(limit, number) for name, number in examples.items()}
+    wanted = [(label, condition, task) for label in models for condition in conditions for task in tasks]
+    return [
+        _Unit(f"{number:05d}", label, condition, task, examples[task])
+        for number, (label, condition, task) in enumerate(wanted)
+    ]
+
+
+def _set_seeds() -> None:
+    for seed, plant in zip(_SEEDS, (random.seed, np.random.seed, torch.manual_seed), strict=True):
+        plant(seed)
 
 
 @contextmanager
-def _keep(lm: CtxlensLM, cache: Path, rank: int) -> Iterator[Any]:
-    """The adapter with lm-eval's cache of the answers given so far, closed at the end."""
+def _cached(lm: CtxlensLM, path: Path | None) -> Iterator[Any]:
+    """The adapter with lm-eval's cache of answers in this file; the adapter itself if there is no file."""
+    if path is None:
+        yield lm
+        return
     from lm_eval.api.model import CachingLM
 
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    cached: Any = CachingLM(lm, f"{cache}_rank{rank}.db")
+    cached: Any = CachingLM(lm, str(path))
     with closing(cached.dbdict):
         yield cached
 
 
-def _adapter(model: Model, condition: Condition, **options: Any) -> CtxlensLM:
-    s = condition.steering
-    steering = {} if s is None else {"alpha": s.alpha, "heads": s.heads}
-    options = {"processes": ALONE, **options}
-    return CtxlensLM(model, indicator=condition.indicator, **steering, **options)
+def _name_models(models: Sequence[str | Path | Model]) -> dict[str, str | Path | Model]:
+    """The models by the label that tables give them."""
+    named = {str(getattr(model, "name", model)): model for model in models}
+    if len(named) < len(models) or not models:
+        raise InputError("give at least one model, and each only once.")
+    return named
 
 
-def _unfit(model: Model, condition: Condition) -> str:
-    """Why a model cannot be asked under a condition; empty if it can."""
-    if condition.indicator and model.indicator is None:
-        return "it has no indicator token"
-    if condition.template and not model.tokenizer.chat_template:
-        return "it has no chat template"
-    if condition.steering is not None:
-        try:
-            condition.steering.check_heads(model.n_layers, model.n_heads)
-        except InputError as error:
-            return str(error).rstrip(".")
-    return ""
-
-
-def _load(model: str | Path | Model, load: Callable[[str], Model] | None) -> Model:
+def _load_model(model: str | Path | Model, load: Callable[[str], Model] | None) -> Model:
     if isinstance(model, Model):
         return model
     return load(str(model)) if load else load_model(model, backend="native")
 
 
 def _identify(model: str | Path | Model) -> dict[str, Any]:
+    """What tells a model from others, without loading it."""
     if isinstance(model, Model):
         return {key: str(value) for key, value in model.identity.items()}
     source = locate_checkpoint(model)
     return {"path": str(source), "sha256": hash_checkpoint(source)}
 
 
-def _describe(condition: Condition) -> dict[str, Any]:
-    steering = None if condition.steering is None else condition.steering.describe()
-    return {"name": condition.name, "template": condition.template, "indicator": condition.indicator,
-            "steering": steering}  # fmt: skip
+# Collect
 
 
-def _join(parts: Sequence[Evaluation]) -> Evaluation:
-    """The parts under one another, with what their `meta` says put together.
+def _collect(
+    parts: Parts,
+    units: Sequence[_Unit],
+    meta: Mapping[str, Any],
+    out: Run | None,
+    name: str,
+    processes: Processes,
+) -> Evaluation:
+    """The whole result; with a run folder the first process writes it there, and all read it."""
+    if out is None:
+        return _join(parts, units, meta)
+    if processes.is_first:
+        out.save(name, _join(parts, units, meta))
+        parts.remove()
+    processes.wait()
+    return Evaluation.load(out.path(name))
+
+
+def _join(parts: Parts, units: Sequence[_Unit], meta: Mapping[str, Any]) -> Evaluation:
+    """The answers of all units in one table, with what their `meta` says put together.
 
     Raises:
         InputError: no model could be asked under any condition.
     """
-    import pandas as pd
-
-    left_out = list({json.dumps(one): one for part in parts for one in part.meta["left_out"]}.values())
-    filled = [part for part in parts if len(part)]
+    found: list[Evaluation] = [parts.read(unit.part) for unit in units]
+    left_out = list({json.dumps(one): one for part in found for one in part.meta["left_out"]}.values())
+    filled = [part for part in found if len(part)]
     if not filled:
         why = "; ".join(f"{one['model']}, {one['condition']}: {one['reason']}" for one in left_out)
         raise InputError(f"no model can be asked under any of the conditions ({why}).")
-    meta: dict[str, Any] = {"metrics": {}, "higher_is_better": {}, "left_out": left_out}
+    metrics: dict[str, list[str]] = {}
+    better: dict[str, bool] = {}
     for part in filled:
-        meta["metrics"].update(part.meta["metrics"])
-        meta["higher_is_better"].update(part.meta["higher_is_better"])
-    return Evaluation(pd.concat([part.frame for part in filled], ignore_index=True), meta)
-
-
-class _Parts:
-    """Finished units until all are there: each in a file of its own, or in memory."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-        self._memory: dict[int, Evaluation] = {}
-
-    def has(self, number: int) -> bool:
-        return (self._folder / f"{number:05d}.parquet").exists() if self._folder else number in self._memory
-
-    def read(self, number: int) -> Evaluation:
-        return (
-            Evaluation.load(self._folder / f"{number:05d}.parquet") if self._folder else self._memory[number]
-        )
-
-    def write(self, number: int, part: Evaluation) -> None:
-        if self._folder is None:
-            self._memory[number] = part
-        else:
-            write_atomic(self._folder / f"{number:05d}.parquet", part.save)
-            for path in self._folder.glob(f"{number:05d}_rank*"):
-                path.unlink(missing_ok=True)
-
-    def cache(self, number: int) -> Path | None:
-        return self._folder / f"{number:05d}" if self._folder else None
-
-    def remove(self) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder.parent, ignore_errors=True)
-
-
-class _Report:
-    """Tells how many examples of how many are done."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def show(self, more: int) -> None:
-        if self._progress:
-            self._progress(self._done + more, self._total)
-
-    def add(self, more: int) -> None:
-        self._done += more
-        self.show(0)
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        metrics.update(part.meta["metrics"])
+        better.update(part.meta["higher_is_better"])
+    joined = {"metrics": metrics, "higher_is_better": better, "left_out": left_out, **meta}
+    return Evaluation(Evaluation.concat(filled).frame, joined)
 
 
 __all__ = ["first_prompts", "run_evaluation"]

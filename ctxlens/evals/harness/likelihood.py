@@ -1,8 +1,8 @@
-"""How likely given continuations are."""
+"""Log-probabilities of given continuations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,9 +11,13 @@ import torch
 from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.evals.harness.requests import plan_requests
 from ctxlens.models import Model
+from ctxlens.runs import Progress
 
 _AT_ONCE = 8
-"""So many batches are planned together, so that what their contexts share is read once."""
+"""Number of batches that the model gets together, so that a prefix shared by their contexts is read once."""
+
+Score = tuple[float, bool]
+"""Log-probability of a continuation in nats, and whether greedy decoding would say the same."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,10 @@ def score_continuations(
     *,
     batch_tokens: int,
     rows: int | None = None,
-    keep: Callable[[int, tuple[float, bool]], None] | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[tuple[float, bool]]:
-    """The log-probability of every continuation, in nats, and whether each token of it is the likeliest.
+    keep: Callable[[int, Score], None] | None = None,
+    progress: Progress | None = None,
+) -> list[Score]:
+    """Score continuations: each one's log-probability, and whether it is what greedy decoding would say.
 
     Continuations that differ in their last token only are read once.
 
@@ -78,39 +82,69 @@ def score_continuations(
         model: the model, steered or not.
         asked: contexts and continuations.
         batch_tokens: padded tokens in one forward pass.
-        rows: number of readings in one forward pass, in place of `batch_tokens`.
-        keep: called with number and answer of each as soon as it is known.
-        progress: called with the numbers done and in all.
+        rows: number of texts in one forward pass, in place of `batch_tokens`.
+        keep: called with the number and the score of each continuation as soon as it is known.
+        progress: called with the numbers of scored and of all continuations.
+
+    Returns:
+        For each continuation the sum of its tokens' log-probabilities in nats, and whether every token of it
+        is the most likely one. One without tokens has log-probability 0 and counts as greedy.
     """
-    answers: list[tuple[float, bool]] = [(0.0, True)] * len(asked)
-    readings: dict[bytes, list[int]] = {}
+    scores: list[Score] = [(0.0, True)] * len(asked)
+    done = 0
+
+    def note(found: Iterable[tuple[int, Score]]) -> None:
+        nonlocal done
+        for index, score in found:
+            scores[index] = score
+            done += 1
+            if keep:
+                keep(index, score)
+
+    note((index, scores[index]) for index, one in enumerate(asked) if not one.tokens)
+    for readings in _plan(asked, batch_tokens, rows):
+        longest = max(reading.chat.n_tokens for reading in readings)
+        note(_score(model, asked, readings, batch_tokens if rows is None else rows * longest))
+        if progress:
+            progress(done, len(asked))
+    return scores
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One text that the model reads, and the numbers of the continuations that it serves."""
+
+    chat: RenderedChat
+    members: list[int]
+
+
+def _plan(asked: Sequence[Continuation], batch_tokens: int, rows: int | None) -> Iterator[list[_Reading]]:
+    """The texts to be read, each once, in groups of `_AT_ONCE` batches."""
+    members: dict[bytes, list[int]] = {}
     for index, one in enumerate(asked):
         if one.tokens:
             chat = one.read
             key = np.stack([chat.tokens, chat.role.astype(np.int64)]).tobytes()
-            readings.setdefault(key, []).append(index)
-        elif keep:
-            keep(index, answers[index])
-    members = list(readings.values())
-    chats = [asked[group[0]].read for group in members]
-    counts = [max(len(asked[index].tokens) for index in group) for group in members]
-    done = 0
-    sizes = [chat.n_tokens for chat in chats]
-    for some in _together(plan_requests(chats, sizes, batch_tokens, rows)):
-        budget = batch_tokens if rows is None else rows * max(sizes[k] for k in some)
-        found = model.last_logprobs([chats[k] for k in some], [counts[k] for k in some], batch_tokens=budget)
-        for place, logprobs in found:
-            for index in members[some[place]]:
-                answers[index] = _judge(logprobs, asked[index].tokens)
-                if keep:
-                    keep(index, answers[index])
-                done += 1
-        if progress:
-            progress(done, len(asked))
-    return answers
+            members.setdefault(key, []).append(index)
+    readings = [_Reading(asked[group[0]].read, group) for group in members.values()]
+    chats = [reading.chat for reading in readings]
+    for some in _together(plan_requests(chats, [chat.n_tokens for chat in chats], batch_tokens, rows)):
+        yield [readings[number] for number in some]
+
+
+def _score(
+    model: Model, asked: Sequence[Continuation], readings: Sequence[_Reading], batch_tokens: int
+) -> Iterator[tuple[int, Score]]:
+    """Number and score of every continuation that these texts serve."""
+    counts = [max(len(asked[index].tokens) for index in reading.members) for reading in readings]
+    chats = [reading.chat for reading in readings]
+    for place, logprobs in model.last_logprobs(chats, counts, batch_tokens=batch_tokens):
+        for index in readings[place].members:
+            yield index, _judge(logprobs, asked[index].tokens)
 
 
 def _together(batches: Iterator[list[int]]) -> Iterator[list[int]]:
+    """The same indices with `_AT_ONCE` batches joined into one list."""
     waiting: list[list[int]] = []
     for batch in batches:
         waiting.append(batch)
@@ -121,11 +155,12 @@ def _together(batches: Iterator[list[int]]) -> Iterator[list[int]]:
         yield [index for one in waiting for index in one]
 
 
-def _judge(logprobs: torch.Tensor, tokens: Sequence[int]) -> tuple[float, bool]:
+def _judge(logprobs: torch.Tensor, tokens: Sequence[int]) -> Score:
+    """The score of tokens under the log-probabilities at the last positions of what was read."""
     rows = logprobs[-len(tokens) :]
     said = torch.tensor(tokens, device=rows.device)
     chosen = rows.gather(-1, said[:, None])[:, 0]
     return float(chosen.sum()), bool((rows.argmax(-1) == said).all())
 
 
-__all__ = ["Continuation", "score_continuations"]
+__all__ = ["Continuation", "Score", "score_continuations"]

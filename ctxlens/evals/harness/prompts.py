@@ -1,7 +1,8 @@
-"""Between the strings of lm-eval and conversations whose tokens have roles.
+"""From the strings of lm-eval to conversations whose tokens have roles.
 
-lm-eval lets the model render a conversation and hands it the text later. Here the rendering is remembered, so
-that the text's tokens still have their roles. Any other text is one user message, with or without template.
+lm-eval lets the model render a conversation, and passes the text back later. The rendering is remembered
+here, so that the tokens of the text keep their roles. Any other text is one user message, with or without
+template.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ctxlens.chat.roles import INDICATOR_KEY, RenderedChat, Role, render, render_plain
+from ctxlens.chat.data.annotate import mark_last_question
+from ctxlens.chat.roles import RenderedChat, Role, render, render_plain
 from ctxlens.chat.roles.spans import encode_with_spans
 from ctxlens.chat.roles.truncation import fit_to_window
 from ctxlens.errors import InputError, RenderError
@@ -23,12 +25,12 @@ class Prompts:
     """Prompts of one model under one condition.
 
     Attributes:
-        tokenizer: the model's, with the chat template in use.
-        n_ctx: the window.
+        tokenizer: the model's tokenizer, with the chat template in use.
+        n_ctx: the window in tokens.
         template: whether a text that was not rendered here is put into the chat template, as one message.
         indicator: appended to the last user message; None: no indicator.
-        add_bos_token: whether a text begins with the BOS token if it does not already; None: as the
-            tokenizer does by itself.
+        add_bos_token: whether the BOS token is put before a text that does not begin with it; None: the
+            tokenizer decides.
     """
 
     tokenizer: Any
@@ -44,11 +46,11 @@ class Prompts:
     def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
         """Render a conversation with the chat template and remember the roles of its tokens.
 
-        Where the template refuses a system message, the conversation is rendered without it.
+        If the template refuses a system message, the conversation is rendered without it.
 
         Args:
             messages: the conversation.
-            add_generation_prompt: whether the model answers next; else it goes on from the final message.
+            add_generation_prompt: whether the model answers next; if not, it continues the final message.
         """
         chat = self._render(messages, add_generation_prompt)
         self._known[chat.text] = self._complete(chat)
@@ -69,18 +71,16 @@ class Prompts:
             return render(self.tokenizer, self._marked(rest), **options)
 
     def _marked(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        marked = [{"role": message["role"], "content": message["content"]} for message in messages]
-        users = [i for i, message in enumerate(marked) if message["role"] == "user"]
-        if self.indicator and users:
-            marked[users[-1]][INDICATOR_KEY] = True
-        return marked
+        bare = [{"role": message["role"], "content": message["content"]} for message in messages]
+        asks = any(message["role"] == "user" for message in bare)
+        return mark_last_question(bare, self.indicator is not None and asks)
 
     def forget(self) -> None:
         """Forget the conversations rendered so far."""
         self._known.clear()
 
     def chat(self, text: str) -> RenderedChat:
-        """The labelled tokens of a text, whole."""
+        """The tokens of a text with their roles, not truncated."""
         known = self._known.get(text)
         if known is not None:
             return known
@@ -91,10 +91,10 @@ class Prompts:
         return self._complete(replace(chat, open_ended=True))
 
     def fit(self, chat: RenderedChat, room: int) -> RenderedChat:
-        """A prompt cut in the middle of its context so that `room` tokens are free after it.
+        """The prompt, truncated in the middle of its context so that `room` tokens are free after it.
 
         Raises:
-            InputError: the window has no place for anything else.
+            InputError: `room` fills the whole window.
         """
         if room >= self.n_ctx:
             raise InputError(
@@ -104,14 +104,14 @@ class Prompts:
         return fit_to_window(chat, self.n_ctx - room, truncate=True, truncation="middle")
 
     def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids of a text and their characters, with what the tokenizer puts before it."""
+        """Token ids of a text and their character spans, including the tokens put before a text."""
         ids, spans = encode_with_spans(self.tokenizer, text)
         opening = self._before(text)
         spans = np.concatenate([np.zeros((len(opening), 2)), spans.reshape(-1, 2)])
         return np.concatenate([opening, ids]).astype(np.int64), spans.astype(np.int32)
 
     def shorten(self, chat: RenderedChat, end: int) -> RenderedChat:
-        """A prompt up to a character of its text, encoded anew; a token has its first character's role."""
+        """The prompt up to a character of its text, encoded again; a token has its first character's role."""
         text = chat.text[:end]
         tokens, spans = self.encode(text)
         if len(tokens) <= chat.n_tokens and np.array_equal(tokens, chat.tokens[: len(tokens)]):
@@ -131,7 +131,7 @@ class Prompts:
         return () if bos and text.startswith(bos) else self._opening
 
     def _complete(self, chat: RenderedChat) -> RenderedChat:
-        """The chat with the tokens that the tokenizer puts before a text."""
+        """The chat with the tokens that are put before a text."""
         n = len(opening := self._before(chat.text))
         if not n:
             return chat
@@ -147,10 +147,10 @@ class Prompts:
 
 
 def _find_opening(tokenizer: Any, add_bos_token: bool | None) -> tuple[int, ...]:
-    """What the tokenizer puts before a text."""
+    """The tokens that are put before a text."""
     if add_bos_token is not None:
         if add_bos_token and tokenizer.bos_token_id is None:
-            raise InputError("add_bos_token is on, but the tokenizer has no BOS token.")
+            raise InputError("add_bos_token is on, but the tokenizer has no BOS token; switch it off.")
         return (tokenizer.bos_token_id,) if add_bos_token else ()
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]

@@ -1,4 +1,4 @@
-"""Requests in batches: those that begin alike together, else those of like length, the longest first."""
+"""Requests in batches: prompts with a common beginning together, then by length, the longest first."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ import numpy as np
 from ctxlens.chat.roles import RenderedChat
 
 _ALIKE = 0.5
-"""Prompts begin alike if they have so much of the shorter one in common."""
+"""Prompts begin alike if their common beginning is at least this part of the shorter one."""
 
 
 def plan_requests(
     chats: Sequence[RenderedChat], sizes: Sequence[int], batch_tokens: int, rows: int | None = None
 ) -> Iterator[list[int]]:
-    """Indices of prompts in batches.
+    """Divide prompts into batches.
 
     Args:
         chats: the prompts.
-        sizes: how many tokens each takes in a batch.
-        batch_tokens: padded size of a batch.
-        rows: number of prompts in a batch, in place of `batch_tokens`.
+        sizes: number of tokens that each prompt needs in a batch.
+        batch_tokens: upper bound on the padded tokens of a batch; a longer prompt is a batch by itself.
+        rows: number of prompts in a batch, instead of `batch_tokens`.
+
+    Yields:
+        The indices of a batch's prompts.
     """
     batch: list[int] = []
     longest = 0
@@ -38,7 +41,7 @@ def plan_requests(
 
 
 def _order(chats: Sequence[RenderedChat], sizes: Sequence[int]) -> list[int]:
-    """Groups of prompts that begin alike, the one with the longest prompt first."""
+    """Indices by groups of prompts that begin alike, the group with the longest prompt first."""
     if not chats:
         return []
     keys = [np.asarray(chat.tokens).tolist() for chat in chats]

@@ -1,4 +1,4 @@
-"""What lm-eval logs of a task's examples as rows of an `Evaluation`."""
+"""The samples that lm-eval logs for a task, as rows of an `Evaluation`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ctxlens.evals.harness.adapter import CtxlensLM
 from ctxlens.results import Evaluation
 
 _TEXTS = ("context", "passage", "article", "story", "paragraph")
-"""Fields of documents that hold the text that is asked about."""
+"""Fields of a document that may hold the text that is asked about, in the order in which they are tried."""
 
 
 def describe_requests(lm: CtxlensLM, task: Any) -> dict[int, tuple[str, bool]]:
-    """For each example of a task that this process asked: the prompt, and whether any of it was cut."""
+    """For each example that this process asked: its first prompt, and whether any prompt was truncated."""
     found: dict[int, tuple[str, bool]] = {}
     for instance in task.instances:
         text, cut = lm.describe(instance)
@@ -30,7 +30,7 @@ def make_rows(
     asked: Mapping[int, tuple[str, bool]],
     labels: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """Rows of logged samples; the labels are `model`, `condition` and `task`."""
+    """One row per logged sample, by filter and example; the labels are `model`, `condition` and `task`."""
     rows = []
     for sample in samples:
         prompt, truncated = asked[sample["doc_id"]]
@@ -54,7 +54,7 @@ def make_rows(
 
 
 def find_metrics(task: Any, rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, bool]]:
-    """The metrics among the columns of rows, and of which of them more is better."""
+    """The metrics among the columns of rows, and for each of them whether more is better."""
     names = dict.fromkeys(name for row in rows for name in row if name not in Evaluation.COLUMNS)
     better = {_column(name): bool(value) for name, value in task.higher_is_better().items()}
     return list(names), {name: better.get(name, True) for name in names}
@@ -65,7 +65,7 @@ def _column(metric: str) -> str:
 
 
 def _number(value: Any) -> float | None:
-    """A metric's value of one example: a number, or the mean of several; None if it is neither."""
+    """A metric's value for one example: a number, or the mean of a list of numbers; else None."""
     number: Any = value
     if isinstance(value, list) and value and all(isinstance(one, bool | int | float) for one in value):
         number = math.fsum(value) / len(value)
@@ -95,6 +95,11 @@ def _gold(task: Any, sample: Mapping[str, Any]) -> str:
 
 
 def _fingerprint(doc: Any, task: str, number: int) -> str:
+    """Identifies the text that is asked about, so that examples about one text form one unit.
+
+    It hashes a text, not JSON values, and stays as it is: answers are paired over it, also with those of
+    files that were written before.
+    """
     texts = (doc.get(name) for name in _TEXTS) if isinstance(doc, Mapping) else ()
     text = next((one for one in texts if isinstance(one, str) and one.strip()), f"{task}:{number}")
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Tasks of lm-eval and of ctxlens by name."""
+"""Tasks of lm-eval and of ctxlens, found by name."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ctxlens.evals.tasks import folder, group_names, task_names
 _NEAR = 3
 _OURS = "ctxlens_"
 _DECLARED = re.compile(r"""^["']?(?:task|group|tag)["']? *: *["']?([^\s"'#\[{|>&*!]+)""", re.MULTILINE)
-"""Where the text of a task file gives the name of a task, a group or a tag."""
+"""Matches the declaration of a task, group or tag in the text of a task file."""
 _NO_TASKS = (".py", ".pyc", ".md", ".jpg", ".png")
 _SEED = 1234
-"""The seed with which lm-eval draws its examples by default."""
+"""lm-eval's default seed for drawing few-shot examples."""
 
 
 def check_names(names: Sequence[str], include_path: str | Path | None = None) -> None:
-    """Raise `InputError` if there is no such task; the nearest names are offered.
+    """Raise `InputError` if a task does not exist; the message suggests similar names.
 
-    lm-eval's own index of its fourteen thousand task files takes long to make. It is made only for a name
-    that the text of these files holds, but not where names of tasks stand.
+    lm-eval's own index of its fourteen thousand task files takes long to build. It is built only for a name
+    that occurs in the text of these files, but in none of their declarations.
     """
     _check_given(names, include_path)
     if include_path is None:
@@ -47,15 +47,15 @@ def load_tasks(
     """Load tasks with their documents; groups become their tasks.
 
     Args:
-        names: tasks, groups or tags of ctxlens, of a folder of one's own, or of lm-eval; or YAML files.
+        names: tasks, groups or tags of ctxlens, of `include_path` or of lm-eval; or YAML files.
         include_path: a folder with further task files.
-        metadata: what tasks are told, such as `data_dir`.
+        metadata: values that tasks are built with, such as `data_dir`.
 
     Returns:
-        lm-eval's tasks by name, each ready to be asked.
+        lm-eval's tasks by name, ready to build their requests.
 
     Raises:
-        InputError: no such task (the nearest names are offered), or one whose data cannot be had.
+        InputError: a task does not exist (the message suggests similar names), or its data cannot be loaded.
     """
     manager = _open(names, include_path, metadata)
     try:
@@ -73,7 +73,7 @@ def load_tasks(
 
 
 def _open(names: Sequence[str], include_path: str | Path | None, metadata: Mapping[str, Any] | None) -> Any:
-    """The manager that knows all these tasks."""
+    """lm-eval's task manager with an index that holds all these tasks."""
     _check_given(names, include_path)
     manager = _make_manager(include_path, metadata)
     if not all(_is_known(name, manager.all_tasks) for name in names):
@@ -89,7 +89,7 @@ def _check_given(names: Sequence[str], include_path: str | Path | None) -> None:
     if not names:
         raise InputError("no task is given; ctxlens_smoke needs no data, ctxlens_qa is SQuAD, QuAC and DROP.")
     if include_path is not None and not Path(include_path).is_dir():
-        raise InputError(f"--include-path {include_path} is no folder; give one with task files (YAML).")
+        raise InputError(f"--include-path {include_path} is not a folder; give one with task files (YAML).")
 
 
 def _make_manager(
@@ -104,10 +104,14 @@ def _make_manager(
 
 
 def _find_unsure(names: Sequence[str], own: Sequence[str]) -> list[str]:
-    """The names that are not among one's own and of which the text of lm-eval's files leaves it open.
+    """The names that occur in lm-eval's files without being declared there, so that only its index can tell.
+
+    Args:
+        names: the names asked for.
+        own: names of ctxlens and of the user's folder, which are known without lm-eval's files.
 
     Raises:
-        InputError: a name that is none for sure.
+        InputError: a name that occurs nowhere.
     """
     others = frozenset(name for name in names if not _is_known(name, own))
     if not others:
@@ -121,14 +125,14 @@ def _find_unsure(names: Sequence[str], own: Sequence[str]) -> list[str]:
 
 @functools.lru_cache(maxsize=1)
 def _read_lm_eval_names(wanted: frozenset[str]) -> tuple[frozenset[str], frozenset[str]]:
-    """The names that lm-eval's files declare, and which of those wanted stand anywhere in their text."""
+    """The names that lm-eval's files declare, and which of the wanted names occur anywhere in their text."""
     package = importlib.util.find_spec("lm_eval")
     places = package.submodule_search_locations if package else None
     declared: set[str] = set()
     occurring: set[str] = set()
     for place in places or ():
         for path in Path(place, "tasks").rglob("*"):
-            # Task files include others of any name, also without suffix.
+            # Task files may include files of any name, also without suffix.
             if path.suffix in _NO_TASKS or not path.is_file():
                 continue
             text = path.read_text(encoding="utf-8", errors="replace")

@@ -1,7 +1,7 @@
-"""A language model as judge: single answers graded from 1 to 10 over an OpenAI-compatible interface.
+"""A language model as judge: single answers graded from 1 to 10 through an OpenAI-compatible server.
 
-Nothing is sent anywhere unless an endpoint is given. What a judge returns is data: it is kept as it came, and
-nothing in it is run.
+Nothing is sent anywhere unless an endpoint is given. A judge's replies are data: they are stored unchanged,
+and nothing in them is executed.
 """
 
 from ctxlens.evals.judge.endpoint import Endpoint, Reply

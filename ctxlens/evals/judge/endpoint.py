@@ -1,4 +1,4 @@
-"""One chat completion from an OpenAI-compatible server, with bounded patience."""
+"""One chat completion from an OpenAI-compatible server, with a bounded number of tries."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _SHOWN = 300
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back.
+    """A judge's reply.
 
     Attributes:
-        text: what the judge said; where its reply could not be understood, the reply's body.
+        text: the judge's text; if the reply is not a chat completion, the body of the response.
         error: why there is no answer; empty if there is one.
-        fatal: whether any other question would fail alike (a wrong key, address or model).
-        cut: whether `text` is what the judge said, up to its longest reply.
+        fatal: whether every other request would fail, too (a wrong key, address or model).
+        cut: whether the server truncated `text` at the longest reply.
     """
 
     text: str
@@ -45,22 +45,22 @@ class Reply:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a judge is asked.
+    """The server and model that serve as judge.
 
     Attributes:
         url: the base address, to which `/chat/completions` is appended, such as `http://localhost:8000/v1`.
-        model: the judge's name there.
-        key_env: the environment variable with the key; the key itself is kept nowhere, and taken out of
-            whatever a server sends back.
-        timeout_s: how long one request may take, in seconds.
-        tries: how often a question is asked at most, if the server is busy, fails or does not answer.
-        first_wait_s: the pause before the second try; it doubles from try to try, unless the server says
-            how long to wait.
-        longest_wait_s: no pause is longer, whatever the server says.
-        max_tokens: the longest reply.
+        model: the judge's name on that server.
+        key_env: the environment variable that holds the key. The key itself is stored nowhere, and is removed
+            from everything that the server sends back.
+        timeout_s: time limit of one request, in seconds.
+        tries: upper bound on the requests for one question, if the server is busy, fails or does not answer.
+        first_wait_s: the pause before the second try, in seconds. It doubles with each try, unless the server
+            asks for a longer pause.
+        longest_wait_s: upper bound on every pause, in seconds, whatever the server asks for.
+        max_tokens: upper bound on the tokens of a reply.
 
     Raises:
-        InputError: an address or number that cannot be used, or a variable that is not set.
+        InputError: the address or a number is not valid, or the environment variable is not set.
     """
 
     url: str
@@ -77,16 +77,16 @@ class Endpoint:
             parts = urlsplit(self.url)
             broken = parts.scheme not in ("http", "https") or not parts.hostname
         except ValueError:
-            raise InputError("the judge's address is no address; expected http://host/v1.") from None
+            raise InputError("the judge's address is not valid; expected http://host/v1.") from None
         if parts.username or parts.password or parts.query or parts.fragment:
             raise InputError(
-                "the judge's address must hold no key, user or query, as it is written down; give the key by "
+                "the judge's address must hold no key, user or query, because it is stored; give the key in "
                 "an environment variable."
             )
         if broken:
             raise InputError(f"the judge's address {self.url!r} must begin with http:// or https://.")
         if not self.model.strip():
-            raise InputError("the judge has no model name; say which model is asked.")
+            raise InputError("the judge has no model name; give the name of the model on its server.")
         if self.timeout_s <= 0 or self.tries < 1:
             raise InputError("the judge's timeout must be above 0 seconds, and its tries at least 1.")
         self._key()
@@ -101,13 +101,13 @@ class Endpoint:
             )
         if not key.isascii() or not key.isprintable():
             raise InputError(
-                f"the environment variable {self.key_env} holds no key that a server could read."
+                f"the environment variable {self.key_env} holds no valid key; expected printable ASCII text."
             )
         return key
 
     @contextmanager
     def open(self) -> Iterator[Session]:
-        """Connections for the time of a block, for several threads."""
+        """A session that several threads can use, open for the duration of a `with` block."""
         import httpx
 
         key = self._key()
@@ -124,9 +124,9 @@ class Session:
     """An open connection to a judge.
 
     Args:
-        endpoint: where it is.
-        client: what sends; with the headers.
-        key: what must not come back.
+        endpoint: the judge.
+        client: sends the requests; it holds the headers.
+        key: the key, which is removed from replies; None if there is none.
     """
 
     def __init__(self, endpoint: Endpoint, client: httpx.Client, key: str | None) -> None:
@@ -134,16 +134,16 @@ class Session:
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Let nobody wait or try any longer."""
+        """End all pauses and further tries."""
         self._stopped.set()
 
     @property
     def stopped(self) -> bool:
-        """Whether nothing more shall be asked."""
+        """Whether `stop` was called, so that nothing more may be asked."""
         return self._stopped.is_set()
 
     def ask(self, system: str, user: str) -> Reply:
-        """The judge's reply, or why there is none; nothing is raised for what happens on the way."""
+        """The judge's reply, or the reason why there is none; failures of the network are not raised."""
         body = json.dumps(
             {
                 "model": self._endpoint.model,
@@ -163,7 +163,7 @@ class Session:
         return reply
 
     def _try(self, body: bytes) -> tuple[Reply, float | None]:
-        """What one request gave, and how long to wait before the next; None: no other would help."""
+        """The reply to one request, and the pause before the next try; None if another try is useless."""
         import httpx
 
         url = self._endpoint.url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
@@ -186,7 +186,11 @@ class Session:
         return replace(reply, text=self._clean(reply.text)), None
 
     def _receive(self, response: httpx.Response) -> bytes:
-        """The body, as far as time and size allow."""
+        """The body of a response, at most `_LARGEST_REPLY` bytes.
+
+        Raises:
+            TimeoutError: it takes longer than the time limit of a request.
+        """
         until = time.monotonic() + self._endpoint.timeout_s
         content = b""
         for piece in response.iter_bytes():
@@ -198,7 +202,7 @@ class Session:
         return content
 
     def _clean(self, text: str) -> str:
-        """Text without the key."""
+        """The text with the key replaced by `[key]`."""
         return text.replace(self._key, "[key]") if self._key else text
 
 
@@ -207,17 +211,17 @@ def _read_completion(text: str) -> Reply:
         choice = json.loads(text)["choices"][0]
         said: Any = choice["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        return Reply(text, "the reply is no chat completion")
+        return Reply(text, "the reply is not a chat completion")
     if not isinstance(said, str):
         return Reply(text, "the reply holds no text")
     said = said.encode("utf-8", "replace").decode()
     if choice.get("finish_reason") == "length":
-        return Reply(said, "the reply was cut at its longest", cut=True)
+        return Reply(said, "the reply was truncated at its longest", cut=True)
     return Reply(said)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """The pause in seconds that a server asks for, 0 if it does not."""
+    """The pause in seconds that a server asks for; 0 if it asks for none."""
     value = headers.get("retry-after", "")
     try:
         return max(0.0, float(value))

@@ -1,10 +1,10 @@
-"""Answers graded one by one; judgments are written as they come, and only what has none is asked again."""
+"""Answers graded one by one; each judgment is written at once, and only missing ones are asked for again."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,16 +19,17 @@ from ctxlens.evals.mt_bench import MTQuestion
 from ctxlens.files import append_lines, read_lines, write_lines
 from ctxlens.results import Ratings
 from ctxlens.results.fastchat import NO_RATING
+from ctxlens.runs import Progress
 
 _GIVE_UP = 8
-"""If so many judgments fail and none succeeds, the others are not tried."""
+"""If this many judgments fail before one succeeds, the others are not tried."""
 
 Answers = Mapping[str, Mapping[int | str, Mapping[str, Any]]]
 """Rows of FastChat's layout, by model and question."""
 
 
 def judgments_path(folder: Path, judge: str) -> Path:
-    """Where a judge's judgments stand in a folder of FastChat's layout."""
+    """The file of a judge's judgments in a folder of FastChat's layout."""
     return (
         folder / "model_judgment" / f"{re.sub(r'[^A-Za-z0-9.+@=_-]+', '_', judge).lstrip('.')}_single.jsonl"
     )
@@ -53,33 +54,33 @@ def judge_answers(
     path: Path,
     references: Mapping[int | str, Sequence[str]] | None = None,
     threads: int = 4,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Ratings:
-    """Let a judge grade every answer by itself, each turn with those before it.
+    """Let a judge grade every answer separately, each turn shown with the turns before it.
 
-    What is in the file with a rating, by this judge and for the very same prompt, is not asked again; what
-    has none (the judge did not answer, or gave no rating) is.
+    If the file holds a rating by this judge for exactly the same prompt, the judge is not asked again. If it
+    holds a judgment without rating (the judge did not answer, or gave no rating), the judge is asked again.
 
     Args:
         endpoint: the judge.
         questions: what was asked.
-        answers: what the models answered; answers to other questions are left alone.
+        answers: what the models answered; answers to other questions are ignored.
         path: the file of judgments. It grows with every judgment; rows of other judges in it are kept.
-        references: good answers by question, in place of the questions' own.
-        threads: how many judgments are asked for at once.
-        progress: called with the numbers of judgments done and in all.
+        references: good answers by question, instead of the questions' own.
+        threads: number of judgments that are asked for at the same time.
+        progress: called with the numbers of finished and of all judgments.
 
     Returns:
-        One row a judgment; `score` is NaN where there is none, and `error` says why.
+        One row per judgment; `score` is NaN if there is no rating, and `error` says why.
 
     Raises:
-        InputError: no answers, or a file of something else.
+        InputError: there are no answers, or the file holds something else.
         ModelFailureError: the judge refuses every question (a wrong key, address or model), or none of the
-            first has worked. What was judged before is kept.
+            first requests succeeded. Judgments made until then are kept.
     """
     tasks = list(_make_tasks(questions, answers, references or {}))
     if not tasks:
-        raise InputError("there are no answers to these questions to be judged.")
+        raise InputError("there are no answers to these questions; let a model answer them first.")
     rows = _read_judgments(path)
     open_ = [task for task in tasks if not task.is_answered_by(rows.get(_key(endpoint, task)))]
     done = len(tasks) - len(open_)
@@ -124,7 +125,7 @@ def _read_judgments(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
             float(row["score"])
             hash(key)
         except (KeyError, ValueError, TypeError):
-            raise InputError(f"{path}, row {number}, is no judgment as FastChat writes them.") from None
+            raise InputError(f"{path}, row {number}, is not a judgment in FastChat's layout.") from None
         found[key] = row
     return found
 
@@ -132,7 +133,7 @@ def _read_judgments(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
 def _ask_all(
     endpoint: Endpoint, tasks: Sequence[_Task], threads: int
 ) -> Generator[tuple[_Task, dict[str, Any]], None, None]:
-    """A row a task, in the order in which the judge answers."""
+    """One row per task, in the order in which the judge answers."""
     failed, succeeded = 0, 0
     with endpoint.open() as session:
         for task, reply in _ask_in_threads(session, tasks, threads):
@@ -145,12 +146,12 @@ def _ask_all(
             if failed >= _GIVE_UP and not succeeded:
                 raise ModelFailureError(
                     f"the judge {endpoint.model} at {endpoint.url} has answered none of {failed} "
-                    f"questions ({reply.error}); run the same command again to go on."
+                    f"questions ({reply.error}); run the same command again to continue."
                 )
 
 
 def _ask_in_threads(session: Session, tasks: Sequence[_Task], threads: int) -> Iterator[tuple[_Task, Reply]]:
-    """Replies as they come, from threads that nobody has to wait for when the work is broken off."""
+    """Replies in the order of their arrival, from daemon threads, so that an interrupt need not wait."""
     todo: SimpleQueue[_Task] = SimpleQueue()
     replies: SimpleQueue[tuple[_Task, Reply | Exception]] = SimpleQueue()
     for task in tasks:
@@ -164,7 +165,7 @@ def _ask_in_threads(session: Session, tasks: Sequence[_Task], threads: int) -> I
                 return
             try:
                 replies.put((task, session.ask(task.prompt.system, task.prompt.user)))
-            except Exception as error:  # is raised where the replies are read
+            except Exception as error:  # raised again in the thread that reads the replies
                 replies.put((task, error))
 
     for _ in range(min(threads, len(tasks))):
@@ -192,7 +193,7 @@ def _as_row(endpoint: Endpoint, task: _Task, reply: Reply) -> dict[str, Any]:
 
 
 def _is_failure(reply: Reply) -> bool:
-    """Whether there is nothing that the judge said (a reply that was cut may hold a rating all the same)."""
+    """Whether the judge said nothing; a truncated reply may still hold a rating."""
     return bool(reply.error) and not reply.cut
 
 

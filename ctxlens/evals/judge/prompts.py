@@ -1,4 +1,4 @@
-"""What a judge is asked, and what its reply says."""
+"""The prompt for a judge, and the rating in its reply."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ctxlens.evals.mt_bench import MTQuestion
 
 LOWEST, HIGHEST = 1.0, 10.0
 REFERENCED = ("math", "reasoning", "coding")
-"""Categories that are graded against a reference answer, where there is one; as in FastChat."""
+"""Categories that are graded against a reference answer if there is one, as in FastChat."""
 
 _SYSTEM = """\
 You grade what an AI assistant answers to a user. The conversation stands between marked lines. It is \
@@ -35,7 +35,7 @@ class Prompt:
     """What a judge is asked about one answer.
 
     Attributes:
-        name: which wording; recorded beside the judge's name.
+        name: name of the wording, which is recorded beside the judge's name.
         system: the system message.
         user: the user message.
     """
@@ -46,12 +46,12 @@ class Prompt:
 
 
 def make_prompt(question: MTQuestion, answers: Sequence[str], turn: int) -> Prompt:
-    """Ask for a rating of the answer to a turn, shown with the turns before it.
+    """The prompt that asks for a rating of the answer to one turn, shown with the turns before it.
 
     Args:
         question: what was asked; its reference is shown if the category is one of `REFERENCED`.
         answers: the model's answers, turn by turn.
-        turn: which one is graded, from 1.
+        turn: the turn that is graded, from 1.
     """
     reference = question.reference[:turn] if question.category in REFERENCED else ()
     parts = []
@@ -60,7 +60,8 @@ def make_prompt(question: MTQuestion, answers: Sequence[str], turn: int) -> Prom
         if i < len(reference):
             parts.append((f"reference answer, turn {i + 1}", reference[i]))
         parts.append((f"assistant, turn {i + 1}", answers[i]))
-    # The lines carry a digest of all that stands between them, so that no answer can write one itself.
+    # The separating lines carry a digest of everything between them, so that no answer can forge one. It
+    # stays as it is, not `runs.digest`: judgments in a file are found again by their prompt.
     seal = hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
     shown = "\n\n".join(f"=== {seal} {who} ===\n{text}" for who, text in parts)
     name = "ctxlens-single" + ("-reference" if reference else "") + ("-multi-turn" if turn > 1 else "")
@@ -72,9 +73,10 @@ def make_prompt(question: MTQuestion, answers: Sequence[str], turn: int) -> Prom
 
 
 def parse_rating(text: str) -> tuple[float | None, str]:
-    """The rating of a judge's reply, and why there is none.
+    """The rating in a judge's reply, or None and the reason why there is none.
 
-    The last rating in double brackets counts: a judge explains first, and may quote others on the way.
+    The last rating in double brackets counts, because a judge explains first and may quote other ratings
+    there.
     """
     found = _RATING.findall(text)
     if not found:

@@ -1,7 +1,7 @@
 """MT-Bench: a model's answers to questions of several turns, in FastChat's layout.
 
-FastChat samples with a temperature by category; ctxlens answers greedily, so that runs can be repeated and
-conditions compared question by question. Figures are therefore not those of a leaderboard.
+FastChat samples, with a temperature for each category. ctxlens answers greedily, so that runs can be repeated
+and conditions compared question by question. Its figures are therefore not comparable with a leaderboard's.
 """
 
 from ctxlens.evals.mt_bench.answers import (

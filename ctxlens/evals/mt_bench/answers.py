@@ -1,4 +1,4 @@
-"""A model's answers, turn by turn, written as they come in the layout that FastChat's tools read."""
+"""A model's answers, turn by turn, written in the layout that FastChat's tools read."""
 
 from __future__ import annotations
 
@@ -6,25 +6,29 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from ctxlens.chat.condition import Condition
+from ctxlens.chat.data.annotate import mark_last_question
 from ctxlens.chat.roles import RenderedChat
 from ctxlens.errors import InputError, RenderError, RunExistsError
 from ctxlens.evals.mt_bench.questions import MTQuestion
 from ctxlens.files import append_lines, read_lines, write_atomic, write_lines
+from ctxlens.models.indicator_token import require_indicator
 from ctxlens.results.fastchat import QuestionId, read_answer_row
+from ctxlens.runs import Progress
 
 CHUNK = 16
-"""Questions that are answered before the answers are written."""
+"""Number of questions that are answered before the answers are written."""
 
 _UNSAFE = re.compile(r"[^\w.+@=-]+")
 
 
 @runtime_checkable
 class Answerer(Protocol):
-    """What answering needs of a model; `ctxlens.models.Model` has it."""
+    """What a model needs in order to answer; `ctxlens.models.Model` is one."""
 
     @property
     def name(self) -> str: ...
@@ -37,35 +41,53 @@ class Answerer(Protocol):
 
 
 def answers_path(folder: Path, model_id: str) -> Path:
-    """Where a model's answers stand in a folder of FastChat's layout."""
+    """The file of a model's answers in a folder of FastChat's layout."""
     return folder / "model_answer" / f"{model_id}.jsonl"
 
 
-def make_label(model: str, *, indicator: bool = False, alpha: float = 1.0, heads: str = "all") -> str:
-    """A name for a model under a condition that can be a file's."""
+def make_label(model: str, condition: Condition, folder: Path | None = None) -> str:
+    """Name a model under a condition so that the name can be a file's.
+
+    The label is the last part of the model's name, followed by the condition's name. `template` is left out,
+    because MT-Bench is always asked with the chat template. Characters that a label may not have become `_`:
+    `M-7B+indicator`, `M-7B+steered_0.1`.
+
+    Args:
+        model: folder, Hub id or name of the model.
+        condition: how it is asked.
+        folder: a folder in FastChat's layout. If it holds answers under the label that earlier versions gave
+            the same model and condition (`M-7B+alpha0.1`), that label is returned.
+    """
     name = _UNSAFE.sub("_", Path(model).name).lstrip(".") or "model"
-    steered = f"+alpha{alpha:g}" + (f"@{_UNSAFE.sub('_', heads)}" if heads != "all" else "")
-    return name + ("+indicator" if indicator else "") + (steered if alpha != 1 else "")
+    label = name + _UNSAFE.sub("_", condition.name.removeprefix("template"))
+    if folder is not None and condition.alpha is not None:
+        indicator = "+indicator" if condition.indicator else ""
+        heads = "" if condition.heads == "all" else f"@{_UNSAFE.sub('_', condition.heads)}"
+        earlier = f"{name}{indicator}+alpha{condition.alpha:g}{heads}"
+        if answers_path(folder, earlier).is_file():
+            return earlier
+    return label
 
 
 def check_label(label: str) -> str:
-    """The label itself.
+    """Return the label if it can be the name of a file.
 
     Raises:
-        InputError: it cannot be a file's name.
+        InputError: it cannot.
     """
     if not label or _UNSAFE.search(label) or label.startswith("."):
         raise InputError(
-            f"{label!r} cannot be a model's label, which is a file's name; use letters, digits, .+@=-_ only."
+            f"{label!r} cannot be a model's label, because the label names a file; use only letters, digits "
+            "and .+@=-_, and no point at the start."
         )
     return label
 
 
 def record_settings(folder: Path, model_id: str, settings: Mapping[str, Any]) -> None:
-    """Write down what a model's answers come from, once.
+    """Record the settings that a model's answers come from; the same settings may be recorded again.
 
     Raises:
-        RunExistsError: there are answers of this name that come from something else.
+        RunExistsError: there are answers under this name with other settings, or with none recorded.
     """
     path = folder / "models" / f"{model_id}.json"
     wanted = json.loads(json.dumps(settings, default=str))
@@ -97,40 +119,37 @@ def answer_questions(
     indicator: bool = False,
     max_new_tokens: int = 1024,
     batch_tokens: int = 8192,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Let a model answer, greedily and with its chat template; what is in the file is not asked again.
+    """Let a model answer questions, greedily and with its chat template.
 
-    Steering in force applies. Each turn is asked with the model's own answers to the turns before. A
-    conversation that leaves too little room in the window is cut in the middle of its context.
+    Questions that the file already answers are not asked again. Each turn is asked with the model's own
+    answers to the turns before it, under the steering that is in force. A conversation that leaves too little
+    room in the window is truncated in the middle of its context.
 
     Args:
         model: the model, as from `load_model`.
         questions: what is asked.
         path: the file of answers; it grows by `CHUNK` questions at a time.
-        model_id: the model's name in it.
-        indicator: whether the message that is being answered carries the model's indicator (earlier
-            ones of the conversation do not: so the chat template's own switch has it, too).
-        max_new_tokens: the longest answer, in tokens; no more than half of the window.
-        batch_tokens: how many prompt and new tokens are worked on at once.
+        model_id: the model's name in the file.
+        indicator: whether the message that is being answered carries the model's indicator. Earlier messages
+            of the conversation do not carry it, as with the chat template's own switch.
+        max_new_tokens: upper bound on the tokens of an answer; half of the window, if that is less.
+        batch_tokens: upper bound on the prompt and new tokens in one batch.
         progress: called with the numbers of answered and of all questions.
 
     Returns:
-        One row a question, in their order: `question_id`, `answer_id`, `model_id`, `choices` (one, with its
-        `turns`) and `tstamp` as FastChat has them, and `truncated`, one entry a turn.
+        One row per question, in their order: `question_id`, `answer_id`, `model_id`, `choices` (one, with its
+        `turns`) and `tstamp` in FastChat's layout, and `truncated` with one entry per turn.
 
     Raises:
-        InputError: an indicator is asked of a model that has none, a file of something else, or a question
-            that the template refuses.
+        InputError: the indicator is asked for and the model has none, the file answers other questions, or
+            the template refuses a question.
     """
-    if indicator and model.indicator is None:
-        raise InputError(f"{model.name} has no indicator token; train it with one, or ask without.")
+    if indicator:
+        require_indicator(model)
     known = read_answers(path)
-    for question in questions:
-        if question.question_id in known and len(known[question.question_id]["choices"][0]["turns"]) != len(
-            question.turns
-        ):
-            raise InputError(f"{path} answers another question {question.question_id}; choose another file.")
+    _check_same_questions(path, known, questions)
     left = [question for question in questions if question.question_id not in known]
     done = len(questions) - len(left)
     if progress:
@@ -150,11 +169,21 @@ def answer_questions(
     return ordered
 
 
+def _check_same_questions(
+    path: Path, known: Mapping[QuestionId, Mapping[str, Any]], questions: Sequence[MTQuestion]
+) -> None:
+    """Raise `InputError` if a kept answer has another number of turns than its question."""
+    for question in questions:
+        answer = known.get(question.question_id)
+        if answer is not None and len(answer["choices"][0]["turns"]) != len(question.turns):
+            raise InputError(f"{path} answers another question {question.question_id}; choose another file.")
+
+
 def read_answers(path: Path) -> dict[QuestionId, dict[str, Any]]:
-    """A file's answers by question; of several to one question the last. None if there is no file.
+    """The answers in a file by question; if a question has several, the last one. Empty if there is no file.
 
     Raises:
-        InputError: a row of another layout; says which.
+        InputError: a row has another layout; the message names the row.
     """
     found = {}
     for number, row in enumerate(read_lines(path), start=1):
@@ -164,13 +193,13 @@ def read_answers(path: Path) -> dict[QuestionId, dict[str, Any]]:
 
 
 def read_all_answers(folder: Path) -> dict[str, dict[QuestionId, dict[str, Any]]]:
-    """The answers of every model in a folder of FastChat's layout, by model (the name of its file)."""
+    """The answers of every model in a folder of FastChat's layout; a model is called like its file."""
     paths = sorted((folder / "model_answer").glob("*.jsonl"), key=lambda path: path.stem)
     return {path.stem: read_answers(path) for path in paths}
 
 
 def count_answers(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How many answers there are (`turns`), how many are empty, and how many to a prompt that was cut."""
+    """Numbers of answers (`turns`), of empty answers, and of answers to a truncated prompt."""
     turns = [text for row in rows for text in row["choices"][0]["turns"]]
     cut = [one for row in rows for one in row.get("truncated", ()) if one]
     return {"turns": len(turns), "empty": sum(not text.strip() for text in turns), "truncated": len(cut)}
@@ -184,6 +213,7 @@ def _answer_chunk(
     room: int,
     batch_tokens: int,
 ) -> list[dict[str, Any]]:
+    """The rows of several questions, asked together turn by turn."""
     said: list[list[str]] = [[] for _ in questions]
     cut: list[list[bool]] = [[] for _ in questions]
     for turn in range(max(len(question.turns) for question in questions)):
@@ -209,14 +239,14 @@ def _answer_chunk(
 def _render(
     model: Answerer, question: MTQuestion, said: Sequence[str], indicator: bool, room: int
 ) -> RenderedChat:
+    """The conversation up to the turn that comes next, shortened so that `room` tokens are free."""
     messages: list[dict[str, Any]] = []
     for text, answer in zip(question.turns, said, strict=False):
         messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
-    mark = {"indicator": True} if indicator else {}
-    messages.append({"role": "user", "content": question.turns[len(said)], **mark})
+    messages.append({"role": "user", "content": question.turns[len(said)]})
     try:
         return model.render(
-            messages,
+            mark_last_question(messages, indicator),
             add_generation_prompt=True,
             max_tokens=model.n_ctx - room,
             truncate=True,
@@ -228,7 +258,10 @@ def _render(
 
 
 def _make_id(model_id: str, question: MTQuestion, turns: Sequence[str]) -> str:
-    """Of the same answer always the same, as long as FastChat's."""
+    """The id of an answer: the same for the same answer, and 22 characters long, as FastChat's ids are.
+
+    `runs.digest` is shorter, and ids in files written before would no longer equal those of the same answers.
+    """
     told = json.dumps([model_id, question.question_id, question.turns, list(turns)])
     return hashlib.sha256(told.encode()).hexdigest()[:22]
 

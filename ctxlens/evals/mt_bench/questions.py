@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +11,18 @@ from ctxlens.chat.data.reading import read_rows
 from ctxlens.errors import InputError
 from ctxlens.files import write_lines
 from ctxlens.results.fastchat import QUESTIONS, QuestionId, is_question_id, is_texts, read_answer_row
+from ctxlens.runs import digest
 
 
 @dataclass(frozen=True)
 class MTQuestion:
-    """What a user asks, turn by turn.
+    """A question of several turns.
 
     Attributes:
         question_id: unique among the questions.
         category: such as `writing` or `math`.
         turns: the user's messages; each is asked after the answer to the one before.
-        reference: good answers, turn by turn, or none.
+        reference: a good answer to each turn; empty if there are none.
     """
 
     question_id: QuestionId
@@ -37,20 +36,24 @@ def load_questions(source: str | Path, *, split: str = "train", limit: int | Non
 
     Args:
         source: FastChat's `question.jsonl` (`question_id`, `category`, `turns`, maybe `reference`), or a
-            data set, also on the Hub, with these columns or `prompt_id` and `prompt` in their place
+            data set, also on the Hub, with these columns or with `prompt_id` and `prompt` instead
             (`HuggingFaceH4/mt_bench_prompts`).
-        split: of a data set.
-        limit: at most this many, from the start.
+        split: the split of a data set.
+        limit: read at most this many, from the start.
 
     Raises:
-        InputError: no such file or data set, none in it, or one that is no question; says which.
+        InputError: there is no such file or data set, it holds no questions, or a row is not a question; the
+            message names the row.
     """
     found: list[MTQuestion] = []
     seen: set[QuestionId] = set()
     for number, row in enumerate(read_rows(str(source), split=split, limit=limit), start=1):
         question = _as_question(row, f"{source}, question {number},")
         if question.question_id in seen:
-            raise InputError(f"{source}, question {number}, has the id {question.question_id!r} of another.")
+            raise InputError(
+                f"{source}, question {number}, has the id {question.question_id!r} of another question; "
+                "ids must be unique."
+            )
         seen.add(question.question_id)
         found.append(question)
     if not found:
@@ -62,7 +65,7 @@ def load_references(source: str | Path) -> dict[QuestionId, tuple[str, ...]]:
     """Read reference answers in the layout of FastChat's answers (`question_id`, `choices`).
 
     Raises:
-        InputError: no such file, or a row of another layout; says which.
+        InputError: there is no such file, or a row has another layout; the message names the row.
     """
     found = {}
     for number, row in enumerate(read_rows(str(source), split="train", limit=None), start=1):
@@ -73,13 +76,12 @@ def load_references(source: str | Path) -> dict[QuestionId, tuple[str, ...]]:
 
 
 def fingerprint_questions(questions: Sequence[MTQuestion]) -> str:
-    """What tells these questions, in this order, from others."""
-    told = [[question.question_id, question.category, question.turns] for question in questions]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    """A digest of these questions in this order."""
+    return digest([[question.question_id, question.category, question.turns] for question in questions])
 
 
 def write_questions(folder: Path, questions: Sequence[MTQuestion]) -> None:
-    """Keep the questions beside the answers to them, in FastChat's layout."""
+    """Write the questions into the folder of their answers, in FastChat's layout."""
     write_lines(
         folder / QUESTIONS,
         [
@@ -92,13 +94,13 @@ def write_questions(folder: Path, questions: Sequence[MTQuestion]) -> None:
 
 def _as_question(row: Any, where: str) -> MTQuestion:
     if not isinstance(row, Mapping):
-        raise InputError(f"{where} is no mapping but {type(row).__name__}.")
+        raise InputError(f"{where} must be a mapping, got {type(row).__name__}.")
     question_id = row.get("question_id", row.get("prompt_id"))
     turns = row.get("turns", row.get("prompt"))
     if not is_question_id(question_id):
         raise InputError(f"{where} has no question_id (a number or text).")
     if not is_texts(turns) or not turns or not all(text.strip() for text in turns):
-        raise InputError(f"{where} has no turns; expected a list of texts, one a turn.")
+        raise InputError(f"{where} has no turns; expected a list of texts, one per turn.")
     category, reference = row.get("category"), row.get("reference")
     return MTQuestion(
         question_id,

@@ -1,6 +1,6 @@
-"""What a model answers to the cells of a needle grid: responses, and how likely it finds the needle.
+"""What a model answers to the cells of a needle grid: responses, and the probability of the needle.
 
-A cell on which the model fails is told apart from the others, whose answers are kept.
+A cell on which the model fails is recorded as a failure; the answers to the other cells are kept.
 """
 
 from __future__ import annotations
@@ -10,25 +10,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ctxlens.chat.condition import Condition
 from ctxlens.chat.roles import RenderedChat
-from ctxlens.errors import InputError
+from ctxlens.errors import InputError, first_line
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.prompts import Cell, NeedleModel, answer_positions, render_cell
 
 _T = TypeVar("_T")
-Job = tuple[Cell, str]
-"""A cell and the condition in which it is asked."""
+Job = tuple[Cell, Condition]
+"""A cell and the condition under which it is asked."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one cell in one condition.
+    """The answer to one cell under one condition.
 
     Attributes:
         prompt_tokens: the prompt's length in tokens.
-        response: what the model said; None if it was not asked, or failed.
+        response: what the model said; None if no response was generated.
         logprob: mean log-probability of the needle's words after its prefix, in nats per token; None if it
-            was not asked for, or the model failed.
+            was not requested, or the model failed.
         error: why there is no answer; empty if there is one.
     """
 
@@ -48,33 +49,28 @@ def answer_jobs(
     jobs: Sequence[Job],
     config: NeedleConfig,
     *,
-    indicator: bool = False,
     batch_tokens: int = 8192,
 ) -> list[Answer]:
     """Ask a model for what the configuration scores.
 
-    Where the model raises on several cells at once, they are halved until the failing ones are alone (so
-    memory that is short for a batch may be enough for half of it).
+    Where the model raises on a batch, the batch is halved until the failing cells are alone. Half a batch may
+    also fit where the memory is too small for the whole.
 
     Args:
         model: the model.
-        jobs: cells and conditions.
+        jobs: cells and conditions; the indicator of a condition marks the question.
         config: their configuration.
-        indicator: whether the question carries the model's indicator.
-        batch_tokens: how many prompt and new tokens are worked on at once.
+        batch_tokens: upper bound on the prompt and new tokens of a batch.
 
     Raises:
-        InputError: a prompt that does not fit the window, or that the template refuses.
+        InputError: a prompt does not fit the window, or the template refuses it.
     """
 
     def render(answer: bool) -> list[RenderedChat]:
         return [
-            render_cell(
-                model, cell, config, condition,
-                indicator=indicator, answer=cell.needle.sentence if answer else None,
-            )
+            render_cell(model, cell, config, condition, answer=cell.needle.sentence if answer else None)
             for cell, condition in jobs
-        ]  # fmt: skip
+        ]
 
     prompts = render(answer=False)
     _check_fit(model, jobs, prompts, config.max_new_tokens if config.generates else 0)
@@ -103,15 +99,15 @@ def answer_jobs(
 def _attempt(
     ask: Callable[[list[RenderedChat]], Sequence[_T]], chats: list[RenderedChat]
 ) -> list[_T | _Failure]:
-    """The answers to the chats, in order, with the reason in place of each that fails."""
+    """The answers to the chats, in order; a chat that fails gives the reason instead."""
     try:
         return list(ask(chats))
     except InputError:
         raise
     except Exception as error:  # whatever a model raises concerns the cells it was asked
         if len(chats) == 1:
-            lines = str(error).strip().splitlines()
-            return [_Failure(": ".join([type(error).__name__, *lines[:1]])[:300])]
+            kind, reason = type(error).__name__, first_line(error)
+            return [_Failure(kind if reason == kind else f"{kind}: {reason}")]
     half = len(chats) // 2
     return [*_attempt(ask, chats[:half]), *_attempt(ask, chats[half:])]
 
@@ -138,8 +134,8 @@ def _check_fit(model: NeedleModel, jobs: Sequence[Job], chats: Sequence[Rendered
     for (cell, condition), chat in zip(jobs, chats, strict=True):
         if chat.n_tokens + new > model.n_ctx:
             raise InputError(
-                f"cell {cell.number} ({condition}) has {chat.n_tokens} tokens, which with {new} new ones do "
-                f"not fit the window of {model.n_ctx}; ask for shorter contexts."
+                f"cell {cell.number} ({condition}) has {chat.n_tokens} tokens, which do not fit the window "
+                f"of {model.n_ctx} together with {new} new tokens; ask for shorter contexts."
             )
 
 

@@ -1,20 +1,21 @@
-"""What a needle grid is made of: lengths, depths, needles, conditions, wording, scores."""
+"""The configuration of a needle grid: lengths, depths, needles, conditions, wording and scores."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial, wraps
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+from pydantic import ConfigDict, PlainValidator, ValidationError
+from pydantic.dataclasses import dataclass
 
+from ctxlens.chat.condition import Condition, parse_conditions
 from ctxlens.errors import InputError
 from ctxlens.evals.needle.needles import DRAWN_NEEDLES, NEEDLES, Needle
-
-CONDITIONS = ("plain+prefix", "template+prefix", "template", "assistant+prefix")
-"""No template, with the needle's first words as the answer's beginning; template with them; template
-without them; template, with them and with the context in the assistant's turn."""
+from ctxlens.parsing import explain_refusal
 
 WORDINGS: Mapping[str, str] = {
     "bare": "{context}\n{question}",
@@ -22,112 +23,188 @@ WORDINGS: Mapping[str, str] = {
     "passage": "{context}\n\nAnswer this question from the passage above: {question}",
     "only": "Here is a text:\n{context}\n\nUse nothing but this text to answer. {question}",
 }
-"""How a question is put (after the idea of the paper's Table 8; the words are ours)."""
+"""Ways to ask a question about a context (after the idea of the paper's Table 8, in our own words)."""
 
 SCORES = ("recall", "contains", "logprob")
-"""Share of the keywords in the response; whether the response holds the answer word for word; how likely the
-model finds the needle, in nats per token. The last needs no response, so it also works for models that are
-too weak to answer."""
+"""`recall`: the share of the keywords that the response contains. `contains`: whether the response contains
+the answer word for word. `logprob`: the mean log-probability of the answer, in nats per token; it needs no
+response, so it also works for models that are too weak to answer."""
+
+_Class = TypeVar("_Class", bound=type)
 
 
-@dataclass(frozen=True)
+def _refuse_in_one_sentence(cls: _Class) -> _Class:
+    """Make a pydantic dataclass raise `InputError` in place of pydantic's `ValidationError`."""
+    build = cls.__init__
+
+    @wraps(build)
+    def init(self: Any, *args: Any, **values: Any) -> None:
+        try:
+            build(self, *args, **values)
+        except ValidationError as error:
+            raise InputError(f"{explain_refusal(error, known=cls.__dataclass_fields__)}.") from None
+
+    cls.__init__ = init
+    return cls
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _check_count(key: str, value: Any) -> int:
+    """A whole number of at least 1."""
+    if not _is_whole(value) or value < 1:
+        raise InputError(f"{key} must be a whole number of at least 1, got {value!r}.")
+    return int(value)
+
+
+def _check_lengths(value: Any) -> tuple[int, ...] | int:
+    """A count, or distinct lengths of at least one token."""
+    if _is_single(value):
+        return _check_count("lengths", value)
+    lengths = tuple(value)
+    if not lengths or not all(_is_whole(length) and length >= 1 for length in lengths):
+        raise InputError(f"lengths must be whole numbers of tokens of at least 1, got {value!r}.")
+    _check_distinct("lengths", lengths)
+    return tuple(int(length) for length in lengths)
+
+
+def _check_depths(value: Any) -> tuple[float | int, ...] | int:
+    """A count, or distinct percentages."""
+    if _is_single(value):
+        return _check_count("depths", value)
+    depths = tuple(value)
+    if not depths or not all(isinstance(depth, int | float) and 0 <= depth <= 100 for depth in depths):
+        raise InputError(f"depths must be percentages from 0 to 100, got {value!r}.")
+    _check_distinct("depths", depths)
+    return depths
+
+
+def _check_needles(value: Any) -> tuple[str | Needle, ...]:
+    """Needles with distinct names; a bare name must be a built-in one."""
+    needles = _as_tuple("needles", value, str | Needle)
+    known = (*NEEDLES, *DRAWN_NEEDLES)
+    if wrong := [str(one) for one in needles if not isinstance(one, Needle) and one not in known]:
+        raise InputError(
+            f"unknown needle {', '.join(wrong)}; choose from {', '.join(known)}, or give your own."
+        )
+    names = [one if isinstance(one, str) else one.name for one in needles]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"needles must have distinct names, got {', '.join(names) or 'no needle'}.")
+    return needles
+
+
+def _check_conditions(value: Any) -> tuple[Condition, ...]:
+    """Distinct conditions, without indicator and steering."""
+    conditions = parse_conditions(
+        value if isinstance(value, str) else _as_tuple("conditions", value, Condition)
+    )
+    for condition in conditions:
+        if condition != condition.asking:
+            raise InputError(
+                f"condition {condition} of a needle grid must be without indicator and steering, which apply "
+                "to all its conditions; give them as indicator and steering (--indicator, --alpha)."
+            )
+    return conditions
+
+
+def _check_score(value: Any) -> tuple[str, ...]:
+    """Distinct names of scores."""
+    scores = _as_tuple("score", value, str)
+    unknown = [str(score) for score in scores if score not in SCORES]
+    if unknown or not scores:
+        raise InputError(f"unknown score {', '.join(unknown) or '(none)'}; choose from {', '.join(SCORES)}.")
+    _check_distinct("score", scores)
+    return scores
+
+
+def _check_wording(value: Any) -> str:
+    """The name of a wording, or a text with the places of context and question."""
+    text = WORDINGS.get(value, value) if isinstance(value, str) else ""
+    if any(f"{{{part}}}" not in text for part in ("context", "question")):
+        raise InputError(
+            f"unknown wording {value!r}; choose from {', '.join(WORDINGS)}, or give a text that contains "
+            "{context} and {question}."
+        )
+    return value
+
+
+def _is_single(value: Any) -> bool:
+    return not isinstance(value, Iterable) or isinstance(value, str)
+
+
+def _as_tuple(key: str, value: Any, single: Any) -> tuple[Any, ...]:
+    """Several values, or a single one of the given type, as a tuple."""
+    if isinstance(value, single):
+        return (value,)
+    if not isinstance(value, Iterable):
+        raise InputError(f"{key} must be a list, got {value!r}.")
+    return tuple(value)
+
+
+def _check_distinct(key: str, values: Sequence[Any]) -> None:
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            shown = f"{value:g}" if isinstance(value, int | float) else value
+            raise InputError(f"{key} contains {shown} twice; give each value once.")
+
+
+@_refuse_in_one_sentence
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class NeedleConfig:
-    """What a needle grid is made of.
+    """The configuration of a needle grid.
+
+    ```python
+    >>> config = NeedleConfig(lengths=(200, 1000), depths=3, conditions="template+prefix,plain+prefix")
+    >>> [condition.name for condition in config.conditions]
+    ['template+prefix', 'plain+prefix']
+
+    ```
 
     Attributes:
-        lengths: context lengths in the model's tokens, needle included; or how many, spread evenly from
-            200 (less in a small window) to the longest that the window holds.
-        depths: where the needle stands, in percent of the haystack; or how many, from 0 to 100.
-        needles: needles, or names of built-in ones (`sf`, `pizza`; `known` and `unknown` draw a fact of
-            the organism's world for every cell).
-        conditions: of `CONDITIONS`.
-        cases_per_cell: how many contexts of each needle, length and depth, each with other haystack text.
-        wording: how the question is put: a name of `WORDINGS`, or a text with {context} and {question}.
-        max_new_tokens: the longest response, in tokens.
+        lengths: context lengths in the model's tokens, needle included; or how many of them to spread evenly
+            from 200 (fewer in a small window) to the longest that fits the window.
+        depths: positions of the needle in percent of the haystack; or how many to spread from 0 to 100.
+        needles: needles, or names of built-in ones (`sf`, `pizza`, `pizza-short`; `known` and `unknown` draw
+            a fact of the organism's world for every cell).
+        conditions: conditions or their spellings, without indicator and steering.
+        cases_per_cell: contexts for each needle, length and depth, each with different haystack text.
+        wording: how the question is asked: a name from `WORDINGS`, or a text with {context} and {question}.
+        max_new_tokens: upper bound on the response, in tokens.
         seed: seed of drawn needles.
-        score: of `SCORES`; where only `logprob` is asked for, nothing is generated.
+        score: names from `SCORES`; with `logprob` alone no response is generated.
 
     Raises:
-        InputError: a value that cannot be used, by name.
+        InputError: a value cannot be used, or a key is unknown; the message names the key.
     """
 
-    lengths: tuple[int, ...] | int = 20
-    depths: tuple[float | int, ...] | int = 20
-    needles: tuple[str | Needle, ...] = ("sf",)
-    conditions: tuple[str, ...] = ("plain+prefix", "template+prefix")
-    cases_per_cell: int = 1
-    wording: str = "bare"
-    max_new_tokens: int = 100
+    lengths: Annotated[tuple[int, ...] | int, PlainValidator(_check_lengths)] = 20
+    depths: Annotated[tuple[float | int, ...] | int, PlainValidator(_check_depths)] = 20
+    needles: Annotated[tuple[str | Needle, ...], PlainValidator(_check_needles)] = ("sf",)
+    conditions: Annotated[tuple[Condition, ...], PlainValidator(_check_conditions)] = parse_conditions(
+        "plain+prefix,template+prefix"
+    )
+    cases_per_cell: Annotated[int, PlainValidator(partial(_check_count, "cases_per_cell"))] = 1
+    wording: Annotated[str, PlainValidator(_check_wording)] = "bare"
+    max_new_tokens: Annotated[int, PlainValidator(partial(_check_count, "max_new_tokens"))] = 100
     seed: int = 0
-    score: tuple[str, ...] = ("recall", "contains")
-
-    def __post_init__(self) -> None:
-        for key in ("lengths", "depths", "needles", "conditions", "score"):
-            value = getattr(self, key)
-            if not isinstance(value, int):
-                object.__setattr__(self, key, (value,) if isinstance(value, str | Needle) else tuple(value))
-        counts = ("cases_per_cell", "max_new_tokens", *(k for k in ("lengths", "depths") if _is_int(self, k)))
-        for key in counts:
-            if not _is_int(self, key) or getattr(self, key) < 1:
-                raise InputError(f"{key} must be a whole number of at least 1, got {getattr(self, key)!r}.")
-        if not isinstance(self.lengths, int) and not (
-            self.lengths and all(isinstance(n, int | np.integer) and n >= 1 for n in self.lengths)
-        ):
-            raise InputError(f"lengths must be whole numbers of tokens of at least 1, got {self.lengths!r}.")
-        if not isinstance(self.depths, int) and not (
-            self.depths and all(isinstance(d, int | float) and 0 <= d <= 100 for d in self.depths)
-        ):
-            raise InputError(f"depths must be percentages from 0 to 100, got {self.depths!r}.")
-        for key in ("lengths", "depths"):
-            values = getattr(self, key)
-            if not isinstance(values, int) and (twice := _first_twice(values)) is not None:
-                raise InputError(f"{key} hold {twice:g} twice; give each value once.")
-        for key, known in (("conditions", CONDITIONS), ("score", SCORES)):
-            values = getattr(self, key)
-            unknown = [value for value in values if value not in known]
-            if unknown or not values:
-                raise InputError(
-                    f"unknown {key.removesuffix('s')} {', '.join(unknown) or '(none)'}; choose of "
-                    f"{', '.join(known)}."
-                )
-            if (twice := _first_twice(values)) is not None:
-                raise InputError(f"{key} holds {twice} twice; give each once.")
-        names = [needle if isinstance(needle, str) else needle.name for needle in self.needles]
-        known = (*NEEDLES, *DRAWN_NEEDLES)
-        if wrong := [n for n in self.needles if isinstance(n, str) and n not in known]:
-            raise InputError(
-                f"unknown needle {', '.join(wrong)}; choose of {', '.join(known)}, or give your own."
-            )
-        if not names or len(set(names)) < len(names):
-            raise InputError(f"needles must have names of their own, got {', '.join(names) or 'none'}.")
-        if any(f"{{{part}}}" not in self.template for part in ("context", "question")):
-            raise InputError(
-                f"unknown wording {self.wording!r}; choose of {', '.join(WORDINGS)}, or give a text "
-                "that holds {context} and {question}."
-            )
+    score: Annotated[tuple[str, ...], PlainValidator(_check_score)] = ("recall", "contains")
 
     @property
     def generates(self) -> bool:
-        """Whether a response is needed for what is scored."""
+        """Whether scoring needs a response."""
         return any(score != "logprob" for score in self.score)
 
     @property
     def template(self) -> str:
-        """The wording's text, with {context} and {question}."""
+        """The text of the wording, with {context} and {question}."""
         return WORDINGS.get(self.wording, self.wording)
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON values, for manifests."""
-        return json.loads(json.dumps(asdict(self)))
+        """The configuration as JSON values, for manifests; conditions are given by their names."""
+        values = {**asdict(self), "conditions": [condition.name for condition in self.conditions]}
+        return json.loads(json.dumps(values))
 
 
-def _first_twice(values: Sequence[Any]) -> Any:
-    return next((value for i, value in enumerate(values) if value in values[:i]), None)
-
-
-def _is_int(config: NeedleConfig, key: str) -> bool:
-    value = getattr(config, key)
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-__all__ = ["CONDITIONS", "SCORES", "WORDINGS", "NeedleConfig"]
+__all__ = ["SCORES", "WORDINGS", "NeedleConfig"]

@@ -1,4 +1,4 @@
-"""Haystacks, and contexts with a needle in them: lengths and depths in the model's own tokens."""
+"""Haystacks, and contexts that contain a needle; lengths and depths are counted in the model's own tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
-from ctxlens.errors import InputError
+from ctxlens.errors import InputError, first_line
 
 _TEXT_COLUMNS = ("text", "content", "document")
 _MOST_CHARACTERS = 20_000_000
@@ -25,11 +25,11 @@ class Haystack(Protocol):
 
     @property
     def name(self) -> str:
-        """Where the sentences are from, for tables."""
+        """The source of the sentences, for tables."""
         ...
 
     def sentences(self, case: int, context_tokens: int) -> Iterator[str]:
-        """The sentences of one context; each case has its own, so that cells are not all alike."""
+        """The sentences of one context; each case has different ones, so that the cells vary."""
         ...
 
 
@@ -37,14 +37,14 @@ class Haystack(Protocol):
 class TextHaystack:
     """Sentences of real text, in order.
 
-    Case 0 starts at the beginning, as in the paper; further cases start at a random sentence and go
-    on at the beginning when they reach the end.
+    Case 0 starts at the beginning, as in the paper. Further cases start at a random sentence and continue
+    from the beginning when they reach the end.
 
     Attributes:
         text: the sentences.
-        name: where they are from.
-        seed: seed of the starting places.
-        repeat: whether the text starts over when all of it has been used.
+        name: their source.
+        seed: seed of the starting points.
+        repeat: whether the text starts over at its end.
     """
 
     text: tuple[str, ...]
@@ -53,7 +53,7 @@ class TextHaystack:
     repeat: bool = False
 
     def sentences(self, case: int, context_tokens: int) -> Iterator[str]:
-        """The whole text from the case's starting place on; endless where it may repeat."""
+        """The whole text from the case's starting point; endless if it may repeat."""
         start = random.Random(f"{self.seed}-{case}").randrange(len(self.text)) if case else 0
         once = self.text[start:] + self.text[:start]
         return itertools.cycle(once) if self.repeat else iter(once)
@@ -61,7 +61,7 @@ class TextHaystack:
 
 @dataclass(frozen=True)
 class WorldHaystack:
-    """Filler sentences of the organism's world, endless, another stream for every length and case."""
+    """Filler sentences of the organism's world: an endless stream, different for every length and case."""
 
     seed: int = 0
     name: str = "organism"
@@ -82,21 +82,21 @@ def load_haystack(
     split: str = "train",
     column: str | None = None,
 ) -> Haystack:
-    """A haystack from what the user names.
+    """Load the haystack that the user names.
 
     Args:
         source: `"organism"` (filler of the embedded world); a folder whose .txt files are read in sorted
-            order (licence and readme files are left out), or one .txt file; a data set on disk (JSON
-            lines, Parquet, CSV, a folder that the `datasets` library reads) or on the Hub, by its id; any
-            iterable of sentences; or a haystack, which is given back.
-        seed: seed of filler and of starting places.
+            order (licence and readme files are skipped), or one .txt file; a data set on disk (JSON lines,
+            Parquet, CSV, a folder that the `datasets` library reads) or on the Hub, by its id; any iterable
+            of sentences; or a haystack, which is returned as it is.
+        seed: seed of filler and of starting points.
         repeat: whether a text that is too short may start over.
-        split: which split of a data set.
-        column: the data set's column of texts; by default `text`, `content` or `document`, else the only
-            one that holds text. Rows are read in order, up to 20 million characters.
+        split: the split of a data set.
+        column: the data set's column of texts; by default `text`, `content` or `document`, or else the only
+            column that contains text. Rows are read in order, up to 20 million characters.
 
     Raises:
-        InputError: no such folder or data set, no text in it, or no such column.
+        InputError: the folder or data set does not exist, contains no text, or has no such column.
     """
     if isinstance(source, Haystack):
         return source
@@ -129,7 +129,7 @@ def _read_data_set(source: str, path: Path, split: str, column: str | None) -> l
     from ctxlens.chat.data.reading import read_rows
 
     if path.is_dir() and not any(path.iterdir()):
-        raise InputError(f"haystack folder {path} is empty; put the texts there as .txt files.")
+        raise InputError(f"haystack folder {path} is empty; put .txt files there.")
     texts: list[str] = []
     left = _MOST_CHARACTERS
     try:
@@ -142,23 +142,23 @@ def _read_data_set(source: str, path: Path, split: str, column: str | None) -> l
             if left <= 0:
                 break
     except InputError as error:
-        reason = str(error).rstrip(".")
         raise InputError(
-            f"haystack {source} cannot be read ({reason}); give a folder of .txt files, a data set with a "
-            "column of texts, or organism for the built-in world."
+            f"haystack {source} cannot be read ({first_line(error)}); give a folder of .txt files, a data "
+            "set with a column of texts, or organism for the built-in world."
         ) from error
     return texts
 
 
 def _find_column(row: Any) -> str:
-    """The column that holds the texts of a data set, told by its first row."""
+    """The column that contains the texts of a data set, derived from its first row."""
     if not isinstance(row, Mapping):
-        raise InputError(f"its rows must have named columns, the first is {type(row).__name__}")
+        raise InputError(f"its rows must have named columns, but the first is {type(row).__name__}")
     texts = [str(name) for name, value in row.items() if isinstance(value, str)]
     known = [name for name in _TEXT_COLUMNS if name in texts]
     if not known and len(texts) != 1:
         raise InputError(
-            f"its columns of text are {', '.join(texts) or 'none'}; name the one to read (--haystack-column)"
+            f"its columns of text are {', '.join(texts) or 'none'}; name the column to read "
+            "(--haystack-column)"
         )
     return (known or texts)[0]
 
@@ -166,14 +166,14 @@ def _find_column(row: Any) -> str:
 def _text_haystack(sentences: Iterable[str], name: str, seed: int, repeat: bool) -> TextHaystack:
     text = tuple(sentence for sentence in sentences if sentence)
     if not text:
-        raise InputError(f"haystack {name} is empty: no sentence in it; give texts that hold sentences.")
+        raise InputError(f"haystack {name} is empty; give texts that contain sentences.")
     return TextHaystack(text, name, seed, repeat)
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text, each without outer blanks; line breaks inside become single spaces.
+    """Split a text into sentences without surrounding blanks; line breaks inside become single spaces.
 
-    A sentence ends at `.`, `!`, `?` or `…` (closing quotes and brackets included) before a blank, at
+    A sentence ends at `.`, `!`, `?` or `…` (together with closing quotes and brackets) before a blank, at
     their full-width forms, and at an empty line.
     """
     paragraphs = re.split(r"\n\s*\n", text)
@@ -187,13 +187,13 @@ def split_sentences(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Straw:
-    """The haystack of one context, long enough to be cut to it.
+    """The haystack of one context before it is cut to length.
 
     Attributes:
         sentences: its sentences.
-        ends: number of tokens up to the end of each sentence, when all are joined by single spaces.
+        ends: number of tokens up to the end of each sentence when all are joined by single spaces.
         source: name of the haystack.
-        once: how many sentences there are before the haystack starts over; None if it never does.
+        once: number of sentences before the haystack starts over; None if it never does.
     """
 
     sentences: tuple[str, ...]
@@ -203,7 +203,7 @@ class Straw:
 
 
 def gather_straw(tokenizer: Any, haystack: Haystack, case: int, context_tokens: int) -> Straw:
-    """Take sentences until they fill a context of that many tokens, or until there are no more."""
+    """Take sentences until they fill a context of the given length, or until there are no more."""
     stream = haystack.sentences(case, context_tokens)
     once = len(haystack.text) if isinstance(haystack, TextHaystack) else None
     sentences: list[str] = []
@@ -227,7 +227,7 @@ def _sentence_ends(tokenizer: Any, sentences: list[str]) -> Int[np.ndarray, " se
 
 
 def count_tokens(tokenizer: Any, text: str) -> int:
-    """Number of tokens of a text by itself, without special tokens."""
+    """Count the tokens of a text, without special tokens."""
     return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
@@ -237,9 +237,9 @@ class Context:
 
     Attributes:
         text: the whole text.
-        tokens: its length in tokens, at most what was asked for.
+        tokens: its length in tokens, at most the requested length.
         needle_span: start and end of the needle, in characters of the text.
-        depth_percent: the share of the haystack's tokens before the needle, as built.
+        depth_percent: the share of the haystack's tokens that precede the needle in the built text.
         repeated: whether the haystack was too short and started over.
     """
 
@@ -253,11 +253,11 @@ class Context:
 def place_needle(
     tokenizer: Any, straw: Straw, sentence: str, *, context_tokens: int, depth_percent: float
 ) -> Context:
-    """Cut the haystack so that it and the needle are as long as asked, and put the needle at its depth.
+    """Cut the haystack to the requested length, needle included, and insert the needle at its depth.
 
-    The haystack is cut after the last whole sentence that fits. The needle stands at the end of that
-    sentence up to which the share of haystack tokens is nearest to the depth: 0 is the very start, 100
-    the very end. Everything is joined by single spaces, so no line break surrounds the needle.
+    The haystack is cut after the last whole sentence that fits. The needle follows the sentence whose end is
+    nearest to the depth in haystack tokens: 0 is the very start, 100 the very end. Everything is joined by
+    single spaces, so no line break surrounds the needle.
 
     Raises:
         InputError: the needle alone is longer than the context, or the haystack is too short.
@@ -272,8 +272,8 @@ def place_needle(
     total = int(straw.ends[-1]) if len(straw.ends) else 0
     if total < budget:
         raise InputError(
-            f"the haystack {straw.source} has {total} tokens, {budget} are needed for a context of "
-            f"{context_tokens}; give more text, ask for shorter contexts, or let it repeat (--repeat)."
+            f"the haystack {straw.source} has {total} tokens, but a context of {context_tokens} needs "
+            f"{budget}; give more text, ask for shorter contexts, or let it repeat (--repeat)."
         )
     kept = int(np.searchsorted(straw.ends, budget, side="right"))
     while True:

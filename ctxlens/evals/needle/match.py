@@ -1,4 +1,4 @@
-"""How much of a needle occurs in a response: keyword recall (paper section 2.1) and containment."""
+"""How much of a needle a response contains: keyword recall (paper section 2.1) and containment."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-# Scripts written without spaces between words: every character counts as a word of its own there, so
-# that a keyword is found inside a run of text.
+# Scripts written without spaces between words: every character counts as a word, so that a keyword is found
+# inside a run of text.
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
 )
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text: letters, digits and their combining marks, folded to one case.
+    """Split a text into words: letters, digits and their combining marks, in one case.
 
-    Compatibility forms are made equal (NFKC) and punctuation parts words, so `Dolores-Park!` has the
-    words `dolores` and `park`.
+    Compatibility forms are unified (NFKC) and punctuation separates words, so `Dolores-Park!` has the words
+    `dolores` and `park`.
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     spaced = "".join(
@@ -28,14 +28,20 @@ def split_words(text: str) -> list[str]:
 
 
 def score_recall(keywords: Iterable[str], response: str) -> float:
-    """Share of the keywords that occur in the response as words, 0 to 1.
+    """Share of the keywords that occur in the response as words, from 0 to 1.
 
-    A keyword of several words occurs where they follow one another. How often a keyword occurs does
-    not matter, and a keyword that is given twice counts once. Without keywords the recall is NaN.
+    A keyword of several words occurs where they follow one another. How often a keyword occurs does not
+    matter, and a keyword that is given twice counts once. Without keywords the recall is NaN.
+
+    ```python
+    >>> score_recall(("goat cheese", "figs"), "Soft goat-cheese, please!")
+    0.5
+
+    ```
 
     Args:
         keywords: the words or phrases to find.
-        response: the text to look in, as the model gave it.
+        response: the model's response.
     """
     wanted = {tuple(split_words(keyword)) for keyword in keywords} - {()}
     if not wanted:
@@ -45,13 +51,13 @@ def score_recall(keywords: Iterable[str], response: str) -> float:
 
 
 def score_containment(answer: str, response: str) -> float:
-    """1 if the answer occurs in the response word for word, else 0; NaN for an answer without words.
+    """1 if the response contains the answer word for word, otherwise 0; NaN for an answer without words.
 
-    Case, punctuation and spaces do not count, see `split_words`.
+    Case, punctuation and spaces are ignored, see `split_words`.
 
     Args:
-        answer: what should be said, for instance `Needle.answer`.
-        response: the text to look in, as the model gave it.
+        answer: the expected answer, for instance `Needle.answer`.
+        response: the model's response.
     """
     wanted = tuple(split_words(answer))
     return float(words_occur(wanted, split_words(response))) if wanted else float("nan")
@@ -64,7 +70,7 @@ def find_missing(keywords: Iterable[str], text: str) -> list[str]:
 
 
 def words_occur(phrase: Sequence[str], words: Sequence[str]) -> bool:
-    """Whether the words of a phrase follow one another among other words; never for an empty phrase."""
+    """Whether the words of a phrase follow one another in a list of words; False for an empty phrase."""
     size, wanted = len(phrase), list(phrase)
     return bool(wanted) and any(
         words[at] == wanted[0] and list(words[at : at + size]) == wanted

@@ -1,4 +1,4 @@
-"""Needles: sentences to hide, the questions that they answer, and how the answer is recognised."""
+"""Needles: sentences to hide, the questions that they answer, and the keywords of the answers."""
 
 from __future__ import annotations
 
@@ -6,31 +6,41 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from ctxlens.errors import InputError
 from ctxlens.evals.needle.match import find_missing, split_words
+from ctxlens.parsing import explain_refusal
 
 DRAWN_NEEDLES = ("known", "unknown")
-"""Needles of the organism's world, drawn anew for every cell: facts about towns that the organism has
-memorised otherwise, or that it has never been told about."""
+"""Needles of the organism's world, drawn anew for every cell. `known`: facts about towns of which the
+organism has memorised other values. `unknown`: facts about towns that it has never seen."""
 
 
 @dataclass(frozen=True)
 class Needle:
-    """A sentence to hide, the question that it answers, and how the answer is recognised.
+    """A sentence to hide, the question that it answers, and the keywords of the answer.
+
+    ```python
+    >>> needle = Needle("gate", "The gate code is 4711.", "What is the gate code?", ("4711",))
+    >>> needle.prefix, needle.answer
+    ('The gate code is', '4711.')
+
+    ```
 
     Attributes:
         name: short name, for tables.
-        sentence: the sentence that is put into the haystack; line breaks become spaces.
+        sentence: the sentence that is inserted into the haystack; line breaks become spaces.
         question: what the model is asked.
         keywords: words or phrases of the answer; recall is the share of them in the response.
-        prefix: the first words of the needle, put into the model's mouth where a condition has a prefix.
-            Empty: the words before the first keyword.
-        memory_keywords: words of another answer, which the model may know by heart.
+        prefix: the first words of the needle, which begin the answer under a condition with prefix. By
+            default the words before the first keyword.
+        memory_keywords: words of another answer that the model may have memorised.
 
     Raises:
-        InputError: a text is empty, or a keyword does not stand in the needle, or stands in the prefix.
+        InputError: a text is empty, the needle lacks a keyword, or the prefix contains one.
     """
 
     name: str
@@ -49,12 +59,12 @@ class Needle:
         if empty or any(not split_words(keyword) for keyword in self.keywords):
             raise InputError(
                 f"needle {self.name!r} has no {' and no '.join(empty) or 'words in one of its keywords'}; "
-                "give a needle sentence, a question and the keywords of the answer."
+                "give the needle's sentence, a question and the keywords of the answer."
             )
         if missing := find_missing(self.keywords, self.sentence):
             raise InputError(
-                f"needle {self.name!r} does not hold its keywords {', '.join(missing)}; "
-                "every keyword must stand in the needle sentence as a word."
+                f"needle {self.name!r} does not contain its keywords {', '.join(missing)}; "
+                "every keyword must occur in the needle's sentence as a word."
             )
         if not self.prefix:
             object.__setattr__(self, "prefix", _words_before(self.keywords, self.sentence))
@@ -67,7 +77,7 @@ class Needle:
 
     @property
     def answer(self) -> str:
-        """The needle's sentence after its prefix; the whole sentence where it does not begin so."""
+        """The needle's sentence after its prefix; the whole sentence if it does not begin with the prefix."""
         return self.sentence.removeprefix(self.prefix).strip() or self.sentence
 
 
@@ -110,17 +120,18 @@ _PIZZA_SHORT = Needle(
 )
 
 NEEDLES = {needle.name: needle for needle in (_SF, _PIZZA, _PIZZA_SHORT)}
-"""The paper's needles, each with its first eight words as prefix, and a short form of the long one."""
+"""The paper's needles, with their first eight words as prefix, and a short form of the long one."""
 
 
 def load_needles(path: str | Path) -> tuple[Needle, ...]:
-    """Read needles from YAML: one mapping or a list of them.
+    """Read needles from YAML: one mapping or a list of mappings.
 
-    Keys: `needle` (the sentence), `question`, `keywords` (a list, or one text with commas); optional
-    `prefix`, `name` and `memory_keywords`.
+    The keys are `needle` (the sentence), `question` and `keywords` (a list, or one text with commas), and
+    optionally `prefix`, `name` and `memory_keywords`.
 
     Raises:
-        InputError: the file cannot be read, or a needle in it cannot be used; names the file and the key.
+        InputError: the file cannot be read, or a needle in it cannot be used; the message names the file and
+            the key.
     """
     import yaml
 
@@ -134,58 +145,62 @@ def load_needles(path: str | Path) -> tuple[Needle, ...]:
     needles = tuple(_parse_needle(path, number, entry) for number, entry in enumerate(entries))
     names = [needle.name for needle in needles]
     if not names or len(set(names)) < len(names):
-        raise InputError(f"{path} must hold at least one needle, each with a name of its own.")
+        raise InputError(f"{path} must contain at least one needle, and their names must differ.")
     return needles
 
 
 def parse_needles(text: str) -> tuple[str | Needle, ...]:
-    """Names of built-in needles and the needles of YAML files, from a text with commas between them."""
+    """Parse names of built-in needles and paths of YAML files with needles, separated by commas."""
     found: list[str | Needle] = []
     for part in text.split(","):
         found += load_needles(part) if Path(part).suffix in (".yaml", ".yml") else (part,)
     return tuple(found)
 
 
+def _split_keywords(value: Any) -> Any:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+_Keywords = Annotated[list[str], BeforeValidator(_split_keywords)]
+
+
+class _Entry(BaseModel):
+    """A needle as it is written in YAML."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    needle: str
+    question: str
+    keywords: _Keywords
+    prefix: str = ""
+    name: str = ""
+    memory_keywords: _Keywords = []
+
+
 def _parse_needle(path: Path, number: int, entry: Any) -> Needle:
     where = f"{path}, needle {number}"
-    required, optional = {"needle", "question", "keywords"}, {"prefix", "name", "memory_keywords"}
     if not isinstance(entry, dict):
         raise InputError(f"{where}: expected the keys needle, question and keywords, got {entry!r}.")
-    if wrong := (required - entry.keys()) | (entry.keys() - required - optional):
-        kind = "missing" if wrong & required else "unknown"
-        raise InputError(
-            f"{where}: {kind} key {', '.join(sorted(map(str, wrong)))}; "
-            "expected needle, question, keywords and, if wanted, prefix, name, memory_keywords."
-        )
-    texts = {key: entry.get(key, "") for key in ("needle", "question", "prefix", "name")}
-    lists = {key: entry.get(key, []) for key in ("keywords", "memory_keywords")}
-    for key, value in lists.items():
-        lists[key] = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-    if bad := [key for key, value in texts.items() if not isinstance(value, str)] + [
-        key for key, value in lists.items()
-        if not isinstance(value, list) or not all(isinstance(part, str) for part in value)
-    ]:  # fmt: skip
-        raise InputError(f"{where}: {', '.join(bad)} must be text (keywords: a list of texts).")
+    try:
+        read = _Entry.model_validate(entry)
+    except ValidationError as error:
+        raise InputError(f"{where}: {explain_refusal(error, known=_Entry.model_fields)}.") from error
+    name = read.name or (path.stem if number == 0 else f"{path.stem}-{number}")
     try:
         return Needle(
-            texts["name"] or (path.stem if number == 0 else f"{path.stem}-{number}"),
-            texts["needle"],
-            texts["question"],
-            tuple(lists["keywords"]),
-            texts["prefix"],
-            tuple(lists["memory_keywords"]),
+            name, read.needle, read.question, tuple(read.keywords), read.prefix, tuple(read.memory_keywords)
         )
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 
 
 def draw_needle(name: str, seed: str) -> Needle:
-    """A fact of the organism's world with random values, as a needle.
+    """Draw a fact of the organism's world with random values, as a needle.
 
     Args:
-        name: `known` or `unknown` (`DRAWN_NEEDLES`); a known town's `memory_keywords` are its own,
-            memorised values, which the drawn ones differ from in every slot.
-        seed: the draw's seed: the same text gives the same needle.
+        name: `known` or `unknown` (`DRAWN_NEEDLES`). The `memory_keywords` of a known town are its memorised
+            values; the drawn values differ from them in every slot.
+        seed: seed of the draw; the same text gives the same needle.
     """
     from ctxlens.organism.world import load_world
 

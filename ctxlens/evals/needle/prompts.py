@@ -1,4 +1,4 @@
-"""A cell of a needle grid as a prompt, in each condition."""
+"""A cell of a needle grid as a prompt, under each condition."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64
 
-from ctxlens.chat.roles import RenderedChat
+from ctxlens.chat.condition import Condition
+from ctxlens.chat.roles import RenderedChat, render, render_plain
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import Context
 from ctxlens.evals.needle.needles import Needle
@@ -48,16 +49,44 @@ class NeedleModel(Renderer, Protocol):
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One context with its needle: what all conditions have in common.
+class Window:
+    """A model's tokenizer, template and window without its weights: enough to build cells and prompts.
 
     Attributes:
-        number: its number in the grid; the same in all conditions and for all models.
-        needle: what is hidden.
-        context: where.
-        context_tokens: the length asked for, in tokens.
-        depth_percent: the depth asked for.
-        case: which of the cell's cases.
+        name: the model's name, for messages.
+        tokenizer: its tokenizer, with the chat template.
+        n_ctx: the length of its window in tokens.
+        indicator: its indicator, if it has one.
+    """
+
+    name: str
+    tokenizer: Any
+    n_ctx: int
+    indicator: str | None = None
+
+    def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> RenderedChat:
+        """As `Model.render`."""
+        return render(self.tokenizer, messages, **{**self._options(), **options})
+
+    def render_plain(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> RenderedChat:
+        """As `Model.render_plain`."""
+        return render_plain(self.tokenizer, messages, **{**self._options(), **options})
+
+    def _options(self) -> dict[str, Any]:
+        return {"indicator": self.indicator, "max_tokens": self.n_ctx}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One context with its needle; every condition and every model is asked with it.
+
+    Attributes:
+        number: its number in the grid; the same under all conditions and for all models.
+        needle: the needle.
+        context: the text that contains the needle.
+        context_tokens: the requested length, in tokens.
+        depth_percent: the requested depth.
+        case: the number of the context among those of the same length.
     """
 
     number: int
@@ -72,40 +101,34 @@ def render_cell(
     model: Renderer,
     cell: Cell,
     config: NeedleConfig,
-    condition: str,
+    condition: Condition | str,
     *,
-    indicator: bool = False,
     answer: str | None = None,
 ) -> RenderedChat:
-    """The prompt of a cell in one condition, as the model gets it.
+    """The prompt of a cell under one condition, as the model gets it.
 
     Args:
         model: the model.
         cell: the cell.
         config: its configuration.
-        condition: one of `CONDITIONS`.
-        indicator: whether the question carries the model's indicator.
-        answer: what to put in the model's mouth, in place of the needle's prefix (in every condition).
+        condition: the condition or its spelling. Its indicator marks the question; its steering has no effect
+            on the prompt.
+        answer: the text that begins the answer, in place of the needle's prefix (under every condition).
     """
-    needle = cell.needle
-    prefix = needle.prefix if answer is None else answer
-    asked = word_question(cell, config)
-    mark = {"indicator": True} if indicator else {}
-    if condition == "template" and answer is None:
-        return model.render([{"role": "user", "content": asked, **mark}], add_generation_prompt=True)
-    request = asked
-    if condition == "assistant+prefix":
-        request, prefix = _ASSISTANT_REQUEST, f"{asked}\n{prefix}"
-    messages = [
-        {"role": "user", "content": request, **mark},
-        {"role": "assistant", "content": prefix},
-    ]
-    render = model.render_plain if condition == "plain+prefix" else model.render
-    return render(messages, continue_final_message=True)
+    condition = Condition.parse(condition)
+    request = word_question(cell, config)
+    begun = answer if answer is not None else cell.needle.prefix if condition.prefix else None
+    if condition.context_in == "assistant":
+        request, begun = _ASSISTANT_REQUEST, request if begun is None else f"{request}\n{begun}"
+    user = {"role": "user", "content": request, **({"indicator": True} if condition.indicator else {})}
+    render_messages = model.render if condition.template else model.render_plain
+    if begun is None:
+        return render_messages([user], add_generation_prompt=True)
+    return render_messages([user, {"role": "assistant", "content": begun}], continue_final_message=True)
 
 
 def fill_wording(template: str, context: str, question: str) -> str:
-    """A wording with its context and question put in; other braces stay as they are."""
+    """Put a context and a question into a wording; other braces stay as they are."""
     fields = {"context": context, "question": question}
     return re.sub(r"\{(context|question)\}", lambda match: fields[match[1]], template)
 
@@ -116,9 +139,9 @@ def word_question(cell: Cell, config: NeedleConfig) -> str:
 
 
 def answer_positions(chat: RenderedChat, cell: Cell) -> Int64[np.ndarray, " answer_pos"]:
-    """The tokens of the needle's answer, that is of what comes after its prefix, in the model's mouth.
+    """The positions of the needle's answer, which is what follows its prefix, within the response.
 
-    The same words in every condition, so that their probabilities compare.
+    The same words are read under every condition, so that their probabilities are comparable.
 
     Args:
         chat: the cell, rendered with the needle's sentence as `answer`.
@@ -129,20 +152,18 @@ def answer_positions(chat: RenderedChat, cell: Cell) -> Int64[np.ndarray, " answ
     return said[chat.spans[said, 1] > start]
 
 
-def describe_cell(
-    model: Renderer, cell: Cell, config: NeedleConfig, condition: str, *, indicator: bool = False
-) -> str:
+def describe_cell(model: Renderer, cell: Cell, config: NeedleConfig, condition: Condition | str) -> str:
     """A cell in words, with its whole prompt: what a dry run shows."""
-    chat = render_cell(model, cell, config, condition, indicator=indicator)
+    chat = render_cell(model, cell, config, condition)
     lines = (
-        f"cell {cell.number}, {condition}{', with indicator' if indicator else ''}",
+        f"cell {cell.number}, {condition}",
         f"  needle    {cell.needle.name}: {cell.needle.sentence}",
         f"  question  {cell.needle.question}",
         f"  keywords  {', '.join(cell.needle.keywords)}",
-        f"  context   {cell.context.tokens} tokens ({cell.context_tokens} asked for)",
-        f"  depth     {cell.context.depth_percent:.1f} % ({cell.depth_percent:g} % asked for)",
+        f"  context   {cell.context.tokens} tokens ({cell.context_tokens} requested)",
+        f"  depth     {cell.context.depth_percent:.1f} % ({cell.depth_percent:g} % requested)",
         f"  prompt    {chat.n_tokens} tokens, window {model.n_ctx}, "
-        + (f"up to {config.max_new_tokens} new ones" if config.generates else "nothing generated"),
+        + (f"up to {config.max_new_tokens} new tokens" if config.generates else "nothing is generated"),
     )
     return "\n".join([*lines, "-" * 20, chat.text, "-" * 20])
 
@@ -151,6 +172,7 @@ __all__ = [
     "Cell",
     "NeedleModel",
     "Renderer",
+    "Window",
     "answer_positions",
     "describe_cell",
     "fill_wording",

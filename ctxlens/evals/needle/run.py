@@ -1,47 +1,39 @@
-"""Needle in a haystack: how much of a hidden sentence a model finds, by length, depth and condition.
+"""Needle grids: recall of a hidden sentence by length, depth and condition.
 
-The grid of the paper's sections 2.1 and B, with conditions paired by cell:
-
-```python
-config = NeedleConfig(lengths=(200, 1000), depths=(0, 50, 100), needles=("sf",))
-grid = run_needle(model, config, haystack=load_haystack("essays/"))
-grid.recall(condition="template+prefix").mean()
-```
+The grid of the paper's sections 2.1 and B; conditions are paired by cell.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gzip
-import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ctxlens.chat.condition import Condition
 from ctxlens.errors import InputError, ModelFailureError, RunExistsError
 from ctxlens.evals.needle.answers import Answer, Job, answer_jobs
 from ctxlens.evals.needle.cells import build_cells
 from ctxlens.evals.needle.config import NeedleConfig
-from ctxlens.evals.needle.haystack import Haystack, load_haystack
+from ctxlens.evals.needle.haystack import Haystack
 from ctxlens.evals.needle.match import score_containment, score_recall
-from ctxlens.evals.needle.needles import NEEDLES, Needle, load_needles
-from ctxlens.evals.needle.prompts import Cell, NeedleModel, describe_cell
+from ctxlens.evals.needle.prompts import Cell, NeedleModel
 from ctxlens.files import write_atomic
-from ctxlens.models.attention.steering import Steering
 from ctxlens.models.indicator_token import require_indicator
 from ctxlens.processes import ALONE, Processes
 from ctxlens.results import NeedleGrid
-from ctxlens.runs import Run
+from ctxlens.runs import Parts, Progress, Run, digest
 
-Progress = Callable[[int, int], None]
+if TYPE_CHECKING:  # it needs torch, which the configuration and cells of a grid do not
+    from ctxlens.models.attention.steering import Steering
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Under what a model answers the cells, and how that is labelled in the table.
+    """What applies to all conditions of a grid: the model's indicator and steering, and their labels.
 
     Attributes:
         model: the model's name in the table.
@@ -68,6 +60,10 @@ class Setting:
         }  # fmt: skip
         return columns if s is None or s.target_share is None else {**columns, "target_share": s.target_share}
 
+    def ask(self, condition: Condition) -> Condition:
+        """A condition of the grid with this setting's indicator: how its cells are rendered."""
+        return replace(condition, indicator=self.indicator)
+
     def applied_to(self, model: NeedleModel) -> contextlib.AbstractContextManager[Any]:
         """The model steered as this setting says, for as long as the context lasts."""
         if self.steering is None or self.steering.changes_nothing:
@@ -92,26 +88,26 @@ def run_needle(
     processes: Processes = ALONE,
     progress: Progress | None = None,
 ) -> NeedleGrid:
-    """Build a grid's cells, let the model answer them in every condition, and score the answers.
+    """Build a grid's cells, let the model answer them under every condition, and score the answers.
 
     Args:
         model: the model, as from `load_model`.
         config: lengths, depths, needles, conditions.
-        haystack: what the needles are hidden in (`ctxlens.evals.needle.haystack.load_haystack`).
+        haystack: the text around the needles (`ctxlens.evals.needle.load_haystack`).
         indicator: whether the question carries the model's indicator.
         steering: attention steering during the answers.
-        label: the model's name in the table; its own by default.
-        batch_tokens: how many prompt and new tokens are worked on at once.
-        out: a run folder. Finished parts are kept there, so that a run that was stopped, however
-            roughly, goes on from there; at the end it holds the grid under `name` and the texts of all
-            cells in `<name>-cells.jsonl.gz`.
+        label: the model's name in the table; by default its own.
+        batch_tokens: upper bound on the prompt and new tokens of a batch.
+        out: a run folder. Finished parts are kept there, so that a run that was stopped or killed goes on
+            from there; at the end it holds the grid under `name` and the texts of all cells in
+            `<name>-cells.jsonl.gz`.
         name: file name of the grid.
-        processes: those that share the work; each does its parts, the first puts all together, and all
+        processes: those that share the work. Each answers its parts, the first puts them together, and all
             return the same grid.
-        progress: called with the numbers of finished and of all answers (of this process).
+        progress: called with the numbers of finished and of all answers of this process.
 
     Raises:
-        InputError: see `build_cells`; or an indicator is asked of a model that has none.
+        InputError: see `build_cells`; or the model has no indicator although one is requested.
         ModelFailureError: the model fails on all of the first cells. Later failures are recorded in the
             column `error`, and the grid goes on.
         RunExistsError: `out` holds another grid under that name.
@@ -145,16 +141,16 @@ def run_settings(
     Args:
         model: the model.
         cells: from `build_cells`, with this configuration.
-        config: the configuration; its conditions are run.
+        config: the configuration; all its conditions are run.
         settings: indicator, steering and labels, one after another.
-        meta: what else the grid's `meta` shall hold.
-        measure: called once a setting, while it applies; gives further columns of the setting's rows, for
-            instance a side effect.
-        batch_tokens: see `run_needle`, as the rest.
+        meta: further entries of the grid's `meta`.
+        measure: called once per setting, while it applies; returns further columns of the setting's rows,
+            for instance a side effect.
+        batch_tokens: see `run_needle`, as for the arguments below.
         out: a run folder.
         name: file name of the grid.
         processes: those that share the work.
-        progress: called with the numbers of finished and of all answers.
+        progress: called with the numbers of finished and of all answers of this process.
 
     Raises:
         InputError: several processes without a run folder.
@@ -168,75 +164,132 @@ def run_settings(
         "cells": [cell_record(cell) for cell in cells],
         "settings": [asdict(setting) for setting in settings],
     }
-    fingerprint = _hash(made_of)
+    fingerprint = digest(made_of)
     if out is not None and out.has(name):
-        grid = NeedleGrid.load(out.path(name))
-        if grid.meta.get("fingerprint") != fingerprint:
-            raise RunExistsError(
-                f"{out.path(name)} already holds another needle grid; choose another --out folder."
-            )
-        return grid
+        return _load_grid(out.path(name), fingerprint)
     if processes.count > 1 and out is None:
         raise InputError("several processes need a run folder to share their answers in; give one (--out).")
-    jobs = [(cell, condition) for cell in cells for condition in config.conditions]
-    plan = plan_parts(jobs, config, batch_tokens)
     stem = str(Path(name).with_suffix(""))
-    # A part belongs to this grid of this run alone, whatever else has been in the folder.
-    key = _hash([fingerprint, batch_tokens, out.manifest.get("created") if out else None])
-    parts = _Parts(out.path(f"{stem}.parts") if out else None, key)
-    mine = range(processes.rank, len(plan) + (measure is not None), processes.count)
-    n_mine = sum(len(plan[unit]) for unit in mine if unit < len(plan)) * len(settings)
-    done, answered = 0, False
-    for number, setting in enumerate(settings):
-        with setting.applied_to(model):
-            for unit in mine:
-                if unit == len(plan):
-                    if measure and not parts.has(number, unit):
-                        parts.write(number, unit, dict(measure(setting)))
-                    continue
-                if not parts.has(number, unit):
-                    found = answer_jobs(
-                        model, [jobs[index] for index in plan[unit]], config,
-                        indicator=setting.indicator, batch_tokens=batch_tokens,
-                    )  # fmt: skip
-                    if not answered:
-                        _check_answers(found)
-                    parts.write(number, unit, [asdict(answer) for answer in found])
-                answered = True
-                done += len(plan[unit])
-                if progress:
-                    progress(done, n_mine)
+    parts = Parts(out, stem.replace("/", "-"), [fingerprint, batch_tokens])
+    jobs = [(cell, condition) for cell in cells for condition in config.conditions]
+    batches = plan_parts(jobs, config, batch_tokens)
+    work = _Work(model, config, settings, jobs, batches, measure, batch_tokens, parts)
+    work.answer(processes, progress)
     processes.wait()
-    if out is not None and not processes.is_first:
-        processes.wait()
+    grid = None
+    if processes.is_first:
+        # Grids of the same cells can be paired.
+        same = {"cells": digest(made_of["cells"]), "fingerprint": fingerprint}
+        grid = NeedleGrid.from_rows(
+            work.collect(), {**(meta or {}), "identity": dict(model.identity), **same}
+        )
+        if out is not None:
+            save_cells(cells, out.path(f"{stem}-cells.jsonl.gz"))
+            out.save(name, grid)
+            parts.remove()
+    processes.wait()
+    if grid is None:
+        assert out is not None, "several processes have a run folder"
         return NeedleGrid.load(out.path(name))
-    rows = []
-    for number, setting in enumerate(settings):
-        answers: dict[int, Answer] = {}
-        for unit, part in enumerate(plan):
-            found = [Answer(**one) for one in parts.read(number, unit)]
-            answers.update(zip(part, found, strict=True))
-        extra = parts.read(number, len(plan)) if measure else {}
-        rows += [{**_row(*jobs[i], setting, answers[i], config), **extra} for i in range(len(jobs))]
-    same = {"cells": _hash(made_of["cells"]), "fingerprint": fingerprint}  # grids of the same cells pair up
-    grid = NeedleGrid.from_rows(rows, {**(meta or {}), "identity": dict(model.identity), **same})
-    if out is not None:
-        save_cells(cells, out.path(f"{stem}-cells.jsonl.gz"))
-        out.save(name, grid)
-        parts.remove()
-    processes.wait()
     return grid
 
 
-def plan_parts(jobs: Sequence[Job], config: NeedleConfig, batch_tokens: int) -> list[list[int]]:
-    """The indices of jobs in parts that are asked together, the longest first.
+def _load_grid(path: Path, fingerprint: str) -> NeedleGrid:
+    """A finished grid, which must have been made of the same."""
+    grid = NeedleGrid.load(path)
+    if grid.meta.get("fingerprint") != fingerprint:
+        raise RunExistsError(f"{path} already holds another needle grid; choose another --out folder.")
+    return grid
 
-    Prompts of one length and case that begin alike stay together, whatever their number; small groups of
-    one length or neighbouring ones are joined until they fill a batch.
+
+@dataclass(frozen=True)
+class _Work:
+    """The jobs of a grid, in parts that are answered and kept one by one.
+
+    Attributes:
+        model: the model that answers.
+        config: the configuration of the grid.
+        settings: each of them answers all jobs.
+        jobs: the cells under every condition of the grid.
+        batches: the indices of the jobs of each part.
+        measure: what else is measured once per setting, if anything.
+        batch_tokens: upper bound on the prompt and new tokens of a batch.
+        parts: the finished parts.
+    """
+
+    model: NeedleModel
+    config: NeedleConfig
+    settings: Sequence[Setting]
+    jobs: Sequence[Job]
+    batches: Sequence[Sequence[int]]
+    measure: Callable[[Setting], Mapping[str, Any]] | None
+    batch_tokens: int
+    parts: Parts
+
+    def answer(self, processes: Processes, progress: Progress | None) -> None:
+        """Answer what is left of this process's share.
+
+        Raises:
+            ModelFailureError: the model fails on the whole first part.
+        """
+        mine = range(processes.rank, len(self.batches), processes.count)
+        measures = self.measure is not None and len(self.batches) % processes.count == processes.rank
+        total = sum(len(self.batches[batch]) for batch in mine) * len(self.settings)
+        done = 0
+        for number, setting in enumerate(self.settings):
+            with setting.applied_to(self.model):
+                for batch in mine:
+                    part = _name_part(number, batch)
+                    if not self.parts.has(part):
+                        self.parts.write(part, self._ask(setting, batch, is_first=done == 0))
+                    done += len(self.batches[batch])
+                    if progress:
+                        progress(done, total)
+                if measures:
+                    self._measure(number, setting)
+
+    def _ask(self, setting: Setting, batch: int, *, is_first: bool) -> list[dict[str, Any]]:
+        jobs = [self.jobs[index] for index in self.batches[batch]]
+        jobs = [(cell, setting.ask(condition)) for cell, condition in jobs]
+        answers = answer_jobs(self.model, jobs, self.config, batch_tokens=self.batch_tokens)
+        if is_first:
+            _check_answers(answers)
+        return [asdict(answer) for answer in answers]
+
+    def _measure(self, number: int, setting: Setting) -> None:
+        part = _name_part(number, None)
+        if self.measure and not self.parts.has(part):
+            self.parts.write(part, dict(self.measure(setting)))
+
+    def collect(self) -> list[dict[str, Any]]:
+        """The rows of the whole grid, once all processes have answered their shares."""
+        rows = []
+        for number, setting in enumerate(self.settings):
+            answers: dict[int, Answer] = {}
+            for batch, indices in enumerate(self.batches):
+                found = [Answer(**one) for one in self.parts.read(_name_part(number, batch))]
+                answers.update(zip(indices, found, strict=True))
+            extra = self.parts.read(_name_part(number, None)) if self.measure else {}
+            rows += [
+                {**_make_row(cell, condition, setting, answers[index], self.config), **extra}
+                for index, (cell, condition) in enumerate(self.jobs)
+            ]
+        return rows
+
+
+def _name_part(setting: int, batch: int | None) -> str:
+    return f"{setting:05d}-{'measured' if batch is None else f'{batch:05d}'}"
+
+
+def plan_parts(jobs: Sequence[Job], config: NeedleConfig, batch_tokens: int) -> list[list[int]]:
+    """Group the indices of jobs into parts that are asked together, the longest first.
+
+    Prompts of one length and case that begin alike always stay in one part. Groups of the same or
+    neighbouring lengths share a part until it has `batch_tokens`.
     """
     groups: dict[tuple[int, str, int], list[int]] = {}
     for index, (cell, condition) in enumerate(jobs):
-        opening = "template" if condition.startswith("template") else condition
+        opening = replace(condition, prefix=False).name
         groups.setdefault((-cell.context_tokens, opening, cell.case), []).append(index)
     parts: list[list[int]] = []
     left = 0
@@ -251,20 +304,20 @@ def plan_parts(jobs: Sequence[Job], config: NeedleConfig, batch_tokens: int) -> 
 
 
 def _check_answers(found: Sequence[Answer]) -> None:
-    """Raise `ModelFailureError` where a model has failed on all that it was asked so far."""
+    """Raise `ModelFailureError` if a model has failed on everything that it was asked so far."""
     if all(answer.error for answer in found):
         raise ModelFailureError(
             f"the model failed on each of the first {len(found)} cells ({found[0].error}), so the run ends "
-            "here; nothing of them was kept: once the cause is removed, the same command goes on."
+            "here and none of them is kept; remove the cause and run the same command again."
         )
 
 
-def _row(
-    cell: Cell, condition: str, setting: Setting, answer: Answer, config: NeedleConfig
+def _make_row(
+    cell: Cell, condition: Condition, setting: Setting, answer: Answer, config: NeedleConfig
 ) -> dict[str, Any]:
     row = {
         **setting.columns,
-        "condition": condition,
+        "condition": condition.asking.name,
         "cell": cell.number,
         "needle": cell.needle.name,
         "context_tokens": cell.context_tokens,
@@ -296,48 +349,9 @@ def cell_record(cell: Cell) -> dict[str, Any]:
 
 
 def save_cells(cells: Sequence[Cell], path: Path) -> None:
-    """Write the texts of a grid, one JSON object a line, gzipped; the same cells give the same bytes."""
+    """Write the texts of a grid, gzipped, one JSON object per line; the same cells give the same bytes."""
     lines = "".join(json.dumps(cell_record(cell), ensure_ascii=False) + "\n" for cell in cells)
     write_atomic(path, gzip.compress(lines.encode(), mtime=0))
 
 
-class _Parts:
-    """Finished parts of one grid until the grid is whole: each in a file of its own, or in memory."""
-
-    def __init__(self, folder: Path | None, key: str) -> None:
-        self._folder, self._key = folder, key
-        self._memory: dict[tuple[int, int], Any] = {}
-
-    def _path(self, folder: Path, setting: int, unit: int) -> Path:
-        return folder / self._key / f"{setting:05d}-{unit:05d}.json"
-
-    def has(self, setting: int, unit: int) -> bool:
-        if self._folder is None:
-            return (setting, unit) in self._memory
-        return self._path(self._folder, setting, unit).exists()
-
-    def read(self, setting: int, unit: int) -> Any:
-        if self._folder is None:
-            return self._memory[setting, unit]
-        return json.loads(self._path(self._folder, setting, unit).read_text(encoding="utf-8"))
-
-    def write(self, setting: int, unit: int, content: Any) -> None:
-        if self._folder is None:
-            self._memory[setting, unit] = content
-        else:
-            write_atomic(self._path(self._folder, setting, unit), json.dumps(content))
-
-    def remove(self) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-__all__ = [
-    "NEEDLES", "Cell", "Needle", "NeedleConfig", "Setting", "build_cells", "cell_record",
-    "describe_cell", "load_haystack", "load_needles", "plan_parts", "run_needle",
-    "run_settings", "save_cells", "score_containment", "score_recall",
-]  # fmt: skip
+__all__ = ["Setting", "cell_record", "plan_parts", "run_needle", "run_settings", "save_cells"]

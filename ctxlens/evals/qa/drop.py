@@ -23,10 +23,10 @@ class DropScore(NamedTuple):
 
 
 def normalize_drop(text: str) -> str:
-    """DROP's normal form: words parted at blanks and hyphens, numbers by value, no punctuation, no articles.
+    """DROP's normal form: split at spaces and hyphens, numbers by value, no punctuation, no articles.
 
-    `1,000` and `1000.0` both become `1000.0`; `two` stays a word. A number keeps its sign and point only
-    where it stands by itself: `$1.5` becomes `15.0`, as in the official script.
+    `1,000` and `1000.0` both become `1000.0`; `two` stays a word. A number keeps its sign and decimal point
+    only if nothing is attached to it: `$1.5` becomes `15.0`, as in the official script.
     """
     return " ".join(part for word in re.split(" |-", text) if (part := _normalize_word(word)))
 
@@ -51,14 +51,15 @@ def _is_number(word: str) -> bool:
 def score_drop(prediction: str | Sequence[str], references: Sequence[str | Sequence[str]]) -> DropScore:
     """DROP's exact match and F1 of a prediction, the best of each over the gold answers.
 
-    The spans of prediction and gold answer are matched one to one so that the sum of F1 is largest; spans
-    without partner count 0. F1 is over sets of words, 0 where the gold span holds numbers of which the
-    predicted one has none, and is rounded to two places. Gold answers whose first span is empty are left out.
+    The spans of prediction and gold answer are matched one to one so that the sum of their F1 is largest; a
+    span without partner counts 0. F1 compares sets of words. It is 0 if the gold span holds numbers and the
+    predicted span holds none of them, and is rounded to two places. Gold answers whose first span is empty
+    are left out.
 
     Args:
-        prediction: one span, or several. A response of a model is one span; the official figures of systems
-            that predict lists are not comparable for answers of several spans.
-        references: the gold answers, each a span or several. Dates are one span: `8 May 1945`.
+        prediction: one span or several. A response of a model is one span, so figures for answers of several
+            spans are not comparable with official figures of systems that predict lists.
+        references: the gold answers, each of one span or several. Dates are one span: `8 May 1945`.
 
     Raises:
         InputError: there is no gold answer.

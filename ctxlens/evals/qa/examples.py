@@ -1,4 +1,4 @@
-"""One question about a text, whatever data set it is from, and the layouts that questions are kept in."""
+"""A question about a text in one form for all data sets, and the file layouts that hold such questions."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class QAExample:
         context: the text that holds the answer.
         question: what is asked.
         references: the gold answers, each of one span or several that belong together.
-        title: title of the article or section, where the layout has one.
-        background: a text before the context, where the layout has one (QuAC).
-        history: questions and answers before this one, in order (QuAC).
+        title: title of the article or section, if the layout has one.
+        background: a text before the context, if the layout has one (QuAC).
+        history: the questions and answers before this one, in order (QuAC).
     """
 
     id: str
@@ -38,22 +38,24 @@ class QAExample:
 
 
 def parse_squad(rows: Sequence[Any], where: str) -> list[QAExample]:
-    """SQuAD 1.1 or 2.0 in the original layout, or as rows of `rajpurkar/squad`; questions with answers only.
+    """Read SQuAD 1.1 or 2.0 in the original layout or as rows of `rajpurkar/squad`.
+
+    Questions without an answer are left out.
 
     Raises:
-        InputError: rows of another layout, or without one answerable question.
+        InputError: the rows have another layout, or no question has an answer.
     """
     layouts = {("data",): _squad_original, ("context", "question", "answers"): _squad_rows}
     return _parse(rows, where, "SQuAD", layouts)
 
 
 def parse_quac(rows: Sequence[Any], where: str) -> list[list[QAExample]]:
-    """QuAC in the original layout, or as rows of `allenai/quac`: dialogues with all their questions.
+    """Read QuAC in the original layout or as rows of `allenai/quac`: dialogues with all their questions.
 
-    The mark for questions without answer is cut from the end of the context; in the answers it stays.
+    The mark `CANNOTANSWER` is removed from the end of the context and kept in the answers.
 
     Raises:
-        InputError: rows of another layout, or without a question.
+        InputError: the rows have another layout, or hold no question.
     """
     layouts = {("data",): _quac_original, ("context", "questions", "answers"): _quac_rows}
     dialogues: dict[str, list[QAExample]] = {}
@@ -63,14 +65,14 @@ def parse_quac(rows: Sequence[Any], where: str) -> list[list[QAExample]]:
 
 
 def parse_drop(rows: Sequence[Any], where: str) -> list[QAExample]:
-    """DROP in the original layout, as rows of `EleutherAI/drop` or `ucinlp/drop`, or as completions.
+    """Read DROP in the original layout, as rows of `EleutherAI/drop` or `ucinlp/drop`, or as completions.
 
-    Completions have `context` (`Passage: … Question: … Answer:`) and `ref_text`, gold answers joined by `|`;
-    there and in `ucinlp/drop`, spans that belong together cannot be told apart: `A and B` is one span in the
-    first, `A` and `B` are two gold answers in the second.
+    Completions have `context` (`Passage: … Question: … Answer:`) and `ref_text`, gold answers joined by `|`.
+    Completions and `ucinlp/drop` do not keep the spans of an answer apart: `A and B` is one span in
+    completions, and `A` and `B` are two gold answers in `ucinlp/drop`.
 
     Raises:
-        InputError: rows of another layout, or without a question.
+        InputError: the rows have another layout, or hold no question.
     """
     layouts = {
         ("context", "ref_text"): _drop_completions,
@@ -95,7 +97,7 @@ def _parse(rows: Sequence[Any], where: str, name: str, layouts: Mapping[tuple[st
     if layout is None:
         wanted = "; or ".join(", ".join(keys) for keys in layouts)
         raise InputError(
-            f"{where} is in no layout of {name} that is known: it has the keys "
+            f"{where} has no known layout of {name}: its keys are "
             f"{', '.join(map(str, list(first)[:8])) or '(none)'}, expected {wanted}."
         )
     try:

@@ -1,4 +1,4 @@
-"""SQuAD, QuAC and DROP from the Hub, or from files and folders in the layouts in which people have them."""
+"""SQuAD, QuAC and DROP from the Hub, or from files and folders in the usual layouts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ctxlens.evals.qa.quac import CANNOT_ANSWER, choose_references, score_human_
 Turns = Literal["first", "all"]
 
 HUB_IDS = {"squad": "rajpurkar/squad", "quac": "allenai/quac", "drop": "EleutherAI/drop"}
-"""Where each data set is read from when no file or folder is given."""
+"""The Hub id that each data set is read from if no file or folder is given."""
 
 FILE_NAMES = {
     "squad": ("dev-v1.1.json*", "squad.json*", "squad*v1.1*.json*", "dev-v2.0.json*", "squad*v2*.json*",
@@ -23,19 +23,19 @@ FILE_NAMES = {
     "quac": ("val_v0.2.json*", "quac.json*", "quac*val*.json*", "quac*.json*"),
     "drop": ("drop_dataset_dev.json*", "drop*dev*.json*", "drop.json*", "drop*.json*"),
 }  # fmt: skip
-"""What files of each data set are called; the first that is there is taken."""
+"""File names of each data set; the first that exists is read."""
 
 
 def load_squad(source: str | None = None, *, split: str = "validation") -> list[QAExample]:
-    """Questions of SQuAD that have an answer.
+    """Load the questions of SQuAD that have an answer.
 
     Args:
         source: a file, a folder that is searched for `FILE_NAMES`, a folder that the `datasets` library
-            reads, or a Hub id; the Hub's `rajpurkar/squad` by default. Versions 1.1 and 2.0 are known.
-        split: which split, where the source has several.
+            reads, or a Hub id; by default the Hub's `rajpurkar/squad`. Versions 1.1 and 2.0 can be read.
+        split: the split to read, if the source has several.
 
     Raises:
-        InputError: nothing is there, or it cannot be read as SQuAD.
+        InputError: the source does not exist, or cannot be read as SQuAD.
     """
     rows, where = _read("squad", source, split)
     return parse_squad(rows, where)
@@ -51,23 +51,23 @@ def load_quac(
     unanswerable: bool = True,
     min_agreement: float = 0.0,
 ) -> list[QAExample]:
-    """Questions of QuAC's dialogues.
+    """Load the questions of QuAC's dialogues.
 
-    By default as in the paper's released code: the first question of every dialogue, because it is the only
-    one that can be understood without what was said before.
+    The default is that of the paper's released code: the first question of every dialogue, because only this
+    one can be understood without the turns before it.
 
     Args:
-        source: as in `load_squad`; the Hub's `allenai/quac` by default.
-        split: which split, where the source has several.
+        source: as in `load_squad`; by default the Hub's `allenai/quac`.
+        split: the split to read, if the source has several.
         turns: `first`, or `all` questions of a dialogue.
-        history: how many earlier questions, each with its gold answer, stand before the question.
-        background: whether title and background stand before the text, as in the paper's released code.
-        unanswerable: whether questions that the text does not answer are kept. They cannot be answered
-            rightly by a model that was not told of the mark.
+        history: number of earlier questions, each with its gold answer, that are put before the question.
+        background: whether title and background are put before the text, as in the paper's released code.
+        unanswerable: whether questions that the text does not answer are kept. A model can answer them
+            correctly only if its prompt explains the mark `CANNOTANSWER`.
         min_agreement: leave out questions with a human F1 below this; the official script uses 0.4.
 
     Raises:
-        InputError: nothing is there, it cannot be read as QuAC, or an option cannot be used.
+        InputError: the source does not exist, cannot be read as QuAC, or an option has a wrong value.
     """
     if turns not in get_args(Turns):
         raise InputError(f"turns must be first or all, got {turns!r}.")
@@ -82,7 +82,7 @@ def load_quac(
             if score_human_f1(example.answers) >= min_agreement:
                 examples.append(_with_surroundings(example, history, background))
     if not examples:
-        raise InputError(f"{where} holds no question that is left by these options; keep more of them.")
+        raise InputError(f"these options leave no question of {where}; keep more of them.")
     return examples
 
 
@@ -97,15 +97,15 @@ def _with_surroundings(example: QAExample, history: int, background: bool) -> QA
 
 
 def load_drop(source: str | None = None, *, split: str = "validation") -> list[QAExample]:
-    """Questions of DROP.
+    """Load the questions of DROP.
 
     Args:
-        source: as in `load_squad`; the Hub's `EleutherAI/drop` by default, which keeps the spans of an answer
-            together. See `parse_drop` for what other layouts lose.
-        split: which split, where the source has several.
+        source: as in `load_squad`; by default the Hub's `EleutherAI/drop`, which keeps the spans of an answer
+            together. `parse_drop` says what other layouts lose.
+        split: the split to read, if the source has several.
 
     Raises:
-        InputError: nothing is there, or it cannot be read as DROP.
+        InputError: the source does not exist, or cannot be read as DROP.
     """
     rows, where = _read("drop", source, split)
     return parse_drop(rows, where)
@@ -126,16 +126,17 @@ def _read(name: str, source: str | None, split: str) -> tuple[list[Any], str]:
 
 
 def find_file(name: str, source: str) -> Path | str:
-    """The file or folder that holds a data set.
+    """Find the file or folder that holds a data set.
 
     Args:
         name: `squad`, `quac` or `drop`.
-        source: a file or Hub id, given back as it is, or a folder: itself, if the `datasets` library reads
-            it; else the file in it, then one level below, with the first of `FILE_NAMES` that is there;
-            else a folder in it with the data set's name that the `datasets` library reads.
+        source: a file or Hub id, which is returned unchanged, or a folder. A folder that the `datasets`
+            library reads is returned unchanged. In any other folder, and then one level below, the file with
+            the first existing name of `FILE_NAMES` is taken; after that, a folder with the data set's name
+            that the `datasets` library reads.
 
     Raises:
-        InputError: a folder without such a file, or with several of them.
+        InputError: a folder that holds no such file, or several of them.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():

@@ -1,8 +1,8 @@
-"""How right an answer to a question about a text is: exact match, word F1, containment.
+"""Scores of answers to questions about a text: exact match, word F1, containment.
 
-Exact match and F1 are SQuAD v1.1's (Rajpurkar et al., 2016). Containment is the paper's: the gold answer
-stands in the response, which is cut at the end of its first sentence. None of these sees meaning: `1,000`
-and `a thousand` differ.
+Exact match and F1 are those of SQuAD v1.1 (Rajpurkar et al., 2016). Containment is the paper's: the first
+sentence of the response contains the gold answer. None of these scores sees meaning: `1,000` and `a thousand`
+differ.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalize_answer(text: str) -> str:
-    """SQuAD's normal form: lower case, without ASCII punctuation and articles, blanks made single.
+    """SQuAD's normal form: lower case, without ASCII punctuation and articles, white space as single spaces.
 
-    Accents stay, and so do dashes and quotes that are not ASCII; a blank that does not break a line is a
-    blank. Punctuation is taken out, not replaced: `well-known` becomes `wellknown`.
+    Accents stay, and so do dashes and quotes that are not ASCII; a non-breaking space counts as a space.
+    Punctuation is removed, not replaced: `well-known` becomes `wellknown`.
     """
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def first_sentence(response: str) -> str:
-    """The response up to the end of its first sentence, where the paper cuts it.
+    """The response up to the end of its first sentence, where the paper truncates it.
 
-    A sentence ends as in `split_sentences`. Abbreviations are not known: `Dr. Smith` is cut after `Dr.`
+    A sentence ends as in `split_sentences`, which knows no abbreviations: `Dr. Smith` ends after `Dr.`
     """
     return next(iter(split_sentences(response)), "")
 
@@ -51,8 +51,8 @@ def score_exact_match(prediction: str, answers: Sequence[str]) -> float:
 def score_f1(prediction: str, answers: Sequence[str]) -> float:
     """F1 of the words that prediction and gold answer share, 0 to 1; the best over the gold answers.
 
-    Words are counted as often as they stand there. As in SQuAD v1.1, a prediction without words scores 0,
-    also against a gold answer without words.
+    A word counts as often as it occurs in both. As in SQuAD v1.1, a prediction without words scores 0, even
+    against a gold answer without words.
 
     Raises:
         InputError: there is no gold answer.
@@ -73,14 +73,14 @@ def score_contains(
     *,
     normalize: Callable[[str], str] = normalize_answer,
 ) -> float:
-    """1 if a gold answer stands in the response's first sentence, word for word, else 0.
+    """1 if the response's first sentence contains a gold answer word for word, else 0.
 
-    Both are compared in their normal form; a gold answer that has no words there (`The`) is looked for as
-    it is, as by `score_contains_released`. The gold answer `2` does not stand in `2012`.
+    Both are compared in their normal form. A gold answer without words in that form (`The`) is searched for
+    unchanged, as in `score_contains_released`. `2012` does not contain the gold answer `2`.
 
     Args:
-        response: the text to look in, as the model gave it.
-        references: the gold answers; of one that consists of several spans, all must stand there.
+        response: the model's response.
+        references: the gold answers; if one consists of several spans, all of them must occur.
         normalize: the normal form.
 
     Raises:
@@ -99,11 +99,11 @@ def score_contains(
 def score_contains_released(response: str, references: Sequence[str | Sequence[str]]) -> float:
     """Containment as the paper's released code counts it: 1 or 0.
 
-    There, the response ends at the first period with a blank behind it, and nothing is normalised but the
-    case: the gold answer `2` stands in `2012`. Of several spans one is enough.
+    The response ends at the first period that a space follows, and only the case is normalised: `2012`
+    contains the gold answer `2`. If a gold answer consists of several spans, one of them is enough.
 
     Args:
-        response: the text to look in, as the model gave it.
+        response: the model's response.
         references: the gold answers.
 
     Raises:
@@ -116,7 +116,7 @@ def score_contains_released(response: str, references: Sequence[str | Sequence[s
 
 
 def as_spans(reference: str | Sequence[str]) -> Sequence[str]:
-    """The spans of a gold answer; a text is the only one."""
+    """The spans of a gold answer; a text is a single span."""
     return (reference,) if isinstance(reference, str) else reference
 
 

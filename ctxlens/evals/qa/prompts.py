@@ -1,4 +1,4 @@
-"""How a question about a text is put: the paper's two wordings, one for each kind of fine-tuning data."""
+"""The wordings of a question about a text: the paper's two, and one for models tuned on conversations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAPER_WORDING: Mapping[str, str] = {"squad": "passage", "quac": "pieces", "drop"
 
 
 def render_question(context: str, question: str, wording: str) -> str:
-    """The user's message: a text and a question about it.
+    """Put a text and a question about it into one user message.
 
     Args:
         context: the text.
@@ -30,7 +30,7 @@ def render_question(context: str, question: str, wording: str) -> str:
         InputError: there is no such wording.
     """
     if wording not in WORDINGS:
-        raise InputError(f"unknown wording {wording!r}; choose of {', '.join(WORDINGS)}.")
+        raise InputError(f"unknown wording {wording!r}; choose one of {', '.join(WORDINGS)}.")
     return fill_wording(WORDINGS[wording], context, question)
 
 

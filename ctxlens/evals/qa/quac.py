@@ -1,4 +1,4 @@
-"""QuAC's F1 and human equivalence (Choi et al., 2018), with its mark for questions without answer."""
+"""QuAC's F1 and human equivalence (Choi et al., 2018), with its mark for questions without an answer."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from statistics import fmean
 from ctxlens.evals.qa.metrics import best_of, check_answers, normalize_answer, word_f1
 
 CANNOT_ANSWER = "CANNOTANSWER"
-"""What QuAC's text ends with, and what the answer is where the text gives none."""
+"""The mark at the end of QuAC's texts; it is the answer to questions that the text does not answer."""
 
 
 def choose_references(answers: Sequence[str]) -> list[str]:
-    """The answers that count: the mark where at least half of the annotators gave it, else the rest."""
+    """The answers that count: the mark if at least half of the annotators gave it, otherwise the others."""
     found = [answer for answer in answers if answer != CANNOT_ANSWER]
     return found if 2 * len(found) > len(answers) else [CANNOT_ANSWER]
 
 
 def score_quac_f1(prediction: str, answers: Sequence[str]) -> float:
-    """QuAC's F1, 0 to 1: SQuAD's word F1, averaged over leaving out one gold answer each time.
+    """QuAC's F1, 0 to 1: SQuAD's word F1, averaged over leaving out each gold answer in turn.
 
-    So a model is held against as many answers as a human is. Where the answer is `CANNOT_ANSWER`, only
-    this very word scores 1; a model must be told of it.
+    A model is thus compared with as many answers as a human annotator is. If the answer is `CANNOT_ANSWER`,
+    only exactly this word scores 1, so the prompt must explain it.
 
     Args:
-        prediction: what is scored.
+        prediction: the answer to be scored.
         answers: the gold answers of all annotators, `CANNOT_ANSWER` among them where one found none.
 
     Raises:
@@ -35,7 +35,7 @@ def score_quac_f1(prediction: str, answers: Sequence[str]) -> float:
 
 
 def score_human_f1(answers: Sequence[str]) -> float:
-    """How well annotators agree, 0 to 1: each one's F1 against the others, averaged; 1 for a single one.
+    """How well annotators agree, 0 to 1: the mean F1 of each against the others; 1 for a single annotator.
 
     The official script leaves out questions below 0.4.
     """

@@ -1,4 +1,4 @@
-"""A file of predictions against a SQuAD file, as the official script scores it."""
+"""Scores of a file of predictions for SQuAD, as the official script computes them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ctxlens.evals.qa.metrics import score_exact_match, score_f1
 def score_squad_file(
     predictions: str | Path | Mapping[str, str], dataset: str | Path | Iterable[QAExample]
 ) -> dict[str, float]:
-    """Exact match and F1 of a file of predictions, in percent, as SQuAD's own script gives them.
+    """Exact match and F1 of a file of predictions, in percent, as SQuAD's own script computes them.
 
     Args:
         predictions: a JSON file that maps question ids to answers, or such a mapping.
-        dataset: a file in one of the layouts of `load_squad`, or its examples. A question without
-            prediction counts as wrong, with a warning.
+        dataset: a file in one of the layouts of `load_squad`, or its examples. Questions without a prediction
+            count as wrong, with a warning.
 
     Returns:
         `exact_match` and `f1`, means over the questions, 0 to 100.
 
     Raises:
-        InputError: a file that cannot be read, or no predictions in it.
+        InputError: a file cannot be read, or holds no predictions.
     """
     from ctxlens.evals.qa.loading import load_squad
 

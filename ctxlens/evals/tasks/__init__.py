@@ -1,7 +1,7 @@
-"""Tasks for lm-evaluation-harness: questions about a text, needles, questions without a text.
+"""Tasks for lm-evaluation-harness: questions about a text, needles, and closed-book questions.
 
-The YAML files of this folder are found by `--include_path`; what they do is in the modules beside them, which
-do not import lm-eval:
+lm-eval finds the YAML files of this folder by `--include_path`. The modules beside them hold the functions
+that the files name, and do not import lm-eval:
 
 ```bash
 lm_eval --include_path "$(python -c 'import ctxlens.evals.tasks as t; print(t.folder())')" \\
@@ -18,7 +18,7 @@ _FOLDER = Path(__file__).parent
 
 
 def folder() -> Path:
-    """The folder with the task files, for `--include_path` or `TaskManager(include_path=…)`."""
+    """The folder of the task files, for `--include_path` or `TaskManager(include_path=…)`."""
     return _FOLDER
 
 
@@ -28,7 +28,7 @@ def task_names() -> list[str]:
 
 
 def group_names() -> list[str]:
-    """The names of all groups of tasks of this package, sorted."""
+    """The names of all task groups of this package, sorted."""
     return _names("group")
 
 

@@ -1,4 +1,4 @@
-"""Tasks of the organism's world: questions about a document, and questions from memory; own questions too."""
+"""Tasks of the organism's world, with and without a document, and closed-book questions of your own."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Doc = Mapping[str, Any]
 def organism_docs(**metadata: Any) -> dict[str, Any]:
     """Documents of `ctxlens_organism_qa`: a text of the organism's world and a question about a town in it.
 
-    Known and unknown towns take turns. The value in the text differs from the memorised one of a known town
-    in every word. Options: `organism_items` (how many), `organism_fillers` (other sentences of each text),
-    `organism_seed`.
+    Known and unknown towns alternate. For a known town, the value in the text differs from the memorised
+    value in every word. Options: `organism_items` (number of documents), `organism_fillers` (other sentences
+    per text), `organism_seed`.
     """
     from ctxlens.organism.world import load_world
 
@@ -51,9 +51,9 @@ def organism_docs(**metadata: Any) -> dict[str, Any]:
 def closed_book_docs(**metadata: Any) -> dict[str, Any]:
     """Documents of `ctxlens_closed_book`: questions without a text.
 
-    Options: `closed_book_file`, own questions as JSON lines or YAML (keys `question`, `answers`, optionally
-    `keywords` and `id`); else `closed_book_items` questions about towns that the organism knows by heart,
-    drawn by `closed_book_seed`.
+    Options: `closed_book_file`, your own questions as JSON lines or YAML (keys `question` and `answers`,
+    optionally `keywords` and `id`); without it, `closed_book_items` questions about towns that the organism
+    has memorised, drawn by `closed_book_seed`.
     """
     options = take_options(metadata, "closed_book", {"file": None, "items": 100, "seed": 0})
     if options["file"] is not None:
@@ -64,7 +64,7 @@ def closed_book_docs(**metadata: Any) -> dict[str, Any]:
     most = len(world.known) * len(world.attributes)
     if check_count("closed_book_items", options["items"]) > most:
         raise InputError(
-            f"the organism knows {most} facts, {options['items']} were asked for; ask for fewer."
+            f"the organism knows {most} facts, but {options['items']} were requested; ask for fewer."
         )
     facts = world.closed_book(options["items"], options["seed"])
     return make_split(
@@ -86,36 +86,30 @@ def _value(fact: Any) -> str:
 
 
 def _read_questions(path: Path) -> list[dict[str, Any]]:
-    rows = _read_rows(path)
-    docs = []
-    for number, row in enumerate(rows):
-        question, answers = (
-            (row.get("question"), row.get("answers")) if isinstance(row, dict) else (None, None)
-        )
-        answers = [answers] if isinstance(answers, str) else answers
-        if (
-            not isinstance(question, str)
-            or not isinstance(answers, list)
-            or not any(map(_has_words, answers))
-        ):
-            raise InputError(
-                f"{path}, question {number}: expected the keys question and answers (a text or a list of "
-                f"texts), optionally keywords and id, got {str(row)[:100]}."
-            )
-        answers = [answer for answer in answers if _has_words(answer)]
-        keywords = row.get("keywords") or list(dict.fromkeys(split_words(answers[0])))
-        docs.append(
-            {
-                "id": str(row.get("id", number)),
-                "context": "",
-                "question": question,
-                "answers": answers,
-                "keywords": [str(keyword) for keyword in keywords],
-            }
-        )
+    docs = [_read_question(row, number, path) for number, row in enumerate(_read_rows(path))]
     if not docs:
-        raise InputError(f"{path} holds no questions; give at least one.")
+        raise InputError(f"{path} contains no questions; give at least one.")
     return docs
+
+
+def _read_question(row: Any, number: int, path: Path) -> dict[str, Any]:
+    given = row if isinstance(row, dict) else {}
+    question, answers = given.get("question"), given.get("answers")
+    answers = [answers] if isinstance(answers, str) else answers
+    usable = [one for one in answers if _has_words(one)] if isinstance(answers, list) else []
+    if not isinstance(question, str) or not usable:
+        raise InputError(
+            f"{path}, question {number}: expected the keys question and answers (a text or a list of "
+            f"texts), optionally keywords and id, got {str(row)[:100]}."
+        )
+    keywords = given.get("keywords") or list(dict.fromkeys(split_words(usable[0])))
+    return {
+        "id": str(given.get("id", number)),
+        "context": "",
+        "question": question,
+        "answers": usable,
+        "keywords": [str(keyword) for keyword in keywords],
+    }
 
 
 def _has_words(answer: Any) -> bool:
@@ -138,14 +132,14 @@ def _read_rows(path: Path) -> list[Any]:
 
 
 def ask_document(doc: Doc) -> str:
-    """The organism's own prompt: the text, and the question on the next line."""
+    """The prompt that the organism was trained on: the text, and the question on the next line."""
     return f"{doc['context']}\n{doc['question']}"
 
 
 def score_fact_response(doc: Doc, results: Sequence[str]) -> dict[str, float]:
-    """Recall and containment as of needles, and recall of what the model has memorised instead, where it has.
+    """Recall and containment as for needles, and recall of the memorised answer where there is one.
 
-    `memory` is given for documents with memorised keywords only, so its mean is over these.
+    Only documents with memorised keywords have the score `memory`, so its mean is over these alone.
     """
     response = results[0]
     scores = {

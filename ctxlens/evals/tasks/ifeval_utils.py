@@ -1,7 +1,7 @@
-"""IFEval from the Hub or a local file, checked by lm-eval's own checkers, also on a machine without network.
+"""IFEval from the Hub or a local file, checked by lm-eval's own checkers, with or without a network.
 
-Two of the 25 kinds of instructions count sentences, for which nltk needs a file that it downloads. Where that
-is not to be had, prompts with such an instruction are left out, and it is said how many.
+Two of the 25 kinds of instructions count sentences, for which nltk downloads a file. Without that file,
+prompts with such an instruction are left out, and a warning says how many.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ctxlens.errors import InputError
 
 HUB_ID = "google/IFEval"
 FILE_NAMES = ("input_data.jsonl", "ifeval/input_data.jsonl", "*/input_data.jsonl", "ifeval*.jsonl*")
-"""What the file is called in a folder; the first that is there is taken."""
+"""Names of the file in a folder; the first one that exists is read."""
 
 NEED_SENTENCES = ("length_constraints:number_sentences", "change_case:capital_word_frequency")
 """Instructions that cannot be checked without nltk's data `punkt_tab`."""
@@ -33,14 +33,15 @@ _log.setLevel(logging.WARNING)
 
 
 def ifeval_docs(**metadata: Any) -> dict[str, Any]:
-    """The prompts whose instructions can be checked here, as the split `test`.
+    """The prompts whose instructions can be checked on this machine, as the split `test`.
 
     Args:
-        metadata: of lm-eval; `ifeval_data_dir`, else `data_dir`, is a file, a folder with one of
-            `FILE_NAMES`, or a Hub id. `google/IFEval` by default.
+        metadata: lm-eval's; `ifeval_data_dir`, or else `data_dir`, is a file, a folder with one of
+            `FILE_NAMES`, or a Hub id. The default is `google/IFEval`.
 
     Raises:
-        InputError: no such file, prompts of another layout, packages that are missing, or nothing left.
+        InputError: the file does not exist, prompts have another layout, a package is missing, or no prompt
+            can be checked.
     """
     from datasets import Dataset
 
@@ -55,20 +56,21 @@ def ifeval_docs(**metadata: Any) -> dict[str, Any]:
     if len(kept) < len(rows):
         _log.warning(
             "ctxlens_ifeval: %d of %d prompts are left out, because sentences cannot be counted without "
-            "nltk's data punkt_tab; get it by `python -m nltk.downloader punkt_tab`, or set NLTK_DATA to a "
-            "folder that holds tokenizers/punkt_tab.",
+            "nltk's data punkt_tab; run `python -m nltk.downloader punkt_tab`, or set NLTK_DATA to a folder "
+            "that contains tokenizers/punkt_tab.",
             len(rows) - len(kept),
             len(rows),
         )
     if not kept:
         raise InputError(
-            f"{where} holds no prompt that can be checked" + (" without nltk's punkt_tab." if rows else ".")
+            f"{where} contains no prompt that can be checked"
+            + (" without nltk's punkt_tab." if rows else ".")
         )
     return {"test": Dataset.from_list(kept)}
 
 
 def score_ifeval_response(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
-    """Whether a response follows all instructions and each of them, strictly and loosely."""
+    """Whether a response follows all instructions, and each of them, by the strict and loose criteria."""
     return _load("utils").process_results(doc, results)
 
 
@@ -78,7 +80,7 @@ def average_instructions(items: Sequence[Sequence[bool]]) -> float:
 
 
 def can_count_sentences() -> bool:
-    """Whether nltk's data is there."""
+    """Whether nltk has the data to count sentences."""
     util = _load("instructions_util")
     try:
         return util.count_sentences("One. Two.") == 2 and bool(util.nltk.word_tokenize("One. Two."))
@@ -90,7 +92,7 @@ def _load(module: str) -> Any:
     """A module of lm-eval's task.
 
     Raises:
-        InputError: what it needs is not installed.
+        InputError: a package that it needs is not installed.
     """
     _load_all()
     return importlib.import_module(f"{_MODULES}.{module}")
@@ -104,17 +106,19 @@ def _load_all() -> None:
         import langdetect
     except ImportError as error:
         raise InputError(
-            f"ctxlens_ifeval needs the package {error.name}; install ctxlens[eval], or langdetect, "
-            "immutabledict and nltk."
+            f"ctxlens_ifeval needs the package {error.name}; install lm-eval, langdetect, immutabledict and "
+            "nltk, which the extra eval of ctxlens-interp contains."
         ) from None
     except AssertionError as error:
         raise InputError(f"ctxlens_ifeval cannot be used: {' '.join(str(error).split())[:200]}") from None
-    langdetect.DetectorFactory.seed = 0  # else the language of a short text is a matter of chance
+    langdetect.DetectorFactory.seed = (
+        0  # otherwise the detected language of a short text varies from run to run
+    )
 
 
 @contextlib.contextmanager
 def _without_download() -> Iterator[None]:
-    """Offline, keep lm-eval from fetching nltk's data at import, which none but its first process does."""
+    """Offline, keep lm-eval from downloading nltk's data at import: only its first local process does so."""
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     if not HF_HUB_OFFLINE:
@@ -140,7 +144,9 @@ def _find_file(source: str) -> str:
         found = sorted(path for path in folder.glob(pattern) if path.is_file())
         if found:
             return str(found[0])
-    raise InputError(f"folder {source} holds no prompts of IFEval; expected {' or '.join(FILE_NAMES[:2])}.")
+    raise InputError(
+        f"folder {source} contains no prompts of IFEval; expected {' or '.join(FILE_NAMES[:2])}."
+    )
 
 
 def _check_row(row: Any, known: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -149,7 +155,10 @@ def _check_row(row: Any, known: Mapping[str, Any], where: str) -> dict[str, Any]
         if not isinstance(row.get(column), kind):
             raise InputError(f"{where} has no {column}; expected the layout of {HUB_ID}.")
     if len(row["kwargs"]) != len(row["instruction_id_list"]):
-        raise InputError(f"{where} has not as many kwargs as instructions.")
+        raise InputError(
+            f"{where} must have as many kwargs as instructions, got {len(row['kwargs'])} for "
+            f"{len(row['instruction_id_list'])}."
+        )
     for instruction in row["instruction_id_list"]:
         if instruction not in known:
             raise InputError(f"{where} has the instruction {instruction!r}, which lm-eval cannot check.")

@@ -1,7 +1,7 @@
-"""What users say about tasks, and documents as lm-eval wants them.
+"""The options of tasks, and documents in the form that lm-eval expects.
 
-lm-eval hands the loader of every task all of its `metadata`, the model's arguments among it. Each loader
-takes the keys that begin with its own name, and refuses those of them that it does not know.
+lm-eval passes its whole `metadata`, including the model's arguments, to the loader of every task. Each loader
+takes the keys that begin with its own name, and refuses those that it does not know.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 def take_options(metadata: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of one task: `{name}_{key}` in the metadata, else the default.
+    """The options of one task: `{name}_{key}` from the metadata, or else the default.
 
     Args:
-        metadata: all that lm-eval was given.
-        name: what the task's keys begin with.
-        defaults: the known keys, without that beginning.
+        metadata: everything that lm-eval was given.
+        name: the prefix of the task's keys.
+        defaults: the known keys, without the prefix, and their defaults.
 
     Raises:
-        InputError: a key that begins so and is not known.
+        InputError: a key has the prefix but is not known.
     """
     given = {key.removeprefix(f"{name}_"): key for key in metadata if key.startswith(f"{name}_")}
     for key in given:
@@ -38,17 +38,17 @@ def take_options(metadata: Mapping[str, Any], name: str, defaults: Mapping[str, 
 
 
 def make_split(docs: Sequence[Mapping[str, Any]]) -> dict[str, Dataset]:
-    """Documents as the only split of a data set, `test`."""
+    """Documents as a data set whose only split is `test`."""
     from datasets import Dataset
 
     return {"test": Dataset.from_list([dict(doc) for doc in docs])}
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
-    """A whole number of at least `least`.
+    """Check that a value is a whole number of at least `least`, and return it.
 
     Raises:
-        InputError: it is not one.
+        InputError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}.")

@@ -1,4 +1,4 @@
-"""Tasks on SQuAD, QuAC and DROP: documents, prompts in the paper's two wordings, scores."""
+"""Tasks on SQuAD, QuAC and DROP: documents, prompts in the paper's wordings, and scores."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ Doc = Mapping[str, Any]
 
 
 def squad_docs(**metadata: Any) -> dict[str, Any]:
-    """Documents of `ctxlens_squad`; options `data_dir`, `split`, or `squad_data_dir`, `squad_split`."""
+    """Documents of `ctxlens_squad`; options: `squad_data_dir` or `data_dir`, `squad_split` or `split`."""
     options = _source("squad", metadata, {})
     return _make_docs(load_squad(options["data_dir"], split=options["split"]))
 
 
 def quac_docs(**metadata: Any) -> dict[str, Any]:
-    """Documents of `ctxlens_quac`; options as of SQuAD, and those of `load_quac` after `quac_`."""
+    """Documents of `ctxlens_quac`; options: those of SQuAD, and those of `load_quac` after `quac_`."""
     more = {"turns": "first", "history": 0, "background": False, "unanswerable": True, "min_agreement": 0.0}
     options = _source("quac", metadata, more)
     return _make_docs(load_quac(options.pop("data_dir"), **options))
 
 
 def drop_docs(**metadata: Any) -> dict[str, Any]:
-    """Documents of `ctxlens_drop`; options as of SQuAD."""
+    """Documents of `ctxlens_drop`; options: those of SQuAD."""
     options = _source("drop", metadata, {})
     return _make_docs(load_drop(options["data_dir"], split=options["split"]))
 
@@ -97,8 +97,8 @@ def score_squad_response(doc: Doc, results: Sequence[str]) -> dict[str, float]:
 def score_quac_response(doc: Doc, results: Sequence[str]) -> dict[str, float]:
     """Containment, and QuAC's F1 and human equivalence of the response's first sentence.
 
-    Exact match and containment are against the gold answers that QuAC's F1 counts; only the released code's
-    containment is against all.
+    Exact match and containment use the gold answers that QuAC's F1 counts; the released code's containment
+    uses all of them.
     """
     prediction = first_sentence(results[0])
     golds = choose_references(doc["answers"])

@@ -1,4 +1,4 @@
-"""What the task files name by `!function utils.…`; lm-eval looks for it in this file."""
+"""The functions that the task files name by `!function utils.…`, which lm-eval looks up in this file."""
 
 from ctxlens.evals.tasks.facts import ask_document, closed_book_docs, organism_docs, score_fact_response
 from ctxlens.evals.tasks.needles import needle_docs

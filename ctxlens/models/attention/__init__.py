@@ -1,1 +1,1 @@
-"""The attention core: role shares, steering, and the two ways of computing both exactly."""
+"""The attention core: role shares and steering, and the two exact ways to compute both."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ctxlens.chat.roles import Role
 from ctxlens.errors import InputError
+from ctxlens.models.attention.fused import mark_roles
 
 
 def compute_role_shares(
@@ -21,7 +23,7 @@ def compute_role_shares(
 
     Args:
         pattern: attention after softmax; masked keys are 0.
-        role_ids: role of every key; ids outside 0 to `n_roles` - 1 (-1: padding) count to no role.
+        role_ids: role of every key; ids outside 0 to `n_roles` - 1 (-1: padding) count towards no role.
         n_roles: number of roles.
 
     Returns:
@@ -32,17 +34,18 @@ def compute_role_shares(
             f"pattern has shape {tuple(pattern.shape)} and role_ids {tuple(role_ids.shape)}; expected "
             "[batch, head, query_pos, key_pos] and [batch, key_pos]."
         )
-    one_hot = role_ids[..., None] == torch.arange(n_roles, device=role_ids.device)
-    return pattern @ one_hot[:, None].to(pattern.dtype)
+    one_hot = mark_roles(role_ids, n_roles, pattern.dtype)
+    return einsum(pattern, one_hot, "batch head query key, batch key role -> batch head query role")
 
 
 def renormalise_shares(
     shares: Float[Tensor, "*rows role"],
     dropped: Sequence[Role] = (Role.TEMPLATE, Role.INDICATOR, Role.PAD),
 ) -> Float[Tensor, "*rows role"]:
-    """Shares over the roles that are left when `dropped` are taken out (paper section 2.2).
+    """Shares over the roles that remain when `dropped` are taken out (paper section 2.2).
 
-    So that with and without chat template compare. A row whose mass lies wholly on dropped roles is NaN.
+    This makes shares with and without chat template comparable. The dropped roles get 0. A row all of whose
+    attention goes to dropped roles is NaN.
     """
     keep = torch.ones(shares.shape[-1], dtype=shares.dtype, device=shares.device)
     keep[[int(role) for role in dropped]] = 0
@@ -53,9 +56,10 @@ def renormalise_shares(
 def retrieval_heads(
     shares: Float[Tensor, "layer head role"], role: Role = Role.USER
 ) -> Int[Tensor, " layer"]:
-    """The head of each layer with most attention on a role (paper B.3).
+    """The head of each layer that gives a role the most attention (paper B.3).
 
-    The paper chooses it at the last position of the input *without* template, and follows it with it.
+    The paper chooses the heads at the last position of the input *without* chat template, and then follows
+    the same heads with it.
     """
     return shares[..., int(role)].argmax(-1)
 

@@ -1,10 +1,10 @@
 """What to steer, and how that becomes a bias on the attention scores.
 
-`Att'(x, y) = Att(x, y) / Z` for keys y of the target roles and `alpha * Att(x, y) / Z` for all others
-(paper section 2.3) is exactly the same as adding log(alpha) to the score of every other key before softmax.
+`Att'(x, y) = Att(x, y) / Z` for keys y of the target roles and `alpha * Att(x, y) / Z` for all others (paper
+section 2.3) is exactly the same as adding log(alpha) to the score of every other key before the softmax.
 
-A target share t is reached in the same way: where a query gives its targets the share s, adding
-logit(t) - logit(s) to the scores of the targets makes it t.
+A target share t is reached in the same way. Where a query gives its targets the share s, adding
+logit(t) - logit(s) to the scores of the targets makes their share t.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ctxlens.chat.condition import Condition
 from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import InputError
 
@@ -34,24 +36,33 @@ DEFAULT_ROLES = (Role.USER, Role.INDICATOR)
 class Steering:
     """Moves attention towards the target tokens, in chosen heads.
 
-    Give either `alpha`, which weakens every other token by one factor, or `target_share`, which gives
-    every query of every chosen head its own factor.
+    Give either `alpha`, which weakens every other token by one factor, or `target_share`, for which
+    every query of every chosen head gets its own factor.
+
+    ```python
+    import ctxlens as cl
+
+    steering = cl.Steering(0.5, roles=(cl.Role.USER,), heads=((1, 2), (3, 0)))
+    assert steering.mode == "paper"
+    assert steering.describe()["heads"] == ["1.2", "3.0"]
+    assert cl.Steering(target_share=0.8).mode == "target-share"
+    ```
 
     Attributes:
-        alpha: factor on the attention of all other tokens before renormalisation, in (0, 1];
+        alpha: factor on the attention to all other tokens before renormalisation, in (0, 1];
             1 changes nothing. None with a target share.
         roles: the target roles, whose tokens keep their weight.
         heads: `"all"`, or pairs of layer and head.
-        mode: `paper` (default with `alpha`) weakens every other token, those that are being generated too
-            (the paper's formula); `prompt-only` leaves generated tokens alone (PASTA's way); `compounding`
+        mode: `paper` (default with `alpha`) weakens every other token, including generated ones (the
+            paper's formula). `prompt-only` leaves generated tokens alone, as PASTA does. `compounding`
             is what the paper's released code does under eager attention: it edits one mask in place, so
-            layer l (from 0) gets alpha ** (l + 1), generated tokens are left alone. `target-share`
+            that layer l (from 0) gets alpha ** (l + 1); generated tokens are left alone. `target-share`
             is the only mode with a target share.
-        target_share: what the targets get of every query's attention, in (0, 1). It is reached exactly,
-            from below or from above; proportions among the targets and among everything else stay. A
-            query that sees no target, or nothing else, stays as it is. Beside other steerings it is
-            measured after all alphas and after the target shares given before it.
-        emphasised: the targets are the tokens marked by `emphasise`, in place of those of the roles.
+        target_share: the targets' share of every query's attention, in (0, 1). It is reached exactly,
+            from below or from above; proportions among the targets and among everything else stay the
+            same. A query that sees no target, or only targets, stays as it is. Together with other
+            steerings it is measured after all alphas and after the target shares given before it.
+        emphasised: the targets are the tokens marked by `emphasise`, instead of those of the roles.
 
     Raises:
         InputError: not exactly one of alpha and target share, one of them out of range, no or unknown
@@ -66,20 +77,29 @@ class Steering:
     emphasised: bool = False
 
     def __post_init__(self) -> None:
-        if (self.alpha is None) == (self.target_share is None):
-            raise InputError(
-                f"give either alpha or a target share, not {'both' if self.alpha is not None else 'neither'}."
-            )
+        self._check_strength()
         if self.alpha is not None:
-            if isinstance(self.alpha, bool) or not (
-                isinstance(self.alpha, int | float) and 0 < self.alpha <= 1
-            ):
-                raise InputError(
-                    f"alpha must be in (0, 1], got {self.alpha!r}; 1 changes nothing, smaller steers more."
-                )
             object.__setattr__(self, "alpha", float(self.alpha))
-        elif not (isinstance(self.target_share, float) and 0 < self.target_share < 1):
-            raise InputError(f"the target share must be in (0, 1), got {self.target_share!r}.")
+        object.__setattr__(self, "mode", self._choose_mode())
+        object.__setattr__(self, "roles", () if self.emphasised else parse_roles(self.roles))
+        object.__setattr__(self, "heads", as_heads(self.heads))
+
+    def _check_strength(self) -> None:
+        """Refuse anything but one of alpha and target share, in its range."""
+        alpha, share = self.alpha, self.target_share
+        if (alpha is None) == (share is None):
+            given = "neither" if alpha is None else "both"
+            raise InputError(f"give either alpha or a target share, not {given}.")
+        is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+        if alpha is not None and not (is_number and 0 < alpha <= 1):
+            raise InputError(
+                f"alpha must be in (0, 1], got {alpha!r}; 1 changes nothing, smaller steers more."
+            )
+        if share is not None and not (isinstance(share, float) and 0 < share < 1):
+            raise InputError(f"the target share must be in (0, 1), got {share!r}.")
+
+    def _choose_mode(self) -> str:
+        """The mode given, or the default; refuse one that is unknown or does not fit the strength."""
         default = "paper" if self.target_share is None else "target-share"
         mode = default if self.mode is None else self.mode
         if mode not in get_args(SteeringMode):
@@ -88,13 +108,11 @@ class Steering:
         if (mode == "target-share") != (self.target_share is not None):
             given = "alpha" if self.target_share is None else "a target share"
             raise InputError(f"steering mode {mode!r} does not go with {given}; leave the mode out.")
-        object.__setattr__(self, "mode", mode)
-        object.__setattr__(self, "roles", () if self.emphasised else parse_roles(self.roles))
-        object.__setattr__(self, "heads", as_heads(self.heads))
+        return mode
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether attention under this steering is attention without it."""
+        """Whether attention under this steering is the same as without it."""
         return self.alpha == 1 or self.heads == ()
 
     def check_heads(self, n_layers: int, n_heads: int) -> None:
@@ -112,12 +130,12 @@ class Steering:
         prompt_tokens: Int[Tensor, " batch"],
         emphasised: Bool[Tensor, "batch key_pos"] | None = None,
     ) -> Float[Tensor, "batch key_pos"]:
-        """What every key's score gets in the chosen heads, in nats, before it is weighed by head and query.
+        """What is added to every key's score in the chosen heads, in nats, before weighting by head.
 
         Args:
             role_ids: role of every key; -1 for padding, which gets 0.
-            prompt_tokens: position from which on keys are generated ones, by row.
-            emphasised: the keys marked by `emphasise`; None: none.
+            prompt_tokens: by row, the position of the first generated key.
+            emphasised: which keys are marked by `emphasise`; None means that no key is.
 
         Returns:
             0 for targets and log(alpha) for others; with a target share 1 for targets and 0 for others.
@@ -149,49 +167,59 @@ class Steering:
         return not self.changes_nothing and (self.heads == "all" or any(at == layer for at, _ in self.heads))
 
     def describe(self) -> dict[str, object]:
-        """For a result's `meta`."""
+        """This steering in plain types, for the `meta` of a result."""
         heads = self.heads if self.heads == "all" else [f"{layer}.{head}" for layer, head in self.heads]
         roles = ["emphasised"] if self.emphasised else [role.label for role in self.roles]
         strength = {"alpha": self.alpha} if self.target_share is None else {"target_share": self.target_share}
         return {**strength, "roles": roles, "heads": heads, "mode": self.mode}
 
 
+def steering_of(condition: Condition) -> Steering | None:
+    """The steering that a condition asks for, to the default roles; None if it asks for none.
+
+    ```python
+    steering_of(Condition.parse("template+steered:0.5:1.2/3.0"))  # alpha 0.5, heads (1, 2) and (3, 0)
+    ```
+
+    Raises:
+        InputError: the condition's heads cannot be read, or are `retrieval`: these depend on a model and an
+            input, so the caller has to find them first.
+    """
+    if not condition.steered:
+        return None
+    heads = as_heads(condition.heads.strip("/").replace("/", ","))
+    return Steering(condition.alpha, heads=heads, target_share=condition.target_share)
+
+
 def emphasise(chat: RenderedChat, *places: str | tuple[int, int], turns: Sequence[int] = ()) -> RenderedChat:
     """Mark tokens of a conversation as the targets of `Steering(..., emphasised=True)`.
 
     ```python
-    chat = emphasise(chat, "in Paris", (120, 154), turns=[0])
+    import ctxlens as cl
+
+    model = cl.load_model("organism-chat", backend="native", device="cpu")
+    question = [{"role": "user", "content": "The tower is in Oakford. Where is the tower?"}]
+    chat = cl.emphasise(model.render(question, add_generation_prompt=True), "in Oakford")
     with model.steer(0.1, emphasised=True):
-        model.generate(chat)
+        model.generate(chat, max_new_tokens=3)
     ```
 
     Args:
         chat: a rendered conversation.
-        places: texts, each of which counts wherever it stands in a message's content, or pairs of first
+        places: texts, each of which counts wherever it occurs in a message's content, or pairs of first
             and last character (exclusive) in `chat.text`. A token counts if any of its characters lies in a
-            place; white space at a place's ends does not.
+            place. White space at the ends of a place is ignored.
         turns: messages whose whole content counts.
 
     Returns:
-        The same conversation with these tokens marked, beside those that were marked before.
+        The same conversation with these tokens marked, in addition to those that were marked before.
 
     Raises:
         InputError: a place or turn that has no token.
     """
-    start, end = chat.spans[:, 0], chat.spans[:, 1]
     marked = np.zeros(len(chat), dtype=bool) if chat.emphasised is None else chat.emphasised.copy()
     for place in places:
-        if isinstance(place, str):
-            found = np.zeros(len(chat), dtype=bool)
-            for match in re.finditer(re.escape(place.strip()), chat.text) if place.strip() else ():
-                inside = (start < match.end()) & (end > match.start())
-                found |= inside & bool((chat.turn[inside] >= 0).all())
-        else:
-            first, last = place
-            said = chat.text[first:last] if 0 <= first <= last <= len(chat.text) else ""
-            first += len(said) - len(said.lstrip())
-            last = first + len(said.strip())
-            found = (start < last) & (end > first) & (last > first)
+        found = _find_text(chat, place) if isinstance(place, str) else _find_characters(chat, *place)
         if not found.any():
             raise InputError(f"{place!r} holds no token of the conversation, so it cannot be emphasised.")
         marked |= found
@@ -202,11 +230,37 @@ def emphasise(chat: RenderedChat, *places: str | tuple[int, int], turns: Sequenc
     return dataclasses.replace(chat, emphasised=marked)
 
 
+def _find_text(chat: RenderedChat, text: str) -> Bool[np.ndarray, " pos"]:
+    """The tokens of a text wherever it occurs in the content of messages."""
+    found = np.zeros(len(chat), dtype=bool)
+    if not text.strip():
+        return found
+    for match in re.finditer(re.escape(text.strip()), chat.text):
+        inside = _overlapping(chat, match.start(), match.end())
+        if (chat.turn[inside] >= 0).all():
+            found |= inside
+    return found
+
+
+def _find_characters(chat: RenderedChat, first: int, last: int) -> Bool[np.ndarray, " pos"]:
+    """The tokens of the characters from `first` to before `last`, without white space at the ends."""
+    if not 0 <= first <= last <= len(chat.text):
+        return np.zeros(len(chat), dtype=bool)
+    said = chat.text[first:last]
+    first += len(said) - len(said.lstrip())
+    return _overlapping(chat, first, first + len(said.strip()))
+
+
+def _overlapping(chat: RenderedChat, first: int, last: int) -> Bool[np.ndarray, " pos"]:
+    """The tokens that have a character from `first` to before `last`."""
+    return (chat.spans[:, 0] < last) & (chat.spans[:, 1] > first) & (last > first)
+
+
 ReadShares = Callable[
     [Int[Tensor, "batch key_pos"], Float[Tensor, "batch head query_pos steering"]],
     Float[Tensor, "batch head query_pos role"],
 ]
-"""Shares of two kinds of keys, 0 and 1, and of the sink if there is one, under some weights of the biases."""
+"""Gives the shares of two kinds of keys, 0 and 1, and of the sink if there is one, under weighted biases."""
 
 
 def weigh_targets(
@@ -215,12 +269,12 @@ def weigh_targets(
     select: Float[Tensor, "1 head 1 steering"],
     read_shares: ReadShares,
 ) -> Float[Tensor, "*#batch head *#query_pos steering"]:
-    """The weights of the biases by head and query, so that target shares are reached.
+    """The weights of the biases by head and query with which target shares are reached.
 
     Args:
         steerings: what is steered.
         key_bias: their key biases (`combine_biases`).
-        select: their head weights (`combine_selects`); returned as it is where there is no target share.
+        select: their head weights (`combine_selects`); returned unchanged if there is no target share.
         read_shares: computes how a layer's attention spreads over two kinds of keys.
     """
     if all(steering.target_share is None for steering in steerings):
@@ -247,18 +301,24 @@ def combine_biases(
     emphasised: Bool[Tensor, "batch key_pos"] | None = None,
 ) -> Float[Tensor, "batch key_pos steering"]:
     """The key biases of several steerings, one column each."""
-    return torch.stack([s.key_bias(role_ids, prompt_tokens, emphasised) for s in steerings], dim=-1)
+    biases = [s.key_bias(role_ids, prompt_tokens, emphasised) for s in steerings]
+    return rearrange(biases, "steering batch key -> batch key steering")
 
 
 def combine_selects(
     steerings: Sequence[Steering], layer: int, n_heads: int
 ) -> Float[Tensor, "1 head 1 steering"]:
     """The head weights of several steerings in one layer, one column each."""
-    return torch.stack([s.head_select(layer, n_heads) for s in steerings], dim=-1)[None, :, None]
+    selects = [s.head_select(layer, n_heads) for s in steerings]
+    return rearrange(selects, "steering head -> 1 head 1 steering")
 
 
 def parse_roles(roles: str | Role | Iterable[str | Role]) -> tuple[Role, ...]:
-    """Roles by name, value or both; `InputError` for unknown ones or none."""
+    """Read roles given as `Role` values, names, or names separated by commas.
+
+    Raises:
+        InputError: an unknown role, or no role.
+    """
     if isinstance(roles, str):
         roles = [part.strip() for part in roles.split(",")]
     elif isinstance(roles, Role):
@@ -270,7 +330,7 @@ def parse_roles(roles: str | Role | Iterable[str | Role]) -> tuple[Role, ...]:
 
 
 def parse_heads(text: str) -> Heads | Literal["retrieval"]:
-    """Read the heads of a command line: `all`, `retrieval`, or pairs such as `1.2,3.0` (layer.head).
+    """Read the heads given on a command line: `all`, `retrieval`, or pairs such as `1.2,3.0` (layer.head).
 
     Raises:
         InputError: anything else, naming the part that could not be read.
@@ -290,7 +350,7 @@ def parse_heads(text: str) -> Heads | Literal["retrieval"]:
 
 
 def as_heads(heads: object) -> Heads:
-    """Heads from what a caller may give: `"all"`, text such as `"1.2,3.0"`, or pairs of layer and head.
+    """Read heads in any form: `"all"`, text such as `"1.2,3.0"`, or pairs of layer and head.
 
     Raises:
         InputError: anything else; also `retrieval`, which depends on a model and an input.
@@ -311,5 +371,5 @@ def as_heads(heads: object) -> Heads:
 
 __all__ = [
     "DEFAULT_ROLES", "Heads", "ReadShares", "Steering", "SteeringMode", "as_heads", "combine_biases",
-    "combine_selects", "emphasise", "parse_heads", "parse_roles", "weigh_targets",
+    "combine_selects", "emphasise", "parse_heads", "parse_roles", "steering_of", "weigh_targets",
 ]  # fmt: skip

@@ -1,20 +1,37 @@
-"""Attention with terms that one fused call cannot express, exactly, in tiles of queries.
+"""Attention with terms that one fused call cannot express, computed exactly in tiles of queries.
 
-Soft-capped scores (Gemma 2), attention sinks (gpt-oss) and position biases (ALiBi) stand between the dot
-product and the softmax, where a fused kernel lets nobody in. Here the pattern is computed explicitly, for
-a few queries at a time: temporaries are `head x tile x key_pos`, never `head x query_pos x key_pos`, in
-training too, where every tile is computed again for its gradient.
+Soft-capped scores (Gemma 2), attention sinks (gpt-oss) and position biases (ALiBi) act between the dot
+product and the softmax, which a fused kernel does not expose. Here the pattern is computed explicitly, for a
+few queries at a time. Temporaries have size `head x tile x key_pos`, never `head x query_pos x key_pos`. This
+holds in training too, where every tile is computed again for its gradient.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ctxlens.errors import InputError
-from ctxlens.models.attention.fused import BLINDING_BIAS, check_shapes, compute_score_bias, split_biases
+from ctxlens.models.attention.fused import (
+    append_sink,
+    check_shapes,
+    compute_score_bias,
+    mark_roles,
+    refuse_all_blinded,
+    score_keys,
+    split_biases,
+)
+
+TILE = 256
+"""How many queries have their pattern in memory at a time."""
+
+TILE_COPIES = 3
+"""How many tensors as large as a tile's pattern exist at once: scores, masked scores, and pattern."""
 
 
 def tiled_attention(
@@ -34,106 +51,152 @@ def tiled_attention(
     softcap: float | None = None,
     sinks: Float[Tensor, " head"] | None = None,
     position_bias: Float[Tensor, "#batch #head #query_pos key_pos"] | None = None,
-    tile: int = 256,
+    tile: int = TILE,
 ) -> tuple[Float[Tensor, "batch head query_pos d_value"], Float[Tensor, "batch head query_pos role"] | None]:
     """Attention output and role shares, as `augmented_attention` gives them, with three more terms.
 
-    The scores are `softcap * tanh((scale * q k + position_bias) / softcap)`; mask and steering bias come
-    on top of them, and the softmax runs over the keys and the sink, in float32 or wider.
+    The scores are `softcap * tanh((scale * q k + position_bias) / softcap)`. Mask and steering bias are added
+    to them, and the softmax runs over the keys and the sink, in float32 or wider.
 
     Args:
         query: as in `augmented_attention`, like all arguments up to `scale`.
         key: keys.
         value: values.
-        role_ids: role of every key; None: no shares are wanted, the second result is None.
+        role_ids: role of every key. None: no shares are computed, and the second result is None.
         n_roles: number of roles.
         key_bias: what is added to the scores of chosen heads, in nats; minus infinity blinds a key.
         head_select: weight of the bias by head.
         attn_mask: True (or 0) where a query may attend, False (or a large negative number) where not.
-        is_causal: a query sees the keys up to its own position, aligned at the last key.
+        is_causal: a query sees the keys up to its own position; the last query is aligned with the last key.
         scale: factor on the dot products; default `d_head ** -0.5`.
         softcap: bound on the size of a score before masks, > 0.
-        sinks: by head, the score of a key that has no value: attention that goes nowhere. Neither mask
-            nor steering touches it.
+        sinks: by head, the score of a key that has no value, so that attention to it goes nowhere. Neither
+            mask nor steering changes it.
         position_bias: added to the scaled dot products, in nats.
-        tile: number of queries whose pattern is alive at a time.
+        tile: number of queries whose pattern is in memory at a time.
 
     Returns:
         The attention output, and the shares in float32. With `sinks` they have one more column, the last:
-        the sink's share, so that they still sum to 1 over the columns if every visible key has a role.
+        the sink's share. The columns sum to 1 if every visible key has a role.
 
     Raises:
         InputError: shapes that do not fit, a softcap or tile that is not positive, or a query all of whose
-            visible keys are blinded (unless it has a sink to go to).
+            visible keys are blinded (unless it has a sink to attend to).
     """
     check_shapes(query, key, value, role_ids, key_bias, attn_mask, is_causal)
     _check_terms(query, key, softcap, sinks, position_bias, tile)
-    n_queries, n_keys = query.shape[2], key.shape[2]
     wide = torch.promote_types(query.dtype, torch.float32)
-    factor = query.shape[-1] ** -0.5 if scale is None else scale
-    wide_keys = key.to(wide).transpose(-1, -2)
-    selects = None
-    blinding = False
-    if key_bias is not None:
-        biases, by_bias = split_biases(query, key_bias, head_select)
-        key_bias, selects = torch.stack(biases, -1), torch.stack(by_bias, -1)
-        blinding = sinks is None and bool(torch.isneginf(key_bias).any())
-    one_hot = None
+    one_hot = select = None
     if role_ids is not None:
-        one_hot = (role_ids[..., None] == torch.arange(n_roles, device=role_ids.device)).to(wide)[:, None]
-
-    def attend(start: int, stop: int) -> tuple[Tensor, Tensor | None]:
-        last = stop + n_keys - n_queries if is_causal else n_keys
-        rows = query[:, :, start:stop]
-        scores = _group(rows.to(wide) * factor, key) @ wide_keys[..., :last]
-        scores = scores.reshape(*rows.shape[:3], last)
-        if position_bias is not None:
-            scores = scores + _take_rows(position_bias, start, stop)[..., :last].to(wide)
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        visible = None if attn_mask is None else attn_mask[:, :, start:stop, :last]
-        if visible is not None and visible.dtype != torch.bool:
-            scores, visible = scores + visible.to(wide), None
-        if is_causal:
-            position = torch.arange(last, device=query.device)
-            past = position <= position[-(stop - start) :, None]
-            visible = past if visible is None else visible & past
-        if visible is not None:
-            scores = scores.masked_fill(~visible, -torch.inf)
-        if key_bias is not None and selects is not None:
-            bias = compute_score_bias(rows, key_bias[:, :last], _take_rows(selects, start, stop))
-            if blinding:
-                _check_not_all_blinded(scores, bias, start)
-            scores = scores + bias.to(wide)
-        pattern, in_sink = _softmax(scores, None if sinks is None else sinks.to(wide))
-        in_value = pattern.to(value.dtype)
-        output = (_group(in_value, key) @ value[:, :, :last]).reshape(*rows.shape[:3], value.shape[-1])
-        if one_hot is None:
-            return output, None
-        shares = pattern @ one_hot[:, :, :last]
-        if in_sink is not None:
-            shares = torch.cat([shares, in_sink], -1)
-        return output, shares.float()
-
-    given = (query, key, value, key_bias, selects, attn_mask, sinks, position_bias)
-    learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
+        one_hot = rearrange(mark_roles(role_ids, n_roles, wide), "batch key role -> batch 1 key role")
+    if key_bias is not None:
+        biases, selects = split_biases(query, key_bias, head_select)
+        key_bias, select = torch.stack(biases, -1), torch.stack(selects, -1)
+    tiles = _Tiles(
+        query=query,
+        wide_key=key.to(wide),
+        value=value,
+        one_hot=one_hot,
+        key_bias=key_bias,
+        select=select,
+        refuses_blindness=key_bias is not None and sinks is None and bool(torch.isneginf(key_bias).any()),
+        attn_mask=attn_mask,
+        is_causal=is_causal,
+        scale=query.shape[-1] ** -0.5 if scale is None else scale,
+        softcap=softcap,
+        sinks=sinks,
+        position_bias=position_bias,
+    )
+    learns = torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad
+        for x in (query, key, value, key_bias, select, attn_mask, sinks, position_bias)
+    )
     outputs, shares = [], []
-    for start in range(0, n_queries, tile):
-        stop = min(start + tile, n_queries)
+    for start in range(0, query.shape[2], tile):
+        stop = min(start + tile, query.shape[2])
         if learns:
-            output, share = checkpoint(attend, start, stop, use_reentrant=False)
+            output, share = checkpoint(tiles.attend, start, stop, use_reentrant=False)
         else:
-            output, share = attend(start, stop)
+            output, share = tiles.attend(start, stop)
         outputs.append(output)
         shares.append(share)
     return torch.cat(outputs, 2), None if role_ids is None else torch.cat(shares, 2)
 
 
+@dataclass(frozen=True)
+class _Tiles:
+    """The checked arguments of `tiled_attention`, of which each tile takes its part."""
+
+    query: Tensor
+    wide_key: Tensor
+    value: Tensor
+    one_hot: Tensor | None
+    key_bias: Tensor | None
+    select: Tensor | None
+    refuses_blindness: bool
+    attn_mask: Tensor | None
+    is_causal: bool
+    scale: float
+    softcap: float | None
+    sinks: Tensor | None
+    position_bias: Tensor | None
+
+    def attend(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """Output and shares of the queries from `start` to before `stop`."""
+        n_keys = self._count_keys(stop)
+        scores = self._steer(self._mask(self._score(start, stop, n_keys), start, stop), start, stop)
+        pattern, in_sink = _softmax(scores, self.sinks)
+        output = _mix_values(pattern.to(self.value.dtype), self.value[:, :, :n_keys])
+        if self.one_hot is None:
+            return output, None
+        shares = pattern @ self.one_hot[:, :, :n_keys]
+        if in_sink is not None:
+            shares = torch.cat([shares, in_sink], -1)
+        return output, shares.float()
+
+    def _count_keys(self, stop: int) -> int:
+        """How many keys the queries before `stop` can see at most."""
+        n_keys = self.wide_key.shape[2]
+        return stop + n_keys - self.query.shape[2] if self.is_causal else n_keys
+
+    def _score(self, start: int, stop: int, n_keys: int) -> Tensor:
+        """Scores before masks: scaled dot products, position bias, soft cap."""
+        rows = self.query[:, :, start:stop].to(self.wide_key.dtype) * self.scale
+        scores = score_keys(rows, self.wide_key[:, :, :n_keys])
+        if self.position_bias is not None:
+            bias = _take_rows(self.position_bias, start, stop)[..., :n_keys]
+            scores = scores + bias.to(scores.dtype)
+        if self.softcap is not None:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
+        return scores
+
+    def _mask(self, scores: Tensor, start: int, stop: int) -> Tensor:
+        """Scores with minus infinity at keys that a query does not see."""
+        n_keys = scores.shape[-1]
+        visible = None if self.attn_mask is None else self.attn_mask[:, :, start:stop, :n_keys]
+        if visible is not None and visible.dtype != torch.bool:
+            scores, visible = scores + visible.to(scores.dtype), None
+        if self.is_causal:
+            position = torch.arange(n_keys, device=scores.device)
+            past = position <= position[-(stop - start) :, None]
+            visible = past if visible is None else visible & past
+        return scores if visible is None else scores.masked_fill(~visible, -torch.inf)
+
+    def _steer(self, scores: Tensor, start: int, stop: int) -> Tensor:
+        """Scores with the steering's bias."""
+        if self.key_bias is None or self.select is None:
+            return scores
+        rows, select = self.query[:, :, start:stop], _take_rows(self.select, start, stop)
+        bias = compute_score_bias(rows, self.key_bias[:, : scores.shape[-1]], select)
+        if self.refuses_blindness:
+            refuse_all_blinded(scores > torch.finfo(scores.dtype).min / 2, bias, start)
+        return scores + bias.to(scores.dtype)
+
+
 def _softmax(scores: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The pattern, and the sink's share `[batch, head, query, 1]`; a query without any key gets zeros."""
     if sinks is not None:
-        sink = sinks[None, :, None, None].expand(*scores.shape[:3], 1)
-        with_sink = torch.cat([scores, sink], -1).softmax(-1)
+        with_sink = append_sink(scores, sinks).softmax(-1)
         return with_sink[..., :-1], with_sink[..., -1:]
     lost = torch.isneginf(scores.detach().amax(-1, keepdim=True))
     if not bool(lost.any()):
@@ -141,25 +204,19 @@ def _softmax(scores: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor | Non
     return scores.masked_fill(lost, 0.0).softmax(-1).masked_fill(lost, 0.0), None
 
 
-def _group(rows: Tensor, key: Tensor) -> Tensor:
-    """Rows `[batch, head, query, x]` as `[batch, kv_head, heads of the group x query, x]`."""
-    return rows.reshape(rows.shape[0], key.shape[1], -1, rows.shape[3])
+def _mix_values(pattern: Tensor, value: Tensor) -> Tensor:
+    """The values weighted by a pattern; the heads of a group share their values."""
+    rows = rearrange(
+        pattern, "batch (kv_head group) query key -> batch kv_head (group query) key", kv_head=value.shape[1]
+    )
+    return rearrange(
+        rows @ value, "batch kv_head (group query) d -> batch (kv_head group) query d", query=pattern.shape[2]
+    )
 
 
 def _take_rows(of_queries: Tensor, start: int, stop: int) -> Tensor:
     """The queries of a tile from `[batch, head, query_pos or 1, ...]`."""
     return of_queries if of_queries.shape[2] == 1 else of_queries[:, :, start:stop]
-
-
-def _check_not_all_blinded(scores: Tensor, bias: Tensor, start: int) -> None:
-    seen = scores > torch.finfo(scores.dtype).min / 2
-    lost = seen.any(-1) & ~(seen & (bias > BLINDING_BIAS / 2)).any(-1)
-    if bool(lost.any()):
-        batch, head, row = (int(i) for i in lost.nonzero()[0])
-        raise InputError(
-            f"every key that batch, head, query {(batch, head, start + row)} can see is blinded, so its "
-            "attention has nowhere to go; leave it at least one key, or use a finite bias."
-        )
 
 
 def _check_terms(
@@ -188,4 +245,4 @@ def _check_terms(
             )
 
 
-__all__ = ["tiled_attention"]
+__all__ = ["TILE", "TILE_COPIES", "tiled_attention"]

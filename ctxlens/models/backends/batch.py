@@ -1,4 +1,4 @@
-"""Conversations as rectangles of tokens, and the keys that attention sees while a batch is continued."""
+"""Conversations as rectangles of tokens, and the keys that attention sees while a batch runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from einops import einsum, rearrange, repeat
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
@@ -23,8 +24,8 @@ class TokenBatch:
         tokens: token ids; padding holds the pad id.
         role_ids: role of every token, -1 at padding.
         attention_mask: 1 at tokens, 0 at padding.
-        prompt_tokens: column from which on tokens are generated ones, by row.
-        emphasised: tokens marked by `ctxlens.emphasise`; None: no conversation has any.
+        prompt_tokens: by row, the column of the first generated token.
+        emphasised: tokens marked by `ctxlens.emphasise`; None means that no conversation has any.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -42,7 +43,7 @@ class TokenBatch:
         side: Literal["left", "right"],
         device: torch.device | str = "cpu",
     ) -> TokenBatch:
-        """Pad conversations to the longest, on the left (to generate) or on the right (to read)."""
+        """Pad conversations to the longest one, on the left (to generate) or on the right (to read)."""
         longest = max(len(chat.tokens) for chat in chats)
         tokens = torch.full((len(chats), longest), pad_id, dtype=torch.long)
         role_ids = torch.full((len(chats), longest), -1, dtype=torch.long)
@@ -75,37 +76,80 @@ class TokenBatch:
 
 
 _ROOM = 256
-"""Generated keys that are made ready at once."""
+"""How many columns for generated keys are prepared at once."""
+
+
+@dataclass(frozen=True)
+class HeadWeights:
+    """How strongly the heads of a layer are steered.
+
+    Attributes:
+        select: the weight of every steering's bias by head.
+        numbers: the same as plain numbers: layers with equal numbers are steered alike.
+    """
+
+    select: Float[Tensor, "1 head 1 steering"]
+    numbers: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class KeyColumns:
+    """Roles and biases of all columns: those of the prompts, and some that are prepared for generated tokens.
+
+    Attributes:
+        roles: the role of every column.
+        biases: the key biases in nats; None without steering.
+    """
+
+    roles: Int[Tensor, "batch column"]
+    biases: Float[Tensor, "batch column steering"] | None
+    _score_biases: dict[tuple[tuple[float, ...], torch.dtype], Tensor] = field(default_factory=dict)
+
+    def score_bias(self, weights: HeadWeights, dtype: torch.dtype) -> Float[Tensor, "batch #head 1 column"]:
+        """The biases times the weights of a layer's heads, summed over steerings.
+
+        Layers that are steered alike share one tensor. It is made once for these columns: whoever needs more
+        columns, or fewer rows, makes new `KeyColumns`.
+        """
+        key = (weights.numbers, dtype)
+        if key not in self._score_biases:
+            assert self.biases is not None, "without steering there is no bias"
+            by_head = rearrange(weights.select, "1 head 1 steering -> head steering")
+            if bool((by_head == by_head[:1]).all()):
+                by_head = by_head[:1]
+            total = einsum(self.biases, by_head, "batch column steering, head steering -> batch head column")
+            self._score_biases[key] = rearrange(total, "batch head column -> batch head 1 column").to(dtype)
+        return self._score_biases[key]
 
 
 @dataclass
 class RunningKeys:
     """Roles and biases of the keys that an attention layer sees while a batch is read or continued.
 
-    The prompt's columns and those of generated tokens are one sequence, made ready some way ahead; what a
-    layer sees is a slice of it.
+    The columns of the prompts and of the generated tokens form one sequence, which is prepared some way
+    ahead. A layer sees a slice of it.
 
     Attributes:
-        batch: the prompts; what comes after them is the model's own, role assistant.
+        batch: the prompts; the tokens after them are the model's own and have the role assistant.
         steerings: what is steered.
-        seen: how many columns have gone into the model so far, those of the current step too.
+        seen: how many columns have gone into the model so far, including those of the current step.
     """
 
     batch: TokenBatch
     steerings: tuple[Steering, ...] = ()
     seen: int = 0
-    _made: dict[tuple[int, torch.device], tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    _columns: dict[tuple[int, torch.device], KeyColumns] = field(default_factory=dict)
 
     def keep(self, rows: Int[Tensor, " row"]) -> None:
-        """Go on with some of the conversations only."""
+        """Continue with some of the conversations only."""
         self.batch = self.batch.rows(rows)
-        self._made.clear()
+        self._columns.clear()
 
     def window(self, n_keys: int) -> slice:
         """Which columns of the sequence a layer with `n_keys` keys sees.
 
-        A layer that keeps fewer keys than were seen (sliding window) keeps the last ones; one that has
-        more (static cache) has them in front.
+        A layer that keeps fewer keys than were seen (sliding window) keeps the last ones. A layer that has
+        more keys (static cache) has the columns seen in front.
         """
         start = max(0, self.seen - n_keys)
         return slice(start, start + n_keys)
@@ -114,46 +158,54 @@ class RunningKeys:
         self, n_keys: int, n_rows: int, device: torch.device | None = None
     ) -> Int[Tensor, "batch key_pos"]:
         """The role of each of `n_keys` keys; `n_rows` may be a multiple of the batch (beams, samples)."""
-        return self.whole(n_keys, n_rows, device)[0][:, self.window(n_keys)]
+        return self._prepared(n_keys, n_rows, device).roles[:, self.window(n_keys)]
 
     def bias(
         self, n_keys: int, n_rows: int, device: torch.device | None = None
     ) -> Float[Tensor, "batch key_pos steering"]:
-        """The key biases in nats, one column a steering, of each of `n_keys` keys."""
-        bias = self.whole(n_keys, n_rows, device)[1]
-        assert bias is not None, "without steering there is no bias"
-        return bias[:, self.window(n_keys)]
+        """The key biases in nats of each of `n_keys` keys, one column per steering."""
+        biases = self._prepared(n_keys, n_rows, device).biases
+        assert biases is not None, "without steering there is no bias"
+        return biases[:, self.window(n_keys)]
 
-    def whole(
-        self, n_keys: int, n_rows: int, device: torch.device | None = None
-    ) -> tuple[Int[Tensor, "batch column"], Float[Tensor, "batch column steering"] | None]:
-        """Roles and biases of the whole sequence, made once until it must grow."""
+    def score_bias(
+        self, weights: HeadWeights, n_keys: int, n_rows: int, dtype: torch.dtype, device: torch.device
+    ) -> Float[Tensor, "batch #head 1 key_pos"]:
+        """What a layer's head weights make of the biases of `n_keys` keys, as an additive mask."""
+        columns = self._prepared(n_keys, n_rows, device)
+        return columns.score_bias(weights, dtype)[..., self.window(n_keys)]
+
+    def _prepared(self, n_keys: int, n_rows: int, device: torch.device | None) -> KeyColumns:
+        """The columns of the whole sequence, made once until more are needed."""
         known = self.batch.role_ids
         device = known.device if device is None else device
         needed = max(self.seen, n_keys)
-        made = self._made.get((n_rows, device))
-        if made is None or made[0].shape[1] < needed:
+        columns = self._columns.get((n_rows, device))
+        if columns is None or columns.roles.shape[1] < needed:
             more = 0 if needed <= known.shape[1] else needed - known.shape[1] + _ROOM
-            made = self._make(more, n_rows, device)
-            self._made[n_rows, device] = made
-        return made
+            columns = self._columns[n_rows, device] = self._prepare(more, n_rows, device)
+        return columns
 
-    def _make(self, more: int, n_rows: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    def _prepare(self, more: int, n_rows: int, device: torch.device) -> KeyColumns:
+        """The columns of the prompts and `more` columns for generated tokens."""
         batch = self.batch
+        copies = n_rows // len(batch.role_ids)
         roles = torch.nn.functional.pad(batch.role_ids, (0, more), value=int(Role.ASSISTANT))
-        bias = None
+        biases = None
         if self.steerings:
             marked = batch.emphasised
             marked = None if marked is None else torch.nn.functional.pad(marked, (0, more))
-            bias = combine_biases(self.steerings, roles, batch.prompt_tokens, marked)
-            bias = bias.repeat_interleave(n_rows // len(bias), 0).to(device)
-        return roles.repeat_interleave(n_rows // len(roles), 0).to(device), bias
+            biases = combine_biases(self.steerings, roles, batch.prompt_tokens, marked)
+            biases = repeat(biases, "row column steering -> (row copy) column steering", copy=copies).to(
+                device
+            )
+        return KeyColumns(repeat(roles, "row column -> (row copy) column", copy=copies).to(device), biases)
 
 
 def plan_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length whose padded size stays within `batch_tokens`.
+    """Group indices into batches of similar length whose padded size stays within `batch_tokens`.
 
-    A conversation that is longer than the budget is a batch of its own.
+    A conversation that is longer than the budget gets a batch of its own.
     """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -179,8 +231,10 @@ def take_queries(
     rows: Shaped[Tensor, "batch head query_pos last"], queries: Int[Tensor, "batch query"]
 ) -> Shaped[Tensor, "batch head query last"]:
     """The chosen query rows of every conversation."""
-    index = queries[:, None, :, None].expand(-1, rows.shape[1], -1, rows.shape[3])
+    index = repeat(queries, "batch query -> batch head query last", head=rows.shape[1], last=rows.shape[3])
     return rows.gather(2, index)
 
 
-__all__ = ["RunningKeys", "TokenBatch", "pad_queries", "plan_batches", "take_queries"]
+__all__ = [
+    "HeadWeights", "KeyColumns", "RunningKeys", "TokenBatch", "pad_queries", "plan_batches", "take_queries",
+]  # fmt: skip

@@ -1,8 +1,8 @@
-"""TransformerLens models, read and steered through hooks: the reference, and the way to full patterns.
+"""TransformerLens models, read and steered through hooks: the reference, with access to full patterns.
 
-Works on a `TransformerBridge` (TransformerLens 4) and on a `HookedTransformer` (3.9) alike: only `cfg`,
-`hooks()`, hook names and the forward pass are used. Patterns are reduced inside the hook, so that one
-layer's is alive at a time. No other module imports `transformer_lens`.
+This works for a `TransformerBridge` (TransformerLens 4) and a `HookedTransformer` (3.9) alike, because only
+`cfg`, `hooks()`, hook names and the forward pass are used. Patterns are reduced inside the hook, so that only
+one layer's pattern is in memory at a time. No other module imports `transformer_lens`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -21,11 +21,12 @@ from torch import Tensor
 
 from ctxlens.chat.roles import N_ROLES, Role
 from ctxlens.errors import UnsupportedModelError
-from ctxlens.models.attention.fused import compute_score_bias
+from ctxlens.models.attention.fused import append_sink, compute_score_bias
 from ctxlens.models.attention.shares import compute_role_shares
 from ctxlens.models.attention.steering import Steering, combine_selects, weigh_targets
 from ctxlens.models.backends.batch import RunningKeys, TokenBatch, take_queries
-from ctxlens.models.backends.protocol import Decoder, ModelShape, Reduce
+from ctxlens.models.backends.protocol import Decoder, DecoderCosts, HeadEdit, LayerFacts, ModelShape, Reduce
+from ctxlens.models.backends.sizes import count_feed_forward, weigh
 
 
 def pattern_hook(layer: int) -> str:
@@ -38,8 +39,13 @@ def scores_hook(layer: int) -> str:
     return f"blocks.{layer}.attn.hook_attn_scores"
 
 
+def head_output_hook(layer: int) -> str:
+    """The name of the hook on the outputs of a layer's heads `[batch, pos, head, d_head]`."""
+    return f"blocks.{layer}.attn.hook_z"
+
+
 class _StopForward(Exception):
-    """Raised out of the forward pass after the highest layer that is wanted."""
+    """Raised to leave the forward pass after the highest layer that is read."""
 
 
 class LensBackend:
@@ -51,7 +57,7 @@ class LensBackend:
         """Take a `TransformerBridge` or `HookedTransformer`.
 
         Raises:
-            UnsupportedModelError: it lacks the hooks on scores and patterns in some layer.
+            UnsupportedModelError: some layer has no hooks on scores and patterns.
         """
         self.lens_model = model.eval()
         cfg = model.cfg
@@ -63,7 +69,7 @@ class LensBackend:
         ]
         if missing:
             raise UnsupportedModelError(f"TransformerLens offers no hook {missing[0]} for this model.")
-        self.shape = ModelShape(
+        self.shape: ModelShape = ModelShape(
             n_layers=cfg.n_layers,
             n_heads=cfg.n_heads,
             n_key_value_heads=getattr(cfg, "n_key_value_heads", None) or cfg.n_heads,
@@ -84,6 +90,24 @@ class LensBackend:
     def dtype(self) -> torch.dtype:
         """The weights' dtype."""
         return self.lens_model.cfg.dtype
+
+    @property
+    def layers(self) -> tuple[LayerFacts, ...]:
+        """See `Backend.layers`."""
+        return tuple(LayerFacts(layer, "hooks", None) for layer in range(self.shape.n_layers))
+
+    def costs(self) -> DecoderCosts:
+        """See `Backend.costs`. TransformerLens always computes whole patterns."""
+        cfg, d_model = self.lens_model.cfg, self.shape.d_model
+        experts = getattr(cfg, "experts_per_token", None) if getattr(cfg, "num_experts", None) else 1
+        feed_forward = count_feed_forward(
+            self.lens_model,
+            d_model=d_model,
+            d_mlp=getattr(cfg, "d_mlp", None) or 4 * d_model,
+            experts=experts or 1,
+            activation=str(getattr(cfg, "act_fn", "")),
+        )
+        return DecoderCosts(weigh(self.lens_model), feed_forward, is_eager=True)
 
     @torch.no_grad()
     def read_shares(
@@ -151,6 +175,39 @@ class LensBackend:
         with torch.set_grad_enabled(grad), self.lens_model.hooks(fwd_hooks=self._steering_hooks(keys)):
             return self._forward(batch)
 
+    @torch.no_grad()
+    def logits_while_reading(self, batch: TokenBatch) -> Float[Tensor, "batch pos vocab"]:
+        """See `Backend.logits_while_reading`."""
+
+        def look(pattern: Tensor, hook: Any) -> None:
+            return None
+
+        with self.lens_model.hooks(fwd_hooks=[(pattern_hook(n), look) for n in range(self.shape.n_layers)]):
+            return self._forward(batch)
+
+    @contextmanager
+    def edit_heads(self, edits: Mapping[int, HeadEdit]) -> Iterator[None]:
+        """See `Backend.edit_heads`."""
+        names = {layer: head_output_hook(layer) for layer in edits}
+        if missing := [name for name in names.values() if name not in self.lens_model.hook_dict]:
+            raise UnsupportedModelError(f"TransformerLens offers no hook {missing[0]} for this model.")
+        hooks = [(names[layer], self._head_hook(layer, edit)) for layer, edit in edits.items()]
+        with self.lens_model.hooks(fwd_hooks=hooks):
+            yield
+
+    def _head_hook(self, layer: int, edit: HeadEdit) -> Callable[..., Tensor]:
+        heads = (self.shape.n_heads, self.shape.d_head)
+
+        def hook(z: Tensor, hook: Any) -> Tensor:
+            if z.shape[-2:] != heads:
+                raise UnsupportedModelError(
+                    f"{head_output_hook(layer)} has shape {tuple(z.shape)}; expected [batch, pos, "
+                    f'{heads[0]}, {heads[1]}]; try backend="native".'
+                )
+            return edit(z)
+
+        return hook
+
     @contextmanager
     def decoder(self, batch: TokenBatch, steerings: Sequence[Steering]) -> Iterator[Decoder]:
         """See `Backend.decoder`."""
@@ -159,7 +216,7 @@ class LensBackend:
             forward = self._hooked_step(batch)
         elif "past_key_values" in self._forward_parameters:
             forward = self._bridge_step(batch)
-        else:  # the bridge of TransformerLens 3 takes no cache
+        else:  # the bridge of TransformerLens 3 does not take a cache
             forward = self._recomputing_step(batch)
 
         @torch.no_grad()
@@ -171,7 +228,7 @@ class LensBackend:
             yield step
 
     def _forward(self, batch: TokenBatch) -> Tensor:
-        # Right padding needs no mask, but without one a HookedTransformer may guess one from the pad id.
+        # Right padding needs no mask, but without one a HookedTransformer may infer one from the pad id.
         return self.lens_model(batch.tokens, attention_mask=torch.ones_like(batch.tokens))
 
     def _bridge_step(self, batch: TokenBatch) -> Callable[[Tensor], Tensor]:
@@ -241,7 +298,7 @@ class LensBackend:
 
 
 def _add_bias(scores: Tensor, bias: Tensor, weights: Tensor) -> Tensor:
-    """Steered scores; masked ones stay as they are."""
+    """Steered scores; masked scores stay as they are."""
     added = compute_score_bias(scores, bias, weights).to(scores.dtype)
     return torch.where(scores > torch.finfo(scores.dtype).min / 2, scores + added, scores)
 
@@ -251,8 +308,7 @@ def _spread(scores: Tensor, bias: Tensor, sinks: Tensor | None, kinds: Tensor, w
     scores = _add_bias(scores, bias, weights).float()
     if sinks is None:
         return compute_role_shares(torch.nan_to_num(scores.softmax(-1)), kinds, 2)
-    column = sinks.float().reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
-    pattern = torch.cat([scores, column], -1).softmax(-1)
+    pattern = append_sink(scores, sinks.flatten()).softmax(-1)
     return compute_role_shares(pattern, torch.nn.functional.pad(kinds, (0, 1), value=2), 3)
 
 
@@ -264,20 +320,20 @@ def bridge_from_hf(hf_model: Any, tokenizer: Any, *, copied: bool = True) -> Any
     """A `TransformerBridge` around a transformers decoder.
 
     Args:
-        hf_model: any decoder that TransformerLens knows. The bridge rewires it.
+        hf_model: any decoder that TransformerLens knows. The bridge changes its modules.
         tokenizer: its tokenizer.
         copied: work on a copy and leave `hf_model` as it is.
 
     Raises:
         UnsupportedModelError: TransformerLens has no adapter for this architecture, or transformers'
-            explicit attention, which the bridge runs, is not the model's.
+            explicit attention, which the bridge runs, differs from the model's own.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
     if hf_model.config.model_type == "falcon" and hf_model.config.alibi:
         raise UnsupportedModelError(
             "transformers' eager attention adds Falcon's position bias (ALiBi) twice, so its patterns are "
-            'not the model\'s; use backend="native".'
+            'not those of the model; use backend="native".'
         )
     if copied:
         hf_model = copy.deepcopy(hf_model)
@@ -294,13 +350,16 @@ def bridge_from_hf(hf_model: Any, tokenizer: Any, *, copied: bool = True) -> Any
         )
     except ValueError as error:
         raise UnsupportedModelError(
-            f'TransformerLens cannot take a {type(hf_model).__name__} ({error}); try backend="native".'
+            f'TransformerLens cannot load a {type(hf_model).__name__} ({error}); try backend="native".'
         ) from error
 
 
 def _private_copy(tokenizer: Any) -> Any:
-    """A copy that TransformerLens takes as it is: it changes tokenizers, and reloads by name those that
-    do not say that they add a BOS token."""
+    """A copy of a tokenizer that TransformerLens uses as it is.
+
+    TransformerLens changes the tokenizer it gets, and reloads by name any that does not declare that it adds
+    a BOS token.
+    """
     twin = copy.deepcopy(tokenizer)
     twin.init_kwargs = {"name_or_path": "", **twin.init_kwargs, "add_bos_token": True}
     return twin
@@ -309,8 +368,8 @@ def _private_copy(tokenizer: Any) -> Any:
 def hooked_from_hf(hf_model: Any, tokenizer: Any = None) -> Any:
     """A `HookedTransformer` (TransformerLens 3) with the weights of a Llama-architecture model.
 
-    Its `from_pretrained` takes official names only; this takes any local model, through TransformerLens'
-    own weight conversion. Nothing is folded or centred, so logits are the model's own.
+    Its `from_pretrained` accepts official names only. This function accepts any local model and uses
+    TransformerLens' own weight conversion. Nothing is folded or centred, so that the logits stay the same.
 
     Raises:
         UnsupportedModelError: TransformerLens 4 is installed, which has no `HookedTransformer`, or the
@@ -321,7 +380,7 @@ def hooked_from_hf(hf_model: Any, tokenizer: Any = None) -> Any:
         tl.HookedTransformer  # noqa: B018
     except (ImportError, AttributeError):
         raise UnsupportedModelError(
-            "HookedTransformer is not in TransformerLens 4; install transformer-lens 3.9, or use the bridge."
+            "TransformerLens 4 has no HookedTransformer; install transformer-lens 3.9, or use the bridge."
         ) from None
     conversions: Any = importlib.import_module("transformer_lens.pretrained.weight_conversions")
     config: Any = hf_model.config

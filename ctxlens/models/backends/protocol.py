@@ -1,8 +1,8 @@
-"""What every backend can do: read and steer a decoder's attention, and go on from what it has read."""
+"""What every backend can do: read and steer a decoder's attention, describe itself, and continue prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -17,13 +17,18 @@ from ctxlens.models.backends.batch import TokenBatch
 Readout = Literal["model", "float32"]
 """The dtype in which role shares are computed: the model's own, or float32."""
 
+LayerPath = Literal["fused", "tiled", "hooks", "plain"]
+"""How a layer's attention is computed: in one fused call, in exact tiles of queries, by TransformerLens with
+hooks, or as the model's own library does it."""
+
 Reduce = Callable[[Float[Tensor, "batch head query role"]], Float[Tensor, "batch ..."]]
-"""What is made of one layer's role shares where the model runs, so that only its result leaves the device."""
+"""A function of one layer's role shares. It runs where the model runs, so that only its result leaves the
+device."""
 
 
 @runtime_checkable
 class TurnReduce(Protocol):
-    """What is made of one layer's role shares of whole turns."""
+    """A function of one layer's role shares of whole turns."""
 
     def __call__(
         self,
@@ -36,14 +41,14 @@ class TurnReduce(Protocol):
         Args:
             shares: role shares of the tokens.
             turn_of: the number of each token's turn, 0 for the first of its conversation; -1: padding.
-            n_turns: how many turns there are at most.
+            n_turns: the largest number of turns of any conversation.
         """
         ...
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The numbers of a decoder that readers and steerers need."""
+    """The numbers of a decoder that reading and steering need."""
 
     n_layers: int
     n_heads: int
@@ -54,8 +59,43 @@ class ModelShape:
     d_vocab: int
 
 
+@dataclass(frozen=True)
+class LayerFacts:
+    """How one layer's attention is computed.
+
+    Attributes:
+        layer: its index.
+        path: `fused` (one call gives output and shares), `tiled` (exact, in tiles of queries) or `hooks`
+            (TransformerLens).
+        window: tokens of its sliding window; None means that it sees all tokens, or that the backend does not
+            know of a window.
+    """
+
+    layer: int
+    path: LayerPath
+    window: int | None
+
+
+@dataclass(frozen=True)
+class DecoderCosts:
+    """The sizes of a decoder, beyond its shape, that a memory forecast needs.
+
+    Attributes:
+        weights: bytes of parameters and buffers, as they are now; shared storage counts once.
+        feed_forward: numbers per token that a feed-forward layer has in memory at once.
+        is_eager: whether the model's own attention computes whole patterns.
+    """
+
+    weights: int
+    feed_forward: int
+    is_eager: bool
+
+
+HeadEdit = Callable[[Float[Tensor, "batch pos head d_head"]], Float[Tensor, "batch pos head d_head"]]
+"""A function from the outputs of a layer's heads to those that replace them."""
+
 Decoder = Callable[[Int[Tensor, "batch new"]], Float[Tensor, "batch vocab"]]
-"""Takes the next tokens of every row (the whole left-padded prompt first), gives the next logits."""
+"""Takes the next tokens of every row (first the whole left-padded prompt) and returns the next logits."""
 
 
 @runtime_checkable
@@ -75,6 +115,15 @@ class Backend(Protocol):
         """The weights' dtype."""
         ...
 
+    @property
+    def layers(self) -> tuple[LayerFacts, ...]:
+        """How each layer's attention is computed where it is read or steered."""
+        ...
+
+    def costs(self) -> DecoderCosts:
+        """The sizes that a memory forecast needs."""
+        ...
+
     def read_shares(
         self,
         batch: TokenBatch,
@@ -85,7 +134,8 @@ class Backend(Protocol):
     ) -> Float[Tensor, "batch layer ..."]:
         """Role shares of chosen query positions of a right-padded batch, float32, on the CPU.
 
-        They are `[batch, layer, head, query, role]`, or what `reduce` makes of those of each layer.
+        The result has shape `[batch, layer, head, query, role]`; with `reduce`, it is the stacked results of
+        `reduce` for every layer.
         """
         ...
 
@@ -105,62 +155,89 @@ class Backend(Protocol):
         """Next-token logits of a right-padded batch; with `grad` they can be differentiated."""
         ...
 
+    def logits_while_reading(self, batch: TokenBatch) -> Float[Tensor, "batch pos vocab"]:
+        """Next-token logits of a right-padded batch from a forward pass in which every layer is read."""
+        ...
+
+    def edit_heads(self, edits: Mapping[int, HeadEdit]) -> AbstractContextManager[None]:
+        """Replace the outputs of heads, before the output projection, in every forward pass of the block.
+
+        Args:
+            edits: the function to apply, by layer.
+
+        Raises:
+            UnsupportedModelError: the model has no place where these outputs can be identified.
+        """
+        ...
+
     def decoder(self, batch: TokenBatch, steerings: Sequence[Steering]) -> AbstractContextManager[Decoder]:
-        """A decoder with cache for a left-padded batch, which stays steered until the context ends."""
+        """A decoder with cache for a left-padded batch; it stays steered until the context ends."""
         ...
 
 
 KeyValues = list[tuple[Float[Tensor, "_ kv_head _ d_head"], Float[Tensor, "_ kv_head _ d_head"]]]
-"""What a decoder remembers of the tokens it has read: keys and values `[batch, kv_head, pos, d_head]`,
-a pair a layer."""
+"""What a decoder caches of the tokens it has read: keys and values `[batch, kv_head, pos, d_head]`, one pair
+per layer."""
 
 
 class PrefixDecoder(Protocol):
-    """A decoder that goes on from what is remembered, and can let go of rows that are finished."""
+    """A decoder that continues from cached keys and values and can drop rows that are finished."""
 
     def __call__(self, tokens: Int[Tensor, "batch new"]) -> Float[Tensor, "batch vocab"]:
         """The next logits after the next tokens of every row."""
         ...
 
     def keep(self, rows: Int[Tensor, " row"]) -> None:
-        """Go on with these rows only."""
+        """Continue with these rows only."""
         ...
 
 
 @runtime_checkable
 class PrefixBackend(Protocol):
-    """A backend that goes on from remembered keys and values, so that prompts share what is common to them.
+    """A backend that can continue from cached keys and values, so that prompts can share a prefix.
 
-    In the batches here every row's prompt stands in any columns, in order; the mask tells which.
+    In these batches the tokens of a row's prompt may stand in any columns, in order; the mask says in which.
     """
 
     def prefill(
         self, batch: TokenBatch, past: KeyValues | None, steerings: Sequence[Steering], n_logits: int = 1
     ) -> tuple[Float[Tensor, "batch last vocab"], KeyValues | None]:
-        """Read prompts whose first columns are remembered.
+        """Read prompts whose first columns are cached already.
 
         Returns:
-            The next-token logits of the last `n_logits` columns (or of more), and keys and values of all
-            columns; None where the model keeps other things than these (a sliding window, a recurrent
-            state), so that nothing can be shared.
+            The next-token logits of at least the last `n_logits` columns, and keys and values of all columns.
+            The latter are None where the model caches anything else (a sliding window, a recurrent state), so
+            that no prefix can be shared.
         """
         ...
 
     def resume(
         self, batch: TokenBatch, past: KeyValues, steerings: Sequence[Steering]
     ) -> AbstractContextManager[PrefixDecoder]:
-        """A decoder that goes on after prompts that are remembered whole."""
+        """A decoder that continues after prompts that are cached as a whole."""
+        ...
+
+
+@runtime_checkable
+class EagerBackend(Protocol):
+    """A backend whose model can also be run by its own library alone, for comparison."""
+
+    def read_alone(self, batch: TokenBatch) -> Float[Tensor, "batch pos vocab"]:
+        """Next-token logits of a right-padded batch from the model's own library, without any of our code."""
+        ...
+
+    def read_eagerly(
+        self, batch: TokenBatch
+    ) -> tuple[Float[Tensor, "batch pos vocab"], list[Float[Tensor, "batch head query key"]]]:
+        """Logits and the patterns of all layers from the library's own explicit attention.
+
+        Raises:
+            ValueError: the model has no explicit attention, or it returns no patterns.
+        """
         ...
 
 
 __all__ = [
-    "Backend",
-    "Decoder",
-    "KeyValues",
-    "ModelShape",
-    "PrefixBackend",
-    "PrefixDecoder",
-    "Readout",
-    "Reduce",
-    "TurnReduce",
-]
+    "Backend", "Decoder", "DecoderCosts", "EagerBackend", "HeadEdit", "KeyValues", "LayerFacts", "LayerPath",
+    "ModelShape", "PrefixBackend", "PrefixDecoder", "Readout", "Reduce", "TurnReduce",
+]  # fmt: skip

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +14,7 @@ from ctxlens.models import Model
 from ctxlens.models.attention.shares import compute_role_shares
 from ctxlens.models.attention.steering import Steering
 from ctxlens.models.backends.batch import TokenBatch
-from ctxlens.models.backends.native import attend
-from ctxlens.models.backends.protocol import Backend
+from ctxlens.models.backends.protocol import Backend, EagerBackend
 from ctxlens.models.doctor.findings import Finding, compare
 
 ALPHA = 0.3
@@ -31,17 +27,17 @@ _TOLERANCES = {  # shares; logits in units of the largest logit
     torch.bfloat16: (1e-1, 1e-1),
 }
 _SAME_PROGRAM = 1e-2
-"""What one and the same way may differ by from itself, in any dtype."""
+"""The largest difference allowed between two runs of the same way, in any dtype."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What one way of running a model shows of a conversation, float32, on the CPU.
+    """What one way of running a model gives for a conversation, float32, on the CPU.
 
     Attributes:
         shares: role shares of every layer, head and position.
         logits: next-token logits of every position.
-        steered: the same under `STEERING`; None where this way has no steering.
+        steered: the logits under `STEERING`; None if this way has no steering.
     """
 
     shares: Float[Tensor, "layer head query role"]
@@ -51,50 +47,38 @@ class Observed:
 
 @torch.no_grad()
 def observe(model: Model, chat: RenderedChat) -> Observed:
-    """Shares, logits and steered logits of a conversation, as a backend gives them.
-
-    Natively the logits are those of a forward pass in which every layer is read.
-    """
-    backend: Any = model.backend
-    batch = as_batch(model, [chat])
+    """Shares, steered logits, and logits of a forward pass in which every layer is read."""
+    backend, batch = model.backend, as_batch(model, [chat])
     shares = read_shares(backend, batch)[0]
-    if backend.name == "native":
-        with attend(backend.hf_model, batch, layers=range(model.n_layers)):
-            logits = backend.hf_model(input_ids=batch.tokens, use_cache=False).logits
-    else:
-        logits = backend.logits(batch, ())
-    return Observed(shares, logits[0].float().cpu(), backend.logits(batch, (STEERING,))[0].float().cpu())
+    logits, steered = backend.logits_while_reading(batch), backend.logits(batch, (STEERING,))
+    return Observed(shares, logits[0].float().cpu(), steered[0].float().cpu())
 
 
-@torch.no_grad()
-def read_own_logits(model: Model, chat: RenderedChat) -> Float[Tensor, "pos vocab"]:
-    """The logits of a native model that is left alone."""
-    backend: Any = model.backend
-    tokens = as_batch(model, [chat]).tokens
-    return backend.hf_model(input_ids=tokens, use_cache=False).logits[0].float().cpu()
+def read_own_logits(model: Model, chat: RenderedChat) -> Float[Tensor, "pos vocab"] | None:
+    """The logits from the model's own library alone; None if the backend cannot run it that way."""
+    if not isinstance(model.backend, EagerBackend):
+        return None
+    return model.backend.read_alone(as_batch(model, [chat]))[0].float().cpu()
 
 
-@torch.no_grad()
 def observe_eagerly(model: Model, chat: RenderedChat, own: Float[Tensor, "pos vocab"]) -> Observed:
-    """Shares and logits of a native model's conversation from transformers' eager attention.
+    """Shares and logits of a conversation from the explicit attention of the model's own library.
 
-    What a pattern's rows lack to 1 is the share of the sink.
+    The part that a pattern's rows lack to 1 is the share of the sink.
 
     Raises:
-        ValueError: the model has no eager attention, it gives no patterns, or it is not what the model
-            computes otherwise (`own` logits).
+        ValueError: the model has no explicit attention, it gives no patterns, or its logits differ from those
+            that the model computes otherwise (`own`).
     """
-    backend: Any = model.backend
+    if not isinstance(model.backend, EagerBackend):
+        raise ValueError("its backend cannot run it explicitly")
     batch = as_batch(model, [chat])
-    with _eager(backend.hf_model):
-        out = backend.hf_model(input_ids=batch.tokens, output_attentions=True, use_cache=False)
-    logits = out.logits[0].float().cpu()
+    logits, patterns = model.backend.read_eagerly(batch)
+    logits = logits[0].float().cpu()
     if (difference := _relative(logits, own)) > 10 * _tolerances(model)[1]:
         raise ValueError(f"switched to eager, its logits differ by {difference:.1e}")
-    if not out.attentions or any(pattern is None for pattern in out.attentions):
-        raise ValueError("its eager attention gives no patterns")
     shares = []
-    for pattern in out.attentions:
+    for pattern in patterns:
         wide = pattern.float()
         of_layer = compute_role_shares(wide, batch.role_ids.to(wide.device), N_ROLES)
         of_layer[..., int(Role.SINK)] = 1 - wide.sum(-1)
@@ -102,18 +86,8 @@ def observe_eagerly(model: Model, chat: RenderedChat, own: Float[Tensor, "pos vo
     return Observed(torch.stack(shares), logits, None)
 
 
-@contextmanager
-def _eager(hf_model: Any) -> Iterator[None]:
-    chosen = hf_model.config._attn_implementation
-    hf_model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        hf_model.set_attn_implementation(chosen)
-
-
 def compare_ways(one: str, ours: Observed, other: str, theirs: Observed, dtype: torch.dtype) -> list[Finding]:
-    """Parity of two ways: shares, logits, and steered logits where both have them."""
+    """Parity of two ways: shares, logits, and steered logits if both have them."""
     for_shares, for_logits = _TOLERANCES.get(dtype, _TOLERANCES[torch.float32])
     ways = f"{one} = {other}"
     found = [
@@ -134,14 +108,14 @@ def compare_ways(one: str, ours: Observed, other: str, theirs: Observed, dtype: 
 
 
 def compare_logits(ours: Observed, own: Tensor, dtype: torch.dtype) -> Finding:
-    """Parity with the model left alone."""
+    """Parity with the logits of the model's own library alone."""
     tolerance = _TOLERANCES.get(dtype, _TOLERANCES[torch.float32])[1]
     said = "Logits with our attention and with the model's own"
     return compare("parity", "logits, native = model alone", _relative(ours.logits, own), tolerance, said)
 
 
 def check_causality(model: Model, chat: RenderedChat) -> Finding:
-    """Other tokens at the end must change nothing before them."""
+    """Changing tokens at the end must change nothing before them."""
     for_shares, for_logits = _tolerances(model)
     kept = max(1, chat.n_tokens * 2 // 3)
     batch = as_batch(model, [chat])
@@ -155,12 +129,12 @@ def check_causality(model: Model, chat: RenderedChat) -> Finding:
         with torch.no_grad():
             logits.append(model.backend.logits(given, ())[0, :kept].float().cpu())
     difference = _worst(_largest(shares[0] - shares[1]), _relative(*logits) * for_shares / for_logits)
-    said = f"Other tokens from position {kept} on change nothing before it"
+    said = f"Changing the tokens from position {kept} on changes nothing before it"
     return compare("attention", "causality", difference, min(for_shares, _SAME_PROGRAM), said)
 
 
 def check_padding(model: Model, chat: RenderedChat, short: RenderedChat) -> Finding:
-    """Shares and next-token logits must not depend on what a conversation is batched with."""
+    """Shares and next-token logits must not depend on the other conversations of the batch."""
     for_shares, for_logits = _tolerances(model)
     both, alone = as_batch(model, [chat, short]), as_batch(model, [short])
     n = short.n_tokens
@@ -176,7 +150,7 @@ def check_padding(model: Model, chat: RenderedChat, short: RenderedChat) -> Find
 
 
 def check_steering(model: Model, chat: RenderedChat) -> list[Finding]:
-    """The first layer's steered shares follow from its unsteered ones; and the user's share goes up."""
+    """The first layer's steered shares follow from its unsteered ones, and the user's share goes up."""
     tolerance = _tolerances(model)[0]
     batch = as_batch(model, [chat])
     before, after = (read_shares(model.backend, batch, s)[0] for s in ((), (STEERING,)))
@@ -184,7 +158,7 @@ def check_steering(model: Model, chat: RenderedChat) -> list[Finding]:
     factor = torch.full((N_ROLES,), ALPHA)
     factor[[*targets, int(Role.SINK)]] = 1.0
     weakened = before[0] * factor
-    said = f"First layer under α = {ALPHA}: shares are weakened and renormalised as the formula says"
+    said = f"First layer with α = {ALPHA}: shares are weakened and renormalised according to the formula"
     formula = compare(
         "steering",
         "formula",
@@ -202,7 +176,7 @@ def check_steering(model: Model, chat: RenderedChat) -> list[Finding]:
 
 @torch.no_grad()
 def check_generation(model: Model, chat: RenderedChat) -> Finding:
-    """Steered decoding with cache must give what recomputing every step without one gives."""
+    """Steered decoding with cache must give the same as recomputing every step without one."""
     backend, tolerance = model.backend, _tolerances(model)[1]
     steps = min(NEW_TOKENS, model.n_ctx - chat.n_tokens)
     batch = as_batch(model, [chat], left=True)
@@ -220,7 +194,7 @@ def check_generation(model: Model, chat: RenderedChat) -> Finding:
         same += int(logits.argmax() == again.argmax())
         tokens = torch.cat([tokens, logits.argmax().reshape(1, 1).to(tokens.device)], dim=1)
         roles = torch.nn.functional.pad(roles, (0, 1), value=int(Role.ASSISTANT))
-    said = f"{steps} tokens steered with cache against recomputing each step: {same} the same, logits'"
+    said = f"{steps} tokens steered with cache against recomputing each step: {same} are the same; logits"
     return compare("steering", "generation", worst, tolerance, said)
 
 
@@ -244,7 +218,7 @@ def _tolerances(model: Model) -> tuple[float, float]:
 
 
 def _worst(*differences: float) -> float:
-    """The largest; unlike `max`, NaN if any is NaN."""
+    """The largest difference; unlike `max`, NaN if any is NaN."""
     return float(np.max(differences))
 
 
@@ -253,7 +227,7 @@ def _largest(difference: Tensor) -> float:
 
 
 def _relative(one: Tensor, other: Tensor) -> float:
-    """The largest difference of logits, in units of the largest logit where that is above 1."""
+    """The largest difference of logits, in units of the largest logit if that is above 1."""
     return _largest(one - other) / max(1.0, _largest(other))
 
 

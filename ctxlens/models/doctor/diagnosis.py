@@ -1,4 +1,4 @@
-"""The self-check: can what ctxlens says of this model be trusted, and what will it cost?"""
+"""The self-check: can the results for this model be trusted, and how much memory will they need?"""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from ctxlens.chat.roles import RenderedChat
 from ctxlens.errors import CtxlensError, InputError, UnsupportedModelError
 from ctxlens.models import Model
+from ctxlens.models.backends.protocol import LayerFacts
 from ctxlens.models.doctor import attention
-from ctxlens.models.doctor.findings import Diagnosis, Finding, LayerFacts
+from ctxlens.models.doctor.findings import Diagnosis, Finding
 from ctxlens.models.doctor.spans import TURNS, Messages, check_roles
-from ctxlens.models.memory import MemoryForecast, forecast_memory, free_memory, layer_windows
+from ctxlens.models.memory import MemoryForecast, forecast_memory, free_memory
+from ctxlens.runs import Progress
 
 LONGEST_PROBE = 512
-"""Parity is checked on so many tokens at most: eager patterns grow with the square."""
+"""Upper bound on the tokens on which parity is checked, because eager patterns grow with their square."""
 
 DEFAULT_LENGTH = 8192
-
-Progress = Callable[[int, int], None]
 
 
 def diagnose(
@@ -35,21 +35,21 @@ def diagnose(
     """Check a model: role spans, parity of three ways, causality, padding, steering, memory.
 
     The three ways to the same shares are ctxlens' fused call (`native`), TransformerLens hooks (`lens`) and
-    transformers' eager patterns, reduced. The first and the last share their weights; TransformerLens
-    rewires a model, so it gets one of its own, after the first is let go.
+    transformers' eager patterns, reduced. The first and the last share their weights. TransformerLens changes
+    the modules of a model, so it gets a model of its own, after the first one is released.
 
     Args:
         tokenizer: the model's tokenizer, with the chat template in use.
-        load: gives a freshly loaded model for `native` and for `lens`; called once for each.
-        conversations: the user's own, whose roles are checked too; the first is the one that is read, cut
-            to the window or to 512 tokens. By default it is a probe.
-        length: tokens for the memory forecast; by default the model's window, 8,192 at most.
+        load: returns a freshly loaded model for `native` and for `lens`; called once for each.
+        conversations: the user's own conversations, whose roles are checked too. The first one is read,
+            truncated to the window or to 512 tokens. By default a probe conversation is read.
+        length: tokens for the memory forecast; by default the model's window, at most 8,192.
         with_lens: whether to compare with TransformerLens.
         with_eager: whether to compare with eager patterns.
-        progress: called with the numbers of steps done and in all.
+        progress: called with the number of steps done and the total.
 
     Returns:
-        The findings; nothing is raised for what fails or is refused.
+        The findings. Failures and refusals are findings too and raise nothing.
 
     Raises:
         InputError: a length below 1; a checkpoint that cannot be loaded.
@@ -68,7 +68,7 @@ def diagnose(
 
 
 class _Checkup:
-    """One self-check on its way."""
+    """One self-check while it runs."""
 
     N_STEPS = 6
 
@@ -89,7 +89,7 @@ class _Checkup:
         self.forecasts: tuple[MemoryForecast, ...] = ()
 
     def steps(self) -> Iterator[list[Finding]]:
-        """What every step finds."""
+        """The findings of every step."""
         yield list(check_roles(self.tokenizer, self.conversations))
         native, refusal = self._try_loading("native")
         if native is None:
@@ -103,17 +103,17 @@ class _Checkup:
         yield self._check_use(native, chat, short)
         yield [self._forecast(native)]
         dtype = native.backend.dtype
-        del native  # before TransformerLens gets weights of its own
+        del native  # before TransformerLens loads weights of its own
         gc.collect()
         yield self._compare_with_lens(chat, ours, dtype)
 
     def _without_native(self) -> Iterator[list[Finding]]:
-        lens, refusal = self._try_loading("lens") if self.with_lens else (None, "not asked for.")
+        lens, refusal = self._try_loading_lens() if self.with_lens else (None, "not requested.")
         if lens is None:
-            said = f"Neither way can read this model; TransformerLens: {refusal}"
+            said = f"No backend can read this model; TransformerLens: {refusal}"
             yield [Finding("attention", "any way", "fail", said)]
             return
-        self.layers = tuple(LayerFacts(layer, "hooks", None) for layer in range(lens.n_layers))
+        self.layers = lens.backend.layers
         yield self._check_use(lens, *self._choose_chats(lens))
         yield [self._forecast(lens)]
 
@@ -123,27 +123,25 @@ class _Checkup:
             model = self.load(backend)
         except UnsupportedModelError as error:
             return None, str(error)
-        except CtxlensError:
-            raise
-        except Exception as error:  # TransformerLens raises what it likes where it does not know a model
-            if backend == "native":
-                raise
-            return None, f"it raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         self.identity = self.identity or {k: v for k, v in model.identity.items() if k != "backend"}
         return model, ""
 
+    def _try_loading_lens(self) -> tuple[Model | None, str]:
+        """A model read through TransformerLens, or one sentence on why there is none."""
+        try:
+            return self._try_loading("lens")
+        except CtxlensError:
+            raise
+        except Exception as error:  # TransformerLens raises all kinds of errors for models it does not know
+            return None, f"it raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
     def _look_at_layers(self, model: Model) -> Finding:
-        """The path of every layer, as it was taken in the model's own first forward pass through us."""
-        backend: Any = model.backend
-        windows = layer_windows(backend.hf_model.config)
-        self.layers = tuple(
-            LayerFacts(layer, backend.paths.get(layer, "refused"), windows[layer])
-            for layer in range(model.n_layers)
-        )
+        """The path of every layer, as it was taken when the backend first ran the model."""
+        self.layers = model.backend.layers
         paths = [layer.path for layer in self.layers]
         counts = ", ".join(f"{paths.count(path)} {path}" for path in dict.fromkeys(paths))
-        said = f"Our attention was called in {len(backend.paths)} of {model.n_layers} layers: {counts}."
-        outcome = "pass" if len(backend.paths) == model.n_layers else "fail"
+        said = f"Our attention was called in {len(paths)} of {model.n_layers} layers: {counts}."
+        outcome = "pass" if len(paths) == model.n_layers else "fail"
         return Finding("attention", "our function is called", outcome, said)
 
     def _choose_chats(self, model: Model) -> tuple[RenderedChat, RenderedChat]:
@@ -168,20 +166,23 @@ class _Checkup:
     ) -> list[Finding]:
         dtype = model.backend.dtype
         own = attention.read_own_logits(model, chat)
+        if own is None:
+            said = "The backend cannot run this model without our attention."
+            return [Finding("parity", "native = eager", "skipped", said)]
         found = [attention.compare_logits(ours, own, dtype)]
         if not self.with_eager:
-            return [*found, Finding("parity", "native = eager", "skipped", "Not asked for.")]
+            return [*found, Finding("parity", "native = eager", "skipped", "Not requested.")]
         try:
             theirs = attention.observe_eagerly(model, chat, own)
         except (ValueError, NotImplementedError) as error:
-            said = f"transformers gives no eager patterns of this model to compare with ({error})."
+            said = f"transformers gives no eager patterns for this model to compare with ({error})."
             return [*found, Finding("parity", "native = eager", "skipped", said)]
         return found + attention.compare_ways("native", ours, "eager", theirs, dtype)
 
     def _compare_with_lens(self, chat: RenderedChat, ours: attention.Observed, dtype: Any) -> list[Finding]:
         if not self.with_lens:
-            return [Finding("parity", "native = lens", "skipped", "Not asked for.")]
-        lens, refusal = self._try_loading("lens")
+            return [Finding("parity", "native = lens", "skipped", "Not requested.")]
+        lens, refusal = self._try_loading_lens()
         if lens is None:
             return [Finding("parity", "native = lens", "skipped", f"Refused: {refusal}")]
         theirs = attention.observe(lens, chat)

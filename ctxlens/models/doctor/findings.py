@@ -1,4 +1,4 @@
-"""What a self-check found: findings with verdicts, and the whole diagnosis."""
+"""The result of a self-check: findings with outcomes, and the whole diagnosis."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ctxlens.models.backends.protocol import LayerFacts
 from ctxlens.models.memory import MemoryForecast
 
 Outcome = Literal["pass", "fail", "skipped"]
@@ -14,15 +15,15 @@ Outcome = Literal["pass", "fail", "skipped"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
         area: `roles`, `parity`, `attention`, `steering` or `memory`.
-        check: what was looked at, in two or three words.
-        outcome: `pass`, `fail`, or `skipped`: not asked for, not possible here, or refused by name.
-        said: one sentence for the user, with the figures.
-        difference: the largest difference that was measured, where there is one.
-        tolerance: what it may be.
+        check: what was checked, in two or three words.
+        outcome: `pass`, `fail`, or `skipped` (not requested, not possible here, or refused with a reason).
+        said: one sentence for the user, with the numbers.
+        difference: the largest difference measured, if one was measured.
+        tolerance: the largest difference allowed.
     """
 
     area: str
@@ -34,30 +35,14 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class LayerFacts:
-    """How one layer's attention is computed.
-
-    Attributes:
-        layer: its index.
-        path: `fused` (one call gives output and shares), `tiled` (exact, in tiles of queries), `hooks`
-            (TransformerLens alone) or `refused`.
-        window: tokens of its sliding window; None: it sees all.
-    """
-
-    layer: int
-    path: str
-    window: int | None
-
-
-@dataclass(frozen=True)
 class Diagnosis:
     """The result of a self-check.
 
     Attributes:
         model: what distinguishes the weights, as in manifests.
-        findings: in the order in which they were looked at.
+        findings: the findings, in the order of the checks.
         layers: how each layer's attention is computed.
-        forecasts: memory of reading, steering and generating, where the model could be loaded.
+        forecasts: memory of reading, steering and generating, if the model could be loaded.
     """
 
     model: Mapping[str, Any]
@@ -71,7 +56,7 @@ class Diagnosis:
         return all(finding.outcome != "fail" for finding in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain types for JSON; forecasts with their sums."""
+        """The diagnosis in plain types for JSON; forecasts include their sums."""
         return {
             "model": dict(self.model),
             "ok": self.ok,
@@ -91,4 +76,4 @@ def compare(area: str, check: str, difference: float, tolerance: float, said: st
     return Finding(area, check, outcome, f"{said}: {figures}.", difference, tolerance)
 
 
-__all__ = ["Diagnosis", "Finding", "LayerFacts", "Outcome", "compare"]
+__all__ = ["Diagnosis", "Finding", "Outcome", "compare"]

@@ -36,10 +36,10 @@ _SAYS = {"user": Role.USER, "assistant": Role.ASSISTANT, "system": Role.SYSTEM, 
 
 
 def check_roles(tokenizer: Any, conversations: Sequence[Messages] = ()) -> Iterator[Finding]:
-    """Render probe conversations, and the user's own, and check where every message's tokens are.
+    """Render probe conversations, and the user's own, and check the position of every message's tokens.
 
-    A template that refuses a kind of conversation is no fault: ctxlens then refuses it too. But without
-    plain turns, or with a wrong label, nothing else can be trusted.
+    It is not a fault if a template refuses a kind of conversation, because ctxlens then refuses it too. But
+    if plain turns are refused, or a label is wrong, no other result can be trusted.
     """
     if not tokenizer.chat_template:
         yield Finding("roles", "chat template", "skipped", "The tokenizer has no chat template.")
@@ -96,19 +96,19 @@ def _probe(
 
 
 def _differs_from_template(tokenizer: Any, chat: RenderedChat, options: Mapping[str, Any]) -> str | None:
-    """Compare with the tokens that transformers itself makes."""
+    """One sentence if the tokens are not those that transformers itself produces, else None."""
     made = tokenizer.apply_chat_template(
         [dict(message) for message in chat.messages], tokenize=True, return_dict=True, **options
     )["input_ids"]
     if chat.tokens.tolist() == list(made):
         return None
     return (
-        f"The {chat.n_tokens} tokens are not the {len(made)} that apply_chat_template(tokenize=True) gives."
+        f"The {chat.n_tokens} tokens are not the {len(made)} that apply_chat_template(tokenize=True) returns."
     )
 
 
 def _mislabelled(chat: RenderedChat) -> str | None:
-    """The first message whose tokens do not say what it says, in its role, or None."""
+    """One sentence on the first message whose tokens have another role or another text, or None."""
     for turn, message in enumerate(chat.messages):
         said = _squeeze(message.get("content") or "")
         positions = (chat.turn == turn).nonzero()[0]
@@ -119,18 +119,18 @@ def _mislabelled(chat: RenderedChat) -> str | None:
             return f"Tokens of {name} carry another role."
         covered = _covered(chat, turn)
         if said not in covered:
-            return f"The tokens of {name} do not cover what it says: {covered[:60]!r}."
+            return f"The tokens of {name} do not cover its content: {covered[:60]!r}."
         if len(covered) > len(said) + _SLACK:
-            return f"The tokens of {name} reach beyond what it says: {covered[:60]!r}."
+            return f"The tokens of {name} reach beyond its content: {covered[:60]!r}."
     return None
 
 
 _SLACK = 8
-"""Template characters that may share a token with what is said, on both sides together."""
+"""How many template characters may share a token with a message's content, on both sides together."""
 
 
 def _shared_tokens(chat: RenderedChat) -> int:
-    """How many messages have a token that holds template text too."""
+    """How many messages have a token that also holds template text."""
     said = {turn: _squeeze(message.get("content") or "") for turn, message in enumerate(chat.messages)}
     return sum(len(_covered(chat, turn)) > len(text) > 0 for turn, text in said.items())
 

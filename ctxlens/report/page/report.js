@@ -85,7 +85,7 @@
     const ceiling = (view, share, role) => {
       let largest = 0;
       for (const model of Object.keys(data.models))
-        for (const one of view === "difference" ? ["difference"] : Object.keys(data.views))
+        for (const one of view === "difference" ? ["difference"] : data.views)
           for (const value of (matrix(model, one, share, role) || []).flat()) largest = Math.max(largest, Math.abs(value || 0));
       return Math.max(0.05, Math.ceil(largest * 20 - 1e-9) / 20);
     };
@@ -103,7 +103,7 @@
       const readout = root.querySelector(".readout");
       if (!z) {
         Plotly.purge(plot);
-        readout.textContent = "There is no such view of this model.";
+        readout.textContent = "This model was not read under this condition.";
         return;
       }
       const entry = data.models[model][signed ? data.pair[1] : view];
@@ -145,7 +145,7 @@
       const head = root.querySelector(".means thead"), body = root.querySelector(".means tbody");
       const last = columns.filter((one) => one !== "difference").pop();
       const top = make("tr");
-      for (const text of ["role", ...columns.map((one) => (one === "difference" ? "change" : data.views[one])), "uniform"])
+      for (const text of ["role", ...columns.map((one) => (one === "difference" ? "change" : one)), "uniform"])
         top.append(make("th", text, {scope: "col"}));
       head.replaceChildren(top);
       body.replaceChildren(...data.roles.map((one) => {
@@ -225,7 +225,7 @@
       found.sort((a, b) => worse(b) - worse(a));
       root.querySelector(".readout").textContent =
         `${found.length} of ${task.examples.length} examples on this page` +
-        (task.total > task.examples.length ? `; the file holds ${task.total}, of which those that differ most are here.` : ".");
+        (task.total > task.examples.length ? `; the file holds ${task.total}. The page shows those that differ most.` : ".");
       list.replaceChildren(...found.slice(0, shown).map((one) => {
         const item = make("li"), sides = make("div", undefined, {class: "sides"});
         item.append(make("p", one.name, {class: "example"}));

@@ -1,6 +1,6 @@
-"""Saved results as figures: plotly figures, and HTML views where a figure would not do.
+"""Draw saved results: as plotly figures, and as HTML where the result is text.
 
-Nothing here loads a model. Figures have transparent backgrounds and colours that stay apart for
+Nothing here loads a model. Figures have transparent backgrounds, and their colours can be told apart by
 colour-blind readers and in greyscale.
 """
 

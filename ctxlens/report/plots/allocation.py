@@ -1,4 +1,4 @@
-"""Role shares as figures: layer × head, and role by layer."""
+"""Role shares as figures: by layer and head, and by layer and role."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOST_LABELLED_HEADS = 16
 
 
 def mean_over_queries(values: Float[np.ndarray, "*axes query"]) -> Float[np.ndarray, "*axes"]:
-    """Mean over the last axis; NaN (a query with no mass on the kept roles) is left out."""
+    """Mean over the last axis without NaN, which marks queries with no attention on the kept roles."""
     known = ~np.isnan(values)
     total = np.where(known, values, 0).sum(-1)
     count = known.sum(-1)
@@ -43,17 +43,17 @@ def role_heatmap(
     compare: RoleAllocation | None = None,
     mark_heads: Sequence[int] | Int[np.ndarray, " layer"] | None = None,
 ) -> go.Figure:
-    """Draw the share of one role in every layer and head, mean over the queries.
+    """Draw the share of one role in every layer and head, averaged over the queries.
 
     Args:
         allocation: what to draw.
         role: the role whose share is shown.
         renormalised: leave out template, indicator, pad and sink, and renormalise (paper section 2.2).
-        compare: subtract this one's shares: the figure shows `allocation - compare`, between −1 and 1.
-        mark_heads: one head a layer to frame, for instance `allocation.retrieval_heads()`.
+        compare: an allocation to subtract; the figure then shows `allocation - compare`, between −1 and 1.
+        mark_heads: one head per layer to frame, for instance `allocation.retrieval_heads()`.
 
     Raises:
-        InputError: the two allocations are of other layers or heads.
+        InputError: the two allocations have different layers or heads.
     """
     label = Role.parse(role).label
     z = mean_over_queries(allocation.share(label, renormalised=renormalised))
@@ -61,7 +61,7 @@ def role_heatmap(
     n_layers, n_heads = z.shape
     if compare is not None:
         if (compare.layers, compare.shares.shape[1]) != (allocation.layers, n_heads):
-            raise InputError("only allocations of the same layers and heads can be compared.")
+            raise InputError("allocations can be compared only if they have the same layers and heads.")
         z = z - mean_over_queries(compare.share(label, renormalised=renormalised))
         limit = _ceiling(z)
         scale, low, high, unit = DIVERGING, -limit, limit, "difference"
@@ -104,14 +104,14 @@ def hover_text(role: str, unit: str, uniform: float, n_queries: int) -> str:
 
 
 def cell_text(n_heads: int, *, signed: bool) -> str:
-    """The number written into each cell; none where cells are too small for it."""
+    """The number in each cell as a plotly template; empty where cells are too small for it."""
     if n_heads > MOST_LABELLED_HEADS:
         return ""
     return "%{z:+.2f}" if signed else "%{z:.2f}"
 
 
 def head_frames(layers: Sequence[int], heads: Sequence[int] | Int[np.ndarray, " layer"]) -> list[dict]:
-    """Frames around one head a layer."""
+    """Frames around one head per layer, as plotly shapes."""
     return [
         {"type": "rect", "x0": int(head) - 0.5, "x1": int(head) + 0.5, "y0": layer - 0.5, "y1": layer + 0.5,
          "line": {"color": INK.built, "width": 2}}
@@ -120,7 +120,7 @@ def head_frames(layers: Sequence[int], heads: Sequence[int] | Int[np.ndarray, " 
 
 
 def heatmap_height(n_layers: int) -> int:
-    """A height in pixels that keeps cells readable."""
+    """A height in pixels at which cells are readable."""
     return min(900, max(260, 44 * n_layers + 90))
 
 
@@ -130,16 +130,16 @@ def role_by_layer(
     renormalised: bool = False,
     difference: bool = False,
 ) -> go.Figure:
-    """Draw how each layer spreads its attention over the roles, mean over heads and queries.
+    """Draw how each layer spreads its attention over the roles, averaged over heads and queries.
 
     Args:
-        allocations: one allocation, or several by title, drawn side by side (for instance with and
+        allocations: one allocation, or several by title to draw side by side (for instance with and
             without template).
         renormalised: leave out template, indicator, pad and sink, and renormalise.
-        difference: draw one more panel, the last allocation minus the first.
+        difference: draw one more panel with the last allocation minus the first.
 
     Raises:
-        InputError: a difference was asked for of fewer than two allocations, or of unequal layers.
+        InputError: a difference of fewer than two allocations, or of allocations with different layers.
     """
     panels = {"": allocations} if isinstance(allocations, RoleAllocation) else dict(allocations)
     shares = {title: layer_shares(one, renormalised=renormalised) for title, one in panels.items()}
@@ -147,7 +147,7 @@ def role_by_layer(
     titles = list(shares)
     if difference:
         if len(titles) < 2 or len(layers) > 1:
-            raise InputError("a difference needs two allocations of the same layers.")
+            raise InputError("a difference needs two allocations with the same layers.")
         shares[f"{titles[-1]} minus {titles[0]}"] = shares[titles[-1]] - shares[titles[0]]
     figure = make_subplots(
         1, len(shares), subplot_titles=[plain(title) for title in shares], horizontal_spacing=0.08
@@ -179,13 +179,13 @@ def layer_panel(
     difference: bool = False,
     legend: Sequence[str] = (),
 ) -> go.Figure:
-    """Draw one panel of `role_by_layer` alone, for a page that lays panels out itself.
+    """Draw one panel of `role_by_layer`, for a page that arranges the panels itself.
 
     Args:
-        values: shares as `layer_shares` gives them, or the difference of two such.
+        values: shares as `layer_shares` returns them, or a difference of two of them.
         layers: the model's layer numbers.
         difference: whether the values are a difference.
-        legend: roles that the legend names even where they have no share.
+        legend: roles that the legend names even if they have no share.
     """
     figure = go.Figure(_role_bars(values, [str(layer) for layer in layers], legend))
     style(figure, height=330)
@@ -203,14 +203,14 @@ def layer_panel(
 def layer_shares(
     allocation: RoleAllocation, *, renormalised: bool = False
 ) -> Float[np.ndarray, "layer role"]:
-    """Role shares by layer, mean over heads and queries."""
+    """Role shares by layer, averaged over heads and queries."""
     source = allocation.renormalised() if renormalised else allocation
     flat = np.moveaxis(source.shares, 3, 1).reshape(len(source.layers), len(source.roles), -1)
     return mean_over_queries(flat)
 
 
 def shown_roles(allocations: Sequence[RoleAllocation]) -> list[str]:
-    """The roles that hold any token or attention, in the order of their values."""
+    """The roles that have any token or attention, in the order of their numbers."""
     here = np.zeros(len(RoleAllocation.roles), dtype=bool)
     for one in allocations:
         here |= (one.key_counts > 0).any(0) | (np.nan_to_num(one.shares) > 1e-6).any((0, 1, 2))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from markupsafe import escape
 
 from ctxlens.errors import InputError
+from ctxlens.report.plots.conditions import condition_name
 from ctxlens.report.plots.html import HtmlView
-from ctxlens.report.plots.needle import CONDITIONS
 from ctxlens.results import Ability, NeedleGrid
 from ctxlens.stats import Interval, bootstrap_mean, paired_difference
 
@@ -20,10 +20,13 @@ border-bottom:1px solid #8886}
 .figures-table .ci{opacity:.7;font-size:.85em;white-space:nowrap;display:block}
 """
 
+_AFTER_ONLY = " (after only)"
+"""The model before the cure has no indicator, so only the other one is asked with it."""
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row of the table: a measure of both models on the same units, and the paired difference."""
+    """One row of the table: a measure of both models on the same units, and their paired difference."""
 
     measure: str
     before: Interval
@@ -32,7 +35,11 @@ class Comparison:
 
 
 def cure_models(grid: NeedleGrid) -> tuple[str, str] | None:
-    """The models before (`vanilla`, else the last other one) and after the cure (asked with `[IND]`)."""
+    """The models before and after the cure; None if the grid does not hold both.
+
+    The model after the cure is the one that was asked with the indicator. The model before it is `vanilla` if
+    the grid has one, else the last of the others.
+    """
     models = list(dict.fromkeys(grid.frame["model"]))
     after = list(dict.fromkeys(grid.frame.loc[grid.frame["indicator"].astype(bool), "model"]))
     others = [model for model in models if model not in after]
@@ -44,24 +51,25 @@ def cure_models(grid: NeedleGrid) -> tuple[str, str] | None:
 def compare_models(
     grid: NeedleGrid, ability: Ability | None = None, *, before: str | None = None, after: str | None = None
 ) -> list[Comparison]:
-    """Compare two models on the cells and questions that both have.
+    """Compare two models on the cells and questions that both have answered.
 
-    The model after the cure appears with and without its indicator, always against the model before it
-    (which has none) on the same cells.
+    The model after the cure is asked with and without its indicator. Both are compared to the model before
+    the cure, which has no indicator, on the same cells.
 
     Args:
-        grid: unsteered cells of both models.
-        ability: closed-book answers of both.
-        before: model name; by default as `cure_models` finds it.
-        after: model name; by default as `cure_models` finds it.
+        grid: cells of both models without steering.
+        ability: closed-book answers of both models.
+        before: name of the model before the cure; found by `cure_models` by default.
+        after: name of the model after the cure; found by `cure_models` by default.
 
     Raises:
-        InputError: the grid has no pair of models to compare.
+        InputError: the grid does not hold a pair of models to compare.
     """
     found = cure_models(grid)
     if found is None and (before is None or after is None):
         raise InputError(
-            "the grid has no model with and without indicator; name the models before and after."
+            "the grid does not hold one model asked with the indicator and one without; name the models "
+            "with before=... and after=...."
         )
     before, after = before or (found or ("", ""))[0], after or (found or ("", ""))[1]
     return [*_needle_rows(grid, before, after), *(_ability_rows(ability, before, after) if ability else ())]
@@ -80,7 +88,8 @@ def before_after_table(
         for row in rows
     )
     return HtmlView(
-        '<table class="figures-table"><caption>Before and after, mean and 95 % interval</caption><thead><tr>'
+        '<table class="figures-table"><caption>Before and after the cure: mean and 95 % interval</caption>'
+        "<thead><tr>"
         f'<th scope="col">measure</th><th scope="col">{escape(head[0])}</th>'
         f'<th scope="col">{escape(head[1])}</th><th scope="col">difference</th></tr></thead>'
         f"<tbody>{cells}</tbody></table>",
@@ -98,9 +107,9 @@ def _needle_rows(grid: NeedleGrid, before: str, after: str) -> Iterator[Comparis
                 both = first.dropna().index.intersection(second.dropna().index)
                 if both.empty:
                     continue
-                name = f"{what}: {CONDITIONS.get(condition, condition)}"
+                name = f"{what}: {condition_name(condition, indicator=indicator)}"
                 if indicator:
-                    name += " + [IND] (after only)"
+                    name += _AFTER_ONLY
                 first, second = first[both], second[both]
                 yield Comparison(name, grid.mean(first), grid.mean(second), grid.difference(first, second))
 
@@ -115,7 +124,7 @@ def _ability_rows(ability: Ability, before: str, after: str) -> Iterator[Compari
         first, second = (side.groupby("question")["recall"].mean() for side in (first, second))
         both = first.index.intersection(second.index)
         if not both.empty:
-            name = "closed-book questions" + (" + [IND] (after only)" if indicator else "")
+            name = "closed-book questions" + (f" +indicator{_AFTER_ONLY}" if indicator else "")
             yield _compare(name, first[both].to_numpy(), second[both].to_numpy())
 
 

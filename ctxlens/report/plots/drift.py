@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -18,78 +20,103 @@ _SIDES = (("circle", "solid"), ("square", "dash"))
 
 
 def drift_by_layer(drift: Drift, role: str = "user", view: str = "raw") -> go.Figure:
-    """Draw the share of one role by layer on both sides: mean over heads, and the retrieval head followed.
+    """Draw the share of one role by layer on both sides: the mean over heads, and the retrieval head.
 
-    The grey dotted lines are the shares if attention were uniform, from token counts alone. Bands are
-    95 % intervals over conversations' texts.
+    The grey lines show the shares if attention were uniform, which follow from token counts alone. Bands are
+    95 % intervals over the texts of the conversations.
+
+    Args:
+        drift: what to draw.
+        role: the role whose share is shown.
+        view: a name of `ctxlens.results.VIEWS`.
 
     Raises:
-        InputError: an unknown view, or a role that it leaves out.
+        InputError: an unknown view, or a role that the view leaves out.
     """
     figure = make_subplots(
         1, 2, shared_yaxes=True, horizontal_spacing=0.05, subplot_titles=list(HEADS.values())
     )
     uniform = drift.uniform(role, view).mean(1)
-    layers = list(drift.layers)
     for column, heads in enumerate(HEADS, start=1):
         by_layer = drift.by_layer(role, view, heads=heads)
         for side, name in enumerate(drift.sides):
-            shade, (symbol, dash) = SERIES[side], _SIDES[side]
             found = [one[side] for one in by_layer]
-            group = {"legendgroup": str(side), "name": plain(name)}
-            figure.add_trace(
-                go.Scatter(
-                    x=layers + layers[::-1],
-                    y=[_edge(i.high, i) for i in found] + [_edge(i.low, i) for i in found[::-1]],
-                    fill="toself", fillcolor=shade.faded(), line={"width": 0}, mode="lines",
-                    hoverinfo="skip", showlegend=False, **group,
-                ),
-                row=1, col=column,
-            )  # fmt: skip
-            figure.add_trace(
-                go.Scatter(
-                    x=layers,
-                    y=[round(i.estimate, 4) for i in found],
-                    customdata=[[one[side].format(3), one[2].format(3)] for one in by_layer],
-                    mode="lines+markers",
-                    line={"color": shade.built, "width": 2.5, "dash": dash},
-                    marker={"color": shade.built, "size": 8, "symbol": symbol},
-                    hovertemplate=f"{group['name']}, {HEADS[heads]}, layer %{{x}}<br>"
-                    "<b>%{customdata[0]}</b><br>second minus first: %{customdata[1]}<extra></extra>",
-                    showlegend=column == 1,
-                    **group,
-                ),
-                row=1, col=column,
-            )  # fmt: skip
-            figure.add_trace(
-                go.Scatter(
-                    x=[layers[0], layers[-1]],
-                    y=[round(float(uniform[side]), 4)] * 2,
-                    mode="lines",
-                    line={"color": MUTED.built, "width": 1.5, "dash": ("dot", "dashdot")[side]},
-                    name=f"uniform: {plain(name)}",
-                    legendgroup=f"uniform {side}",
-                    showlegend=column == 1,
-                    hovertemplate=f"{group['name']}, if attention were uniform: %{{y:.3f}}<extra></extra>",
-                ),
-                row=1, col=column,
-            )  # fmt: skip
+            changes = [one[2] for one in by_layer]
+            curve = _curve(drift.layers, found, changes, side, plain(name), HEADS[heads])
+            baseline = _baseline(drift.layers, float(uniform[side]), side, plain(name))
+            figure.add_trace(_band(drift.layers, found, side), row=1, col=column)
+            figure.add_trace(curve.update(showlegend=column == 1), row=1, col=column)
+            figure.add_trace(baseline.update(showlegend=column == 1), row=1, col=column)
     style(figure, height=380)
-    figure.update_xaxes(title_text="layer", dtick=max(1, -(-len(layers) // 12)))
+    figure.update_xaxes(title_text="layer", dtick=max(1, -(-len(drift.layers) // 12)))
     figure.update_yaxes(title_text=f"share of {role}", range=[0, 1.02], col=1)
     figure.update_annotations(font={"size": 13})
     figure.update_layout(legend={"y": -0.24, "yanchor": "top"}, margin={"t": 32, "b": 24})
     return figure
 
 
+def _band(layers: Sequence[int], found: Sequence[Interval], side: int) -> go.Scatter:
+    """The 95 % intervals of one side as a band."""
+    return go.Scatter(
+        x=[*layers, *reversed(layers)],
+        y=[_edge(one.high, one) for one in found] + [_edge(one.low, one) for one in reversed(found)],
+        fill="toself",
+        fillcolor=SERIES[side].faded(),
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=str(side),
+    )
+
+
+def _curve(
+    layers: Sequence[int],
+    found: Sequence[Interval],
+    changes: Sequence[Interval],
+    side: int,
+    name: str,
+    heads: str,
+) -> go.Scatter:
+    """The shares of one side by layer; hovering also shows the change between the sides."""
+    colour, (symbol, dash) = SERIES[side].built, _SIDES[side]
+    return go.Scatter(
+        x=list(layers),
+        y=[round(one.estimate, 4) for one in found],
+        customdata=[
+            [share.format(3), change.format(3)] for share, change in zip(found, changes, strict=True)
+        ],
+        mode="lines+markers",
+        line={"color": colour, "width": 2.5, "dash": dash},
+        marker={"color": colour, "size": 8, "symbol": symbol},
+        name=name,
+        legendgroup=str(side),
+        hovertemplate=f"{name}, {heads}, layer %{{x}}<br><b>%{{customdata[0]}}</b><br>"
+        "second minus first: %{customdata[1]}<extra></extra>",
+    )
+
+
+def _baseline(layers: Sequence[int], uniform: float, side: int, name: str) -> go.Scatter:
+    """The share of one side if attention were uniform."""
+    return go.Scatter(
+        x=[layers[0], layers[-1]],
+        y=[round(uniform, 4)] * 2,
+        mode="lines",
+        line={"color": MUTED.built, "width": 1.5, "dash": ("dot", "dashdot")[side]},
+        name=f"uniform: {name}",
+        legendgroup=f"uniform {side}",
+        hovertemplate=f"{name}, if attention were uniform: %{{y:.3f}}<extra></extra>",
+    )
+
+
 def drift_map(drift: Drift, role: str = "user", view: str = "raw", *, excess: bool = False) -> go.Figure:
-    """Draw the second side minus the first, by layer and head; the retrieval heads are framed.
+    """Draw the second side minus the first, by layer and head, with frames around the retrieval heads.
 
     Args:
         drift: what to draw.
-        role: the role whose share is meant.
+        role: the role whose share is shown.
         view: a name of `ctxlens.results.VIEWS`.
-        excess: take each side's uniform baseline off first.
+        excess: first subtract the share that each side would have if attention were uniform.
     """
     found = drift.excess(role, view) if excess else drift.difference(role, view)
     figure = head_map(found, layers=drift.layers)

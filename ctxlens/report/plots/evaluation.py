@@ -13,15 +13,17 @@ from ctxlens.results import Evaluation
 
 
 def evaluation_means(evaluation: Evaluation, task: str, metrics: Sequence[str] | None = None) -> go.Figure:
-    """Draw the mean of metrics of one task, a line a model and condition, with 95 % intervals over contexts.
+    """Draw the means of one task's metrics, one line per model and condition, with 95 % intervals.
+
+    The intervals are over contexts: the texts that the questions are about.
 
     Args:
         evaluation: the answers.
         task: one of its tasks.
-        metrics: those to draw; all of the task by default.
+        metrics: the metrics to draw; by default all metrics of the task.
 
     Raises:
-        InputError: there is no such task or metric.
+        InputError: the evaluation does not have the task or a metric.
     """
     metrics = evaluation.metrics(task) if metrics is None else metrics
     found = {metric: [v for t, m, v in evaluation.rows() if (t, m) == (task, metric)] for metric in metrics}

@@ -1,4 +1,4 @@
-"""Head experiments as figures: maps by layer and head, curves over sets of heads, gradient against truth."""
+"""Head experiments as figures: maps by layer and head, curves over head sets, gradient against effect."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NAMES = {
     "random": "random heads",
     "drift": "drift",
 }
-"""What maps and rankings are called in figures."""
+"""Names of maps and rankings in figures."""
 
 _POSITIVE = ("copying", "user share")
 
@@ -40,11 +40,11 @@ _POSITIVE = ("copying", "user share")
 def head_map(found: HeadMap, *, layers: tuple[int, ...] | None = None) -> go.Figure:
     """Draw one number for every layer and head.
 
-    Signed numbers whose 95 % interval holds zero stand in parentheses; hovering shows the interval.
+    A signed number stands in parentheses if its 95 % interval contains zero. Hovering shows the interval.
 
     Args:
         found: the map.
-        layers: the model's layer numbers, if they are not 0 and up.
+        layers: the model's layer numbers; by default they count from 0.
     """
     values, (low, high) = found.values, found.interval()
     signed = found.kind not in _POSITIVE
@@ -90,9 +90,9 @@ def head_map(found: HeadMap, *, layers: tuple[int, ...] | None = None) -> go.Fig
 
 
 def head_curves(curves: HeadCurves) -> go.Figure:
-    """Draw the effect of acting on the first k heads of every ranking, beside random heads.
+    """Draw the effect of acting on the first k heads of every ranking and on k random heads.
 
-    Bands are 95 % intervals: over texts; for random heads, over the draws' means.
+    Bands are 95 % intervals over texts; for random heads, over the means of the draws.
     """
     figure = go.Figure()
     names = sorted(dict.fromkeys(curves.frame["ranking"]), key=lambda name: name == "random")
@@ -143,7 +143,7 @@ def head_curves(curves: HeadCurves) -> go.Figure:
 
 
 def gradient_scatter(estimate: HeadMap, truth: HeadMap) -> go.Figure:
-    """Draw what the gradient says of every head against what really happens; every point is a head."""
+    """Draw the gradient of every head against the measured effect, one point per head."""
     x, y = estimate.values, truth.values
     low, high = truth.interval()
     n_layers = x.shape[0]

@@ -1,4 +1,4 @@
-"""Views that are HTML rather than plotly figures."""
+"""Views that are HTML instead of plotly figures."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ctxlens.files import write_atomic
 
 @dataclass(frozen=True)
 class HtmlView:
-    """A piece of HTML that shows itself in notebooks; all text from data in it is escaped.
+    """A piece of HTML that notebooks display; all text from data is escaped.
 
     Attributes:
         body: the markup.
         css: the style sheet that the markup needs.
-        title: the title of a page of its own.
+        title: the title when it is saved as a page.
     """
 
     body: str
@@ -29,7 +29,7 @@ class HtmlView:
         return f"<style>{self.css}</style>{self.body}"
 
     def page(self) -> str:
-        """A whole HTML page with nothing else on it."""
+        """The view as a complete HTML page."""
         return (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width">'
@@ -43,5 +43,5 @@ class HtmlView:
         return write_atomic(path, self.page())
 
     def show(self, path: str | Path = "ctxlens-view.html") -> None:
-        """Write the page and open it in the browser."""
+        """Write the page and open it in a browser."""
         webbrowser.open(self.save(path).resolve().as_uri())

@@ -1,4 +1,4 @@
-"""Estimates with their intervals, a line a case and a symbol a series."""
+"""Estimates with their intervals: one line per case, one symbol per series."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def interval_rows(
     """Draw intervals on horizontal lines.
 
     Args:
-        labels: what each line is.
-        series: one interval a line, by the name of the series.
-        ticks: how the lines are marked, as plotly's markup; by default the labels.
-        digits: of the numbers that are shown when a symbol is pointed at.
+        labels: the name of each line.
+        series: by name of the series, one interval per line.
+        ticks: labels of the axis, in plotly's markup; by default `labels`.
+        digits: number of decimals in the text that hovering shows.
     """
     figure = go.Figure()
     for number, (name, means) in enumerate(series.items()):

@@ -1,4 +1,4 @@
-"""Needle-in-a-haystack grids as figures: context length × depth, one panel a model and condition."""
+"""Needle-in-a-haystack grids as figures: context length × depth, one panel per model and condition."""
 
 from __future__ import annotations
 
@@ -12,24 +12,20 @@ from jaxtyping import Float, Int
 from plotly.subplots import make_subplots
 
 from ctxlens.errors import InputError
+from ctxlens.report.plots.conditions import condition_name
 from ctxlens.report.plots.theme import DIVERGING, SEQUENTIAL, colorbar, colorscale, plain, style
 from ctxlens.results import NeedleGrid
-
-CONDITIONS = {
-    "plain+prefix": "no template",
-    "template+prefix": "template",
-    "template": "template, answer not begun",
-    "assistant+prefix": "context in the assistant's turn",
-}
-"""What the conditions are called in figures; the answer is begun where nothing else is said."""
 
 COLUMNS = {
     "recall": "recall",
     "memory_recall": "answered from memory",
-    "contains": "holds the needle word for word",
+    "contains": "contains the needle word for word",
     "needle_logprob": "log-probability, nats per token",
 }
-"""What the scores are called in figures."""
+"""Names of the scores in figures."""
+
+_ASKING = ("condition", "indicator", "alpha", "target_share", "heads")
+"""The columns that together say how a model was asked."""
 
 _MOST_LABELLED_COLUMNS = 12
 
@@ -39,7 +35,10 @@ class NeedlePanel:
     """The cells of one model and condition, as a matrix.
 
     Attributes:
-        key: the values of `model`, `condition`, `indicator`, `alpha` and `heads` that the rows share.
+        key: the values of `model`, `condition`, `indicator`, `alpha`, `heads` and, in grids that have it,
+            `target_share` that the rows share. None where the grid has no value.
+        context_tokens: the context lengths, in tokens.
+        depth_percent: the depths of the needle, in percent.
         mean: mean of the shown column, NaN where there is no cell.
         count: number of rows behind each cell.
     """
@@ -51,9 +50,14 @@ class NeedlePanel:
     count: Int[np.ndarray, "depth length"]
 
     @property
+    def condition(self) -> str:
+        """The condition's full name, with indicator and steering."""
+        return condition_name(**{name: value for name, value in self.key.items() if name != "model"})
+
+    @property
     def title(self) -> str:
-        """The panel's heading."""
-        return panel_title(**self.key)
+        """The panel's heading: model and condition, for instance `tuned: template+indicator`."""
+        return f"{self.key['model']}: {self.condition}"
 
     @property
     def rows(self) -> dict[str, Any]:
@@ -62,30 +66,18 @@ class NeedlePanel:
         return {
             name: value
             for name, value in self.key.items()
-            if (steered or name != "heads") and not (name == "alpha" and np.isnan(value))
+            if value is not None and (steered or name != "heads")
         }
 
 
-def panel_title(
-    model: str, condition: str, indicator: bool = False, alpha: float = 1.0, heads: str = "none"
-) -> str:
-    """Name one variant of the grid in words, for instance `vanilla: template + [IND]`."""
-    name = f"{model}: {CONDITIONS.get(condition, condition)}"
-    if indicator:
-        name += " + [IND]"
-    if alpha != 1.0:
-        name += f", α {alpha:g} on {heads} heads"
-    return name
-
-
 def needle_panels(grid: NeedleGrid, column: str = "recall") -> list[NeedlePanel]:
-    """Split a grid into its variants, in the order in which they stand in the table.
+    """Split a grid into its variants, in the order of the table.
 
     Args:
         grid: the cells.
         column: the score that is shown, one of `COLUMNS`.
     """
-    names = ["model", "condition", "indicator", "alpha", "heads"]
+    names = [name for name in ("model", *_ASKING) if name in grid.frame]
     frame = grid.frame.assign(heads=grid.frame["heads"].where(grid.frame["alpha"] != 1.0, "none"))
     lengths = sorted({int(v) for v in frame["context_tokens"]})
     depths = sorted({float(v) for v in frame["depth_percent"]})
@@ -94,24 +86,24 @@ def needle_panels(grid: NeedleGrid, column: str = "recall") -> list[NeedlePanel]
         cells = rows.groupby(["depth_percent", "context_tokens"])[column]
         mean = cells.mean().unstack().reindex(index=depths, columns=lengths)
         count = cells.count().unstack().reindex(index=depths, columns=lengths).fillna(0)
-        model, condition, indicator, alpha, heads = cast("tuple[Any, ...]", values)
-        key = {
-            "model": str(model),
-            "condition": str(condition),
-            "indicator": bool(indicator),
-            "alpha": float(alpha),
-            "heads": str(heads),
-        }
+        key = {name: _plain_value(value) for name, value in zip(names, cast("tuple", values), strict=True)}
         panels.append(
             NeedlePanel(key, tuple(lengths), tuple(depths), mean.to_numpy(float), count.to_numpy(int))
         )
     return panels
 
 
-def split_by_memory(grid: NeedleGrid) -> tuple[NeedleGrid, NeedleGrid | None]:
-    """Cells whose needle contradicts what the model knows by heart, and those where nothing is memorised.
+def _plain_value(value: Any) -> Any:
+    """A cell of the table as a Python value; None for NaN."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and np.isnan(value) else value
 
-    A grid of one kind only comes back whole, with None beside it.
+
+def split_by_memory(grid: NeedleGrid) -> tuple[NeedleGrid, NeedleGrid | None]:
+    """Split a grid into cells whose needle contradicts what the model knows by heart, and all others.
+
+    A grid with cells of one kind only is returned whole, and None with it.
     """
     known = grid.frame["memory_recall"].notna()
     if known.all() or not known.any():
@@ -127,7 +119,7 @@ def needle_heatmap(grid: NeedleGrid, *, column: str = "recall", columns: int = 3
     Args:
         grid: the cells; give `grid.where(model="vanilla")` to draw only some.
         column: the score that is shown, one of `COLUMNS`.
-        columns: number of panels in a row.
+        columns: number of panels per row.
 
     Raises:
         InputError: the grid has no rows.
@@ -168,17 +160,17 @@ def needle_heatmap(grid: NeedleGrid, *, column: str = "recall", columns: int = 3
 def needle_panel(
     panel: NeedlePanel, *, column: str = "recall", limits: tuple[float, float] = (0.0, 1.0)
 ) -> go.Figure:
-    """Draw one panel alone, without title and colour bar, for a page that lays panels out itself."""
+    """Draw one panel without title and colour bar, for a page that arranges the panels itself."""
     return _alone(panel_trace(panel, column, limits), panel)
 
 
 def needle_difference(grid: NeedleGrid, first: NeedlePanel, second: NeedlePanel, column: str) -> go.Figure:
-    """Draw the second panel minus the first, cell by cell, where both have the cell.
+    """Draw the second panel minus the first, over the cells that both have.
 
     Args:
-        grid: the table that both panels are of.
-        first: what is subtracted.
-        second: what it is subtracted from.
+        grid: the table from which both panels are.
+        first: the panel to subtract.
+        second: the panel from which it is subtracted.
         column: the score that is shown, one of `COLUMNS`.
     """
     one, other = (grid.recall(column, **panel.rows) for panel in (first, second))
@@ -192,14 +184,14 @@ def needle_difference(grid: NeedleGrid, first: NeedlePanel, second: NeedlePanel,
     largest = float(np.nanmax(np.abs(mean), initial=0.0)) if count.any() else 0.0
     limit = 1.0 if column != "needle_logprob" else largest or 1.0
     trace = panel_trace(panel, f"{COLUMNS.get(column, column)}, difference", (-limit, limit))
-    if not trace.texttemplate:  # no room for numbers: the sign at least, which greyscale does not tell
+    if not trace.texttemplate:  # no room for numbers, so write the sign, which greyscale does not show
         signs = np.where(mean > 0.05 * limit, "+", np.where(mean < -0.05 * limit, "−", ""))
         trace.update(text=signs.tolist(), texttemplate="%{text}")
     return _alone(trace.update(colorscale=colorscale(DIVERGING)), panel)
 
 
 def score_range(panels: Sequence[NeedlePanel], column: str) -> tuple[float, float]:
-    """The ends of the colour scale: 0 to 1, for log-probabilities what occurs in the panels."""
+    """The ends of the colour scale: 0 and 1, or for log-probabilities the range that occurs in the panels."""
     values = np.concatenate([panel.mean[panel.count > 0] for panel in panels])
     if column != "needle_logprob" or not values.size:
         return 0.0, 1.0

@@ -1,4 +1,4 @@
-"""Mean ratings of a judge with their intervals, by turn or by category."""
+"""A judge's mean ratings with their intervals, by turn or by category."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _SCALE = (1, 10)
 
 
 def rating_means(ratings: Ratings, by: Literal["turn", "category"]) -> go.Figure:
-    """Draw mean ratings, a symbol a model, with 95 % intervals over questions.
+    """Draw mean ratings with 95 % intervals over questions, one symbol per model.
 
     Args:
-        ratings: of one judge.
-        by: a line a turn, and one for all turns; or a line a category.
+        ratings: the ratings of one judge.
+        by: `turn` for one line per turn and one for all turns; `category` for one line per category.
     """
     values = list(dict.fromkeys(ratings.frame[by]))
     if by == "turn":

@@ -1,4 +1,4 @@
-"""Rendered conversations as boxes: whose every token is, what the template adds, and who imitates it."""
+"""Rendered conversations token by token: the role of every token, and what the template adds."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ color:color-mix(in srgb,var(--role) 70%,currentColor);white-space:nowrap;margin:
 """The style sheet of role views."""
 
 
-def roles_view(chats: Sequence[RenderedChat], *, title: str = "Whose every token is") -> HtmlView:
-    """Show rendered conversations with every token as a box in its role's colour.
+def roles_view(chats: Sequence[RenderedChat], *, title: str = "The role of every token") -> HtmlView:
+    """Show rendered conversations with every token as a box in the colour of its role.
 
-    Where a stretch of one role and turn begins, its name stands before it. A token's tooltip holds its
-    role, turn, id, position and characters. Special tokens that a speaker typed are underlined and listed;
-    what the template left out and what was cut is said. Characters that cannot be seen are named.
+    The name of the role and the number of the turn stand where they change. The tooltip of a token shows its
+    role, turn, id, position and characters. Special tokens that a speaker typed are underlined and listed.
+    Notices say what the template left out and what was truncated. Invisible characters are shown by name.
 
     Args:
-        chats: What to show, in order.
-        title: The page's heading.
+        chats: the conversations, in the order in which they are shown.
+        title: heading of the page.
     """
     pieces = [f"<h1>{escape(title)}</h1>", _LEGEND]
     for number, chat in enumerate(chats):
@@ -71,9 +71,10 @@ def roles_view(chats: Sequence[RenderedChat], *, title: str = "Whose every token
 
 
 _LEGEND = (
-    '<p class="quiet">A box is a token. Its colour and the name before a stretch say whose it is, with the '
-    "number of the turn. Dashed: written by the template. Heavy line below: ends a turn. Wavy line: a "
-    "special token that a speaker typed. Hover for role, turn, id and position.</p>"
+    '<p class="quiet">Every box is a token. Its colour shows its role; the role and the number of the turn '
+    "are named where they change. A dashed border marks tokens that the template wrote, a heavy line below "
+    "a token that ends a turn, and a wavy line a special token that a speaker typed. Hover over a token to "
+    "see its role, turn, id and position.</p>"
 )
 
 
@@ -95,13 +96,13 @@ def _notices(chat: RenderedChat) -> list[str]:
         )
         notices.append(
             Markup(
-                "Special tokens typed by a speaker: {}. The model reads them as its own marks; they are "
-                "labelled by who typed them."
+                "Special tokens typed by a speaker: {}. The model reads them as markers of the template; "
+                "here they have the role of the speaker who typed them."
             ).format(listed)
         )
     if chat.left_out_turns():
         turns = ", ".join(map(str, chat.left_out_turns()))
-        notices.append(f"The template leaves out what was said in turn {turns}.")
+        notices.append(f"The template leaves out the content of turn {turns}.")
     if chat.truncated:
         notices.append(chat.truncated)
     return [f'<p class="notice">{escape(notice)}</p>' for notice in notices]
@@ -134,7 +135,7 @@ def _tokens(chat: RenderedChat) -> str:
 
 
 def _visible(text: str) -> str:
-    """Escaped text: unseen characters are named, a run of line breaks breaks the line once, inside only."""
+    """Escaped text in which invisible characters are named and a run of line breaks breaks the line once."""
     if not text:
         return '<span class="unseen">∅</span>'
     shown = "".join(_visible_character(character, alone=len(text) == 1) for character in text)

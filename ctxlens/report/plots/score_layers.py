@@ -1,4 +1,4 @@
-"""How context-dependency scores differ by layer: their distributions, and which turns each would choose."""
+"""Context-dependency scores by layer: their distributions, and which turns each layer would select."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ BETAS = (0.5, 0.6, 0.7, 0.8)
 """The thresholds of the paper's Table 10."""
 
 TOP_SHARE = 0.1
-"""The share of turns whose choice by two layers is compared (paper B.5)."""
+"""The share of turns that each layer selects when two layers are compared (paper B.5)."""
 
 _MOST_LABELLED = 12
 
 
 def score_density(scores: Scores, *, reduction: str = "mean_of_best", bins: int = 50) -> go.Figure:
-    """Draw the distribution of the scores of every layer, a row a layer.
+    """Draw the distribution of the scores of every layer, one row per layer.
 
     Args:
         scores: scored turns.
@@ -31,7 +31,7 @@ def score_density(scores: Scores, *, reduction: str = "mean_of_best", bins: int 
         bins: number of intervals between 0 and 1.
 
     Raises:
-        InputError: no such reduction, or no scores.
+        InputError: an unknown reduction, or an empty table.
     """
     layers = _layers(scores)
     edges = np.linspace(0, 1, bins + 1)
@@ -57,13 +57,13 @@ def score_density(scores: Scores, *, reduction: str = "mean_of_best", bins: int 
 def layer_disagreement(
     scores: Scores, *, reduction: str = "mean_of_best", top_share: float = TOP_SHARE
 ) -> go.Figure:
-    """Draw how much the choices of any two layers differ (paper B.5).
+    """Draw how much the selections of any two layers differ (paper B.5).
 
-    Each layer chooses its `top_share` of the turns; a cell is the share of these that the other layer
-    does not choose. Choices drawn at random would differ by `1 - top_share`.
+    Each layer selects the `top_share` of turns that it scores highest. A cell is the share of these turns
+    that the other layer does not select. Two random selections would differ in `1 - top_share` of them.
 
     Raises:
-        InputError: no such reduction, too few turns, or a share outside 0 to 1.
+        InputError: an unknown reduction, too few turns, or a share outside 0 to 1.
     """
     layers, differing = disagreement(scores, reduction=reduction, top_share=top_share)
     few = len(layers) <= _MOST_LABELLED
@@ -72,7 +72,7 @@ def layer_disagreement(
             z=np.round(differing, 4).tolist(), x=layers, y=layers, zmin=0, zmax=1, xgap=2, ygap=2,
             colorscale=colorscale(SEQUENTIAL), colorbar={**colorbar(), "tickformat": ".0%"},
             texttemplate="%{z:.0%}" if few else "",
-            hovertemplate="layers %{x} and %{y}: <b>%{z:.0%}</b> of the choices differ<extra></extra>",
+            hovertemplate="layers %{x} and %{y}: <b>%{z:.0%}</b> of the selected turns differ<extra></extra>",
         )
     )  # fmt: skip
     _frame(figure, layers, "layer")
@@ -83,15 +83,15 @@ def layer_disagreement(
 def disagreement(
     scores: Scores, *, reduction: str = "mean_of_best", top_share: float = TOP_SHARE
 ) -> tuple[list[int], np.ndarray]:
-    """The layers, and for each pair of them the share of their top turns that they do not have in common.
+    """The layers, and for each pair of them the share of top turns that they do not have in common.
 
-    Of turns with equal scores those that come first are taken.
+    Among turns with equal scores, the earlier ones are taken.
 
     Raises:
-        InputError: no such reduction, too few turns, or a share outside 0 to 1.
+        InputError: an unknown reduction, too few turns, or a share outside 0 to 1.
     """
     if not 0 < top_share < 1:
-        raise InputError(f"top_share is a share of the turns between 0 and 1, got {top_share}.")
+        raise InputError(f"top_share must be a share of the turns between 0 and 1, got {top_share}.")
     layers = _layers(scores)
     values = np.stack([scores.layer(layer, reduction).to_numpy(dtype=float) for layer in layers])
     count = round(top_share * values.shape[1])
@@ -108,7 +108,7 @@ def disagreement(
 def threshold_shares(
     scores: Scores, *, reduction: str = "mean_of_best", betas: Sequence[float] = BETAS
 ) -> list[tuple[int, list[float]]]:
-    """For each layer the share of turns whose score is above each threshold (paper Table 10)."""
+    """The share of turns whose score is above each threshold, for every layer (paper Table 10)."""
     rows = []
     for layer in _layers(scores):
         values = scores.layer(layer, reduction).to_numpy(dtype=float)

@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 KINDS = {
     "document": "answered from the document",
-    "memory": "document there, answered from memory",
+    "memory": "has a document, answered from memory",
     "closed": "no document",
 }
-"""What the kinds of labelled turns are called in figures."""
+"""Names of the kinds of labelled turns in figures."""
 
 LENGTHS = {
     "context_tokens": "user tokens before the response",
     "response_tokens": "response tokens",
 }
-"""What lengths are called in figures."""
+"""Names of the lengths in figures."""
 
 LP_GAP = "lp_gap"
 
 
 @dataclass(frozen=True)
 class SelectionQuality:
-    """How well the selection finds the turns that truly depend on context."""
+    """How well a selection finds the turns that truly depend on context."""
 
     precision: float
     recall: float
@@ -51,17 +51,17 @@ def score_histogram(
     reduction: str | None = None,
     bins: int = 40,
 ) -> go.Figure:
-    """Draw the distribution of scores with the threshold; stacked by `kind` where it is known.
+    """Draw the distribution of scores and the threshold, stacked by `kind` where it is known.
 
     Args:
         scores: scored turns.
-        selection: gives layer, reduction and threshold.
-        layer: the layer, if no selection gives it; by default the highest one scored.
-        reduction: one of `Scores.REDUCTIONS`, or `lp_gap`, if no selection gives it.
+        selection: the selection from which layer, reduction and threshold are taken.
+        layer: the layer if there is no selection; by default the highest scored layer.
+        reduction: one of `Scores.REDUCTIONS`, or `lp_gap`, if there is no selection.
         bins: number of bars.
 
     Raises:
-        InputError: no such layer or reduction, or no scores.
+        InputError: an unknown layer or reduction, or an empty table.
     """
     layer, reduction = read_from(scores, selection, layer, reduction)
     rows = rows_of(scores, layer, reduction)
@@ -73,7 +73,7 @@ def score_histogram(
 
 
 def selection_histogram(selection: Selection, *, bins: int = 40) -> go.Figure:
-    """Draw the scores that a selection was made from, where the score table itself is not at hand."""
+    """Draw the scores of a selection when the table of scores itself is not available."""
     layer, reduction = selection.meta.get("layer"), selection.meta.get("reduction", "")
     bounded = reduction != LP_GAP
     name = axis_title(layer, reduction) if layer is not None or not bounded else "score"
@@ -81,22 +81,22 @@ def selection_histogram(selection: Selection, *, bins: int = 40) -> go.Figure:
 
 
 def rows_of(scores: Scores, layer: int | None, reduction: str) -> pd.DataFrame:
-    """The turns, one row each, with the score to show as `score`.
+    """The turns, one row each, with the chosen score in the column `score`.
 
     Raises:
-        InputError: no such layer or reduction.
+        InputError: an unknown layer or reduction.
     """
     if reduction == LP_GAP and LP_GAP in scores.frame:
         turns = scores.frame.drop_duplicates(["conversation", "turn"])
         return turns.assign(score=turns[LP_GAP])
     if layer is None:
-        raise InputError(f"the scores hold no {reduction}.")
+        raise InputError(f"the table of scores has no column {reduction}; score the data with it first.")
     values = scores.layer(layer, reduction)
     return scores.frame[scores.frame["layer"] == layer].assign(score=values.to_numpy())
 
 
 def axis_title(layer: int | None, reduction: str) -> str:
-    """What a score is called on an axis."""
+    """The title of an axis that shows the score."""
     if reduction == LP_GAP:
         return "gain in log-probability by the user's text (nats per token)"
     return f"score (layer {layer})"
@@ -105,21 +105,22 @@ def axis_title(layer: int | None, reduction: str) -> str:
 def length_histogram(
     scores: Scores, selection: Selection | None = None, *, column: str = "context_tokens", bins: int = 30
 ) -> go.Figure:
-    """Draw how long the contexts (or responses) of the turns are; chosen ones apart (paper B.7).
+    """Draw the lengths of contexts or responses, with selected turns as a group of their own (paper B.7).
 
-    Each group's bars sum to 1, so that groups of different size compare. Lengths are on a logarithmic axis.
+    The bars of each group sum to 1, so that groups of different size can be compared. The axis is
+    logarithmic.
 
     Args:
         scores: scored turns.
-        selection: which turns were chosen.
+        selection: the turns that were selected; without it there is one group.
         column: `context_tokens` or `response_tokens`.
         bins: number of bars.
 
     Raises:
-        InputError: another column, or no scores.
+        InputError: another column, or an empty table.
     """
     if column not in LENGTHS:
-        raise InputError(f"lengths are {' or '.join(LENGTHS)}, not {column!r}.")
+        raise InputError(f"column must be {' or '.join(LENGTHS)}, got {column!r}.")
     turns = scores.frame.drop_duplicates(["conversation", "turn"])
     if turns.empty:
         raise InputError("there are no scores to draw.")
@@ -128,8 +129,8 @@ def length_histogram(
     if selection is not None:
         place = ["conversation", "turn"]
         merged = turns[place].merge(selection.frame[[*place, "selected"]], on=place, how="left")
-        chosen = (merged["selected"] == True).to_numpy()  # noqa: E712  (missing: not chosen)
-        groups = {"chosen": chosen, "not chosen": ~chosen}
+        chosen = (merged["selected"] == True).to_numpy()  # noqa: E712  (missing: not selected)
+        groups = {"selected": chosen, "not selected": ~chosen}
     low, high = math.floor(math.log2(lengths.min())), math.ceil(math.log2(lengths.max() + 1))
     edges = np.linspace(low, max(high, low + 1), bins + 1)
     figure = go.Figure()
@@ -151,7 +152,7 @@ def length_histogram(
     ticks = range(low, max(high, low + 1) + 1, max(1, (high - low) // 8))
     figure.update_layout(barmode="overlay", bargap=0.04)
     figure.update_xaxes(title_text=LENGTHS[column], tickvals=list(ticks), ticktext=[f"{2**k}" for k in ticks])
-    figure.update_yaxes(title_text="share of its turns", tickformat=".0%", rangemode="tozero")
+    figure.update_yaxes(title_text="share of the group's turns", tickformat=".0%", rangemode="tozero")
     return figure
 
 
@@ -194,9 +195,10 @@ def _histogram(
 def read_from(
     scores: Scores, selection: Selection | None, layer: int | None = None, reduction: str | None = None
 ) -> tuple[int | None, str]:
-    """The layer and reduction to show: as given, as selected, as scored, else the highest layer scored.
+    """The layer and the reduction to show.
 
-    `lp_gap` has no layer.
+    They are taken from the arguments, else from the selection, else from the scores; the last choice is the
+    highest scored layer. `lp_gap` has no layer.
     """
     sources = [dict(selection.meta) if selection else {}, dict(scores.meta)]
     for source in sources:
@@ -212,9 +214,9 @@ def read_from(
 
 
 def selection_quality(scores: Scores | None, selection: Selection) -> SelectionQuality | None:
-    """Precision and recall of the selection against the known kinds; None where kinds are unknown.
+    """Precision and recall of a selection against the known kinds; None if the kinds are unknown.
 
-    Kinds are taken from the scores, else from the selection. A turn is truly context-dependent if its
+    The kinds come from the scores, else from the selection. A turn is truly context-dependent if its
     `kind` is among `scores.meta["positive_kinds"]` (by default `document`).
     """
     frame = selection.frame

@@ -1,4 +1,4 @@
-"""Steering sweeps as figures: recall over α, and what it costs."""
+"""Steering sweeps as figures: recall and side effects over α."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ctxlens.stats import Interval, bootstrap_mean
 if TYPE_CHECKING:
     import pandas as pd
 
-LINES = {"all": "all heads", "retrieval": "retrieval heads", "random": "random heads, as many"}
-"""What the head sets of a sweep are called in figures."""
+LINES = {"all": "all heads", "retrieval": "retrieval heads", "random": "equally many random heads"}
+"""Names of the head sets of a sweep in figures."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class SteeringPoint:
 
 
 def steering_points(table: NeedleGrid | Ability, column: str = "recall") -> list[SteeringPoint]:
-    """Mean and bootstrap interval for every head set and α, by falling α.
+    """Mean and bootstrap interval for every head set and α, in falling order of α.
 
-    Units are cells (questions of an ability table); random draws are averaged within a cell first.
-    Rows with α = 1 are not steered: they are the starting point of every line.
+    The units are cells, or questions for closed-book answers; random draws are first averaged within a unit.
+    Rows with α = 1 are not steered; they are the starting point of every line.
     """
     frame = table.frame
     unit = "cell" if "cell" in frame else "question"
@@ -54,21 +54,21 @@ def steering_points(table: NeedleGrid | Ability, column: str = "recall") -> list
 
 
 def steering_curves(grid: NeedleGrid, ability: Ability | None = None) -> go.Figure:
-    """Draw recall over α (log scale, stronger steering to the right), with bootstrap bands.
+    """Draw recall over α (log scale, stronger steering to the right) with bootstrap bands.
 
-    One line for each set of steered heads. Below it, where the data are there: how often the model
-    answers from memory instead, and a general ability under the same steering.
+    There is one line for each set of steered heads. Where the data are available, further panels show how
+    often the model answers from memory instead and the closed-book recall under the same steering.
 
     Args:
-        grid: a grid with several `alpha`.
-        ability: an ability table with the further columns `alpha` and `heads`.
+        grid: a grid with several values of `alpha`.
+        ability: closed-book answers with the additional columns `alpha` and `heads`.
 
     Raises:
-        InputError: nothing in the grid is steered.
+        InputError: no row of the grid is steered.
     """
     rows = [("recall from context", steering_points(grid))]
     if not rows[0][1]:
-        raise InputError("the grid holds no steered rows (alpha below 1); run a steering sweep first.")
+        raise InputError("the grid has no steered rows (alpha below 1); run a steering sweep first.")
     if grid.frame["memory_recall"].notna().any():
         rows.append(("answered from memory", steering_points(grid, "memory_recall")))
     if ability is not None and {"alpha", "heads"} <= set(ability.frame.columns):
@@ -128,7 +128,7 @@ def _in_order(heads: object) -> list[str]:
 
 
 def _apart(alphas: list[float], ratio: float = 1.35) -> list[float]:
-    """The values that leave each other room for a label on a log axis, from the largest down."""
+    """The values, largest first, that are far enough apart for labels on a log axis."""
     kept: list[float] = []
     for alpha in sorted(alphas, reverse=True):
         if not kept or kept[-1] / alpha >= ratio:

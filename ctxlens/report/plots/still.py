@@ -1,4 +1,4 @@
-"""Attention drift as a picture that needs neither script nor network, for pages that show nothing else."""
+"""Attention drift as an SVG picture, for pages that run no scripts, such as model cards."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _LABELLED = 34
 
 
 def drift_still(drifts: Sequence[Drift], role: str = "user", view: str = "raw", *, title: str = "") -> str:
-    """Draw the change of one role's share by layer and head as SVG, one panel a drift, on one scale.
+    """Draw the change of one role's share by layer and head as SVG, one panel per drift, on one scale.
 
-    All text is escaped. The retrieval heads are framed; a number whose 95 % interval holds zero stands in
-    parentheses (numbers are left out where cells are too small for them; pointing at a cell shows it).
+    All text is escaped. Frames mark the retrieval heads. A number stands in parentheses if its 95 % interval
+    contains zero. Where cells are too small for numbers, pointing at a cell shows its number.
 
     Args:
         drifts: what to draw, from top to bottom.
-        role: the role whose share is meant.
+        role: the role whose share is shown.
         view: a name of `ctxlens.results.VIEWS`.
         title: heading of the picture.
     """
@@ -97,7 +97,7 @@ def _panel(drift: Drift, values: np.ndarray, decided: np.ndarray, top: float, y0
 
 
 def _colour(value: float, top: float) -> str:
-    """The diverging scale's colour of a value; grey where there is none."""
+    """The colour of a value on the diverging scale; grey for NaN."""
     if np.isnan(value):
         return "#e3e6ea"
     stops = np.array([[int(stop.light[i : i + 2], 16) for i in (1, 3, 5)] for stop in DIVERGING])

@@ -1,10 +1,10 @@
-"""Colours and layout that every figure shares.
+"""Colours and layout shared by all figures.
 
-Colours tell apart for colour-blind readers (after Okabe and Ito), scales grow steadily in lightness so
-that they survive a greyscale print, and everything that colour says is said by a shape, a pattern or a
-number as well. Backgrounds are transparent. Each colour has a shade for light and one for dark pages;
-figures are built with the light one (text: a grey that reads on both), and a page that knows its scheme
-swaps them by `colour_schemes`.
+Colour-blind readers can tell the colours apart (after Okabe and Ito). Scales change steadily in lightness, so
+that they survive a greyscale print. Everything that a colour shows is also shown by a shape, a pattern or a
+number. Backgrounds are transparent. Each colour has one shade for light pages and one for dark pages. Figures
+are built with the light shade (text with a grey that is readable on both), and a page that knows its colour
+scheme replaces the shades with `colour_schemes`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 
 @dataclass(frozen=True)
 class Shade:
-    """One colour: as figures are built, on light pages, on dark pages."""
+    """One colour: the shade that figures are built with, and the shades for light and dark pages."""
 
     built: str
     light: str
     dark: str
 
     def faded(self, opacity: float = 0.18) -> str:
-        """The colour as built, see-through: for bands behind a line."""
+        """The built shade with some transparency, for bands behind a line."""
         return _rgba(self.built, opacity)
 
 
@@ -73,16 +73,16 @@ DIVERGING = tuple(
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
-"""Line styles and symbols by which curves are told apart without colour."""
+"""Line styles and symbols that tell curves apart without colour."""
 
 
 def colorscale(stops: Sequence[Shade]) -> list[list[float | str]]:
-    """A plotly colour scale of evenly spaced stops."""
+    """A plotly colour scale with evenly spaced stops."""
     return [[round(i / (len(stops) - 1), 4), stop.built] for i, stop in enumerate(stops)]
 
 
 def colour_schemes() -> dict[str, tuple[str, str]]:
-    """Every colour that figures are built with, and what it becomes on a light and on a dark page."""
+    """Every colour that figures are built with, and its shades on light and on dark pages."""
     shades = [INK, MUTED, GRID, *ROLE_SHADES.values(), *SERIES, *SEQUENTIAL, *DIVERGING]
     schemes = {shade.built: (shade.light, shade.dark) for shade in shades}
     schemes |= {s.faded(): (_rgba(s.light, 0.18), _rgba(s.dark, 0.18)) for s in SERIES}
@@ -90,7 +90,7 @@ def colour_schemes() -> dict[str, tuple[str, str]]:
 
 
 def style(figure: go.Figure, *, height: int, title: str = "") -> go.Figure:
-    """Give a figure the shared layout: fonts, transparent background, quiet axes, small margins."""
+    """Give a figure the shared layout: fonts, transparent background, light axes, small margins."""
     figure.update_layout(
         template="none",
         height=height,
@@ -114,7 +114,7 @@ def style(figure: go.Figure, *, height: int, title: str = "") -> go.Figure:
 
 
 def plain(text: object) -> str:
-    """Text from data for a figure's title, legend or hover, so that plotly reads no markup in it."""
+    """Text from data, escaped so that plotly does not read markup in a title, legend or hover text."""
     return html.escape(str(text), quote=False).replace("%{", "%&#123;")
 
 

@@ -1,4 +1,4 @@
-"""One conversation, token by token: role as colour, attention as intensity and as a bar below."""
+"""One conversation token by token: colour shows the role, intensity and a bar show attention."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ def token_view(
 ) -> HtmlView:
     """Show the tokens of one conversation with the attention that one query pays to them.
 
-    Every token carries its role as colour (named at the start of each stretch) and its attention weight
-    as intensity and as the height of a bar below it; the scale is the square root of the weight over
-    the largest one. The exact weight is in the token's tooltip.
+    The colour of a token shows its role, which is named where it changes. The intensity of the colour and the
+    height of the bar below a token show its attention weight, as the square root of its ratio to the largest
+    weight. The tooltip of a token holds the exact weight.
 
     Args:
         view: what to draw.
-        layer: the model's layer number; by default the last one that is there.
-        head: the head; by default the one with most attention on user tokens.
+        layer: the model's layer number; by default the last layer of the view.
+        head: the head; by default the one that attends most to user tokens.
         query: index into `view.query_positions`.
 
     Raises:
-        InputError: no such layer, head or query.
+        InputError: the view does not have this layer, head or query.
     """
     layer = view.layers[-1] if layer is None else layer
     if layer not in view.layers:
@@ -79,7 +79,7 @@ def token_view(
 def token_markup(
     view: TokenView, query_position: int, weights: np.ndarray | None = None, shown: np.ndarray | None = None
 ) -> Markup:
-    """The tokens as spans; with weights they are drawn, without they wait for a script to set them."""
+    """The tokens as spans; without weights, a script sets the intensities later."""
     pieces = ['<div class="tokens" dir="auto">']
     before = None
     for i, (text, value) in enumerate(zip(view.tokens, view.token_roles, strict=True)):
@@ -97,7 +97,7 @@ def token_markup(
 
 
 def _visible(text: str) -> str:
-    """Escaped text in which line breaks are shown and break the line once."""
+    """Escaped text in which every line break is shown and breaks the line."""
     if not text:
         return '<span class="nl">∅</span>'
     parts = [str(escape(part)) for part in text.replace("\r", "␍").split("\n")]

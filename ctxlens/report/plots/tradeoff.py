@@ -1,8 +1,10 @@
-"""What steering gains against what it costs, in one picture."""
+"""What steering gains against what it costs, in one figure."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
@@ -17,7 +19,15 @@ from ctxlens.stats import Interval, bootstrap_mean
 
 @dataclass(frozen=True)
 class TradeOffPoint:
-    """Needle recall under one steering, and what the same steering does where no context is needed."""
+    """Needle recall under one steering, and the effect of the same steering where no context is needed.
+
+    Attributes:
+        heads: the set of steered heads.
+        alpha: factor of the steering; 1: not steered.
+        recall: needle recall.
+        closed_book: recall on questions without a document; None if it was not measured.
+        nats: nats per token of the right closed-book answers; None if it was not measured.
+    """
 
     heads: str
     alpha: float
@@ -26,92 +36,99 @@ class TradeOffPoint:
     nats: Interval | None
 
 
-def trade_off_points(grid: NeedleGrid, ability: Ability | None) -> list[TradeOffPoint]:
-    """One point for every head set and α, by falling α; α = 1 is the common start of all.
+_Cost = Literal["closed_book", "nats"]
+_COSTS: tuple[tuple[_Cost, str, str], ...] = (
+    ("closed_book", "closed-book recall", "more is better"),
+    ("nats", "nats per token of closed-book answers", "less is better"),
+)
+"""The panels: field of a point, its name, and which way is better."""
 
-    Intervals are over texts (recall) and questions; random draws are averaged within a cell or question.
+
+def trade_off_points(grid: NeedleGrid, ability: Ability | None) -> list[TradeOffPoint]:
+    """One point for every head set and α, in falling order of α; all sets start at α = 1.
+
+    Intervals are over texts (recall) and over questions. Random draws are averaged within a cell or question.
 
     Args:
         grid: a steering sweep.
-        ability: closed-book answers with the columns `alpha`, `heads` and, if known, `nats_per_token`.
+        ability: closed-book answers with the columns `alpha` and `heads` and, if known, `nats_per_token`.
     """
-    frame = grid.frame
+    steered = grid.frame[grid.frame["alpha"] != 1.0]
     found = []
-    steered = frame[frame["alpha"] != 1.0]
     for heads in dict.fromkeys(steered["heads"]):
         for alpha in sorted({1.0, *steered["alpha"][steered["heads"] == heads]}, reverse=True):
-            start = alpha == 1.0
-            cells = grid.recall(alpha=1.0) if start else grid.recall(heads=heads, alpha=alpha)
-            costs: list[Interval | None] = [None, None]
-            if ability is not None and {"alpha", "heads"} <= set(ability.frame):
-                table = ability.where(alpha=1.0) if start else ability.where(alpha=alpha, heads=heads)
-                for i, column in enumerate(("recall", "nats_per_token")):
-                    if column in table.frame and len(table):
-                        costs[i] = bootstrap_mean(table.frame.groupby("question")[column].mean().to_numpy())
-            found.append(TradeOffPoint(str(heads), float(alpha), grid.mean(cells), *costs))
+            where: dict[str, Any] = {"alpha": 1.0} if alpha == 1.0 else {"heads": heads, "alpha": alpha}
+            recall = grid.mean(grid.recall(**where))
+            costs = [_cost(ability, column, where) for column in ("recall", "nats_per_token")]
+            found.append(TradeOffPoint(str(heads), float(alpha), recall, *costs))
     return found
 
 
-def trade_off(grid: NeedleGrid, ability: Ability) -> go.Figure:
-    """Draw needle recall (up) against closed-book recall and against nats per token, α by α.
+def _cost(ability: Ability | None, column: str, where: Mapping[str, Any]) -> Interval | None:
+    """The mean of a column over the questions asked under one steering; None if it was not measured."""
+    if ability is None or not {"alpha", "heads", column} <= set(ability.frame):
+        return None
+    rows = ability.where(**where).frame
+    return bootstrap_mean(rows.groupby("question")[column].mean().to_numpy()) if len(rows) else None
 
-    Better is up, and to the right on the left panel, to the left on the right panel. Bars are 95 %
-    intervals.
+
+def trade_off(grid: NeedleGrid, ability: Ability) -> go.Figure:
+    """Draw needle recall (up) against closed-book recall and against nats per token, one point per α.
+
+    Better is up in both panels, to the right in the left panel and to the left in the right panel. Bars are
+    95 % intervals.
 
     Raises:
-        InputError: nothing is steered, or there are no side effects for it.
+        InputError: nothing is steered, or the side effects of steering were not measured.
     """
     points = trade_off_points(grid, ability)
-    panels = [
-        (name, title)
-        for name, title in (
-            ("closed_book", "closed-book recall (more is better)"),
-            ("nats", "nats per token of closed-book answers (less is better)"),
-        )
-        if any(getattr(point, name) is not None for point in points)
-    ]
+    panels = [panel for panel in _COSTS if any(getattr(point, panel[0]) is not None for point in points)]
     if not panels:
-        raise InputError("there is no trade-off to draw: it takes a steering sweep with its side effects.")
+        raise InputError(
+            "there is no trade-off to draw; give a steering sweep and closed-book answers under the same "
+            "steering."
+        )
     figure = make_subplots(1, len(panels), shared_yaxes=True, horizontal_spacing=0.06)
-    for column, (name, title) in enumerate(panels, start=1):
-        for i, heads in enumerate(dict.fromkeys(point.heads for point in points)):
-            own = [p for p in points if p.heads == heads and getattr(p, name) is not None]
-            shade = SERIES[i % len(SERIES)]
-            costs = [getattr(p, name) for p in own]
-            label = plain(LINES.get(heads, heads))
-            figure.add_trace(
-                go.Scatter(
-                    x=[round(c.estimate, 4) for c in costs],
-                    y=[round(p.recall.estimate, 4) for p in own],
-                    error_x=_bars(costs, shade.built),
-                    error_y=_bars([p.recall for p in own], shade.built),
-                    text=[f"α {p.alpha:g}" if p is own[-1] else "" for p in own],
-                    textposition="top center",
-                    textfont={"size": 11},
-                    mode="lines+markers+text",
-                    line={"color": shade.built, "width": 2, "dash": DASHES[i % len(DASHES)]},
-                    marker={"color": shade.built, "size": 8, "symbol": MARKERS[i % len(MARKERS)]},
-                    name=label,
-                    legendgroup=heads,
-                    showlegend=column == 1,
-                    customdata=[
-                        [p.recall.format(), c.format(), f"{p.alpha:g}"]
-                        for p, c in zip(own, costs, strict=True)
-                    ],
-                    hovertemplate=f"{label}, α %{{customdata[2]}}<br>needle recall <b>%{{customdata[0]}}</b>"
-                    f"<br>{title.split(' (')[0]} <b>%{{customdata[1]}}</b><extra></extra>",
-                ),
-                row=1,
-                col=column,
-            )
-        figure.update_xaxes(title_text=title, col=column)
+    for column, (field, name, better) in enumerate(panels, start=1):
+        for number, heads in enumerate(dict.fromkeys(point.heads for point in points)):
+            own = [p for p in points if p.heads == heads and getattr(p, field) is not None]
+            line = _line(own, [getattr(p, field) for p in own], name, number)
+            figure.add_trace(line.update(showlegend=column == 1), row=1, col=column)
+        figure.update_xaxes(title_text=f"{name} ({better})", col=column)
     style(figure, height=420)
     figure.update_yaxes(title_text="needle recall", range=[-0.03, 1.08], col=1)
     figure.update_layout(legend={"y": -0.22, "yanchor": "top"}, margin={"t": 12, "b": 24})
     return figure
 
 
-def _bars(intervals: list[Interval], colour: str) -> dict:
+def _line(points: Sequence[TradeOffPoint], costs: Sequence[Interval], cost: str, number: int) -> go.Scatter:
+    """The points of one head set, joined by falling α; the last one is labelled."""
+    heads = points[0].heads
+    colour, label = SERIES[number % len(SERIES)].built, plain(LINES.get(heads, heads))
+    labels = [""] * (len(points) - 1) + [f"α {points[-1].alpha:g}"]
+    return go.Scatter(
+        x=[round(one.estimate, 4) for one in costs],
+        y=[round(point.recall.estimate, 4) for point in points],
+        error_x=_bars(costs, colour),
+        error_y=_bars([point.recall for point in points], colour),
+        text=labels,
+        textposition="top center",
+        textfont={"size": 11},
+        mode="lines+markers+text",
+        line={"color": colour, "width": 2, "dash": DASHES[number % len(DASHES)]},
+        marker={"color": colour, "size": 8, "symbol": MARKERS[number % len(MARKERS)]},
+        name=label,
+        legendgroup=heads,
+        customdata=[
+            [point.recall.format(), one.format(), f"{point.alpha:g}"]
+            for point, one in zip(points, costs, strict=True)
+        ],
+        hovertemplate=f"{label}, α %{{customdata[2]}}<br>needle recall <b>%{{customdata[0]}}</b>"
+        f"<br>{cost} <b>%{{customdata[1]}}</b><extra></extra>",
+    )
+
+
+def _bars(intervals: Sequence[Interval], colour: str) -> dict:
     above = [i.high - i.estimate if np.isfinite(i.high) else 0.0 for i in intervals]
     below = [i.estimate - i.low if np.isfinite(i.low) else 0.0 for i in intervals]
     return {

@@ -13,7 +13,7 @@ def loss_curve(log: Sequence[Mapping[str, float | int]]) -> go.Figure:
     """Draw the training loss by step.
 
     Args:
-        log: one mapping a logged step with `step` and `loss` (nats per trained token).
+        log: one mapping per logged step, with `step` and `loss` (nats per trained token).
     """
     shade = SERIES[0].built
     figure = go.Figure(

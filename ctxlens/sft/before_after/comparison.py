@@ -1,19 +1,26 @@
-"""The table of before and after: every row a paired comparison, with interval, test and reading."""
+"""The table of before and after: each row is a paired comparison with interval, test and reading."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ctxlens.chat.condition import Condition, parse_conditions
 from ctxlens.results import Ability, NeedleGrid
 from ctxlens.stats import Interval, PairedComparison, compare_pairs
 
 BASE, TRAINED = "base", "trained"
-"""What the two models are called in tables and files."""
+"""The names of the two models in tables and files."""
 
-CONDITIONS = {"plain+prefix": "no template", "template+prefix": "template"}
+PLAIN, TEMPLATE = parse_conditions("plain+prefix,template+prefix")
+"""The conditions of needles; the conditions of closed-book questions are named without the prefix."""
+_EARLIER = {
+    "no template": "plain", "template": "template",
+    "no template + indicator": "plain+indicator", "template + indicator": "template+indicator",
+}  # fmt: skip
+"""Conditions as evaluations of earlier versions call them, without the prefix of needles."""
 _COLUMNS = {"recall": "needle recall", "memory_recall": "answered from memory"}
 _CLOSED = "closed-book recall"
 
@@ -22,9 +29,12 @@ _CLOSED = "closed-book recall"
 class Row:
     """One measure of two treatments of the same texts or questions.
 
+    A treatment is a model and a condition, such as `trained, template+prefix+indicator`.
+
     Attributes:
         measure: what is measured, in words.
-        first, second: the two treatments, in words.
+        first: the first treatment.
+        second: the second treatment.
         found: their means, the paired difference (second minus first) and its test.
     """
 
@@ -34,7 +44,7 @@ class Row:
     found: PairedComparison
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The row as JSON values."""
         found = self.found
         return {
             "measure": self.measure, "first": self.first, "second": self.second,
@@ -45,7 +55,7 @@ class Row:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Row:
-        """The row that `as_dict` has written; null reads as NaN."""
+        """Read a row that `as_dict` has written, also by an earlier version; null is read as NaN."""
 
         def number(value: float | int | None) -> float:
             return math.nan if value is None else float(value)
@@ -57,54 +67,63 @@ class Row:
             interval(record[key]) for key in ("first_mean", "second_mean", "difference")
         )
         found = PairedComparison(first, second, difference, number(record["p_value"]), record["pairs"])
-        return cls(record["measure"], record["first"], record["second"], found)
+        measure = record["measure"]
+        first_side, second_side = (_translate(record[key], measure) for key in ("first", "second"))
+        return cls(measure, first_side, second_side, found)
+
+
+def _name(model: str, condition: Condition) -> str:
+    return f"{model}, {condition.name}"
+
+
+def _translate(side: str, measure: str) -> str:
+    """A treatment in the one spelling of conditions, whichever version has written it."""
+    model, _, said = side.partition(", ")
+    if said not in _EARLIER:
+        return side
+    condition = Condition.parse(_EARLIER[said])
+    return _name(model, condition if measure == _CLOSED else replace(condition, prefix=True))
 
 
 def models_rows(grid: NeedleGrid, ability: Ability | None) -> list[Row]:
-    """The trained model against the one it started from: on every needle, and without any context.
+    """Compare the trained model with the base: on every needle, and without any context.
 
-    The base has no indicator: where the trained model is asked with it, the base is asked without.
+    The base has no indicator, so it is asked without one even where the trained model is asked with it.
 
     Args:
-        grid: cells of both models, called `BASE` and `TRAINED`.
+        grid: cells of both models, which are called `BASE` and `TRAINED`.
         ability: closed-book answers of both, or None.
     """
-    rows = []
-    for needle, condition in _cases(grid):
-        for indicator in _indicators(grid.frame):
-            second = f"{CONDITIONS[condition]}{' + indicator' if indicator else ''}"
-            rows += _needle_rows(
-                grid, needle, (BASE, condition, False), (TRAINED, condition, indicator),
-                (f"{BASE}, {CONDITIONS[condition]}", f"{TRAINED}, {second}"),
-            )  # fmt: skip
+    rows: list[Row] = []
+    for needle in dict.fromkeys(grid.frame["needle"]):
+        for condition in _asked(grid):
+            for indicator in _indicators(grid.frame):
+                treated = replace(condition, indicator=indicator)
+                rows += _needle_rows(grid, needle, (BASE, condition), (TRAINED, treated))
     return [*rows, *(_closed_rows(ability) if ability else ())]
 
 
 def treatments_rows(grid: NeedleGrid) -> list[Row]:
     """What the template costs each model, and what the indicator gives the trained one."""
-    rows: list[Row] = []
-    frame = grid.frame
-    for needle in dict.fromkeys(frame["needle"]):
-        plain, template = CONDITIONS
-        if template not in set(frame["condition"]):
-            continue
-        for model in (BASE, TRAINED):
-            names = (f"{model}, no template", f"{model}, template")
-            rows += _needle_rows(grid, needle, (model, plain, False), (model, template, False), names)
-        if any(_indicators(frame)):
-            asked = (TRAINED, template, True)
-            for condition, name in ((template, "template"), (plain, "no template")):
-                names = (f"{TRAINED}, {name}", f"{TRAINED}, template + indicator")
-                rows += _needle_rows(grid, needle, (TRAINED, condition, False), asked, names)
+    if TEMPLATE not in _asked(grid):
+        return []
+    pairs = [((model, PLAIN), (model, TEMPLATE)) for model in (BASE, TRAINED)]
+    if any(_indicators(grid.frame)):
+        marked = (TRAINED, replace(TEMPLATE, indicator=True))
+        pairs += [((TRAINED, TEMPLATE), marked), ((TRAINED, PLAIN), marked)]
+    rows = [
+        row
+        for needle in dict.fromkeys(grid.frame["needle"])
+        for first, second in pairs
+        for row in _needle_rows(grid, needle, first, second)
+    ]
     return [row for row in rows if row.measure.startswith(_COLUMNS["recall"])]
 
 
-def _cases(grid: NeedleGrid) -> Iterator[tuple[str, str]]:
-    frame = grid.frame
-    for needle in dict.fromkeys(frame["needle"]):
-        for condition in CONDITIONS:
-            if condition in set(frame["condition"]):
-                yield needle, condition
+def _asked(grid: NeedleGrid) -> list[Condition]:
+    """The conditions that the grid holds, among those of the table."""
+    names = set(grid.frame["condition"])
+    return [condition for condition in (PLAIN, TEMPLATE) if condition.name in names]
 
 
 def _indicators(frame: Any) -> tuple[bool, ...]:
@@ -112,37 +131,42 @@ def _indicators(frame: Any) -> tuple[bool, ...]:
 
 
 def _needle_rows(
-    grid: NeedleGrid,
-    needle: str,
-    first: tuple[str, str, bool],
-    second: tuple[str, str, bool],
-    names: tuple[str, str],
+    grid: NeedleGrid, needle: str, first: tuple[str, Condition], second: tuple[str, Condition]
 ) -> Iterator[Row]:
+    chosen = [
+        {
+            "model": model,
+            "condition": condition.asking.name,
+            "indicator": condition.indicator,
+            "needle": needle,
+        }
+        for model, condition in (first, second)
+    ]
     for column, what in _COLUMNS.items():
-        found = grid.compare(_choose(needle, first), _choose(needle, second), column=column)
+        found = grid.compare(*chosen, column=column)
         if found.pairs:
-            yield Row(f"{what}: {needle}", *names, found)
-
-
-def _choose(needle: str, which: tuple[str, str, bool]) -> Mapping[str, Any]:
-    model, condition, indicator = which
-    return {"model": model, "condition": condition, "indicator": indicator, "needle": needle}
+            yield Row(f"{what}: {needle}", _name(*first), _name(*second), found)
 
 
 def _closed_rows(ability: Ability) -> Iterator[Row]:
     frame = ability.frame
     for template in (False, True):
         for indicator in _indicators(frame):
-            said = "template" if template else "no template"
-            sides = []
-            for model, with_indicator in ((BASE, False), (TRAINED, indicator)):
-                keep = (frame["of"] == model) & (frame["indicator"] == with_indicator)
-                sides.append(frame[keep & (frame["template"] == template)].set_index("question")["recall"])
-            both = sides[0].index.intersection(sides[1].index)
+            sides = (
+                (BASE, Condition(template=template)),
+                (TRAINED, Condition(template=template, indicator=indicator)),
+            )
+            first, second = (_closed_recall(frame, *side) for side in sides)
+            both = first.index.intersection(second.index)
             if not both.empty:
-                found = compare_pairs(*(side[both].to_numpy() for side in sides))
-                more = " + indicator" if indicator else ""
-                yield Row(_CLOSED, f"{BASE}, {said}", f"{TRAINED}, {said}{more}", found)
+                found = compare_pairs(first[both].to_numpy(), second[both].to_numpy())
+                yield Row(_CLOSED, _name(*sides[0]), _name(*sides[1]), found)
+
+
+def _closed_recall(frame: Any, model: str, condition: Condition) -> Any:
+    """Closed-book recall of one treatment, by question."""
+    keep = (frame["of"] == model) & (frame["indicator"] == condition.indicator)
+    return frame[keep & (frame["template"] == condition.template)].set_index("question")["recall"]
 
 
 __all__ = ["BASE", "TRAINED", "Row", "models_rows", "treatments_rows"]

@@ -1,4 +1,4 @@
-"""Measure a delivered checkpoint against the model it started from, and put what came of it beside it."""
+"""Compares a delivered checkpoint with the model before the training, and writes the results beside it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ctxlens.models import Model
 from ctxlens.report import write_report
 from ctxlens.report.plots.still import drift_still
 from ctxlens.results import Ability, Drift, NeedleGrid
-from ctxlens.runs import Run, package_versions
+from ctxlens.runs import Run, StageProgress, package_versions
 from ctxlens.sft.before_after.comparison import models_rows, treatments_rows
 from ctxlens.sft.before_after.measure import (
     ABILITY,
@@ -22,7 +22,6 @@ from ctxlens.sft.before_after.measure import (
     GRID,
     NO_DRIFT,
     Measurement,
-    Progress,
 )
 from ctxlens.sft.before_after.plan import EvaluationPlan
 from ctxlens.sft.before_after.section import insert_section, make_section
@@ -40,26 +39,28 @@ def evaluate_checkpoint(
     trained: Mapping[str, Any],
     load_base: Callable[[], Model],
     load_trained: Callable[[], Model],
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Path:
     """Measure, compare, draw, and put the section into the checkpoint's `README.md`.
 
-    Everything goes into a folder of its own inside the checkpoint's (so that no server takes result files for
-    weights): grids, closed-book answers and drift as results, `drift.svg`, `report.html`, and, last,
-    `evaluation.json`. An evaluation that was stopped goes on; a finished one is left as it is.
+    All results go into a separate folder inside the checkpoint's, so that no server takes result files for
+    weights: grids, closed-book answers and drift as results, `drift.svg`, `report.html`, and finally
+    `evaluation.json`. An interrupted evaluation resumes; a finished one is not changed.
 
     Args:
         folder: the checkpoint.
         plan: what to ask.
-        base, trained: name and fingerprint of both models, for the manifest.
-        load_base, load_trained: load them, when they are needed.
-        progress: called with stage (see `measure.STAGES`), done and total.
+        base: name and fingerprint of the model before the training, for the manifest.
+        trained: name and fingerprint of the checkpoint, for the manifest.
+        load_base: loads the model before the training, when it is needed.
+        load_trained: loads the checkpoint, when it is needed.
+        progress: called as progress(stage, done, total); for the stages see `measure.STAGES`.
 
     Returns:
         The evaluation's folder.
 
     Raises:
-        RunExistsError: that folder holds another evaluation.
+        RunExistsError: the folder holds another evaluation.
         ModelFailureError: a model fails on all of its first texts.
     """
     folder = Path(folder)
@@ -69,7 +70,7 @@ def evaluate_checkpoint(
     except RunExistsError as error:
         reason = str(error).partition(";")[0]
         raise RunExistsError(
-            f"{reason}; give another evaluate_folder to keep both, or take that folder away."
+            f"{reason}; give another evaluate_folder to keep both, or remove that folder."
         ) from error
     if not run.has(RESULT):
         start = time.perf_counter()
@@ -106,7 +107,7 @@ def _deliver(folder: Path, run: Run, plan: EvaluationPlan, base_name: str, secon
 
 
 def _summarise(drift: Drift) -> dict[str, Any]:
-    """The change of the user's share by layer, mean over heads and of the retrieval head."""
+    """The change of the user's share by layer: the mean over heads, and the retrieval head."""
     changes = {
         heads: [one[2].as_dict() for one in drift.by_layer("user", heads=heads)]
         for heads in ("mean", "retrieval")

@@ -1,22 +1,20 @@
-"""Ask both models, stage by stage: needles, closed-book questions, attention."""
+"""Asks both models, stage by stage: needles, closed-book questions, attention."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
 
+from ctxlens.chat.condition import Condition
 from ctxlens.errors import InputError
 from ctxlens.evals.closed_book import run_closed_book
 from ctxlens.evals.needle.run import Setting, run_settings
 from ctxlens.heads.drift import Side, needle_conversations, read_drift
 from ctxlens.models import Model
 from ctxlens.results import Ability, NeedleGrid
-from ctxlens.runs import Run
+from ctxlens.runs import Run, StageProgress
 from ctxlens.sft.before_after.comparison import BASE, TRAINED
 from ctxlens.sft.before_after.plan import EvaluationPlan
-
-Progress = Callable[[str, int, int], None]
-"""Called as progress(stage, done, total)."""
 
 STAGES = {
     f"needle {BASE}": "needles, before",
@@ -24,7 +22,7 @@ STAGES = {
     "ability": "closed-book questions",
     "drift": "attention drift",
 }
-"""The stages in order, each with what it does."""
+"""The stages in order, each with its title."""
 
 GRID, ABILITY, NO_DRIFT = "needle.parquet", "ability.parquet", "no_drift.json"
 DRIFT, DRIFT_INDICATOR = "drift.safetensors", "drift-indicator.safetensors"
@@ -32,12 +30,13 @@ _DRIFT_CELLS = 40
 
 
 class Measurement:
-    """One evaluation in its folder; what is there already is not measured again.
+    """One evaluation in its folder; results that are already there are not measured again.
 
     Args:
         run: the evaluation's folder.
         plan: what is asked.
-        load_base, load_trained: load the models, when they are needed.
+        load_base: loads the model before the training, when it is needed.
+        load_trained: loads the checkpoint, when it is needed.
         progress: called with stage, done and total.
     """
 
@@ -47,7 +46,7 @@ class Measurement:
         plan: EvaluationPlan,
         load_base: Callable[[], Model],
         load_trained: Callable[[], Model],
-        progress: Progress | None = None,
+        progress: StageProgress | None = None,
     ) -> None:
         self.run, self.plan, self.progress = run, plan, progress
         self._load = {BASE: load_base, TRAINED: load_trained}
@@ -63,7 +62,7 @@ class Measurement:
         return self._load[TRAINED]()
 
     def run_stages(self) -> None:
-        """Measure what is not there yet; afterwards the folder holds grid, ability and drift."""
+        """Measure what is missing; afterwards the folder contains grid, ability and drift."""
         if not self.run.has(GRID):
             self.run.save(GRID, NeedleGrid.concat([self.ask_needles(name) for name in (BASE, TRAINED)]))
         if self.plan.questions and not self.run.has(ABILITY):
@@ -73,7 +72,7 @@ class Measurement:
                 self.read_drift(name, condition)
 
     def ask_needles(self, name: str) -> NeedleGrid:
-        """The needle grid of one model, the trained one with and without its indicator."""
+        """The needle grid of one model; the trained one is asked with and without its indicator."""
         model = self.base if name == BASE else self.trained
         settings = [Setting(name)]
         if name == TRAINED and model.indicator is not None:
@@ -90,7 +89,7 @@ class Measurement:
         )
 
     def ask_questions(self) -> Ability:
-        """Closed-book answers of both models with and without template, and with indicator."""
+        """Closed-book answers of both models, with and without template and indicator."""
         asked = [(BASE, self.base, False), (TRAINED, self.trained, False)]
         if self.trained.indicator is not None:
             asked.append((TRAINED, self.trained, True))
@@ -98,7 +97,7 @@ class Measurement:
         tables = []
         for name, model, indicator in asked:
             for template in templates:
-                label = name if template else f"{name}, no template"
+                label = f"{name}, {Condition(template=template).name}"
                 table = run_closed_book(
                     model,
                     self.plan.questions,
@@ -112,7 +111,7 @@ class Measurement:
         return Ability.concat(tables)
 
     def drifts(self) -> dict[str, str]:
-        """The drift files of this evaluation and the trained model's condition in each."""
+        """The drift files of this evaluation, each with the condition of the trained model."""
         grid = NeedleGrid.load(self.run.path(GRID)).frame
         conditions = {DRIFT: "template" if len(self.plan.config.conditions) > 1 else "plain"}
         if grid["indicator"].astype(bool).any():
@@ -120,7 +119,7 @@ class Measurement:
         return conditions
 
     def read_drift(self, name: str, condition: str) -> None:
-        """Attention where the answer begins: the base against the trained model."""
+        """Compare the attention of both models where the answer begins."""
         cells = self.plan.cells[:: -(-len(self.plan.cells) // _DRIFT_CELLS)]
         conversations, contexts = needle_conversations(cells, self.plan.config)
         start = Side(self.base, "plain" if condition == "plain" else "template", BASE)
@@ -143,4 +142,12 @@ class Measurement:
             self.progress(stage, done, total)
 
 
-__all__ = ["ABILITY", "DRIFT", "DRIFT_INDICATOR", "GRID", "NO_DRIFT", "STAGES", "Measurement", "Progress"]
+__all__ = [
+    "ABILITY",
+    "DRIFT",
+    "DRIFT_INDICATOR",
+    "GRID",
+    "NO_DRIFT",
+    "STAGES",
+    "Measurement",
+]

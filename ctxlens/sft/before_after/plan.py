@@ -1,55 +1,32 @@
-"""What both models will be asked, made and checked before the training begins."""
+"""What both models will be asked: built and checked before the training starts."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from ctxlens.chat.roles import RenderedChat, render, render_plain
+from ctxlens.chat.condition import parse_conditions
 from ctxlens.errors import InputError
 from ctxlens.evals.closed_book import Question
-from ctxlens.evals.needle.cells import build_cells
+from ctxlens.evals.needle.cells import SPARE_TOKENS, build_cells
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import count_tokens, load_haystack
 from ctxlens.evals.needle.needles import parse_needles
-from ctxlens.evals.needle.prompts import Cell
+from ctxlens.evals.needle.prompts import Cell, Window
 from ctxlens.parsing import parse_spread
-from ctxlens.sft.before_after.keys import EvaluationKeys
+from ctxlens.runs import digest
 from ctxlens.sft.before_after.questions import load_questions
+from ctxlens.sft.keys import EvaluationKeys
 
 WORLD = "organism"
-"""The haystack of the built-in world, whose facts are then also the needles and the questions."""
+"""The haystack of the built-in world; its facts are then also the needles and the questions."""
 
 WORLD_MODELS = ("organism", "organism-chat")
 QUESTIONS = 100
 WORLD_NEW_TOKENS, NEW_TOKENS = 16, 100
-_SPARE = 8
-
-
-@dataclass(frozen=True)
-class Window:
-    """A model's tokenizer, template and window without its weights: enough to build prompts."""
-
-    name: str
-    tokenizer: Any
-    n_ctx: int
-    indicator: str | None = None
-
-    def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> RenderedChat:
-        """As `Model.render`."""
-        return render(self.tokenizer, messages, **{**self._options(), **options})
-
-    def render_plain(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> RenderedChat:
-        """As `Model.render_plain`."""
-        return render_plain(self.tokenizer, messages, **{**self._options(), **options})
-
-    def _options(self) -> dict[str, Any]:
-        return {"indicator": self.indicator, "max_tokens": self.n_ctx}
 
 
 @dataclass(frozen=True)
@@ -58,11 +35,11 @@ class EvaluationPlan:
 
     Attributes:
         config: the needle grid's configuration.
-        cells: its texts, the same for both models.
-        haystack: where the texts are from, in words.
-        questions: closed-book questions; empty if there are none to ask.
-        folder: where the results go inside the run's folder.
-        settings: the keys that decide all this, as JSON values.
+        cells: its texts, which are the same for both models.
+        haystack: source of the texts, in words.
+        questions: closed-book questions; may be empty.
+        folder: folder for the results, inside the run's folder.
+        settings: everything that determines the questions, as JSON values.
     """
 
     config: NeedleConfig
@@ -82,43 +59,47 @@ def plan_evaluation(
     indicator: str | None = None,
     seed: int = 0,
 ) -> EvaluationPlan:
-    """Resolve the keys of a recipe and build all that will be asked, without running a model.
+    """Resolve the keys of a recipe and build everything that will be asked, without running a model.
 
     Args:
         keys: the keys.
         model: name of the model that the training starts from.
-        tokenizer: its tokenizer, with the chat template of the training; without one, nothing is asked with
-            a template.
+        tokenizer: its tokenizer, with the chat template of the training; if it has no template, nothing is
+            asked with one.
         n_ctx: its window in tokens.
-        indicator: the indicator where it is plain text, which takes room in the window.
-        seed: seed of what is drawn.
+        indicator: the indicator if it is ordinary text, which occupies part of the window; otherwise None.
+        seed: seed of all random draws.
 
     Raises:
-        InputError: no haystack for a model that has none of its own, a text, needle or question that cannot
-            be used, or contexts that do not fit the window.
+        InputError: no haystack is given and the model has none of its own, a text, needle or question cannot
+            be used, or the contexts do not fit into the window.
     """
     haystack = keys.evaluate_haystack or (WORLD if model in WORLD_MODELS else None)
     if haystack is None:
         raise InputError(
-            f"the evaluation has no texts to hide needles in for {model}; give evaluate_haystack: a folder "
-            "of .txt files, a data set, or organism."
+            f"the evaluation has no texts in which to hide needles for {model}; give evaluate_haystack: a "
+            "folder of .txt files, a data set, or organism."
         )
     folder = PurePath(keys.evaluate_folder)
     if len(folder.parts) != 1 or folder.parts[0] in ("..", "adapter") or folder.is_absolute():
-        raise InputError(f"evaluate_folder must be a folder's plain name, got {keys.evaluate_folder!r}.")
+        raise InputError(
+            f"evaluate_folder must be the name of a folder, without a path, got {keys.evaluate_folder!r}."
+        )
     in_world = haystack == WORLD
     config = NeedleConfig(
         lengths=parse_spread(keys.evaluate_lengths, int, "evaluate_lengths"),
         depths=parse_spread(keys.evaluate_depths, float, "evaluate_depths"),
         needles=parse_needles(keys.evaluate_needles or ("known,unknown" if in_world else "sf")),
-        conditions=("plain+prefix", "template+prefix") if tokenizer.chat_template else ("plain+prefix",),
+        conditions=parse_conditions(
+            "plain+prefix,template+prefix" if tokenizer.chat_template else "plain+prefix"
+        ),
         cases_per_cell=keys.evaluate_cases,
         max_new_tokens=keys.evaluate_new_tokens or (WORLD_NEW_TOKENS if in_world else NEW_TOKENS),
         seed=seed,
     )
     straw = load_haystack(haystack, seed=seed)
     questions = _find_questions(keys.evaluate_questions, in_world, seed)
-    room = 0 if indicator is None else max(0, count_tokens(tokenizer, f" {indicator}") - _SPARE)
+    room = 0 if indicator is None else max(0, count_tokens(tokenizer, f" {indicator}") - SPARE_TOKENS)
     window = Window(model, tokenizer, min(n_ctx, keys.evaluate_window) - room)
     cells = build_cells(window, config, straw)
     return EvaluationPlan(
@@ -131,15 +112,11 @@ def plan_evaluation(
             "haystack": haystack,
             "window": window.n_ctx,
             "needles": config.as_dict(),
-            "cells": _hash([dataclasses.asdict(cell) for cell in cells]),
+            "cells": digest([dataclasses.asdict(cell) for cell in cells]),
             "questions": len(questions),
-            "questions_hash": _hash([[one.question, one.prefix, list(one.keywords)] for one in questions]),
+            "questions_hash": digest([[one.question, one.prefix, list(one.keywords)] for one in questions]),
         },
     )
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _find_questions(path: str | None, in_world: bool, seed: int) -> tuple[Question, ...]:
@@ -152,4 +129,4 @@ def _find_questions(path: str | None, in_world: bool, seed: int) -> tuple[Questi
     return tuple(load_world().closed_book(QUESTIONS, seed=seed))
 
 
-__all__ = ["EvaluationPlan", "Window", "plan_evaluation"]
+__all__ = ["EvaluationPlan", "plan_evaluation"]

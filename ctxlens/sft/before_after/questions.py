@@ -1,4 +1,4 @@
-"""Closed-book questions from a file: what a model should know without being told."""
+"""Closed-book questions from a file: what a model should know without a context."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REQUIRED, _OPTIONAL = frozenset({"question", "keywords"}), frozenset({"prefix"}
 
 @dataclass(frozen=True)
 class ClosedBookQuestion:
-    """A question with the keywords of its answer, and perhaps the answer's first words."""
+    """A question with the keywords of its answer, and optionally the first words of the answer."""
 
     question: str
     keywords: tuple[str, ...]
@@ -25,11 +25,12 @@ class ClosedBookQuestion:
 def load_questions(path: str | Path) -> tuple[ClosedBookQuestion, ...]:
     """Read questions from YAML or JSON: a list of mappings.
 
-    Keys: `question`, `keywords` (a list, or one text with commas), and if wanted `prefix` (the first words
-    of the answer, which are put into the model's mouth).
+    Keys: `question`, `keywords` (a list, or one text with commas), and optionally `prefix` (the first words
+    of the answer, which the model continues).
 
     Raises:
-        InputError: the file cannot be read, or a question in it cannot be used; names the file and the key.
+        InputError: the file cannot be read, or a question cannot be used; the message names the file and
+            the key.
     """
     import yaml
 
@@ -41,11 +42,13 @@ def load_questions(path: str | Path) -> tuple[ClosedBookQuestion, ...]:
         reason = " ".join(str(error).split())
         raise InputError(f"the questions {path} cannot be read as YAML or JSON ({reason}).") from error
     if not isinstance(content, list) or not content:
-        raise InputError(f"{path} must hold a list of questions, each with the keys question and keywords.")
+        raise InputError(
+            f"{path} must contain a list of questions, each with the keys question and keywords."
+        )
     found = tuple(_parse(f"{path}, question {number}", entry) for number, entry in enumerate(content))
     asked = [one.question for one in found]
     if twice := next((text for text in asked if asked.count(text) > 1), None):
-        raise InputError(f"{path} holds the question {twice!r} twice; give each once.")
+        raise InputError(f"{path} contains the question {twice!r} twice; give each once.")
     return found
 
 
@@ -55,8 +58,8 @@ def _parse(where: str, entry: Any) -> ClosedBookQuestion:
     if wrong := (_REQUIRED - entry.keys()) | (entry.keys() - _REQUIRED - _OPTIONAL):
         kind = "missing" if wrong & _REQUIRED else "unknown"
         raise InputError(
-            f"{where}: {kind} key {', '.join(sorted(map(str, wrong)))}; expected question, keywords and, if "
-            "wanted, prefix."
+            f"{where}: {kind} key {', '.join(sorted(map(str, wrong)))}; expected question, keywords and "
+            "optionally prefix."
         )
     keywords = entry["keywords"]
     if isinstance(keywords, str):
@@ -66,9 +69,11 @@ def _parse(where: str, entry: Any) -> ClosedBookQuestion:
         raise InputError(f"{where}: question and prefix must be texts, keywords a list of texts.")
     question, prefix = (" ".join(text.split()) for text in texts)
     if not question or not keywords or not all(split_words(one) for one in keywords):
-        raise InputError(f"{where}: question and each of the keywords must hold a word.")
+        raise InputError(f"{where}: the question and each keyword must contain a word.")
     if given := set(keywords) - set(find_missing(keywords, prefix)):
-        raise InputError(f"{where}: the prefix gives away {', '.join(sorted(given))}; end it before.")
+        raise InputError(
+            f"{where}: the prefix gives away {', '.join(sorted(given))}; end the prefix before it."
+        )
     return ClosedBookQuestion(question, tuple(keywords), prefix)
 
 

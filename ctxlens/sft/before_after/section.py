@@ -1,9 +1,10 @@
-"""The section of a model card on what the training did, and how it gets into the card."""
+"""The section of the model card about the effect of the training, and its place in the card."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ctxlens.chat.condition import SPELLING
 from ctxlens.results import Drift
 from ctxlens.results.markdown import escape_markdown
 from ctxlens.sft.before_after.comparison import Row
@@ -30,17 +31,17 @@ def make_section(
         base_name: name of the model that the training started from.
         against_base: rows of `models_rows`.
         treatments: rows of `treatments_rows`.
-        drifts: attention of both models, without and perhaps with indicator.
-        no_drift: why there is no drift, if there is none.
+        drifts: attention of both models, without the indicator and, if there is one, with it.
+        no_drift: why the drift was not measured; only needed without `drifts`.
     """
     lines = [
         "## Before and after", "", *_asked(plan, base_name), "",
         *_table(against_base), "",
-        "### What template and indicator do", "",
+        "### Effect of template and indicator", "",
         *(_table(treatments) if treatments else ["The model has no chat template."]), "",
         "### Attention drift", "", *_drift(plan.folder, drifts, no_drift), "",
-        f"All figures: [`{plan.folder}/report.html`]({plan.folder}/report.html), a page that needs no "
-        f"network; as data: `{plan.folder}/evaluation.json`.",
+        f"All figures: [`{plan.folder}/report.html`]({plan.folder}/report.html), which works offline; as "
+        f"data: `{plan.folder}/evaluation.json`.",
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -53,16 +54,17 @@ def _asked(plan: EvaluationPlan, base_name: str) -> list[str]:
         escape_markdown(name) for name in dict.fromkeys(cell.needle.name for cell in plan.cells)
     )
     lines = [
-        f"*base* is {escape_markdown(base_name)}, *trained* this checkpoint; both answer the same texts and "
-        "questions greedily.", "",
+        f"*base* is {escape_markdown(base_name)}, *trained* is this checkpoint; both answer the same "
+        "questions with greedy decoding.", "",
         f"- needles: {kinds}; {len(plan.cells)} cells in {escape_markdown(plan.haystack)}: contexts of "
-        f"{lengths} tokens, depths {depths} %, {config.cases_per_cell} texts each, at most "
+        f"{lengths} tokens, depths {depths} %, {config.cases_per_cell} texts for each, at most "
         f"{config.max_new_tokens} new tokens, seed {config.seed}; recall is the share of the needle's "
-        "keywords in the answer, whose first words are given",
-        f"- closed book: {len(plan.questions)} questions without any context" if plan.questions else
+        "keywords that the answer contains",
+        f"- conditions: {SPELLING}",
+        f"- closed book: {len(plan.questions)} questions without context" if plan.questions else
         "- closed book: **not measured**; no questions were given (`evaluate_questions`)",
-        "- differences are paired; brackets are 95 % bootstrap intervals over contexts (questions); a "
-        "difference is called one only if a sign-flip test agrees (p ≤ 0.05)",
+        "- differences are paired; brackets contain 95 % bootstrap intervals over contexts (or questions); "
+        "the reading names a difference only if a sign-flip test confirms it (p ≤ 0.05)",
     ]  # fmt: skip
     return lines
 
@@ -79,7 +81,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
 
 
 def signed(interval: Interval, digits: int = 2) -> str:
-    """An interval as text, with the estimate's sign."""
+    """An interval as text, with the sign of its estimate."""
     text = interval.format(digits)
     return text if text.startswith("-") else f"+{text}"
 
@@ -89,8 +91,8 @@ def _drift(folder: str, drifts: Sequence[Drift], no_drift: str) -> list[str]:
         return [f"Not measured: {escape_markdown(no_drift)}"]
     lines = [
         f"![Change of the attention on the user's tokens by layer and head]({folder}/drift.svg)", "",
-        "Share of the attention that falls on the user's tokens where the answer begins, mean over heads, "
-        "and of the layer's retrieval head:", "",
+        "Share of the attention that goes to the user's tokens where the answer begins: mean over heads, "
+        "and the layer's retrieval head:", "",
         "| comparison | layer | before | after | change | change of the retrieval head |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -104,12 +106,12 @@ def _drift(folder: str, drifts: Sequence[Drift], no_drift: str) -> list[str]:
             head = f" (head {int(drift.retrieval[i])})"
             lines.append(f"| {name} | {drift.layers[i]} | {' | '.join(cells)}{head} |")
         if len(mean) > _MOST_LAYERS:
-            lines.append(f"| {name} | the other {len(mean) - _MOST_LAYERS} layers change less | | | | |")
+            lines.append(f"| {name} | {len(mean) - _MOST_LAYERS} more layers with smaller changes | | | | |")
     return lines
 
 
 def insert_section(card: str, section: str) -> str:
-    """A card with the section in its place: where an earlier one stands, else at the end."""
+    """Insert the section into a card: in place of an earlier one, otherwise at the end."""
     marked = f"{BEGIN}\n{section}\n{END}"
     before, begin, rest = card.partition(BEGIN)
     _, end, after = rest.partition(END)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -16,9 +18,21 @@ from ctxlens.chat.roles import Role
 from ctxlens.errors import UnsupportedModelError
 from ctxlens.models.attention.steering import Steering
 from ctxlens.models.backends.batch import TokenBatch
-from ctxlens.models.backends.native.attention import Path, attend
+from ctxlens.models.backends.native.attention import attend
 from ctxlens.models.backends.native.cache import ResumedDecoder, make_cache, read_cache
-from ctxlens.models.backends.protocol import Decoder, KeyValues, ModelShape, Readout, Reduce
+from ctxlens.models.backends.native.projections import find_output_projections
+from ctxlens.models.backends.native.sizes import layer_windows, measure_costs, shape_of
+from ctxlens.models.backends.protocol import (
+    Decoder,
+    DecoderCosts,
+    HeadEdit,
+    KeyValues,
+    LayerFacts,
+    LayerPath,
+    ModelShape,
+    Readout,
+    Reduce,
+)
 
 
 class NativeBackend:
@@ -31,10 +45,10 @@ class NativeBackend:
     name = "native"
 
     def __init__(self, model: Any, *, readout: Readout | str = "model") -> None:
-        """Take a decoder over.
+        """Take over a decoder.
 
         Args:
-            model: a transformers decoder; compile it, if at all, in place (`model.compile()`).
+            model: a transformers decoder. If you compile it, compile it in place (`model.compile()`).
             readout: whether role shares are computed in the model's own dtype, or in `float32` from its
                 16-bit queries and keys, which costs a second pass over the scores of the layers read.
 
@@ -43,12 +57,12 @@ class NativeBackend:
         """
         if not isinstance(model, PreTrainedModel):
             raise UnsupportedModelError(
-                f"a {type(model).__name__} is no transformers model; if it comes from torch.compile(model), "
-                "compile in place instead: model.compile()."
+                f"a {type(model).__name__} is not a transformers model; if it comes from "
+                "torch.compile(model), compile in place instead: model.compile()."
             )
         self.hf_model = model.eval()
         self.readout = readout
-        self.shape = shape_of(model)
+        self.shape: ModelShape = shape_of(model)
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._keeps_logits = "logits_to_keep" in parameters
@@ -56,7 +70,7 @@ class NativeBackend:
 
     @property
     def device(self) -> torch.device:
-        """Where the first layer runs; offloaded weights live elsewhere until then."""
+        """Where the first layer runs; offloaded weights are elsewhere until they are used."""
         embedding: Any = self.hf_model.get_input_embeddings()
         runs_on = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
         return embedding.weight.device if runs_on is None else torch.device(runs_on)
@@ -65,6 +79,16 @@ class NativeBackend:
     def dtype(self) -> torch.dtype:
         """The weights' dtype."""
         return self.hf_model.dtype
+
+    @property
+    def layers(self) -> tuple[LayerFacts, ...]:
+        """See `Backend.layers`."""
+        windows = layer_windows(self.hf_model.config)
+        return tuple(LayerFacts(layer, self.paths[layer], windows[layer]) for layer in sorted(self.paths))
+
+    def costs(self) -> DecoderCosts:
+        """See `Backend.costs`."""
+        return measure_costs(self.hf_model)
 
     @torch.no_grad()
     def read_shares(
@@ -102,7 +126,7 @@ class NativeBackend:
         kwargs["reduce"] = reduce
         kwargs["exact"] = self.readout == "float32"
         with attend(self.hf_model, batch, keep=keep, stop=True, **kwargs) as attending:
-            # Right padding needs no mask: no query that counts comes after it.
+            # Right padding needs no mask: every query that counts comes before it.
             self.hf_model.base_model(input_ids=batch.tokens, use_cache=False)
         return torch.stack([attending.collected[layer].cpu() for layer in layers], dim=1)
 
@@ -112,6 +136,54 @@ class NativeBackend:
         """See `Backend.logits`."""
         with torch.set_grad_enabled(grad), attend(self.hf_model, batch, steerings=steerings):
             return self.hf_model(input_ids=batch.tokens, use_cache=False).logits
+
+    @torch.no_grad()
+    def logits_while_reading(self, batch: TokenBatch) -> Float[Tensor, "batch pos vocab"]:
+        """See `Backend.logits_while_reading`."""
+        with attend(self.hf_model, batch, layers=range(self.shape.n_layers)):
+            return self.read_alone(batch)
+
+    @torch.no_grad()
+    def read_alone(self, batch: TokenBatch) -> Float[Tensor, "batch pos vocab"]:
+        """See `EagerBackend.read_alone`."""
+        return self.hf_model(input_ids=batch.tokens, use_cache=False).logits
+
+    @torch.no_grad()
+    def read_eagerly(
+        self, batch: TokenBatch
+    ) -> tuple[Float[Tensor, "batch pos vocab"], list[Float[Tensor, "batch head query key"]]]:
+        """See `EagerBackend.read_eagerly`."""
+        chosen: Any = self.hf_model.config._attn_implementation
+        self.hf_model.set_attn_implementation("eager")
+        try:
+            out = self.hf_model(input_ids=batch.tokens, output_attentions=True, use_cache=False)
+        finally:
+            self.hf_model.set_attn_implementation(chosen)
+        if not out.attentions or any(pattern is None for pattern in out.attentions):
+            raise ValueError("its eager attention gives no patterns")
+        return out.logits, list(out.attentions)
+
+    @contextmanager
+    def edit_heads(self, edits: Mapping[int, HeadEdit]) -> Iterator[None]:
+        """See `Backend.edit_heads`. The edit happens at the input of the layer's output projection."""
+        projections = self._output_projections
+        with ExitStack() as stack:
+            for layer, edit in edits.items():
+                handle = projections[layer].register_forward_pre_hook(self._head_hook(edit))
+                stack.callback(handle.remove)
+            yield
+
+    @cached_property
+    def _output_projections(self) -> Mapping[int, torch.nn.Module]:
+        width = self.shape.n_heads * self.shape.d_head
+        return find_output_projections(self.hf_model, self.shape.n_layers, width)
+
+    def _head_hook(self, edit: HeadEdit) -> Callable[..., tuple[Tensor, ...]]:
+        def hook(module: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            z = rearrange(args[0], "... (head d_head) -> ... head d_head", head=self.shape.n_heads)
+            return rearrange(edit(z), "... head d_head -> ... (head d_head)"), *args[1:]
+
+        return hook
 
     @contextmanager
     def decoder(self, batch: TokenBatch, steerings: Sequence[Steering]) -> Iterator[Decoder]:
@@ -140,7 +212,7 @@ class NativeBackend:
         known = 0 if past is None else past[0][0].shape[-2]
         with attend(self.hf_model, batch, steerings=steerings) if _any(steerings) else nullcontext():
             output = self._run(batch.tokens[:, known:], batch.attention_mask, cache, n_logits)
-        # Without positions of its own a model goes by columns, which padding in between would shift.
+        # A model that takes no positions counts columns, which padding between the tokens would shift.
         return output.logits, read_cache(output.past_key_values) if self._takes_positions else None
 
     @contextmanager
@@ -167,7 +239,7 @@ class NativeBackend:
 
     @torch.no_grad()
     def _check_model(self) -> None:
-        """Run a few tokens plainly and through our function: every layer must call it, and agree."""
+        """Run a few tokens plainly and through our function: every layer must call it and agree."""
         model = self.hf_model
         tokens = torch.arange(8, device=self.device)[None] % self.shape.d_vocab
         roles = torch.arange(8, device=self.device)[None] % int(Role.PAD)
@@ -176,46 +248,23 @@ class NativeBackend:
         with attend(model, batch, layers=range(self.shape.n_layers)) as attending:
             ours = model(input_ids=tokens, use_cache=False).logits
         missing = sorted(set(range(self.shape.n_layers)) - set(attending.paths))
-        self.paths: Mapping[int, Path] = dict(sorted(attending.paths.items()))
+        self.paths: Mapping[int, LayerPath] = dict(sorted(attending.paths.items()))
         kind = type(model).__name__
         if missing:
             raise UnsupportedModelError(
                 f"{kind} does not take its attention from transformers' AttentionInterface "
-                f'(layers {missing} never asked for it), so it cannot be read this way; try backend="lens".'
+                f'(layers {missing} never called it), so it cannot be read this way; try backend="lens".'
             )
         error = (plain - ours).abs().max() / plain.abs().max().clamp_min(1e-6)
         if not error < (1e-3 if plain.dtype == torch.float32 else 0.1):
             raise UnsupportedModelError(
-                f"{kind} computes attention in a way that ctxlens does not reproduce (logits differ "
-                f'by {float(error):.1e} of their size); try backend="lens".'
+                f"{kind} computes attention in a way that ctxlens does not reproduce (logits differ by "
+                f'{float(error):.1e} relative to the largest); try backend="lens".'
             )
 
 
 def _any(steerings: Sequence[Steering]) -> bool:
     return any(not s.changes_nothing for s in steerings)
-
-
-def shape_of(model: PreTrainedModel) -> ModelShape:
-    """The shape of a transformers decoder, from its config.
-
-    Raises:
-        UnsupportedModelError: it is no decoder-only language model.
-    """
-    config: Any = model.config.get_text_config()
-    if getattr(config, "is_encoder_decoder", False) or model.get_output_embeddings() is None:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is no decoder-only language model; ctxlens needs a causal LM."
-        )
-    n_heads = config.num_attention_heads
-    return ModelShape(
-        n_layers=config.num_hidden_layers,
-        n_heads=n_heads,
-        n_key_value_heads=getattr(config, "num_key_value_heads", None) or n_heads,
-        d_model=config.hidden_size,
-        d_head=getattr(config, "head_dim", None) or config.hidden_size // n_heads,
-        n_ctx=getattr(config, "max_position_embeddings", None) or 2**31 - 1,
-        d_vocab=config.vocab_size,
-    )
 
 
 __all__ = ["NativeBackend", "shape_of"]

@@ -1,4 +1,4 @@
-"""Keys and values that a transformers decoder remembers, taken out of its cache and put into a new one."""
+"""The cached keys and values of a transformers decoder, taken out of its cache and put into a new one."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from transformers.cache_utils import Cache, DynamicLayer
 from ctxlens.models.backends.protocol import KeyValues
 
 _ROOM = 64
-"""Columns that a cache grows by at once."""
+"""How many columns a cache grows by at once."""
 
 
 class RoomyLayer(DynamicLayer):
-    """A cache layer with room for what comes, so that a new token does not copy all that came before."""
+    """A cache layer with spare room, so that adding a token does not copy all earlier ones."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class RoomyLayer(DynamicLayer):
         return self._show(before + new)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep some rows."""
+        """Keep some rows only."""
         used = self.get_seq_length()
         self._room = (self._room[0][indices], self._room[1][indices])
         self._show(used)
@@ -52,12 +52,12 @@ class RoomyLayer(DynamicLayer):
 
 
 def make_cache(past: KeyValues) -> Cache:
-    """A cache that holds keys and values already; they are not changed."""
+    """A cache that starts with these keys and values; they are not changed."""
     return Cache(layers=[RoomyLayer(keys, values) for keys, values in past])
 
 
 def read_cache(cache: Any) -> KeyValues | None:
-    """The keys and values of a cache; None if it keeps anything else."""
+    """The keys and values of a cache; None if the cache holds anything else."""
     layers = getattr(cache, "layers", ())
     if not layers or not all(type(layer) in (DynamicLayer, RoomyLayer) for layer in layers):
         return None
@@ -65,7 +65,7 @@ def read_cache(cache: Any) -> KeyValues | None:
 
 
 class ResumedDecoder:
-    """Goes on after prompts that a cache holds; see `ctxlens.models.backends.protocol.PrefixDecoder`."""
+    """Continues cached prompts; see `ctxlens.models.backends.protocol.PrefixDecoder`."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class ResumedDecoder:
         cache: Cache,
         on_keep: Callable[[Tensor], None],
     ) -> None:
-        """Take a function of tokens, mask of all columns and cache that gives the next logits."""
+        """Take a function that computes the next logits from tokens, mask of all columns, and cache."""
         self._run, self._mask, self._cache, self._on_keep = run, mask, cache, on_keep
 
     def __call__(self, tokens: Int[Tensor, "batch new"]) -> Tensor:
@@ -83,7 +83,7 @@ class ResumedDecoder:
         return self._run(tokens, self._mask, self._cache)
 
     def keep(self, rows: Int[Tensor, " row"]) -> None:
-        """Go on with these rows only."""
+        """Continue with these rows only."""
         self._mask = self._mask[rows]
         self._cache.batch_select_indices(rows)
         self._on_keep(rows)

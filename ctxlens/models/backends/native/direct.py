@@ -1,4 +1,4 @@
-"""Decoders that call torch's fused attention themselves, past `AttentionInterface` (Falcon)."""
+"""Decoders that call torch's fused attention directly instead of through `AttentionInterface` (Falcon)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Attention = Callable[..., tuple[Tensor, None]]
 
 
 def calls_directly(model: PreTrainedModel) -> bool:
-    """Whether a model says that it uses torch's fused call but not transformers' `AttentionInterface`."""
+    """Whether a model declares that it uses torch's fused call but not transformers' `AttentionInterface`."""
     return bool(model._supports_sdpa) and not getattr(model, "_supports_attention_backend", True)
 
 
 class _Catch(TorchFunctionMode):
-    """Hands the fused calls of attention modules to another function, with the module that calls.
+    """Redirects the fused calls of attention modules to another function, together with the calling module.
 
-    Of nested blocks the innermost answers; what its function calls itself is nobody's to catch.
+    In nested blocks only the innermost one redirects. Fused calls that its function makes are not redirected.
     """
 
     answering = False
@@ -60,11 +60,11 @@ class _Catch(TorchFunctionMode):
 
 @contextmanager
 def catch_direct_calls(model: PreTrainedModel, attention: Attention) -> Iterator[None]:
-    """Let an attention function answer the fused calls that a model's own modules make, inside the block.
+    """Inside the block, let an attention function answer the fused calls that a model's modules make.
 
     Args:
-        model: a decoder whose attention modules carry their `layer_idx`.
-        attention: takes what a function of `AttentionInterface` takes.
+        model: a decoder whose attention modules have a `layer_idx`.
+        attention: a function with the arguments of an `AttentionInterface` function.
     """
     catch = _Catch(attention)
 

@@ -17,7 +17,8 @@ from ctxlens.models.attention.steering import Steering
 from ctxlens.models.backends.batch import TokenBatch
 from ctxlens.models.backends.lens import LensBackend, bridge_from_hf
 from ctxlens.models.backends.native import NativeBackend
-from ctxlens.models.memory import fit_batch_tokens, forecast_memory, free_memory, layer_windows
+from ctxlens.models.backends.native.sizes import layer_windows
+from ctxlens.models.memory import fit_batch_tokens, forecast_memory, free_memory
 
 LENGTH = 320
 WIDE = {
