@@ -86,7 +86,8 @@ HARMONY = (
     "{{ (m.tool_calls[0].function.arguments | tojson) + '<call>' }}"
     "{% else %}{{ '<start>assistant<channel>final<message>' + m.content + '<return>' }}{% endif %}"
     "{% else %}{{ '<start>' + (ns.f + ' to=assistant' if m.role == 'tool' else m.role) }}"
-    "{{ '<message>' + m.content + '<end>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<start>assistant' }}{% endif %}"
+    "{{ '<message>' + m.content + '<end>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start>assistant' }}{% endif %}"
 )
 """Reasoning and calls are messages of their own, in the manner of gpt-oss."""
 
