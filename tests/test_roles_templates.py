@@ -272,6 +272,7 @@ def test_variables_of_the_template():
     on = render(BYTES, [user("a")], chat_template=VARIABLE)
     off = render(BYTES, [user("a")], chat_template=VARIABLE, template_args={"enable_thinking": False})
     assert off.text == on.text + "<think></think>"
+    assert (on.template_args, off.template_args) == ({}, {"enable_thinking": False})
     assert off.tokens.tolist() == by_template(
         BYTES, [user("a")], chat_template=VARIABLE, enable_thinking=False
     )

@@ -92,7 +92,8 @@ class RenderedChat:
         turn: Index into `messages` for tokens of contents and indicators, else -1; ``[pos]``, int32.
         spans: Characters ``[start, end)`` in `text` of each token; ``[pos, 2]``, int32. After truncation
             they still point into the whole text.
-        messages: The messages as given; with `system=`, the one put before them included.
+        messages: The messages as given, contents in parts as one text; with `system=`, that message is the
+            first.
         templated: Whether a chat template was applied.
         stops: For each turn that has one, the position of its end-of-turn token (role ``template``).
         openings: For each assistant turn in which the template writes more between the generation prompt
@@ -102,6 +103,7 @@ class RenderedChat:
             appearance. The tokenizer encodes them as special tokens; their role is still the speaker's.
         open_ended: Whether a model continues the text (generation prompt, or final message left open).
         beheaded_turns: Assistant turns whose first token was cut; never the final response.
+        template_args: The values that were given for the template's own variables.
         emphasised: Tokens marked by `ctxlens.emphasise`, ``[pos]`` booleans, or ``None``.
     """
 
@@ -118,6 +120,7 @@ class RenderedChat:
     spoofed_special_tokens: tuple[str, ...] = ()
     open_ended: bool = False
     beheaded_turns: tuple[int, ...] = ()
+    template_args: Mapping[str, Any] = field(default_factory=dict)
     emphasised: Bool[np.ndarray, "pos"] | None = None
 
     def __len__(self) -> int:

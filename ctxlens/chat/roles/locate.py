@@ -100,23 +100,27 @@ class Template:
         return Followed(plain_text(rendered), _places(rendered, fields, messages))
 
     def _run(self, traced: list[dict[str, Any]], expected: str) -> str:
-        """The expected text with owners; only the date may differ."""
-        rendered = self._render(traced, date_of_run())
-        if str.__eq__(rendered, expected):
-            return rendered
-        if "strftime_now" in self.source and str.__eq__(self._render(traced, datetime.now()), expected):
-            return rendered
+        """The expected text with owners; only the date may differ.
+
+        Newer versions of transformers pass reasoning on under further names, which older ones do not.
+        """
+        for conversation in ([_with_reasoning_names(message) for message in traced], traced):
+            rendered = self._render(conversation, date_of_run())
+            if str.__eq__(rendered, expected):
+                return rendered
+            dated = "strftime_now" in self.source
+            if dated and str.__eq__(self._render(conversation, datetime.now()), expected):
+                return rendered
         raise RenderError(
             "The tokenizer renders this conversation differently from the Jinja text of its chat template, "
             "so roles cannot be assigned exactly; use its plain chat template (chat_template=)."
         )
 
-    def _render(self, traced: list[dict[str, Any]], now: datetime) -> str:
-        conversation = [_with_reasoning_names(message) for message in traced]
+    def _render(self, conversation: list[dict[str, Any]], now: datetime) -> str:
         left_open = bool(self.options.get("continue_final_message"))
         if left_open:
-            final = conversation[-1]
-            conversation[-1] = {**final, "content": _tagged(final["content"])}
+            *before, final = conversation
+            conversation = [*before, {**final, "content": _tagged(final["content"])}]
         variables = {
             **self.tokenizer.special_tokens_map,
             **plain_data(dict(self.arguments)),

@@ -104,6 +104,7 @@ def render(
         stops=find_stops(chat, special_ids(tokenizer)[1], turn_ends(template)),
         openings=find_openings(chat, said, assistant_headers(template)),
         open_ended=add_generation_prompt or continue_final_message,
+        template_args=dict(template.arguments),
     )
     return fit_to_window(chat, max_tokens, truncate, truncation)
 

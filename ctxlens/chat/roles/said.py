@@ -78,9 +78,8 @@ def plain_data(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {plain_data(key): plain_data(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return (
-            type(value)(plain_data(item) for item in value) if type(value) in (list, tuple) else list(value)
-        )
+        items = [plain_data(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -124,7 +123,8 @@ def _trace_texts(
             for key, item in value.items()
         }
     if isinstance(value, (list, tuple)):
-        return [_trace_texts(item, (*path, number), say, only) for number, item in enumerate(value)]
+        items = [_trace_texts(item, (*path, number), say, only) for number, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
     return plain_data(value)
 
 
