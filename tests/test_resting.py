@@ -197,14 +197,14 @@ def model():
 
 
 def test_a_text_of_one_token_has_no_sinks(model):
-    allocation = model.read_roles(make_chat(1), queries="all")
+    allocation = model.read_roles(make_chat(1), queries="all", sinks=True)
     assert allocation.resting.max() == 0
     np.testing.assert_allclose(allocation.without_sinks().shares, allocation.shares)
 
 
 def test_the_allocation_of_a_model_has_the_three_views(model):
     chat = CHATS[0]
-    allocation = model.read_roles(chat, queries="all")
+    allocation = model.read_roles(chat, queries="all", sinks=True)
     _, resting = define_eagerly(plant(make_tiny("llama", attn="eager")), chat)
     np.testing.assert_allclose(allocation.resting, resting, atol=TOLERANCE)
     rest = (allocation.shares - resting).clip(0)
@@ -212,7 +212,7 @@ def test_the_allocation_of_a_model_has_the_three_views(model):
     at = slice(3, None)  # before, nearly all attention is on sinks
     expected = rest[:, :, at] / rest[:, :, at].sum(-1, keepdims=True)
     np.testing.assert_allclose(allocation.without_sinks().shares[:, :, at], expected, atol=1e-3)
-    off = model.read_roles(chat, queries="all", sinks=False)
+    off = model.read_roles(chat, queries="all")
     assert off.resting is None
     np.testing.assert_allclose(off.shares, allocation.shares, atol=TOLERANCE)
     with pytest.raises(InputError, match=r"sinks were not measured.*sinks=False"):
@@ -221,8 +221,8 @@ def test_the_allocation_of_a_model_has_the_three_views(model):
 
 def test_the_mean_over_the_response_is_taken_of_resting_parts_too(model):
     chat = CHATS[0]
-    mean = model.read_roles(chat, queries="response_mean", turn=3)
-    every = model.read_roles(chat, queries="all")
+    mean = model.read_roles(chat, queries="response_mean", turn=3, sinks=True)
+    every = model.read_roles(chat, queries="all", sinks=True)
     at = chat.response_positions(3)
     np.testing.assert_allclose(mean.resting[:, :, 0], every.resting[:, :, at].mean(2), atol=TOLERANCE)
 
@@ -255,7 +255,7 @@ def test_agrees_with_the_definition_in_both_backends(folder, pretrained, templat
     assert sinks[12:, 0].all()
     assert not sinks[0].all()
     for model in pretrained:
-        allocation = model.read_roles(chat, queries="all")
+        allocation = model.read_roles(chat, queries="all", sinks=True)
         np.testing.assert_allclose(allocation.resting, expected, atol=TOLERANCE)
 
 
@@ -267,6 +267,6 @@ def test_the_first_token_of_a_long_text_is_a_sink_of_its_owner(pretrained):
         (model.render_plain(message, add_generation_prompt=True, bos=False), Role.USER),
     ):
         assert chat.role[0] == owner
-        resting = model.read_roles(chat).resting[13:29, :, 0].mean(1)
+        resting = model.read_roles(chat, sinks=True).resting[13:29, :, 0].mean(1)
         assert (resting.argmax(-1) == owner).all()
         assert resting[:, owner].mean() > 0.2

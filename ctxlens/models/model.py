@@ -165,7 +165,7 @@ class Model:
         queries: Queries = "first_answer",
         turn: int | None = None,
         batch_tokens: BatchTokens = "auto",
-        sinks: bool = True,
+        sinks: bool = False,
         progress: Progress | None = None,
     ) -> RoleAllocation: ...
 
@@ -178,7 +178,7 @@ class Model:
         queries: Queries = "first_answer",
         turn: int | None = None,
         batch_tokens: BatchTokens = "auto",
-        sinks: bool = True,
+        sinks: bool = False,
         progress: Progress | None = None,
     ) -> list[RoleAllocation]: ...
 
@@ -190,7 +190,7 @@ class Model:
         queries: Queries = "first_answer",
         turn: int | None = None,
         batch_tokens: BatchTokens = "auto",
-        sinks: bool = True,
+        sinks: bool = False,
         progress: Progress | None = None,
     ) -> RoleAllocation | list[RoleAllocation]:
         """How the attention of every layer and head is distributed over the roles (paper section 2.2).

@@ -33,7 +33,9 @@ def measure(name: str, data: Path) -> dict[str, Any]:
             "template": model.render(messages, add_generation_prompt=True),
             "plain": model.render_plain(messages, add_generation_prompt=True, bos=False),
         }
-        shares = {condition: user_share(model.read_roles(chat)) for condition, chat in rendered.items()}
+        shares = {
+            condition: user_share(model.read_roles(chat, sinks=True)) for condition, chat in rendered.items()
+        }
         rows.append({"kind": kind, "tokens": rendered["template"].n_tokens, "share": shares})
         print(f"text {number} of {len(texts)}: {rows[-1]['tokens']} tokens", file=sys.stderr, flush=True)
     return {"model": Path(name).name, "texts": len(rows), "rows": rows, **conclude(rows)}
