@@ -121,6 +121,7 @@ def test_on_the_command_line(path, tmp_path):
     assert "nothing failed" in found.output
 
 
+@pytest.mark.slow
 def test_a_real_file(test_models):
     files = sorted((test_models / "smollm2-gguf").glob("*.gguf"))
     if not files:
