@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ctxlens.cli import app
 from ctxlens.errors import InputError, RunExistsError
-from ctxlens.models.loading import hash_checkpoint
+from ctxlens.models.checkpoint import hash_checkpoint
 from ctxlens.organism import load_world
 from ctxlens.report.collect import collect_runs
 from ctxlens.report.plots.still import drift_still

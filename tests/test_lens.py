@@ -21,8 +21,9 @@ from ctxlens.models.backends.lens import (
     scores_hook,
 )
 from ctxlens.models.backends.native import NativeBackend
+from ctxlens.models.checkpoint import load_tokenizer, locate_checkpoint
 from ctxlens.models.generation import continue_greedily
-from ctxlens.models.loading import load_causal_lm, load_tokenizer, locate_checkpoint
+from ctxlens.models.loading import load_causal_lm
 
 HAS_HOOKED = importlib.metadata.version("transformer-lens").startswith("3.")
 pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")

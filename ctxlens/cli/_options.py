@@ -63,7 +63,7 @@ class CheckpointOptions:
         typer.Option(
             "--model",
             "-m",
-            help="Folder, Hub id, [b]organism[/b] or [b]organism-chat[/b] (built in).",
+            help="Folder, GGUF file, Hub id, [b]organism[/b] or [b]organism-chat[/b] (built in).",
             metavar="MODEL",
         ),
     ] = "organism"
@@ -100,7 +100,7 @@ class CheckpointOptions:
 
     def load_tokenizer(self) -> Any:
         """Load only the tokenizer, with the chosen chat template."""
-        from ctxlens.models.loading import load_tokenizer, locate_checkpoint, read_chat_template
+        from ctxlens.models.checkpoint import load_tokenizer, locate_checkpoint, read_chat_template
 
         template = read_chat_template(self.chat_template)
         source = locate_checkpoint(self.model)

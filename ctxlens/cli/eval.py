@@ -62,7 +62,7 @@ class ModelsOptions:
 
     def describe(self) -> dict[str, Any]:
         """Everything about the models on which the answers depend."""
-        from ctxlens.models.loading import hash_checkpoint, locate_checkpoint, read_chat_template
+        from ctxlens.models.checkpoint import hash_checkpoint, locate_checkpoint, read_chat_template
 
         return {
             "model": ", ".join(Path(name).name or name for name in self.model),

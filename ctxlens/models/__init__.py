@@ -12,12 +12,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ctxlens.models.checkpoint import PACKAGED as PACKAGED
+    from ctxlens.models.checkpoint import read_chat_template as read_chat_template
     from ctxlens.models.factory import load_model as load_model
-    from ctxlens.models.loading import PACKAGED as PACKAGED
-    from ctxlens.models.loading import read_chat_template as read_chat_template
     from ctxlens.models.model import Model as Model
 
-_HOME = {"Model": "model", "load_model": "factory", "PACKAGED": "loading", "read_chat_template": "loading"}
+_HOME = {
+    "Model": "model",
+    "load_model": "factory",
+    "PACKAGED": "checkpoint",
+    "read_chat_template": "checkpoint",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,14 +6,17 @@ from pathlib import Path
 
 from ctxlens.models.backend_choice import BackendName, check_backend, choose_attention, make_backend
 from ctxlens.models.backends.protocol import Readout
-from ctxlens.models.loading import (
-    find_indicator,
-    find_stop_ids,
+from ctxlens.models.checkpoint import (
     hash_checkpoint,
-    load_causal_lm,
+    is_gguf,
     load_tokenizer,
     locate_checkpoint,
     read_chat_template,
+)
+from ctxlens.models.loading import (
+    find_indicator,
+    find_stop_ids,
+    load_causal_lm,
     resolve_device,
     resolve_dtype,
 )
@@ -42,8 +45,9 @@ def load_model(
     ```
 
     Args:
-        name_or_path: a folder with a transformers checkpoint (safetensors), a Hub id, or a packaged model:
-            `organism` (pretrained), `organism-chat` (instruction-tuned).
+        name_or_path: a folder with a transformers checkpoint (safetensors), a GGUF file (its weights are
+            dequantised), a Hub id, or a packaged model: `organism` (pretrained), `organism-chat`
+            (instruction-tuned).
         backend: `lens` reads through TransformerLens hooks. `native` reads through one fused attention call
             in transformers, for large models and long contexts. Both give the same numbers.
         device: `auto`, `cpu` or `cuda`.
@@ -60,8 +64,9 @@ def load_model(
         The model.
 
     Raises:
-        InputError: no such checkpoint, or one without config, safetensors weights or tokenizer; a device
-            that does not exist; an unknown backend, dtype or indicator; an unreadable template.
+        InputError: no such checkpoint, or one without config, safetensors weights or tokenizer; a damaged
+            GGUF file, or one of an architecture that transformers cannot read; a device that does not exist;
+            an unknown backend, dtype or indicator; an unreadable template.
         UnsupportedModelError: attention that the backend cannot read exactly.
     """
     check_backend(backend, readout)
@@ -82,6 +87,7 @@ def load_model(
         "path": str(source),
         "revision": getattr(hf_model.config, "_commit_hash", None),
         "sha256": hash_checkpoint(source),
+        **({"weights": "GGUF, dequantised"} if is_gguf(source) else {}),
     }
     return Model(
         make_backend(hf_model, tokenizer, backend, readout, copied=False),

@@ -65,7 +65,8 @@ def add_indicator(
     import torch
 
     import ctxlens as cl
-    from ctxlens.models.loading import load_causal_lm, load_tokenizer, locate_checkpoint
+    from ctxlens.models.checkpoint import load_tokenizer, locate_checkpoint
+    from ctxlens.models.loading import load_causal_lm
 
     folder = locate_checkpoint("organism-chat")
     tokenizer = load_tokenizer(folder)

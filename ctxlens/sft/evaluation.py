@@ -9,7 +9,8 @@ from typing import Any
 
 from ctxlens.errors import InputError, UnsupportedModelError
 from ctxlens.models import Model, load_model
-from ctxlens.models.loading import hash_checkpoint, resolve_device
+from ctxlens.models.checkpoint import hash_checkpoint
+from ctxlens.models.loading import resolve_device
 from ctxlens.runs import StageProgress
 from ctxlens.sft.before_after import RESULT, EvaluationPlan, evaluate_checkpoint, plan_evaluation
 from ctxlens.sft.keys import EVALUATION_KEYS, EvaluationKeys, check_known

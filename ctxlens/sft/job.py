@@ -10,7 +10,7 @@ from typing import Any
 
 from ctxlens.chat.data import Conversation
 from ctxlens.errors import InputError
-from ctxlens.models.loading import read_chat_template
+from ctxlens.models.checkpoint import read_chat_template
 from ctxlens.results import Selection
 from ctxlens.runs import MANIFEST, Run
 from ctxlens.sft.adapter import check_model_arguments, make_peft_config

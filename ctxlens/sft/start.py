@@ -9,16 +9,9 @@ from typing import Any
 
 from ctxlens.chat.roles import render
 from ctxlens.errors import InputError, RenderError, first_line
+from ctxlens.models.checkpoint import hash_checkpoint, load_tokenizer, locate_checkpoint, read_chat_template
 from ctxlens.models.indicator_token import EMBEDDING_MULTIPLE, add_indicator
-from ctxlens.models.loading import (
-    INDICATOR_RECORD,
-    hash_checkpoint,
-    load_causal_lm,
-    load_tokenizer,
-    locate_checkpoint,
-    read_chat_template,
-    resolve_dtype,
-)
+from ctxlens.models.loading import INDICATOR_RECORD, load_causal_lm, resolve_dtype
 from ctxlens.sft.adapter import make_quantization_config
 from ctxlens.sft.keys import TrainConfig
 

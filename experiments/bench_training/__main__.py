@@ -137,7 +137,7 @@ class Bench:
 
     def tokenizer(self) -> Any:
         """The organism's tokenizer, without indicator."""
-        from ctxlens.models.loading import load_tokenizer, locate_checkpoint
+        from ctxlens.models.checkpoint import load_tokenizer, locate_checkpoint
 
         tokenizer = load_tokenizer(locate_checkpoint("organism"))
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

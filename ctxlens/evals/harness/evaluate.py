@@ -28,7 +28,7 @@ from ctxlens.evals.harness.documents import check_data, check_files, describe_da
 from ctxlens.evals.harness.samples import describe_requests, find_metrics, make_rows
 from ctxlens.evals.harness.tasks import load_tasks
 from ctxlens.models import Model, load_model
-from ctxlens.models.loading import hash_checkpoint, locate_checkpoint
+from ctxlens.models.checkpoint import hash_checkpoint, locate_checkpoint
 from ctxlens.processes import ALONE, Processes
 from ctxlens.results import Evaluation
 from ctxlens.runs import PartFormat, Parts, Progress, Run, digest
