@@ -54,7 +54,7 @@ def test_options_reach_the_file_and_parts_are_merged(data, tmp_path):
     ("words", "reason"),
     [
         ((), "give a data set to score as --dataset"),
-        (("--dataset", "data.jsonl", "--part", "two"), "--part got 'two'; expected the part's number and the number of parts"),
+        (("--dataset", "data.jsonl", "--part", "two"), "--part got 'two'; expected the part's number"),
         (("--dataset", "data.jsonl", "--part", "2/2"), "the part must be from 0/2 to 1/2, got 2/2"),
         (("--dataset", "data.jsonl", "--layers", "some"), "--layers got 'some'"),
         (("--dataset", "data.jsonl", "--layers", "9"), "layers must lie in 0 to 3 for organism, got [9]"),
