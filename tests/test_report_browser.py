@@ -71,6 +71,13 @@ def choose(browser: Any, name: str, value: str) -> None:
     browser.execute_script("document.querySelector(arguments[0]).click()", selector)
 
 
+def wait_until(browser: Any, condition: Any) -> None:
+    """Wait until ``condition()`` holds: Chromium reports a changed media feature a moment later."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(browser, 60, poll_frequency=0.05).until(lambda _: condition())
+
+
 def heatmap(browser: Any) -> np.ndarray:
     z = browser.execute_script("return document.querySelector('[data-explorer] .plot').data[0].z")
     return np.array(z, dtype=float)
@@ -167,12 +174,13 @@ def test_figures_follow_the_colour_scheme(opened: Any) -> None:
     light = opened.execute_script(colour)
     features = [{"name": "prefers-color-scheme", "value": "dark"}]
     opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    assert opened.execute_script(colour) != light
+    wait_until(opened, lambda: opened.execute_script(colour) != light)
     hidden = "document.querySelector('.panel[data-variant=\"base|raw\"] .plot')"
     choose(opened, "model", "base")  # a figure that was hidden when the scheme changed
-    assert opened.execute_script(f"return {hidden}.layout.font.color") == opened.execute_script(colour)
+    dark = opened.execute_script(colour)
+    wait_until(opened, lambda: opened.execute_script(f"return {hidden}.layout.font.color") == dark)
     opened.execute_script("window.dispatchEvent(new Event('beforeprint'))")
-    assert opened.execute_script(colour) == light
+    wait_until(opened, lambda: opened.execute_script(colour) == light)
 
 
 def test_attacks_in_the_data_do_not_run(browser: Any, tmp_path: Path) -> None:
