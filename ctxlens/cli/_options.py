@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
 
 import typer
 
-from ctxlens.cli._screen import examples
+from ctxlens.cli._screen import examples, note
 
 if TYPE_CHECKING:
     from ctxlens.models import Model
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 class Backend(enum.StrEnum):
     """Which library runs the model."""
 
+    auto = "auto"
     lens = "lens"
     native = "native"
 
@@ -31,6 +32,15 @@ class Backend(enum.StrEnum):
 class Dtype(enum.StrEnum):
     """Number format of weights and activations."""
 
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class ModelDtype(enum.StrEnum):
+    """Number format of a model that is loaded, or `auto`."""
+
+    auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
@@ -71,11 +81,13 @@ class CheckpointOptions:
         Device, typer.Option(help="auto, cpu or cuda; auto uses CUDA if it is available.", metavar="DEVICE")
     ] = Device.auto
     dtype: Annotated[
-        Dtype,
+        ModelDtype,
         typer.Option(
-            help="float32, bfloat16 (changes shares by up to about 0.4 %) or float16.", metavar="DTYPE"
+            help="auto, float32, bfloat16 (changes shares by up to about 0.4 %) or float16; auto is the "
+            "checkpoint's own on a GPU, and float32 on a CPU unless it multiplies bfloat16 fast.",
+            metavar="DTYPE",
         ),
-    ] = Dtype.float32
+    ] = ModelDtype.auto
     chat_template: Annotated[
         Path | None,
         typer.Option(help="Jinja file that replaces the tokenizer's chat template.", metavar="FILE"),
@@ -84,9 +96,25 @@ class CheckpointOptions:
         bool,
         typer.Option("--trust-remote-code", help="Allow Python code from the model's repository to run."),
     ] = False
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.", metavar="NAME")
+    ] = None
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            help="Spread the model over devices: auto, balanced or sequential.",
+            metavar="NAME",
+        ),
+    ] = None
+    load_in_4bit: Annotated[
+        bool, typer.Option("--load-in-4bit", help="Quantise the weights to 4 bits with bitsandbytes.")
+    ] = False
+    load_in_8bit: Annotated[
+        bool, typer.Option("--load-in-8bit", help="Quantise the weights to 8 bits with bitsandbytes.")
+    ] = False
 
     def load_as(self, backend: str) -> Model:
-        """Load the model that the options name, as `lens` or `native`."""
+        """Load the model that the options name, as `auto`, `lens` or `native`."""
         from ctxlens.models import load_model
 
         return load_model(
@@ -96,6 +124,10 @@ class CheckpointOptions:
             dtype=self.dtype.value,
             chat_template=self.chat_template,
             trust_remote_code=self.trust_remote_code,
+            revision=self.revision,
+            device_map=self.device_map,
+            load_in_4bit=self.load_in_4bit,
+            load_in_8bit=self.load_in_8bit,
         )
 
     def load_tokenizer(self) -> Any:
@@ -104,7 +136,7 @@ class CheckpointOptions:
 
         template = read_chat_template(self.chat_template)
         source = locate_checkpoint(self.model)
-        tokenizer = load_tokenizer(source, trust_remote_code=self.trust_remote_code)
+        tokenizer = load_tokenizer(source, trust_remote_code=self.trust_remote_code, revision=self.revision)
         if template is not None:
             tokenizer.chat_template = template
         return tokenizer
@@ -117,14 +149,24 @@ class ModelOptions(CheckpointOptions):
     backend: Annotated[
         Backend,
         typer.Option(
-            help="lens (TransformerLens) or native (transformers; less memory, longer inputs).",
+            help="native (transformers; less memory, longer inputs), lens (TransformerLens), or auto: "
+            "native, or lens for a model that only TransformerLens can read.",
             metavar="NAME",
         ),
-    ] = Backend.lens
+    ] = Backend.auto
 
     def load(self) -> Model:
-        """Load the model that the options name."""
-        return self.load_as(self.backend.value)
+        """Load the model that the options name, and print how it is run."""
+        model = self.load_as(self.backend.value)
+        note(f"model {model.name}: {describe_run(model)}")
+        return model
+
+
+def describe_run(model: Model) -> str:
+    """Backend, number format and device of a loaded model, in words."""
+    read = ", shares read in float32" if "readout" in model.identity else ""
+    weights = f", {model.identity['weights']}" if "weights" in model.identity else ""
+    return f"{model.identity['backend']}, {model.identity['dtype']}{read}{weights}, on {model.device.type}"
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ctxlens.cli import _screen, _tables
-from ctxlens.cli._options import Backend, LayoutOption, ModelOptions, RunOptions, verb
+from ctxlens.cli._options import LayoutOption, ModelOptions, RunOptions, verb
 from ctxlens.errors import InputError
 from ctxlens.parsing import parse_numbers
 
@@ -18,18 +17,6 @@ if TYPE_CHECKING:
     from ctxlens.chat.data import Conversation
     from ctxlens.models import Model
     from ctxlens.runs import Run
-
-
-@dataclass(frozen=True)
-class ScoringOptions(ModelOptions):
-    """The model and its backend; by default `native`, which needs no L×L pattern."""
-
-    backend: Annotated[
-        Backend,
-        typer.Option(
-            help="native (transformers; fast, with little memory) or lens (TransformerLens).", metavar="NAME"
-        ),
-    ] = Backend.native
 
 
 @verb(
@@ -40,7 +27,7 @@ class ScoringOptions(ModelOptions):
     "ctxlens score --merge shared/scores",
 )
 def score(
-    model: ScoringOptions,
+    model: ModelOptions,
     store: RunOptions,
     dataset: Annotated[
         str | None, typer.Option(help="Conversations: file, folder or Hub id.", metavar="DATA")
