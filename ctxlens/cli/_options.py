@@ -113,6 +113,13 @@ class CheckpointOptions:
         bool, typer.Option("--load-in-8bit", help="Quantise the weights to 8 bits with bitsandbytes.")
     ] = False
 
+    def check(self) -> None:
+        """Raise `InputError` for a model or template that is not there; imports nothing heavy."""
+        from ctxlens.models.checkpoint import locate_checkpoint, read_chat_template
+
+        locate_checkpoint(self.model)
+        read_chat_template(self.chat_template)
+
     def load_as(self, backend: str) -> Model:
         """Load the model that the options name, as `auto`, `lens` or `native`."""
         from ctxlens.models import load_model
@@ -156,9 +163,10 @@ class ModelOptions(CheckpointOptions):
     ] = Backend.auto
 
     def load(self) -> Model:
-        """Load the model that the options name, and print how it is run."""
+        """Load the model that the options name, and print what was chosen where they say `auto`."""
         model = self.load_as(self.backend.value)
-        note(f"model {model.name}: {describe_run(model)}")
+        if self.backend is Backend.auto or self.dtype is ModelDtype.auto:
+            note(f"model {model.name}: {describe_run(model)}")
         return model
 
 
@@ -210,6 +218,21 @@ class RunOptions:
         bool,
         typer.Option("--overwrite", help="Start again; an earlier run in the folder is kept as DIR.old."),
     ] = False
+
+    def check(self, study: str) -> None:
+        """Raise `RunExistsError` if the folder holds another study; imports nothing heavy."""
+        from ctxlens.errors import RunExistsError
+        from ctxlens.runs import MANIFEST, Run
+
+        folder = self.out or Path("runs") / study
+        if self.overwrite or not (folder / MANIFEST).is_file():
+            return
+        found = Run.read(folder).manifest.get("study")
+        if found != study:
+            raise RunExistsError(
+                f"{folder} already holds another run (study {found!r} instead of {study!r}); choose another "
+                "folder, or pass --overwrite where the command has it."
+            )
 
     def open(self, study: str, config: Mapping[str, Any]) -> Run:
         """Open the run folder; call this after all other checks."""

@@ -49,6 +49,14 @@ class ModelsOptions:
         bool, typer.Option("--trust-remote-code", help="Allow Python code from a model's repository to run.")
     ] = False
 
+    def check(self) -> None:
+        """Raise `InputError` for a model or template that is not there; imports nothing heavy."""
+        from ctxlens.models.checkpoint import locate_checkpoint, read_chat_template
+
+        for name in self.model:
+            locate_checkpoint(name)
+        read_chat_template(self.chat_template)
+
     def load(self, name: str) -> Any:
         """Load one of the models."""
         from ctxlens.models import load_model
@@ -138,12 +146,15 @@ def eval(
     from ctxlens.processes import Processes
 
     harness.require()
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    harness.check_names(names, include_path)
-    asked = harness.parse_conditions(conditions)
     if data_dir is not None and not data_dir.exists():
         raise InputError(f"--data-dir {data_dir} does not exist; give the folder or file with the data.")
     told = {**dict.fromkeys(_DRAWN, store.seed), **parse_pairs(metadata or [], "--metadata")}
+    models.check()
+    if not dry_run:
+        store.check("eval")
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    harness.check_names(names, include_path)
+    asked = harness.parse_conditions(conditions)
     settings = {"data_dir": data_dir, "include_path": include_path, "metadata": told}
     if dry_run:
         first = models.load(models.model[0])

@@ -98,11 +98,8 @@ def needle(
     from ctxlens.evals.needle.config import NeedleConfig
     from ctxlens.evals.needle.haystack import load_haystack
     from ctxlens.evals.needle.needles import parse_needles
-    from ctxlens.evals.needle.run import run_needle
-    from ctxlens.models.indicator_token import require_indicator
     from ctxlens.processes import Processes
 
-    check_steering(alpha, heads)
     config = NeedleConfig(
         lengths=parse_spread(lengths, int, "--lengths"),
         depths=parse_spread(depths, float, "--depths"),
@@ -114,10 +111,16 @@ def needle(
         seed=store.seed,
         score=tuple(score.split(",")),
     )
+    model.check()
+    store.check("needle")
+    check_steering(alpha, heads)
     processes = Processes.join(cpu=model.device.value == "cpu")
     straw = load_haystack(
         haystack, seed=store.seed, repeat=repeat, split=haystack_split, column=haystack_column
     )
+    from ctxlens.evals.needle.run import run_needle
+    from ctxlens.models.indicator_token import require_indicator
+
     lm = model.load()
     if indicator:
         require_indicator(lm)

@@ -82,21 +82,27 @@ def score(
     from ctxlens.chat.data import open_conversations
     from ctxlens.processes import Processes
     from ctxlens.runs import Run
-    from ctxlens.scoring import Settings, merge_shards, score_to_run
 
     if merge is not None:
         run = Run.read(merge)
+        from ctxlens.scoring import merge_shards
+
         _show_scores(run, merge_shards(run))
         return
     if dataset is None:
         raise InputError("give a data set to score as --dataset, or a folder of scored parts as --merge.")
     if lp_gap and part is not None:
         raise InputError("--lp-gap needs all scores: merge the parts first, then give it without --part.")
+    model.check()
+    store.check("score")
     wanted = layers if layers in (None, "all") else parse_numbers(layers, int, "--layers")
     piece = _parse_part(part)
     processes = Processes.join(cpu=model.device.value == "cpu")
     read = {"split": split, "limit": limit, "drop_refusals": drop_refusals}
     data = open_conversations(dataset, layout=layout, streaming=streaming, **read)
+
+    from ctxlens.scoring import Settings, score_to_run
+
     lm = model.load()
     settings = Settings.of(
         lm, layers=wanted, max_tokens=max_tokens, batch_tokens=batch_tokens, precision=precision
