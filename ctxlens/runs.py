@@ -21,7 +21,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import ctxlens
 from ctxlens.errors import InputError, RunExistsError
 from ctxlens.files import write_atomic
 
@@ -32,8 +31,9 @@ Progress = Callable[[int, int], None]
 StageProgress = Callable[[str, int, int], None]
 """Called as `Progress`, with the name of the stage in front."""
 
+_DISTRIBUTION = "ctxlens-interp"
 _REPORTED_PACKAGES = (
-    "torch", "transformers", "transformer-lens", "trl", "datasets", "numpy", "scipy", "plotly",
+    _DISTRIBUTION, "torch", "transformers", "transformer-lens", "trl", "datasets", "numpy", "scipy", "plotly",
 )  # fmt: skip
 
 
@@ -46,10 +46,11 @@ class Savable(Protocol):
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on, for manifests."""
-    versions = {"python": platform.python_version(), "ctxlens": ctxlens.__version__}
+    versions = {"python": platform.python_version()}
     for name in _REPORTED_PACKAGES:
         try:
-            versions[name] = importlib.metadata.version(name)
+            key = "ctxlens" if name == _DISTRIBUTION else name
+            versions[key] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions

@@ -32,8 +32,8 @@ class Interval:
     def format(self, digits: int = 2) -> str:
         """The interval as text, for instance `0.41 [0.33, 0.49]`, or that there are too few units for one."""
         if math.isnan(self.low) or math.isnan(self.high):
-            return f"{self.estimate:.{digits}f} (too few for an interval)"
-        return f"{self.estimate:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+            return f"{self.estimate:z.{digits}f} (too few for an interval)"
+        return f"{self.estimate:z.{digits}f} [{self.low:z.{digits}f}, {self.high:z.{digits}f}]"
 
     def as_dict(self) -> dict[str, float]:
         """The fields as JSON values."""

@@ -143,7 +143,7 @@ def test_bad_requests_are_refused():
     for heads, kind, words in (
         ([(3, 0)], "zero", "head 3.0 does not exist: the model has layers 0 to 2"),
         ([(0, 4)], "blind", "head 0.4 does not exist"),
-        ([(0, 0)], "half", "unknown ablation 'half'; choose of zero, mean, blind"),
+        ([(0, 0)], "half", "unknown ablation 'half'; choose from zero, mean, blind"),
         ([(0, 0)], "mean", "call read_means first"),
     ):
         with pytest.raises(InputError, match=words), ablation.apply(heads, kind):

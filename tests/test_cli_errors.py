@@ -264,7 +264,7 @@ def test_needle_settings(folder):
         refuse(folder, *NEEDLE, "--haystack", "essays/none"), "essays/none", "the Hub has no readable"
     )
     Path("short.txt").write_text("Too short.")
-    assert_says(refuse(folder, *NEEDLE, "--haystack", "short.txt"), "needed for a context of 60", "--repeat")
+    assert_says(refuse(folder, *NEEDLE, "--haystack", "short.txt"), "a context of 60 needs 46", "--repeat")
     Path("empty.txt").write_text(" \n")
     assert_says(refuse(folder, *NEEDLE, "--haystack", "empty.txt"), "haystack empty.txt is empty")
     Path("two.jsonl").write_text('{"a": "One.", "b": "Two."}')

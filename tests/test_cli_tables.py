@@ -1,9 +1,11 @@
 """Tables on the terminal: what fits on a line, and what becomes of what does not."""
 
+import json
+
 import pytest
 from evaluation_cases import RIGHT, evaluation
 
-from ctxlens.cli._tables import show_evaluation
+from ctxlens.cli._tables import show_evaluation, show_evaluations
 
 
 def shown(capsys, monkeypatch, columns, table):
@@ -60,3 +62,67 @@ def test_control_characters_of_names_are_made_visible(capsys, monkeypatch):
     lines = shown(capsys, monkeypatch, 80, evaluation("\x1b[31m"))
     assert "\x1b" not in "".join(lines)
     assert any(line.strip() == r"base\x1b[31m" for line in lines)
+
+
+def test_a_table_never_breaks_the_name_of_a_condition(capsys, monkeypatch):
+    from ctxlens.cli._screen import show_table
+
+    name = "organism-chat, template+prefix+indicator+steered:0.95"
+    monkeypatch.setenv("COLUMNS", "80")
+    show_table("ratings", ["model", "turn 1", "turn 2"], [[name, "7.00 [6.50, 7.50]", "6.00 [5.50, 6.50]"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.strip() for line in lines[3:]] == [name, "7.00 [6.50, 7.50]  6.00 [5.50, 6.50]"]
+    show_table("ratings", ["model", "turn 1"], [[name, "7.00"]])
+    assert capsys.readouterr().out.splitlines()[2].startswith(name + "  ")
+
+
+def test_before_and_after_keeps_the_names_of_conditions_whole(capsys, monkeypatch, tmp_path):
+    def mean(estimate, low, high):
+        return {"estimate": estimate, "low": low, "high": high, "n": 8}
+
+    def row(measure, first, second):
+        return {
+            "measure": measure, "first": f"base, {first}", "second": f"trained, {second}",
+            "first_mean": mean(0.25, 0.1, 0.4), "second_mean": mean(0.75, 0.6, 0.9),
+            "difference": mean(0.5, 0.3, 0.7), "p_value": 0.01, "pairs": 8,
+        }  # fmt: skip
+
+    long = "template+prefix+indicator"
+    rows = [row("needle recall", "template+prefix", long), row("closed-book recall", "template", "template")]
+    found = {"rows": rows, "treatments": [row("needle recall", long, long)]}
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "evaluation.json").write_text(json.dumps(found), encoding="utf-8")
+    monkeypatch.setenv("COLUMNS", "80")
+    show_evaluations(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "before and after, evaluation"
+    numbers = "0.25 → 0.75  0.50 [0.30, 0.70]"
+    assert [line.strip() for line in lines[2:]] == [
+        "needle recall",
+        f"base, template+prefix → trained, {long}", numbers,
+        f"base, {long} → trained, {long}", numbers,
+        "closed-book recall",
+        "base, template → trained, template", numbers,
+    ]  # fmt: skip
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize(
+    "words", [("needle",), ("heads",), ("steer",), ("mt-bench",), ("select",), ("train",)]
+)
+def test_help_names_the_value_of_every_option(words, monkeypatch):
+    """At 80 columns: no bare types as placeholders of options, no option name cut short."""
+    from typer.testing import CliRunner
+
+    from ctxlens.cli import app
+
+    monkeypatch.setenv("COLUMNS", "80")
+    said = CliRunner().invoke(app, [*words, "--help"]).output
+    options = [line for line in said.splitlines() if " --" in line[:12]]
+    assert len(options) > 8
+    assert not [
+        line for line in options if any(f"<{kind}>" in line for kind in ("bool", "str", "float", "int"))
+    ]
+    assert "…" not in "".join(line.split("  ")[0] for line in options)
+    assert "runs/VERB" not in said
+    assert words == ("train",) or f"runs/{words[0]}" in said

@@ -65,13 +65,13 @@ def test_every_condition_is_read_back_from_its_name(condition):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("chatml", "cannot be read at 'chatml'"),
-        ("", "cannot be read at ''"),
-        ("template:x", "cannot be read at 'template:x'"),
+        ("chatml", "unknown word 'chatml'"),
+        ("", "unknown word ''"),
+        ("template:x", "unknown word 'template:x'"),
         ("plain+template", "contradicts itself"),
         ("plain+vanilla", "contradicts itself"),
         ("prefix+prefix", "repeats a word"),
-        ("steered", "cannot be read at 'steered'"),
+        ("steered", "unknown word 'steered'"),
         ("steered:much", "needs a number after the colon"),
         ("steered:nan", "needs a number after the colon"),
         ("steered:dose=0.5", "needs a number after the colon"),

@@ -95,7 +95,7 @@ def test_conditions_are_read_from_words(words, names):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("vanila", "cannot be read at 'vanila'; conditions are plain"),
+        ("vanila", "unknown word 'vanila' in the condition 'vanila'; conditions are plain"),
         ("vanilla,template", "named twice"),
         (" , ", "no condition is given"),
         ("template+prefix", r"'template\+prefix' is for needles only"),

@@ -115,15 +115,15 @@ def test_two_models_are_held_against_one_another(tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("heads", "--kind", "magic"), "unknown kind magic; choose of retrieval, gradient"),
+        (("heads", "--kind", "magic"), "unknown kind magic; choose from retrieval, gradient"),
         (("heads", "--alpha", "1.5"), "alpha must be in (0, 1], got 1.5"),
         (("heads", "--heads", "one"), "heads 'one' cannot be read"),
         ((*SMALL, "--heads", "7.0"), "head 7.0 does not exist"),
         ((*SMALL, "--measure", "luck"), "unknown measure 'luck'"),
         ((*SMALL, "--indicator"), "has no indicator token"),
-        ((*SMALL, "--condition", "bare"), "bare; choose of"),
+        ((*SMALL, "--condition", "bare"), "unknown word 'bare' in the condition"),
         (("drift", "--conditions", "plain"), "expected two, separated by a comma"),
-        (("drift", "--conditions", "plain,bare"), "unknown condition 'bare'"),
+        (("drift", "--conditions", "plain,bare"), "unknown word 'bare' in the condition"),
         (("drift", "--conditions", "template,indicator"), "has no indicator token"),
     ],
 )

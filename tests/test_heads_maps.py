@@ -223,7 +223,10 @@ def test_side_effects_follow_the_sweep(model, answers):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda m, a: act_on_each_head(m, a, "kill"), "unknown ablation 'kill'; choose of zero, mean, blind"),
+        (
+            lambda m, a: act_on_each_head(m, a, "kill"),
+            "unknown ablation 'kill'; choose from zero, mean, blind",
+        ),
         (lambda m, a: act_on_each_head(m, a, "steer", alpha=0.0), r"alpha must be in \(0, 1\], got 0.0"),
         (lambda m, a: act_on_each_head(m, a, "zero", heads=[(9, 0)]), "head 9.0 does not exist"),
         (lambda m, a: cumulative_curves(m, a, {}), "give at least one ranking"),
@@ -231,7 +234,7 @@ def test_side_effects_follow_the_sweep(model, answers):
         (lambda m, a: cumulative_curves(m, a, {"x": [(0, 7)]}, sizes=(1,)), "head 0.7 does not exist"),
         (lambda m, a: cumulative_curves(m, a, {"x": [(0, 0)]}, sizes=(17,)), "cannot act on 17 heads"),
         (lambda m, a: Answers([], CONFIG), "no needle cells were given"),
-        (lambda m, a: Answers(a.cells, CONFIG, measure="luck"), "choose of logprob, recall"),
+        (lambda m, a: Answers(a.cells, CONFIG, measure="luck"), "choose from logprob, recall"),
         (lambda m, a: Answers(a.cells, CONFIG, indicator=True).scorer(m), "has no indicator token"),
     ],
 )

@@ -118,9 +118,9 @@ def test_drift_by_layer_follows_one_head(moved):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda one: one.share("user", "rosy"), "unknown view 'rosy'; choose of raw, renormalised"),
+        (lambda one: one.share("user", "rosy"), "unknown view 'rosy'; choose from raw, renormalised"),
         (lambda one: one.share("template", "renormalised"), "leaves out template"),
-        (lambda one: one.by_layer("user", heads="best"), "choose of mean, retrieval"),
+        (lambda one: one.by_layer("user", heads="best"), "choose from mean, retrieval"),
     ],
 )
 def test_drift_refuses_what_it_cannot_show(moved, call, words):

@@ -121,7 +121,7 @@ def test_wordings_hold_context_and_question(model, wording):
         ({"lengths": (0,)}, "lengths must be"),
         ({"lengths": 0}, "lengths must be a whole number of at least 1"),
         ({"depths": (101.0,)}, "depths must be percentages"),
-        ({"conditions": ("chat",)}, "condition 'chat' cannot be read at 'chat'; conditions are plain"),
+        ({"conditions": ("chat",)}, "unknown word 'chat' in the condition 'chat'; conditions are plain"),
         ({"needles": ("tofu",)}, "unknown needle tofu; choose from sf"),
         ({"needles": (SF, "sf")}, "distinct names, got sf, sf"),
         ({"cases_per_cell": 0}, "cases_per_cell must be"),

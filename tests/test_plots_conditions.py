@@ -32,7 +32,7 @@ def test_steering_of_an_allocation_is_in_its_name():
 
 def test_only_the_words_that_occur_are_explained():
     assert explain_conditions(["plain", "template+steered:0.5"]) == (
-        "Conditions: plain: no chat template; template: with the chat template; steered: attention to all "
-        "tokens but the user's is multiplied by α."
+        "Conditions: plain (no chat template), template (with the chat template), steered (attention to all "
+        "tokens but the user's is multiplied by α)."
     )
     assert explain_conditions(["as given"]) == ""

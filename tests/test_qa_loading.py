@@ -280,5 +280,5 @@ def test_prompts_are_the_papers():
         "drop": "{context}\nAnswer the question according to the above passage: {question}",
     }
     assert render_question("A {question} {}.", "B {context}?", "joined") == "A {question} {}. B {context}?"
-    with pytest.raises(InputError, match="unknown wording 'x'; choose one of passage, pieces, joined"):
+    with pytest.raises(InputError, match="unknown wording 'x'; choose from passage, pieces, joined"):
         render_question("", "", "x")

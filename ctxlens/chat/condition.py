@@ -119,7 +119,7 @@ class Condition:
             known = kind in (*_BASES, "prefix", "indicator") and kind == part
             if not known and (kind != "steered" or part == "steered"):
                 raise InputError(
-                    f"condition {words!r} cannot be read at {part!r}; conditions are {SPELLING}."
+                    f"unknown word {part!r} in the condition {words!r}; conditions are {SPELLING}."
                 )
         if len(set(kinds)) < len(kinds) or len(set(kinds) & set(_BASES)) > 1:
             raise InputError(f"condition {words!r} contradicts itself or repeats a word.")

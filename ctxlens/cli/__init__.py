@@ -54,11 +54,13 @@ def _print_version(wanted: bool) -> bool:
 def _common(
     version: Annotated[
         bool,
-        typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True),
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True, metavar=""
+        ),
     ] = False,
     verbose: Annotated[
         bool,
-        typer.Option("--verbose", help="Show log messages and warnings of other libraries."),
+        typer.Option("--verbose", help="Show log messages and warnings of other libraries.", metavar=""),
     ] = False,
 ) -> None:
     """See, prove, trace and cure the loss of context awareness in instruction-tuned language models.
@@ -74,7 +76,7 @@ _VERBS = (
     report, demo, doctor,
 )  # fmt: skip
 for _verb in _VERBS:
-    app.command(_verb.__name__.replace("_", "-"), epilog=_verb.epilog)(_verb)
+    app.command(_verb.__name__.replace("_", "-"), cls=_screen.Verb, epilog=_verb.epilog)(_verb)
 
 
 def main() -> None:

@@ -32,7 +32,10 @@ LimitOption = Annotated[
 ]
 HeadsOption = Annotated[
     str,
-    typer.Option(help="Heads to steer: all, retrieval (one per layer), or layer.head pairs such as 1.2,3.0."),
+    typer.Option(
+        help="Heads to steer: all, retrieval (one per layer), or layer.head pairs such as 1.2,3.0.",
+        metavar="HEADS",
+    ),
 ]
 PrefixOption = Annotated[
     str | None, typer.Option(help="Words with which the model's answer starts.", metavar="TEXT")

@@ -266,13 +266,22 @@ def _default(field: Field[Any]) -> Any:
 
 @cache
 def _field_types(kind: Any) -> dict[str, Any]:
-    """The annotations of a group's fields; in the help text, its options stand in the panel of the group."""
+    """The annotations of a group's fields; the help text shows its options in the panel of the group."""
     hints = get_type_hints(kind, include_extras=True)
     for field in fields(kind):
         declared, option = hints[field.name].__origin__, copy(hints[field.name].__metadata__[0])
         option.rich_help_panel = kind.PANEL
         hints[field.name] = Annotated[declared, option]
     return hints
+
+
+def _for_help(annotation: Any, study: str) -> Any:
+    """An option in one verb's help: flags show no placeholder, and `runs/VERB` names the verb."""
+    declared, option = annotation.__origin__, copy(annotation.__metadata__[0])
+    if declared is bool:
+        option.metavar = ""
+    option.help = option.help.replace("runs/VERB", f"runs/{study}")
+    return Annotated[declared, option]
 
 
 def verb(*commands: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -284,6 +293,7 @@ def verb(*commands: str) -> Callable[[Callable[..., None]], Callable[..., None]]
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(function, include_extras=True)
+        study = function.__name__.replace("_", "-")
         parameters: list[inspect.Parameter] = []
         groups: dict[str, Any] = {}
         for name, parameter in inspect.signature(function).parameters.items():
@@ -295,8 +305,10 @@ def verb(*commands: str) -> Callable[[Callable[..., None]], Callable[..., None]]
             else:
                 spread = [(name, parameter.default, kind)]
             parameters += [
-                inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-                for n, default, annotation in spread
+                inspect.Parameter(
+                    n, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_for_help(hint, study)
+                )
+                for n, default, hint in spread
             ]
 
         @wraps(function)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ctxlens.errors import CtxlensError
 
@@ -27,7 +27,22 @@ _ROLE_COLOURS = {
 }  # fmt: skip
 
 
-class Verbs(TyperGroup):
+class _ShortHelpOption:
+    """Show `--help` without the placeholder of a value, which flags do not take."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """The option `--help`."""
+        option = super().get_help_option(ctx)  # pyright: ignore[reportAttributeAccessIssue]
+        if option is not None:
+            option.metavar = ""
+        return option
+
+
+class Verb(_ShortHelpOption, TyperCommand):
+    """One verb."""
+
+
+class Verbs(_ShortHelpOption, TyperGroup):
     """The command group: errors of ctxlens are printed as one sentence, with exit code 2."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -159,6 +174,8 @@ def show_table(
 ) -> None:
     """Print a small table.
 
+    Long labels that make the table wider than the screen get lines of their own (`show_lines`), unbroken.
+
     Args:
         title: the line above the table.
         columns: names of the columns.
@@ -171,6 +188,9 @@ def show_table(
     from rich.table import Table
     from rich.text import Text
 
+    if not texts and n_labels == 1 and _only_labels_overflow([columns, *rows]):
+        show_lines(title, columns, rows)
+        return
     table = Table(
         box=box.HORIZONTALS if texts else None, pad_edge=False, show_lines=texts, show_header=any(columns)
     )
@@ -184,6 +204,16 @@ def show_table(
     console = Console(highlight=False)
     console.print(Text(printable(title), style="bold"))
     console.print(table)
+
+
+def _only_labels_overflow(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether rows of a label and numbers are too wide for the screen, but fit without their labels."""
+    from rich.cells import cell_len
+    from rich.console import Console
+
+    label, *widths = [max(cell_len(printable(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    numbers, width = sum(one + 2 for one in widths), Console().width
+    return label + numbers > width >= numbers + 2
 
 
 def show_lines(title: str, columns: Sequence[str], lines: Sequence[str | Sequence[str]]) -> None:

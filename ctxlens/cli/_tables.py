@@ -236,7 +236,10 @@ def show_training(folder: Path) -> None:
 
 
 def show_evaluations(folder: Path) -> None:
-    """Print recall before and after training, for every evaluation in the folder of a training."""
+    """Print recall before and after training, for every evaluation in the folder of a training.
+
+    One heading per measure, then one row per pair of treatments; long names get a line of their own.
+    """
     import json
 
     from ctxlens.sft.before_after import RESULT, Row
@@ -244,21 +247,14 @@ def show_evaluations(folder: Path) -> None:
     for path in sorted(folder.glob(f"*/{RESULT}")):
         found = json.loads(path.read_text(encoding="utf-8"))
         rows = [Row.of(record) for record in (*found["rows"], *found["treatments"])]
-        show_table(
-            f"before and after, {path.parent.name}",
-            ["measure", "compared", "means", "difference"],
-            [
-                [
-                    row.measure,
-                    f"{row.first} → {row.second}",
-                    f"{row.found.first.estimate:.2f} → {row.found.second.estimate:.2f}",
-                    row.found.difference.format(),
-                ]
-                for row in rows
-                if "recall" in row.measure
-            ],
-            n_labels=2,
-        )
+        groups: dict[str, list[list[str]]] = {}
+        for row in rows:
+            if "recall" in row.measure:
+                means = f"{row.found.first.estimate:.2f} → {row.found.second.estimate:.2f}"
+                line = [f"  {row.first} → {row.second}", means, row.found.difference.format()]
+                groups.setdefault(row.measure, []).append(line)
+        lines = [line for measure, group in groups.items() for line in (measure, *group)]
+        show_lines(f"before and after, {path.parent.name}", ["", "means", "difference"], lines)
         note(f"table and figures are in {folder / 'README.md'} and {path.parent / 'report.html'}")
 
 

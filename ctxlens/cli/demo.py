@@ -28,7 +28,10 @@ def demo(
         int, typer.Option(min=0, help="Seed of data, training and random heads.", metavar="N")
     ] = 0,
     threshold: Annotated[
-        str, typer.Option(help="β of the selection: 0 to 1 (paper: 0.6), mixture, valley or otsu.")
+        str,
+        typer.Option(
+            help="β of the selection: 0 to 1 (paper: 0.6), mixture, valley or otsu.", metavar="BETA"
+        ),
     ] = "mixture",
     device: Annotated[
         Device, typer.Option(help="auto, cpu or cuda; auto uses CUDA if it is available.", metavar="DEVICE")
@@ -52,4 +55,6 @@ def demo(
             progress=progress,
         )
     _tables.show_verdicts(out)
+    if smoke:
+        _screen.note("a smoke run only checks the installation; its verdicts have no meaning")
     _screen.say(str(page))

@@ -41,6 +41,7 @@ def drift(
             help="Two conditions, first and second side, separated by a comma: plain (no chat template) or "
             "template, then +indicator as needed. [dim]default: plain,template for one model, "
             "template,template for two[/dim]",
+            metavar="CONDITIONS",
         ),
     ] = None,
     messages: Annotated[
@@ -52,7 +53,11 @@ def drift(
         ),
     ] = None,
     queries: Annotated[
-        str, typer.Option(help="first_answer (where the answer begins) or response_mean.")
+        str,
+        typer.Option(
+            help="first_answer (where the answer begins) or response_mean (averaged over the answer).",
+            metavar="NAME",
+        ),
     ] = "first_answer",
     limit: LimitOption = None,
 ) -> None:

@@ -114,14 +114,16 @@ def eval(
         str,
         typer.Option(
             help="Tasks and groups, separated by commas: of ctxlens (ctxlens_qa, ctxlens_needle, "
-            "ctxlens_smoke, …), of lm-eval, or from --include-path."
+            "ctxlens_smoke, …), of lm-eval, or from --include-path.",
+            metavar="TASKS",
         ),
     ] = "ctxlens_smoke",
     conditions: Annotated[
         str,
         typer.Option(
             help="Conditions, separated by commas: plain (no chat template) or template, then +indicator and "
-            "+steered:ALPHA as needed, such as template+indicator+steered:0.5."
+            "+steered:ALPHA as needed, such as template+indicator+steered:0.5.",
+            metavar="CONDITIONS",
         ),
     ] = "template",
     limit: Annotated[

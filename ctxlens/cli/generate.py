@@ -22,20 +22,19 @@ from ctxlens.cli._inputs import (
 )
 from ctxlens.cli._options import ModelOptions, RenderOptions, verb
 
+_ALPHA = "Steer to the user: factor on the attention to all other tokens, in (0, 1]."
 AlphaOption = Annotated[
-    float | None,
-    typer.Option(
-        help="Steer to the user: factor on the attention to all other tokens, in (0, 1]. "
-        "[dim]default: 1 (none); for steer 0.5[/dim]",
-        metavar="A",
-    ),
+    float | None, typer.Option(help=f"{_ALPHA} [dim]default: 1 (no steering)[/dim]", metavar="A")
 ]
-
+SteeringAlphaOption = Annotated[
+    float | None,
+    typer.Option(help=f"{_ALPHA} [dim]default: 0.5, unless --target-share is given[/dim]", metavar="A"),
+]
 ShareOption = Annotated[
     float | None,
     typer.Option(
         "--target-share",
-        help="In place of --alpha: share of attention that the user's tokens get, in (0, 1).",
+        help="Instead of --alpha: share of attention that the user's tokens get, in (0, 1).",
         metavar="T",
     ),
 ]

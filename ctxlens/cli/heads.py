@@ -35,28 +35,40 @@ def heads(
         typer.Option(
             help="Experiments, separated by commas: retrieval (heads that read and copy the needle), "
             "gradient (all heads at once), steer, ablate (one head at a time), cumulative (the first k "
-            "heads), sweep (recall and side effects by α)."
+            "heads), sweep (recall and side effects by α). [dim]default: all[/dim]",
+            metavar="KINDS",
+            show_default=False,
         ),
     ] = _EVERYTHING,
     only: Annotated[
         str | None,
         typer.Option(
-            "--heads", help="Heads to map, as layer.head pairs such as 1.2,3.0. [dim]default: all[/dim]"
+            "--heads",
+            help="Heads to map, as layer.head pairs such as 1.2,3.0. [dim]default: all[/dim]",
+            metavar="HEADS",
         ),
     ] = None,
     alpha: Annotated[
-        float, typer.Option(help="Steering in maps and curves, in (0, 1]; smaller steers more.")
+        float, typer.Option(help="Steering in maps and curves, in (0, 1]; smaller steers more.", metavar="A")
     ] = 0.1,
-    alphas: Annotated[str, typer.Option(help="Values of α in the sweep.")] = "0.7,0.5,0.3,0.1,0.03",
+    alphas: Annotated[
+        str, typer.Option(help="Values of α in the sweep, separated by commas.", metavar="ALPHAS")
+    ] = "0.7,0.5,0.3,0.1,0.03",
     draws: Annotated[
         int, typer.Option(min=0, help="Number of random controls; 0 for none.", metavar="N")
     ] = 3,
     measure: Annotated[
         str,
-        typer.Option(help="logprob (of the needle, nats per token) or recall (generates answers; slower)."),
+        typer.Option(
+            help="logprob (of the needle, nats per token) or recall (generates answers; slower).",
+            metavar="NAME",
+        ),
     ] = "logprob",
     condition: Annotated[
-        str, typer.Option(help="Condition: plain, template or assistant, then +prefix as needed.")
+        str,
+        typer.Option(
+            help="Condition: plain, template or assistant, then +prefix as needed.", metavar="CONDITION"
+        ),
     ] = "template+prefix",
     indicator: Annotated[
         bool, typer.Option("--indicator", help="Append the model's indicator to the question.")
@@ -65,12 +77,18 @@ def heads(
         str, typer.Option(help="Folder of .txt files, or [b]organism[/b].", metavar="DIR")
     ] = "organism",
     needle: Annotated[
-        str, typer.Option(help="sf, pizza, known, unknown (facts of the built-in world), or a YAML file.")
+        str,
+        typer.Option(
+            help="sf, pizza, known, unknown (facts of the built-in world), or a YAML file.", metavar="NEEDLE"
+        ),
     ] = "known",
     lengths: Annotated[
-        str, typer.Option(help="Context lengths in tokens; x4 spreads four over the window.")
+        str,
+        typer.Option(help="Context lengths in tokens; x4 spreads four over the window.", metavar="LENGTHS"),
     ] = "x4",
-    depths: Annotated[str, typer.Option(help="Depths of the needle in percent.")] = "10,50,90",
+    depths: Annotated[
+        str, typer.Option(help="Depths of the needle in percent.", metavar="DEPTHS")
+    ] = "10,50,90",
     cases: Annotated[
         int, typer.Option(min=1, help="Number of contexts for each length and depth.", metavar="N")
     ] = 2,

@@ -47,7 +47,9 @@ def mt_bench(
     indicator: Annotated[
         bool, typer.Option("--indicator", help="Append the model's indicator to the user's message.")
     ] = False,
-    alpha: Annotated[float, typer.Option(help="Steer to the user's tokens; 1 means no steering.")] = 1.0,
+    alpha: Annotated[
+        float, typer.Option(help="Steer to the user's tokens; 1 means no steering.", metavar="A")
+    ] = 1.0,
     heads: HeadsOption = "all",
     max_new_tokens: NewTokensOption = 1024,
     batch_tokens: BatchOption = 8192,
@@ -64,7 +66,9 @@ def mt_bench(
     judge_key_env: Annotated[
         str | None, typer.Option(help="Environment variable with the server's API key.", metavar="NAME")
     ] = None,
-    judge_timeout: Annotated[float, typer.Option(help="Upper bound on one judgment, in seconds.")] = 120.0,
+    judge_timeout: Annotated[
+        float, typer.Option(help="Upper bound on one judgment, in seconds.", metavar="SECONDS")
+    ] = 120.0,
     judge_tries: Annotated[
         int, typer.Option(min=1, help="Upper bound on the attempts for one judgment.", metavar="N")
     ] = 5,

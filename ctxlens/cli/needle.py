@@ -51,40 +51,54 @@ def needle(
         str,
         typer.Option(
             help="Needles, separated by commas: sf, pizza, pizza-short (after the paper), known, unknown "
-            "(facts of the built-in world), or YAML files."
+            "(facts of the built-in world), or YAML files.",
+            metavar="NEEDLES",
         ),
     ] = "known",
     lengths: Annotated[
         str,
-        typer.Option(help="Context lengths in tokens, such as 200,1000; x5 spreads five over the window."),
+        typer.Option(
+            help="Context lengths in tokens, such as 200,1000; x5 spreads five over the window.",
+            metavar="LENGTHS",
+        ),
     ] = "x5",
     depths: Annotated[
-        str, typer.Option(help="Depths of the needle in percent, such as 0,50,100; x5 spreads five.")
+        str,
+        typer.Option(
+            help="Depths of the needle in percent, such as 0,50,100; x5 spreads five.", metavar="DEPTHS"
+        ),
     ] = "x5",
     conditions: Annotated[
         str,
         typer.Option(
             help="Conditions, separated by commas: plain (no chat template), template, or assistant (context "
             "in the assistant's turn), then +prefix as needed (the answer starts with the needle's first "
-            "words). For all conditions: --indicator, --alpha."
+            "words). --indicator and --alpha apply to all of them.",
+            metavar="CONDITIONS",
         ),
     ] = "plain+prefix,template+prefix",
     cases: Annotated[
         int, typer.Option(min=1, help="Number of contexts for each length and depth.", metavar="N")
     ] = 1,
     wording: Annotated[
-        str, typer.Option(help="bare, document, passage, only, or a text with {context} and {question}.")
+        str,
+        typer.Option(
+            help="bare, document, passage, only, or a text with {context} and {question}.", metavar="WORDING"
+        ),
     ] = "bare",
     indicator: Annotated[
         bool, typer.Option("--indicator", help="Append the model's indicator to the question.")
     ] = False,
-    alpha: Annotated[float, typer.Option(help="Steer to the user's tokens; 1 means no steering.")] = 1.0,
+    alpha: Annotated[
+        float, typer.Option(help="Steer to the user's tokens; 1 means no steering.", metavar="A")
+    ] = 1.0,
     heads: HeadsOption = "all",
     score: Annotated[
         str,
         typer.Option(
             help="Scores, separated by commas: recall (share of the keywords), contains (word for word), "
-            "logprob (nats per token of the needle; alone, it generates nothing)."
+            "logprob (nats per token of the needle; if it is the only score, no answer is generated).",
+            metavar="SCORES",
         ),
     ] = "recall,contains",
     max_new_tokens: NewTokensOption = 100,

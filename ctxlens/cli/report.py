@@ -17,13 +17,15 @@ from ctxlens.cli._options import verb
 )
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(help="Run folders; several are shown side by side.", metavar="RUN…")
+        list[Path], typer.Argument(help="Run folders; several are shown side by side.", metavar="RUN")
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="HTML file. [dim]default: report.html in the first run[/dim]"),
+        typer.Option(
+            "--out", "-o", help="HTML file. [dim]default: report.html in the first run[/dim]", metavar="FILE"
+        ),
     ] = None,
-    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+    title: Annotated[str | None, typer.Option(help="Heading of the page.", metavar="TEXT")] = None,
 ) -> None:
     """Draw all results in run folders into one HTML file that needs no network."""
     from ctxlens.report import write_report

@@ -34,10 +34,13 @@ def score(
     ] = None,
     layers: Annotated[
         str | None,
-        typer.Option(help="Layers to score, such as 10,15, or all. [dim]default: up to depth 15 of 22[/dim]"),
+        typer.Option(
+            help="Layers to score, such as 10,15, or all. [dim]default: up to depth 15 of 22[/dim]",
+            metavar="LAYERS",
+        ),
     ] = None,
     layout: LayoutOption = None,
-    split: Annotated[str, typer.Option(help="Split of a folder or Hub data set.")] = "train",
+    split: Annotated[str, typer.Option(help="Split of a folder or Hub data set.", metavar="NAME")] = "train",
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.", metavar="N")] = None,
     streaming: Annotated[
         bool, typer.Option("--streaming", help="Read the data while scoring, without loading them first.")
@@ -59,9 +62,9 @@ def score(
             metavar="N",
         ),
     ] = None,
-    precision: Annotated[str, typer.Option(help="Number format of stored scores: float32 or float16.")] = (
-        "float32"
-    ),
+    precision: Annotated[
+        str, typer.Option(help="Number format of stored scores: float32 or float16.", metavar="DTYPE")
+    ] = ("float32"),
     lp_gap: Annotated[
         bool,
         typer.Option(

@@ -31,7 +31,8 @@ def select(
         str | None,
         typer.Option(
             help="β, from 0 to 1 (paper: 0.6): scores above it are selected. Or a rule that estimates β from "
-            "the scores: mixture, valley or otsu. [dim]default: mixture[/dim]"
+            "the scores: mixture, valley or otsu. [dim]default: mixture[/dim]",
+            metavar="BETA",
         ),
     ] = None,
     top_share: Annotated[
@@ -46,11 +47,16 @@ def select(
     ] = None,
     layer: Annotated[
         int | None,
-        typer.Option(help="Layer whose scores decide. [dim]default: depth 15 of 22, as in the paper[/dim]"),
+        typer.Option(
+            help="Layer whose scores decide. [dim]default: depth 15 of 22, as in the paper[/dim]", metavar="N"
+        ),
     ] = None,
     reduction: Annotated[
         str,
-        typer.Option(help="mean_of_best (paper's code), best_of_mean (paper's text), mean_heads or lp_gap."),
+        typer.Option(
+            help="mean_of_best (paper's code), best_of_mean (paper's text), mean_heads or lp_gap.",
+            metavar="NAME",
+        ),
     ] = "mean_of_best",
     dataset: Annotated[
         str | None,
@@ -61,15 +67,17 @@ def select(
         ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Split of a folder or Hub data set. [dim]default: as scored[/dim]")
+        str | None,
+        typer.Option(help="Split of a folder or Hub data set. [dim]default: as scored[/dim]", metavar="NAME"),
     ] = None,
     layout: LayoutOption = None,
-    indicator: Annotated[str, typer.Option(help="The indicator to append.")] = "[IND]",
+    indicator: Annotated[str, typer.Option(help="The indicator to append.", metavar="TEXT")] = "[IND]",
     allow_existing: Annotated[
         bool, typer.Option("--allow-existing", help="Accept data that already contain the indicator's text.")
     ] = False,
     source_column: Annotated[
-        str | None, typer.Option(help="Column with the source of each row, for the data card.")
+        str | None,
+        typer.Option(help="Column with the source of each row, for the data card.", metavar="NAME"),
     ] = None,
     undo: Annotated[
         Path | None,

@@ -19,7 +19,7 @@ from ctxlens.cli._inputs import (
     resolve_heads,
 )
 from ctxlens.cli._options import ModelOptions, RenderOptions, RunOptions, verb
-from ctxlens.cli.generate import AlphaOption, ShareOption
+from ctxlens.cli.generate import ShareOption, SteeringAlphaOption
 
 
 @verb(
@@ -33,7 +33,7 @@ def steer(
     model: ModelOptions,
     rendering: RenderOptions,
     store: RunOptions,
-    alpha: AlphaOption = None,
+    alpha: SteeringAlphaOption = None,
     target_share: ShareOption = None,
     heads: HeadsOption = "all",
     prefix: PrefixOption = None,

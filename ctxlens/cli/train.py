@@ -18,7 +18,7 @@ from ctxlens.errors import InputError
     "ctxlens train --config recipe.yaml --out runs/vanilla indicator=null selection=null",
     "ctxlens train --config recipe.yaml --evaluate evaluate_haystack=essays/",
     "ctxlens train --config recipe.yaml use_peft=true lora_r=16 lora_target_modules=all-linear",
-    "accelerate launch --config_file ddp.yaml -m ctxlens.sft --config recipe.yaml  [dim](several GPUs)[/dim]",
+    "accelerate launch --config_file ddp.yaml -m ctxlens.sft --config recipe.yaml  [dim]# several GPUs[/dim]",
 )
 def train(
     config: Annotated[

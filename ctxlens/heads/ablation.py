@@ -117,7 +117,7 @@ def _replace(heads: list[int], values: Tensor) -> HeadEdit:
 def check_ablation(heads: Iterable[Head], kind: str, model: Model) -> tuple[Head, ...]:
     """The heads as pairs; `InputError` for an unknown kind or heads that the model does not have."""
     if kind not in get_args(AblationKind):
-        raise InputError(f"unknown ablation {kind!r}; choose of {', '.join(get_args(AblationKind))}.")
+        raise InputError(f"unknown ablation {kind!r}; choose from {', '.join(get_args(AblationKind))}.")
     chosen = tuple(dict.fromkeys((int(layer), int(head)) for layer, head in heads))
     Steering(1.0, heads=chosen).check_heads(model.n_layers, model.n_heads)
     return chosen

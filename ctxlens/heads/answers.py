@@ -51,7 +51,7 @@ class Answers:
         if not self.cells:
             raise InputError("no needle cells were given; head experiments need at least one.")
         if self.measure not in MEASURES:
-            raise InputError(f"unknown measure {self.measure!r}; choose of {', '.join(MEASURES)}.")
+            raise InputError(f"unknown measure {self.measure!r}; choose from {', '.join(MEASURES)}.")
 
     @property
     def quantity(self) -> str:

@@ -216,7 +216,7 @@ def check_kinds(kinds: Sequence[str]) -> None:
     """Raise `InputError` for an experiment that there is not, or for none."""
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
-        raise InputError(f"unknown kind {', '.join(unknown) or '(none)'}; choose of {', '.join(KINDS)}.")
+        raise InputError(f"unknown kind {', '.join(unknown) or '(none)'}; choose from {', '.join(KINDS)}.")
 
 
 __all__ = ["ABLATIONS", "KINDS", "HeadStudy", "check_kinds"]

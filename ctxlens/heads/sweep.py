@@ -107,7 +107,7 @@ def _head_sets(
     if isinstance(wanted, Mapping):
         return [(name, 0, tuple(heads)) for name, heads in wanted.items()]
     if unknown := [name for name in wanted if name not in HEAD_SETS]:
-        raise InputError(f"unknown heads {', '.join(unknown)}; choose of {', '.join(HEAD_SETS)}.")
+        raise InputError(f"unknown heads {', '.join(unknown)}; choose from {', '.join(HEAD_SETS)}.")
     sets: list[tuple[str, int, Any]] = [("all", 0, "all")] if "all" in wanted else []
     if "retrieval" in wanted or "random" in wanted:
         if retrieval is None:

@@ -149,9 +149,9 @@ def _heatmaps(contested: NeedleGrid, free: NeedleGrid | None, column: str, title
     ]
     if changes:
         caption = (
-            "Cell by cell, the first condition named minus the second. Blue squares: the first is higher; "
-            "brown: it is lower; pale: there is no difference. Each square holds its number or shows it on "
-            "hover."
+            "Each square is the value of the condition named first minus that of the second, on the same "
+            "cell. Blue: the first is higher; brown: it is lower; pale: both are equal. Each square holds "
+            "its number or shows it when you point at it."
         )
         blocks.append(Figures(changes, caption, title=f"Differences in {COLUMNS[column]}"))
     return blocks
@@ -177,10 +177,10 @@ def _differences(grid: NeedleGrid, column: str, title: str = "Differences, paire
     return Table(
         ["difference", COLUMNS[column], "p", "reading", "cells"],
         rows,
-        "Both variants answer the same cells. The interval is a 95 % bootstrap interval over contexts (cells "
-        "of one length and case share their text and are drawn together); p is that of a two-sided sign-flip "
-        "test over contexts. “No difference shown” means that the interval contains zero or that p is above "
-        "0.05; it does not mean that the variants are equal.",
+        "Each row compares two variants on the same cells. The interval is a 95 % bootstrap interval over "
+        "contexts (cells of one length and case share their text and are drawn together); p is that of a "
+        "two-sided sign-flip test over contexts. “No difference shown” means that the interval contains zero "
+        "or that p is above 0.05; it does not mean that the variants are equal.",
         title=f"{title}: {COLUMNS[column]}",
     )
 
@@ -284,10 +284,10 @@ def cure_blocks(run: RunContents) -> list[Block]:
             Figures(
                 [_figure(panel) for panel in templated],
                 _HOW_TO_READ
-                + "All panels are under the chat template. The cure works if the last panel, with "
-                "+indicator, is as dark as the panel under plain in the first section. The panel of the "
-                "same model without +indicator shows what the training costs a user who does not ask for "
-                "the context. " + _which_cells(contested, free),
+                + "All panels use the chat template. The cure works if the last panel (+indicator) shows as "
+                "much recall as the panel without the template in the first section. The panel of the same "
+                "model without +indicator shows what the training costs a user who does not ask for the "
+                "context. " + _which_cells(contested, free),
                 title="Before and after indicator training",
                 scale="recall",
             )
@@ -324,8 +324,10 @@ def _means(panels: list[NeedlePanel], contested: NeedleGrid, free: NeedleGrid | 
     return Table(
         head,
         rows,
-        "Mean over the cells, with its 95 % bootstrap interval over contexts. “Answered from memory”: the "
-        "share of the keywords that the model knows by heart and says instead of the needle's.",
+        "Mean over the cells, with its 95 % bootstrap interval over contexts. “Answered from memory” is the "
+        "share of the memorised keywords that the model says instead of the needle's; above 0, memory "
+        "overrides the text.",
+        title="Mean recall by model and condition",
     )
 
 
@@ -382,7 +384,8 @@ def _answers(answers: list) -> Table:
     return Table(
         ["last user message", "answer, not steered", "answer, steered"],
         rows,
-        "The same weights answer the same question greedily, without and with steering.",
+        "The same weights answer the same question greedily, without and with steering. If the answers "
+        "differ, the steered attention made the difference.",
         title="Answers",
     )
 
@@ -398,8 +401,9 @@ def _side_effect(free: NeedleGrid) -> Table:
     return Table(
         ["heads", *(f"α {a:g}" for a in alphas)],
         rows,
-        "Recall under the same steering in the cells where the model knows nothing by heart. A fall from "
+        "Recall under the same steering in the cells where the model has memorised nothing. A fall from "
         "left to right is a side effect of steering.",
+        title="Side effects of steering on other needles",
     )
 
 
@@ -418,7 +422,8 @@ def _before_after(
     return Table(
         ["measure", f"before: {before}", f"after: {after}", "difference, paired"],
         rows,
-        "Mean and 95 % bootstrap interval. The model before the cure has no indicator. Rows with "
+        "Mean and 95 % bootstrap interval; a difference above zero means that the value is higher after the "
+        "cure. The model before the cure has no indicator. Rows with "
         "+indicator compare the model after the cure, asked with the indicator, to the model before, "
         "asked without it, on the same cells.",
         title="Before and after",

@@ -29,9 +29,10 @@ from ctxlens.results import Scores, Selection
 from ctxlens.stats import Interval, auroc
 
 _REDUCTIONS = {
-    "best_of_mean": "the largest head, where each head's share is averaged over the answer",
-    "mean_of_best": "for each token of the answer the largest head, averaged over the tokens",
-    "mean_heads": "the mean over heads and tokens",
+    "best_of_mean": "each head's share is averaged over the answer, and the largest of these means counts",
+    "mean_of_best": "for each token of the answer, the head with the largest share counts; the mean over "
+    "the tokens is the score",
+    "mean_heads": "the mean of the shares over all heads and all tokens of the answer",
 }
 """How shares become one score, in words."""
 
@@ -63,7 +64,7 @@ def _histogram(name: str, scores: Scores | None, selection: Selection | None) ->
         if layer is None:
             caption = "How much likelier the user's text makes each answer, in nats per token. "
         else:
-            caption += f"The score is that of layer {layer}: {_REDUCTIONS[reduction]}. "
+            caption += f"The score is read from layer {layer}: {_REDUCTIONS[reduction]}. "
         figure, turns = score_histogram(scores, selection), len(rows_of(scores, layer, reduction))
     elif selection is not None:
         figure, turns = selection_histogram(selection), len(selection)
@@ -98,9 +99,10 @@ def _probe(probe: list[dict]) -> Table:
     return Table(
         ["layer", "best head", "attention on the needle", "if uniform"],
         rows,
-        "The layer is the one whose best head attends most to the needle while the model repeats it. It "
-        "was chosen on other needles than those in the figures above. Mean over cells and 95 % bootstrap "
-        "interval.",
+        "Share of attention that the best head of each layer gives to the needle while the model repeats it: "
+        "mean over cells, with a 95 % bootstrap interval. The scores are read from the layer with the "
+        "highest value. It was chosen on other needles than those in the figures above. “If uniform” is "
+        "the share if every token got the same attention.",
         title="Which layer carries the needle",
     )
 
@@ -120,7 +122,13 @@ def _selected(scores: Scores | None, selection: Selection) -> Table:
             [Cell("recall", recall), Cell(_percent(quality.recall))],
             [Cell("base rate", "of all turns are truly context-dependent"), Cell(_percent(base))],
         ]
-    return Table(["selection", "value"], rows, "")
+    caption = "How many turns the threshold selects."
+    if quality is not None:
+        caption = (
+            "How many turns the threshold selects, and how many of them were made to need their context. A "
+            "precision near the base rate would be no better than a random choice."
+        )
+    return Table(["selection", "value"], rows, caption, title="What was selected")
 
 
 def _choices(scores: Scores, selection: Selection | None) -> list[Block]:
@@ -138,7 +146,7 @@ def _choices(scores: Scores, selection: Selection | None) -> list[Block]:
                 "Scores by layer",
             )
         ]
-        caption = "Scores by layer: their distribution in each layer. "
+        caption = "Scores by layer: each row shows how the scores of one layer are distributed. "
         if round(TOP_SHARE * n_turns):
             figures.append(
                 Figure(
@@ -148,10 +156,10 @@ def _choices(scores: Scores, selection: Selection | None) -> list[Block]:
                 )
             )
             caption += (
-                f"Disagreement: if each layer selects the {TOP_SHARE:.0%} of turns that it scores highest, "
-                "the share of these turns that the other layer does not select. Two random selections would "
-                f"differ in {1 - TOP_SHARE:.0%}; values near that mean that the choice of the layer decides "
-                "the selection."
+                f"Disagreement: each layer selects the {TOP_SHARE:.0%} of turns that it scores highest, and "
+                "each square shows which share of one layer's selection the other layer does not select. Two "
+                f"random selections would differ in {1 - TOP_SHARE:.0%} of their turns; a value near that "
+                "means that the selection depends on which layer is chosen."
             )
         blocks.append(Figures(figures, caption, title="The choice of the layer"))
     rows = [
@@ -159,7 +167,7 @@ def _choices(scores: Scores, selection: Selection | None) -> list[Block]:
         for one, shares in threshold_shares(scores, reduction=reduction)
     ]
     caption = (
-        f"Share of the turns whose score is above β (score: {_REDUCTIONS[reduction]}). Where the shares "
+        f"Share of the turns whose score is above β. Score: {_REDUCTIONS[reduction]}. Where the shares "
         "differ much between layers, a fixed β cannot be carried over to another layer or model."
     )
     head = ["layer", *(f"β = {beta:g}" for beta in BETAS)]
@@ -177,13 +185,13 @@ def _lengths(scores: Scores, selection: Selection | None) -> Figures:
         )
         for column in ("context_tokens", "response_tokens")
     ]
-    caption = "Lengths of contexts and responses on a logarithmic axis. "
+    caption = "How long the contexts (left) and the responses (right) are, on a logarithmic axis. "
     if selection is not None:
         caption += (
-            "The bars of each group sum to 1. If the selected turns lie further to the right, the score may "
-            "simply follow length."
+            "The bars of each group sum to 100 %. If the selected turns lie further to the right, the score "
+            "may simply follow length."
         )
-    return Figures(lengths, caption, title="Lengths")
+    return Figures(lengths, caption, title="Lengths of contexts and responses")
 
 
 def _layers(scores: Scores, reduction: str) -> Table:
@@ -206,9 +214,9 @@ def _layers(scores: Scores, reduction: str) -> Table:
     return Table(
         head,
         rows,
-        "How well each layer tells the kinds of turn apart. AUROC is the probability that a "
+        "How well the scores of each layer tell the kinds of turn apart. AUROC is the probability that a "
         "context-dependent turn scores higher than a turn of the other kind: 1 is perfect, 0.5 is chance.",
-        title="By layer",
+        title="Kinds of turn by layer",
     )
 
 

@@ -105,7 +105,7 @@ class Drift:
             heads: `mean` over heads, or the `retrieval` head, the same one on both sides.
         """
         if heads not in _T_HEADS:
-            raise InputError(f"unknown heads {heads!r}; choose of {', '.join(_T_HEADS)}.")
+            raise InputError(f"unknown heads {heads!r}; choose from {', '.join(_T_HEADS)}.")
         share = self.share(role, view).astype(float)
         if heads == "retrieval":
             at = share[:, np.arange(len(self.layers)), self.retrieval]
@@ -151,7 +151,7 @@ class Drift:
 
 def _kept(view: str) -> Float[np.ndarray, " role"]:
     if view not in VIEWS:
-        raise InputError(f"unknown view {view!r}; choose of {', '.join(VIEWS)}.")
+        raise InputError(f"unknown view {view!r}; choose from {', '.join(VIEWS)}.")
     kept = np.ones(len(ROLE_LABELS), dtype=np.float32)
     kept[[int(role) for role in VIEWS[view]]] = 0
     return kept

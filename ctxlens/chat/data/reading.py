@@ -57,7 +57,9 @@ def read_rows(
         _watch(path)
         return islice(_read_with_datasets(path, split, streaming), limit)
     if path.is_absolute() or path_or_hub_id.startswith((".", "~")) or path.suffix in _SUFFIXES:
-        raise InputError(f"There is no file or folder {path_or_hub_id}.")
+        raise InputError(
+            f"There is no file or folder {path_or_hub_id}; give the path of a data set, or a Hub id."
+        )
     return islice(_read_from_hub(path_or_hub_id, split, streaming), limit)
 
 
@@ -68,7 +70,7 @@ def read_json_rows(path: Path) -> Iterator[Any]:
         InputError: The file is missing or not JSON; the message names the line.
     """
     if not path.is_file():
-        raise InputError(f"There is no file {path}.")
+        raise InputError(f"There is no file {path}; give the path of a JSON or JSON-lines file.")
     _watch(path)
     if _kind(path) != ".json":
         yield from _read_lines(path)

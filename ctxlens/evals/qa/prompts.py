@@ -30,7 +30,7 @@ def render_question(context: str, question: str, wording: str) -> str:
         InputError: there is no such wording.
     """
     if wording not in WORDINGS:
-        raise InputError(f"unknown wording {wording!r}; choose one of {', '.join(WORDINGS)}.")
+        raise InputError(f"unknown wording {wording!r}; choose from {', '.join(WORDINGS)}.")
     return fill_wording(WORDINGS[wording], context, question)
 
 

@@ -96,7 +96,9 @@ class Steering:
                 f"alpha must be in (0, 1], got {alpha!r}; 1 changes nothing, smaller steers more."
             )
         if share is not None and not (isinstance(share, float) and 0 < share < 1):
-            raise InputError(f"the target share must be in (0, 1), got {share!r}.")
+            raise InputError(
+                f"the target share must be in (0, 1), got {share!r}; 0.6 means 60 % of the attention."
+            )
 
     def _choose_mode(self) -> str:
         """The mode given, or the default; refuse one that is unknown or does not fit the strength."""

@@ -72,8 +72,8 @@ def steered_name(condition: object, steering: Iterable[Mapping[str, Any]]) -> st
 def explain_conditions(names: Iterable[str]) -> str:
     """One sentence on what the words in these names mean, for captions; empty if there are no names."""
     words = {word.partition(":")[0] for name in names for word in name.split("+")}
-    meanings = [f"{word}: {meaning}" for word, meaning in _MEANINGS.items() if word in words]
-    return f"Conditions: {'; '.join(meanings)}." if meanings else ""
+    meanings = [f"{word} ({meaning})" for word, meaning in _MEANINGS.items() if word in words]
+    return f"Conditions: {', '.join(meanings)}." if meanings else ""
 
 
 __all__ = ["condition_name", "explain_conditions", "steered_name"]
