@@ -125,9 +125,7 @@ def needle(
         seed=store.seed,
         score=tuple(score.split(",")),
     )
-    model.check()
-    store.check("needle")
-    check_steering(alpha, heads)
+    _check(model, store, alpha, heads)
     processes = Processes.join(cpu=model.device.value == "cpu")
     straw = load_haystack(
         haystack, seed=store.seed, repeat=repeat, split=haystack_split, column=haystack_column
@@ -159,6 +157,13 @@ def needle(
         _tables.show_needles(grid)
         _note_repeated(cells)
         _screen.say_where(run.folder)
+
+
+def _check(model: ModelOptions, store: RunOptions, alpha: float, heads: str) -> None:
+    """Refuse a model, run folder or steering that cannot be used, before anything heavy is imported."""
+    model.check()
+    store.check("needle")
+    check_steering(alpha, heads)
 
 
 def _print_prompts(model: Model, cell: Cell, config: NeedleConfig, indicator: bool) -> None:
