@@ -283,8 +283,8 @@ class TestCommandLine:
         [
             (["--model", "no/such/place"], "neither a folder here nor a Hub id"),
             (["--messages", "missing.json"], "no file missing.json"),
-            (["--limit", "2"], "--limit goes with --messages"),
-            (["--json", "no/such/folder/x.json"], "is no folder"),
+            (["--limit", "2"], "--limit is for --messages"),
+            (["--json", "no/such/folder/x.json"], "is not a folder"),
             (["--json", ".", "--overwrite"], "which is a folder"),
             (["--length", "0"], "--length"),
         ],
