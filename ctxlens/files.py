@@ -1,6 +1,6 @@
-"""Files that are wholly there or not at all, and JSON lines that grow while work goes on.
+"""Atomic writing of files, and files of JSON lines that grow while work is in progress.
 
-What was written stays, whenever the process is killed.
+A killed process never damages what was written before.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ctxlens.errors import InputError
 
 
 def write_atomic(path: str | Path, content: bytes | str | Callable[[Path], object]) -> Path:
-    """Write a file so that it is either wholly there or not at all.
+    """Write a file atomically: it is either complete or unchanged.
 
     Args:
-        path: where the file shall be; its folder is made if it is missing.
+        path: the path of the file; a missing folder is created.
         content: the bytes or text (UTF-8), or a function that writes the file at the path it is given.
 
     Raises:
-        InputError: the place cannot be written to, or the disk is full.
+        InputError: the path cannot be written to, or the disk is full.
     """
     path = Path(path)
     if path.is_dir():
@@ -33,9 +33,7 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[Path], objec
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     except OSError as error:
-        raise InputError(
-            f"Cannot write {path}: {error.strerror}; choose a folder that can be written to."
-        ) from error
+        raise InputError(f"Cannot write {path}: {error.strerror}; choose a writable folder.") from error
     temporary = Path(name)
     try:
         os.close(handle)
@@ -65,10 +63,10 @@ def without_nan(value: Any) -> Any:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file, none if there is no file; a last line that a kill cut short is left out.
+    """Read the objects of a file; empty if there is no file. An incomplete last line is skipped.
 
     Raises:
-        InputError: a line that is no JSON object; the message names it.
+        InputError: a line is not a JSON object; the message names it.
     """
     if not path.is_file():
         return []
@@ -85,16 +83,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             continue
         row = _parse(line)
         if row is None:
-            raise InputError(f"{path}, line {number}, is no JSON object; remove the line or the file.")
+            raise InputError(f"{path}, line {number}, is not a JSON object; remove the line or the file.")
         rows.append(row)
     return rows
 
 
 def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Add objects to a file and wait until they are on the disk.
+    """Append objects to a file and wait until they are on disk.
 
     Raises:
-        InputError: the place cannot be written to, or the disk is full.
+        InputError: the path cannot be written to, or the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +109,7 @@ def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Write a file anew, atomically."""
+    """Replace a file atomically."""
     return write_atomic(path, _dump(rows))
 
 
@@ -128,7 +126,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _mend_end(file: BufferedRandom) -> None:
-    """Complete the last line, or cut it off if it was cut short."""
+    """Complete the last line if it holds an object; otherwise remove it."""
     file.seek(0)
     content = file.read()
     if not content or content.endswith(b"\n"):

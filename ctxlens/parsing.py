@@ -1,4 +1,4 @@
-"""What users write, turned into values: numbers from text, and one sentence for what pydantic refuses."""
+"""Parse what users write: numbers from text, and one sentence for values that pydantic rejects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _KEY_ERRORS = {
     "missing": "missing", "extra_forbidden": "unknown", "unexpected_keyword_argument": "unknown",
 }  # fmt: skip
-"""How the message calls pydantic's errors about keys."""
+"""The words for pydantic's errors about keys in messages."""
 
 
 def parse_numbers(text: str, kind: Callable[[str], Any], option: str) -> tuple[Any, ...]:
@@ -36,20 +36,20 @@ def parse_numbers(text: str, kind: Callable[[str], Any], option: str) -> tuple[A
 
 
 def parse_spread(text: str, kind: Callable[[str], Any], option: str) -> tuple[Any, ...] | int:
-    """Parse numbers as `parse_numbers` does, or `x5` for five values that are spread evenly."""
+    """Parse numbers as `parse_numbers` does, or `x5` for five evenly spaced values."""
     if text.startswith("x"):
         return parse_numbers(text[1:], int, option)[0]
     return parse_numbers(text, kind, option)
 
 
 def explain_refusal(error: ValidationError, known: Iterable[str] = ()) -> str:
-    """Say in one sentence, without its full stop, what is wrong with the first value that pydantic refused.
+    """Say in one sentence, without its full stop, what is wrong with the first value that pydantic rejected.
 
-    Where one of our own validators raised `InputError`, the sentence is its message.
+    If one of our own validators raised `InputError`, the sentence is its message.
 
     Args:
         error: pydantic's error.
-        known: the keys to list where one is missing or unknown.
+        known: the keys to list if one is missing or unknown.
     """
     first = error.errors()[0]
     cause = first.get("ctx", {}).get("error")

@@ -1,4 +1,4 @@
-"""Several processes that share one run, as `accelerate launch` and `torchrun` start them."""
+"""Several processes that share one run, started by `accelerate launch` or `torchrun`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _LONGEST_WAIT = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that work on one run.
+    """This process among all processes of a run.
 
     Attributes:
         rank: number of this process, from 0.
-        count: how many there are.
+        count: number of processes.
     """
 
     rank: int = 0
@@ -27,24 +27,24 @@ class Processes:
         """Find the other processes; call it before a model is loaded, so that each takes its own device.
 
         Args:
-            cpu: whether the model runs on the CPU although there may be a GPU.
+            cpu: whether the model runs on the CPU even if there is a GPU.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
             return cls()
         import torch
         from accelerate import PartialState
 
-        # Without a GPU accelerate would take every process for the only one unless told that it is the CPU.
+        # Without a GPU, accelerate treats every process as the only one unless it is told to use the CPU.
         state = PartialState(cpu=cpu or not torch.cuda.is_available(), timeout=_LONGEST_WAIT)
         return cls(state.process_index, state.num_processes)
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes what all have done together."""
+        """Whether this process writes the common result."""
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any] | None:
-        """The values of all processes, by rank, for the first of them; None for the others."""
+        """The values of all processes by rank, in the first process; None in the others."""
         if self.count == 1:
             return [value]
         import torch
@@ -54,7 +54,7 @@ class Processes:
         return gathered
 
     def wait(self) -> None:
-        """Wait until every process has come to this point."""
+        """Wait until every process has reached this point."""
         if self.count > 1:
             from accelerate import PartialState
 
@@ -62,7 +62,7 @@ class Processes:
 
 
 ALONE = Processes()
-"""One process by itself."""
+"""A single process."""
 
 
 __all__ = ["ALONE", "Processes"]

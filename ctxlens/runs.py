@@ -1,11 +1,11 @@
-"""Run folders: a manifest that says what the results came from, and the finished parts of long work.
+"""Run folders: a manifest that records where the results come from, and the finished parts of long work.
 
 A run folder holds `manifest.json` (study, configuration, seed, package versions, model identity)
 and the results of that study. Opening the folder again with the same study and configuration
-resumes it; with another one it is refused, so that no result is ever overwritten unasked.
+resumes it; another one is refused, so that no result is overwritten by accident.
 
-Long work keeps each finished part in the folder (`Parts`), so that the same command goes on where it was
-stopped, however roughly.
+Long work keeps each finished part in the folder (`Parts`), so that the same command resumes even after a
+kill.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from ctxlens.files import write_atomic
 
 MANIFEST = "manifest.json"
 Progress = Callable[[int, int], None]
-"""Called with how much is done and how much there is to do, in the unit that the caller documents."""
+"""Called with the finished amount and the total, in the unit that the caller documents."""
 
 StageProgress = Callable[[str, int, int], None]
-"""Called as `Progress`, with the name of the stage in front."""
+"""Called like `Progress`, with the name of the stage as the first argument."""
 
 _DISTRIBUTION = "ctxlens-interp"
 _REPORTED_PACKAGES = (
@@ -39,7 +39,7 @@ _REPORTED_PACKAGES = (
 
 @runtime_checkable
 class Savable(Protocol):
-    """What `Run.save` needs of a result."""
+    """What `Run.save` requires of a result."""
 
     def save(self, path: Path) -> None: ...
 
@@ -67,14 +67,14 @@ class Run:
     def open(
         cls, folder: str | Path, *, study: str, config: Mapping[str, Any], overwrite: bool = False
     ) -> Run:
-        """Make the folder, or resume the run in it.
+        """Create the folder, or resume the run in it.
 
         Args:
             folder: the run folder.
-            study: what is run, for instance `"needle"`.
+            study: the name of the study, for instance `"needle"`.
             config: everything the result depends on (settings, seed, model identity), as JSON values.
-            overwrite: start anew when the folder holds a run; the old one is kept beside it under the
-                name with `.old`, so nothing is lost.
+            overwrite: start over if the folder holds a run. The old folder is renamed with the ending `.old`,
+                so nothing is lost.
 
         Raises:
             RunExistsError: the folder holds another run, or files of something else.
@@ -97,7 +97,7 @@ class Run:
             _set_aside(folder)
         elif folder.is_dir() and any(folder.iterdir()):
             raise RunExistsError(
-                f"{folder} already holds files that are no ctxlens run; choose an empty or new folder."
+                f"{folder} already holds files that are not a ctxlens run; choose an empty or new folder."
             )
         manifest = {
             **wanted,
@@ -112,7 +112,7 @@ class Run:
         """Open an existing run for reading.
 
         Raises:
-            InputError: there is no run in the folder.
+            InputError: the folder does not hold a run.
         """
         folder = Path(folder)
         if not (folder / MANIFEST).is_file():
@@ -120,7 +120,7 @@ class Run:
         return cls(folder, _read_manifest(folder / MANIFEST))
 
     def record(self, key: str, value: Any) -> Run:
-        """Add what became known later to the manifest; opening the folder again does not compare it."""
+        """Add an entry to the manifest later; reopening the folder does not compare it."""
         manifest = {**self.manifest, key: json.loads(json.dumps(value, default=str))}
         write_atomic(self.folder / MANIFEST, json.dumps(manifest, indent=2))
         return Run(self.folder, manifest)
@@ -149,8 +149,8 @@ class Run:
 def digest(value: Any) -> str:
     """A short fingerprint of JSON values: the first 16 hexadecimal digits of a SHA-256.
 
-    Equal values give equal fingerprints whatever the order of their keys. What JSON does not know is taken by
-    its `str`.
+    Equal values give equal fingerprints whatever the order of their keys. A value that JSON cannot represent
+    counts as its `str`.
     """
     content = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -180,11 +180,11 @@ JSON_PARTS = PartFormat(
 
 
 class Parts:
-    """Finished parts of a result until it is whole: each in a file of its own, or in memory without a run.
+    """Finished parts of a result until it is complete: each in its own file, or in memory without a run.
 
     A part is written atomically, so a killed process leaves only whole parts. Parts belong to one result of
     one run: what they were made of and when the run was created are in the name of their folder, so that
-    parts of other settings are never taken for them.
+    parts of other settings are never mistaken for them.
 
     ```python
     parts = Parts(run, "needle", {"config": config.as_dict()})
@@ -210,46 +210,67 @@ class Parts:
             key = digest([made_of, out.manifest.get("created")])
             self._folder = out.path("parts") / f"{name}-{key}"
 
+    @classmethod
+    def in_folder(cls, out: Run, folder: str, *, form: PartFormat = JSON_PARTS) -> Parts:
+        """Open parts in a folder with a fixed name, for jobs that work on one result independently.
+
+        The name of the folder does not say what the parts were made of, so the caller must check each part.
+
+        Args:
+            out: the run folder.
+            folder: path of the parts' folder inside the run folder.
+            form: how a part becomes a file.
+        """
+        parts = cls(None, folder, None, form=form)
+        parts._folder = out.path(folder)
+        return parts
+
     def has(self, part: str) -> bool:
         """Whether a part is finished."""
-        return part in self._memory if self._folder is None else self._path(part).is_file()
+        return part in self._memory if self._folder is None else self.path(part).is_file()
 
     def read(self, part: str) -> Any:
         """A finished part."""
-        return self._memory[part] if self._folder is None else self._form.load(self._path(part))
+        return self._memory[part] if self._folder is None else self._form.load(self.path(part))
 
     def write(self, part: str, content: Any) -> None:
-        """Keep a part; side files of it are no longer needed and are removed."""
+        """Keep a part and remove its side files, which are no longer needed."""
         if self._folder is None:
             self._memory[part] = content
             return
-        write_atomic(self._path(part), lambda path: self._form.save(content, path))
+        write_atomic(self.path(part), lambda path: self._form.save(content, path))
         for path in self._folder.glob(f"{part}.side-*"):
             path.unlink(missing_ok=True)
 
     def get(self, part: str, compute: Callable[[], Any]) -> Any:
-        """A part: read if it is finished, else computed and kept."""
+        """Read a part if it is finished; otherwise compute and keep it."""
         if not self.has(part):
             self.write(part, compute())
         return self.read(part)
 
     def side_path(self, part: str, name: str) -> Path | None:
-        """Where work on an unfinished part can keep a file of its own; None without a run folder."""
+        """Path of an extra file for an unfinished part; None without a run folder."""
         if self._folder is None:
             return None
         self._folder.mkdir(parents=True, exist_ok=True)
         return self._folder / f"{part}.side-{name}"
 
     def remove(self) -> None:
-        """Remove all parts, once the whole result is written."""
+        """Remove all parts, once the complete result is written."""
         self._memory.clear()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             if self._folder.parent.is_dir() and not any(self._folder.parent.iterdir()):
                 self._folder.parent.rmdir()
 
-    def _path(self, part: str) -> Path:
-        assert self._folder is not None
+    def path(self, part: str) -> Path:
+        """The file of a part.
+
+        Raises:
+            ValueError: the parts are kept in memory.
+        """
+        if self._folder is None:
+            raise ValueError("parts that are kept in memory have no files; open them with a run folder.")
         return self._folder / f"{part}{self._form.suffix}"
 
 

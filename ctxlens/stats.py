@@ -1,7 +1,6 @@
 """Intervals, paired differences and separations, on SciPy.
 
-Every comparison in ctxlens is paired and carries an interval; the interval is 95 % unless told
-otherwise.
+Every comparison in ctxlens is paired and carries an interval. The confidence level is 95 % by default.
 """
 
 from __future__ import annotations
@@ -51,9 +50,9 @@ def bootstrap_mean(
     """Mean with a percentile bootstrap interval.
 
     Args:
-        values: one value a unit; NaN is left out.
-        clusters: a label a unit: whole clusters are drawn instead of units (units of one cluster are
-            not independent, for instance the needle cells of one context).
+        values: one value per unit; NaN is skipped.
+        clusters: one label per unit. Whole clusters are drawn instead of units, because units of one cluster
+            are not independent (for instance the needle cells of one context).
         seed: seed of the resampling.
         n_resamples: number of bootstrap samples.
         level: confidence level.
@@ -102,7 +101,7 @@ def paired_difference(
     """Mean of `second - first` over the same units, with a percentile bootstrap interval.
 
     Raises:
-        ValueError: the two are not of one length, so that they cannot be pairs.
+        ValueError: the two differ in length, so their values cannot be paired.
     """
     first, second = _as_pairs(first, second)
     return bootstrap_mean(second - first, clusters=clusters, seed=seed, n_resamples=n_resamples, level=level)
@@ -111,7 +110,7 @@ def paired_difference(
 def _as_pairs(first: Collection[Any], second: Collection[Any]) -> tuple[np.ndarray, np.ndarray]:
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if first.shape != second.shape:
-        raise ValueError(f"pairs need two arrays of one shape, got {first.shape} and {second.shape}")
+        raise ValueError(f"pairs need two arrays of the same shape, got {first.shape} and {second.shape}")
     return first, second
 
 
@@ -120,9 +119,9 @@ class PairedComparison:
     """Two treatments of the same units.
 
     Attributes:
-        first, second: mean under each, over the units that both have.
+        first, second: mean under each treatment, over the units that both have.
         difference: mean of second minus first; its `n` is the number of clusters.
-        p_value: two-sided p value of a sign-flip permutation test over clusters; NaN where there is no pair.
+        p_value: two-sided p value of a sign-flip permutation test over clusters; NaN if there is no pair.
         pairs: number of units that both have.
     """
 
@@ -134,10 +133,10 @@ class PairedComparison:
 
     @property
     def reading(self) -> str:
-        """What interval and test together say: `higher`, `lower`, `no difference shown`, or too few clusters.
+        """The conclusion: `higher`, `lower`, `no difference shown` or `too few to tell`.
 
-        A difference is called one where the interval leaves out zero and p is at most 0.05. With fewer
-        than six clusters p cannot be, and a bootstrap interval is too narrow to be believed by itself.
+        A difference is reported if the interval excludes zero and p is at most 0.05. With fewer than six
+        clusters p cannot be that small, and a bootstrap interval alone is too narrow to be trusted.
         """
         low, high, n = self.difference.low, self.difference.high, self.difference.n
         if math.isnan(low) or low <= 0 <= high:
@@ -156,22 +155,22 @@ def compare_pairs(
     n_resamples: int = 2000,
     level: float = 0.95,
 ) -> PairedComparison:
-    """Compare two treatments unit by unit: intervals, and a test that needs no normal distribution.
+    """Compare two treatments unit by unit: intervals, and a test that does not assume a normal distribution.
 
-    The test flips the sign of the differences of whole clusters: if the treatments were alike, either
-    sign would be as likely. It is exact up to 13 clusters and by 9999 random flips above; with n clusters
-    no p value is below 2 / 2ⁿ.
+    The test flips the sign of the differences of whole clusters: if the treatments had the same effect, both
+    signs would be equally likely. It is exact for up to 13 clusters and uses 9999 random flips for more. With
+    n clusters, no p value is below 2 / 2ⁿ.
 
     Args:
         first: values under one treatment.
-        second: values under the other, unit by unit. A unit that is NaN in either is left out.
-        clusters: a label a unit, as for `bootstrap_mean`; each unit by itself by default.
+        second: values under the other, in the same order. A unit that is NaN in either is skipped.
+        clusters: one label per unit, as for `bootstrap_mean`; by default each unit is its own cluster.
         seed: seed of the resampling.
         n_resamples: number of bootstrap samples.
         level: confidence level.
 
     Raises:
-        ValueError: the two are not of one length, so that they cannot be pairs.
+        ValueError: the two differ in length, so their values cannot be paired.
     """
     first, second = _as_pairs(first, second)
     labels = np.arange(len(first)) if clusters is None else np.asarray(clusters)
@@ -211,8 +210,8 @@ class McNemar:
     Attributes:
         only_first: number of units right under the first treatment alone.
         only_second: number of units right under the second treatment alone.
-        p_value: two-sided p value of the exact test: if the treatments were alike, either kind would be as
-            likely; 1 where there is neither.
+        p_value: two-sided p value of the exact test, whose null hypothesis is that both kinds are equally
+            likely; 1 if there is neither.
     """
 
     only_first: int
@@ -223,10 +222,10 @@ class McNemar:
 def mcnemar(first: Collection[Any], second: Collection[Any]) -> McNemar:
     """McNemar's test, exact, over units that are right (1) or wrong (0) under two treatments.
 
-    Units count as independent. A unit that is NaN in either is left out.
+    Units count as independent. A unit that is NaN in either is skipped.
 
     Raises:
-        ValueError: the two are not of one length, or hold other values than 0 and 1.
+        ValueError: the two differ in length, or hold values other than 0 and 1.
     """
     first, second = _as_pairs(first, second)
     both = ~(np.isnan(first) | np.isnan(second))
@@ -254,7 +253,7 @@ def t_interval(values: Collection[Any], *, level: float = 0.95) -> Interval:
 
 
 def auroc(positive: Collection[Any], negative: Collection[Any]) -> float:
-    """Probability that a positive scores above a negative, ties counted half; NaN where one is empty."""
+    """Probability that a positive scores above a negative, ties counting one half; NaN if either is empty."""
     positive, negative = np.asarray(positive, dtype=float), np.asarray(negative, dtype=float)
     if not positive.size or not negative.size:
         return float("nan")
@@ -294,13 +293,14 @@ def auroc_interval(
 
 
 def mixture_threshold(values: Collection[Any]) -> float:
-    """The value above which the highest group of a mixture of Gaussians is the likelier one.
+    """The value above which the highest group of a Gaussian mixture is more likely than all others.
 
-    One to three groups (`sklearn.mixture.GaussianMixture`, their number by the Bayesian information
-    criterion), because turns have up to three kinds: without a context, with one that the answer does not
-    use, and with one that it uses. Values that all lie from 0 to 1, such as shares, are compared by their
-    log-odds, where the groups near 1 are less skewed. A group holds ten values at least, so that a few far
-    ones are none. Where one group describes the values best, they are split in two by `otsu_threshold`.
+    The mixture (`sklearn.mixture.GaussianMixture`) has one to three groups; the Bayesian information
+    criterion decides how many. Turns have up to three kinds: without a context, with a context that the
+    answer does not use, and with one that it uses. Values that all lie between 0 and 1, such as shares, are
+    compared by their log-odds, in which the groups near 1 are less skewed. A group must hold at least ten
+    values, so that a few outliers do not form one. If one group describes the values best, `otsu_threshold`
+    splits them in two.
     """
     found = _sample(values)
     if len(np.unique(found)) < 3 or len(found) < _LEAST_IN_GROUP:
@@ -330,10 +330,10 @@ def mixture_threshold(values: Collection[Any]) -> float:
 
 
 def valley_threshold(values: Collection[Any]) -> float:
-    """The value of least density between the highest peak of a distribution and the peak below it.
+    """The value of least density between the rightmost peak of a distribution and the peak to its left.
 
     The density is a Gaussian kernel estimate (Scott's bandwidth); a peak must stand out by 2 % of the
-    greatest density. Where there is only one peak, the values are split in two by `otsu_threshold`.
+    greatest density. If there is only one peak, `otsu_threshold` splits the values in two.
     """
     found = _sample(values)
     if len(np.unique(found)) < 3:
@@ -351,7 +351,7 @@ def valley_threshold(values: Collection[Any]) -> float:
 
 
 def _sample(values: Collection[Any]) -> np.ndarray:
-    """The values that are numbers, in order; of many, as many quantiles as a density needs."""
+    """The sorted values without NaN; a large sample is replaced by `_DENSITY_POINTS` of its quantiles."""
     found = np.sort(np.asarray(values, dtype=float))
     found = found[~np.isnan(found)]
     if len(found) > _DENSITY_POINTS:
@@ -363,7 +363,7 @@ def otsu_threshold(values: Collection[Any]) -> float:
     """The threshold that splits values into two groups with the least variance inside them.
 
     Otsu's rule (1979), exact on the values themselves instead of a histogram: the threshold lies halfway
-    between the two neighbouring values of the best split. With one distinct value it is that value.
+    between the two neighbouring values of the best split. If all values are equal, it is that value.
     """
     found = np.sort(np.asarray(values, dtype=float))
     found = found[~np.isnan(found)]

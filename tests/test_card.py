@@ -102,7 +102,7 @@ def test_columns_of_sources(tmp_path):
     assert make_card(scores, selection, data)["source_column"] == "task"
     card = make_card(scores, selection, data, source_column="origin")
     assert [one["name"] for one in card["shares"]["source"]] == ["0", "1"]
-    with pytest.raises(InputError, match="no row has a column 'where' beside its messages"):
+    with pytest.raises(InputError, match="no row has a column 'where' besides its messages"):
         make_card(scores, selection, data, source_column="where")
 
 

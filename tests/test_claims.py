@@ -502,3 +502,30 @@ def test_what_was_not_measured_is_said():
     verdict = claim_loss(grid)
     assert verdict.verdict == "inconclusive"
     assert "no measured share" in verdict.sentence
+
+
+@pytest.mark.parametrize("direction", [0, 2, -2])
+def test_a_direction_is_one_or_minus_one(direction):
+    with pytest.raises(ValueError, match="direction is 1 or -1"):
+        judge(Interval(0.2, 0.1, 0.3, 20), direction=direction)
+
+
+def test_all_even_cells_choose_alpha_not_the_first_alone():
+    table = rows("vanilla", flat(0.25, 24))
+    for heads in ("all", "retrieval", "random"):
+        table += rows("vanilla", [1.0, *flat(0.25, 23)], alpha=0.1, heads=heads)  # best in cell 0 alone
+        table += rows("vanilla", flat(0.5, 24), alpha=0.5, heads=heads)
+    assert "α = 0.5" in claim_cause(NeedleGrid.from_rows(table)).sentence
+
+
+def test_the_share_of_the_loss_is_the_first_note():
+    assert cure_of(0.25, 0.75, 0.625, 0.375).notes[0][0] == "share of the loss restored"
+
+
+def test_the_figure_of_the_source_is_the_precision_less_the_base_rate():
+    data = [("document", 0.8), ("document", 0.3), ("memory", 0.7), ("closed", 0.1)] * 5
+    verdict = claim_source(*scored(data, 0.5))
+    precision = dict(verdict.notes)["precision of the selection"]
+    assert (precision.estimate, precision.n) == (0.5, 10)
+    assert precision.low < 0.5 < precision.high
+    assert verdict.figure == Interval(0.0, precision.low - 0.5, precision.high - 0.5, 10)

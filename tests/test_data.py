@@ -42,6 +42,16 @@ def turns(conversation):
         ("messages", {"conversations": QA}, [("user", "q"), ("assistant", "a")]),
         ("messages", QA, [("user", "q"), ("assistant", "a")]),
         (
+            "messages",
+            [
+                {"role": "user", "content": [{"type": "text", "text": "q "}, {"type": "text", "text": "r"}]},
+                {"role": "model", "content": "a"},
+                {"role": "ipython", "content": "1"},
+                {"role": "assistant", "content": [{"type": "text", "text": "b"}]},
+            ],
+            [("user", "q r"), ("assistant", "a"), ("tool", "1"), ("assistant", "b")],
+        ),
+        (
             "sharegpt",
             {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
             [("user", "q"), ("assistant", "a")],
@@ -196,6 +206,8 @@ def test_cleaning_is_counted(tmp_path):
         {"messages": [{"role": "wizard", "content": "a"}]},
         {"messages": [{"role": "user", "content": 3}]},
         {"messages": None},
+        {"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]},
+        {"messages": [QA[0], {"role": "assistant", "content": "a", "reasoning_content": "\ud83d"}]},
     ]
     data = load_conversations(write(tmp_path / "rows.json", rows))
     assert [turns(c) for c in data] == [[("system", "s"), ("user", "q"), ("assistant", "a")]]
@@ -210,6 +222,8 @@ def test_cleaning_is_counted(tmp_path):
         "3": "turn 0 has unknown role 'wizard'",
         "4": "turn 0 has content of int, not text",
         "5": "no list of turns in 'messages'",
+        "6": "turn 0: content must be text or a list of text parts, but part 0 is of type image",
+        "7": "turn 1: reasoning_content holds half a surrogate pair, which is not text.",
     }
 
 
@@ -300,7 +314,7 @@ def test_messages_file(tmp_path, value, count):
         ),
         (
             [QA, [{"role": "user", "content": [1]}]],
-            r"conversation 1: Message 0 \(user\): content must be text",
+            r"conversation 1: Message 0 \(user\): content must be text or .*, but part 0 is of type int",
         ),
         (["hello"], "conversation 0: A conversation must be a list of messages, not str"),
         ({"text": "x"}, "conversation 0: Message 0 has no 'role'"),

@@ -86,7 +86,7 @@ def test_missing_columns_are_named():
 
 def test_a_file_of_another_type_is_refused(tmp_path):
     factories.ability().save(tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="no NeedleGrid result but a Ability"):
+    with pytest.raises(InputError, match="not a ctxlens result of type NeedleGrid, but one of type Ability"):
         NeedleGrid.load(tmp_path / "a.parquet")
 
 
@@ -105,7 +105,7 @@ def test_other_peoples_files_are_no_results(tmp_path):
     save_file({"w": np.zeros(2)}, tmp_path / "x.safetensors")
     (tmp_path / "x.json").write_text(json.dumps(["type"]))
     for name in ("x.parquet", "x.safetensors", "x.json"):
-        with pytest.raises(InputError, match="is no ctxlens result"):
+        with pytest.raises(InputError, match="is not a ctxlens result"):
             load_result(tmp_path / name)
 
 

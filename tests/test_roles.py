@@ -243,20 +243,21 @@ def test_reasoning_that_the_template_takes_apart():
     chat = render(BYTES, [user("a"), first, user("b"), second], chat_template=REASONING)
     assert chat.text == "[a][Yes][b][<think>\nso\n</think>\n\nNo]"
     assert said(chat, 1) == "Yes"
-    assert said(chat, 3).endswith("No")
-    assert "so" in said(chat, 3)
-    assert "</think>" not in said(chat, 3)
+    assert said(chat, 3) == "soNo"
     same = render(BYTES, [user("a"), assistant("<think>\nso\n</think>\n\nNo")], chat_template=REASONING)
-    assert said(same, 1) == "<think>\nso\n</think>\n\nNo"
+    assert same.text == "[a][<think>\nso\n</think>\n\nNo]"
+    assert said(same, 1) == "soNo"  # the template wrote the marker again, as it does for the other spelling
 
 
 def test_rewritten_text_is_located_or_refused():
     loud = TOY_TEMPLATE.replace("message['content']", "message['content'] | upper")
     assert said(render(BYTES, [user("hi")], chat_template=loud), 0) == "HI"
-    for change in ("[::-1]", "[:3]", " | length | string", " | replace('', '.')"):
+    for change, shown in (("[::-1]", "eht olleh"), ("[:3]", "hel"), (" | replace('', '.')", "hello the")):
         template = TOY_TEMPLATE.replace("message['content']", f"(message['content']{change})")
-        with pytest.raises(RenderError, match=r"rewrites the content of message 0 \(user\)"):
-            render(BYTES, [user("hello there")], chat_template=template)
+        assert said(render(BYTES, [user("hello the")], chat_template=template), 0) == shown
+    counted = TOY_TEMPLATE.replace("message['content']", "(message['content'] | length | string)")
+    with pytest.raises(RenderError, match=r"leaves out the content of message 0 \(user\)"):
+        render(BYTES, [user("hello there")], chat_template=counted)
 
 
 def test_template_reasons_are_passed_on():
@@ -314,7 +315,7 @@ def test_tool_calls_reasoning_and_results():
         ([{"role": ["user"], "content": "a"}], "unknown role"),
         ([user(None)], r"Message 0 \(user\): content must be text, but it is missing"),
         ([user("a"), assistant(3)], r"Message 1 \(assistant\): content must be text, but it is int"),
-        ([user([{"type": "text", "text": "a"}])], "content must be text, but it is list"),
+        ([user({"type": "text", "text": "a"})], "content must be text, but it is dict"),
         ([user("\ud800")], "half a surrogate pair"),
         ([assistant("a")], "has no user turn"),
     ],

@@ -40,7 +40,7 @@ def test_overwriting_sets_the_old_run_aside_whole(tmp_path):
 
 def test_a_folder_of_something_else_is_never_touched(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    with pytest.raises(RunExistsError, match="no ctxlens run"):
+    with pytest.raises(RunExistsError, match="not a ctxlens run"):
         Run.open(tmp_path, study="needle", config={}, overwrite=True)
     assert (tmp_path / "model.safetensors").read_bytes() == b"weights"
 
@@ -128,3 +128,19 @@ def test_a_part_that_cannot_be_written_leaves_no_half_file(tmp_path):
         parts.write("0", "whole")
     assert not parts.has("0")
     assert [path for path in (tmp_path / "run" / "parts").rglob("*") if path.is_file()] == []
+
+
+def test_parts_in_a_folder_with_a_fixed_name_are_shared_by_runs_and_lie_at_their_path(tmp_path):
+    run = open_run(tmp_path / "run")
+    Parts.in_folder(run, "shards").write("000001", {"a": 1})
+    later = Parts.in_folder(run.record("created", "later"), "shards")
+    assert later.path("000001") == tmp_path / "run" / "shards" / "000001.json"
+    assert later.read("000001") == {"a": 1}
+    assert not later.has("000000")
+    later.remove()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["manifest.json"]
+
+
+def test_parts_in_memory_have_no_path():
+    with pytest.raises(ValueError, match="kept in memory have no files"):
+        Parts(None, "result", {}).path("0")

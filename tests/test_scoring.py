@@ -262,7 +262,7 @@ def test_a_batch_in_ray_is_scored_by_the_same_work(toy_tokenizer):
     assert table["layers"].to_pylist()[0] == [0, 1]
     scores = score_conversations(FakeModel(toy_tokenizer), many(5))
     assert [value[1] for value in table["mean_of_best"].to_pylist()[:5]] == scores.layer(1).tolist()
-    with pytest.raises(InputError, match="no column 'id' to tell conversations by"):
+    with pytest.raises(InputError, match="no column 'id' that identifies conversations"):
         batch(pa.table({"messages": [[]]}))
 
 

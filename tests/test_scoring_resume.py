@@ -36,6 +36,21 @@ def scores_file(folder):
     return (folder / "scores.parquet").read_bytes()
 
 
+def test_the_plan_keeps_its_value_so_that_earlier_runs_resume(toy_tokenizer, monkeypatch):
+    monkeypatch.setattr(whole, "SHARD_CONVERSATIONS", 512)
+    model = FakeModel(toy_tokenizer, n_layers=22)
+    model.identity = {"name": "fake", "revision": "1"}
+    kinds = {("b", 1): "memory", ("a", 3): "document"}
+    settings = Settings((0, 1), 2048, 1024, "float32", kinds)
+    # Written by the version that introduced the plan; a run folder holds this value in every shard.
+    earlier = "0d38c08bd0cf2404d2051a635d825f0046e199c43a140ab69fd83134891a1a10"
+    assert whole._head(model, settings)["plan"] == earlier
+    reordered = Settings((0, 1), 2048, 8192, "float32", dict(reversed(kinds.items())))
+    assert whole._head(model, reordered)["plan"] == earlier
+    other = Settings((0, 1), 2048, 1024, "float32", {("b", 1): "closed", ("a", 3): "document"})
+    assert whole._head(model, other)["plan"] != earlier
+
+
 def start(work):
     """The id of a process of its own that does some work and ends with 0."""
     child = os.fork()

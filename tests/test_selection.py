@@ -1,5 +1,6 @@
 """Which turns are chosen: the rules by hand, bins of length, and data that were not scored."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -17,6 +18,7 @@ from ctxlens.scoring.selection import (
     check_threshold,
     choose_layer,
     length_bins,
+    score_rows,
     select_turns,
     selection_quality,
 )
@@ -310,3 +312,36 @@ def test_a_scored_turn_must_be_in_its_conversation():
     for turn in (-1, 2, 0):  # before the first, after the last, and the user's
         with pytest.raises(InputError, match=f"turn {turn} of conversation 'c0' was scored, but is not in"):
             check_scored(Scores(frame.assign(turn=turn)), data)
+
+
+def test_bins_name_their_shortest_and_longest_context():
+    lengths = [3, 1, 2, *range(4, 21), *range(40, 20, -1)]
+    bins = select_turns(
+        table(np.linspace(0.1, 0.9, 40), lengths), layer=0, per_length_quantile=0.5
+    ).meta["bins"]  # fmt: skip
+    assert [(one["from"], one["to"], one["turns"]) for one in bins] == [(1, 20, 20), (21, 40, 20)]
+
+
+def test_rows_have_no_columns_but_those_of_the_scores_and_the_score():
+    scores = table([0.1, 0.2])
+    rows = score_rows(scores, 0, "mean_of_best")
+    assert set(rows.columns) == {*scores.frame.columns, "score"}
+    assert rows["score"].tolist() == [0.1, 0.2]
+
+
+@pytest.mark.parametrize(("turn", "known"), [(0, True), (-1, False), (1, False)])
+def test_an_assistant_turn_that_opens_a_conversation_belongs_to_the_data(turn, known):
+    data = [Conversation("c0", ({"role": "assistant", "content": "Hi."},), "test", {})]
+    scores = table([0.5])
+    scores = Scores(scores.frame.assign(turn=turn), {})
+    if known:
+        assert check_scored(scores, data) == fingerprint_conversations(data)
+    else:
+        with pytest.raises(InputError, match=f"turn {turn} of conversation 'c0' was scored"):
+            check_scored(scores, data)
+
+
+def test_the_quality_of_a_selection_is_frozen():
+    quality = selection_quality(select_turns(table([0.1, 0.9]), beta=0.5, layer=0), {("c1", 1)})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        quality.recall = 0.0

@@ -53,7 +53,7 @@ def test_random_control_draws_as_many_answered_turns_by_its_seed():
     assert drawn < everything
     assert draw_control(data, 5, seed=3) == drawn != draw_control(data, 5, seed=4)
     assert draw_control(data, 14, seed=0) == everything
-    with pytest.raises(InputError, match="15 turns are selected, but the data have 14 that answer"):
+    with pytest.raises(InputError, match="15 turns are selected, but only 14 turns of the data answer"):
         draw_control(data, 15, seed=0)
     controlled = marks(mark(selection_control="random", seed=3))
     assert len(controlled) == len(marks(mark())) == 5
@@ -112,14 +112,20 @@ def test_both_tokens_reach_the_rows_and_are_counted(toy_tokenizer):
 @pytest.mark.parametrize(
     ("keys", "complaint"),
     [
-        ({"indicator_dropout": 1.0}, r"indicator_dropout must be 0 to below 1, got 1\.0"),
+        ({"indicator_dropout": 1.0}, r"indicator_dropout must be at least 0 and below 1, got 1\.0"),
         ({"upsample_selected": 0}, "upsample_selected must be at least 1, got 0"),
         (
             {"negative_indicator": "[IND]"},
             r"negative_indicator must differ from the indicator, got '\[IND\]'",
         ),
-        ({"negative_indicator": "[M]", "indicator": None}, "negative_indicator needs an indicator beside it"),
-        ({"indicator_dropout": 0.5, "indicator": None}, "indicator_dropout needs an indicator beside it"),
+        (
+            {"negative_indicator": "[M]", "indicator": None},
+            "negative_indicator has no effect without an indicator",
+        ),
+        (
+            {"indicator_dropout": 0.5, "indicator": None},
+            "indicator_dropout has no effect without an indicator",
+        ),
         ({"selection_control": "twice"}, 'selection_control must be "none" or "random"'),
     ],
 )
@@ -136,7 +142,7 @@ def test_what_needs_a_selection_says_so(keys):
 
 def test_a_negative_indicator_in_the_data_is_refused():
     data = [talk("a", "Hello [MEM]", "fine"), talk("b", "Hello", "fine")]
-    with pytest.raises(InputError, match=r"hold the indicator \[MEM\] in their text already"):
+    with pytest.raises(InputError, match=r"already contain the indicator \[MEM\] as text"):
         mark({("b", 1)}, data=data, negative_indicator="[MEM]")
 
 

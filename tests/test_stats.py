@@ -1,14 +1,16 @@
 """Intervals, differences and thresholds against numbers worked out by hand."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 from scipy.special import expit
-from scipy.stats import norm
+from scipy.stats import norm, permutation_test
 
 from ctxlens.stats import (
     Interval,
+    McNemar,
     PairedComparison,
     auroc,
     auroc_interval,
@@ -219,7 +221,7 @@ def test_pairs_with_a_missing_half_are_left_out():
     pair = compare_pairs([0.0, nan, 1.0, nan], [1.0, 1.0, nan, nan])
     assert (pair.pairs, pair.first.estimate, pair.second.estimate) == (1, 0, 1)
     assert math.isnan(compare_pairs([nan], [1.0]).p_value)
-    with pytest.raises(ValueError, match="of one shape"):
+    with pytest.raises(ValueError, match="of the same shape"):
         compare_pairs([1.0], [1.0, 2.0])
 
 
@@ -240,7 +242,7 @@ def test_mcnemar_without_a_difference_is_certain_of_none():
     assert mcnemar([], []).p_value == 1
     with pytest.raises(ValueError, match="0 and 1 only"):
         mcnemar([0.5], [1])
-    with pytest.raises(ValueError, match="of one shape"):
+    with pytest.raises(ValueError, match="of the same shape"):
         mcnemar([1], [1, 0])
 
 
@@ -372,3 +374,95 @@ def test_the_valley_of_two_equal_groups_is_halfway():
     values = np.concatenate([group - 5, group + 5, [math.nan]])
     step = (values[:-1].max() - values[:-1].min()) / 511  # of the grid on which the density is read
     assert valley_threshold(values) == pytest.approx(0.0, abs=step)
+
+
+@pytest.mark.parametrize("result", [
+    Interval(0.0, 0.0, 0.0, 1),
+    PairedComparison(*[Interval(0.0, 0.0, 0.0, 1)] * 3, 1.0, 1),
+    McNemar(0, 0, 1.0),
+])  # fmt: skip
+def test_results_are_frozen(result):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.p_value = 0.0
+
+
+def test_default_numbers_of_resamples_and_seeds():
+    values, others = np.sin(np.arange(12.0)), np.cos(np.arange(9.0))
+    assert bootstrap_mean(values) == bootstrap_mean(values, seed=0, n_resamples=2000, level=0.95)
+    assert auroc_interval(values, others) == auroc_interval(values, others, seed=0, n_resamples=1000)
+
+
+def test_random_flips_are_9999():
+    values = np.sin(np.arange(15.0)) + 0.3
+    expected = permutation_test(
+        (values,), lambda x, axis: x.sum(axis=axis), permutation_type="samples", vectorized=True,
+        n_resamples=9999, rng=np.random.default_rng(0),
+    ).pvalue  # fmt: skip
+    assert compare_pairs(np.zeros(15), values).p_value == expected
+
+
+def test_sums_and_counts_of_clusters_are_drawn_together():
+    # Eight clusters of nine ones, eight of a single zero: no draw of whole clusters has a mean above 1.
+    values = [1.0] * 72 + [0.0] * 8
+    labels = [*np.repeat(np.arange(8), 9), *range(8, 16)]
+    assert bootstrap_mean(values, clusters=labels).high <= 1.0
+
+
+def test_t_interval_of_one_value_keeps_the_value():
+    found = t_interval([0.5])
+    assert (found.estimate, found.n) == (0.5, 1)
+    assert math.isnan(found.low)
+
+
+def test_otsu_never_splits_equal_values():
+    assert otsu_threshold([0.0, 0.0, 0.001]) == pytest.approx(0.0005)
+
+
+def test_otsu_weighs_squared_distances():
+    # n_below * n_above * distance^2: splits after 1, 2, 3 of 0 3 6 10 give
+    # 3 * (19/3)^2 = 120.3, 4 * 6.5^2 = 169, 3 * 7^2 = 147; cubes would give 762, 1098.5, 1029.
+    assert otsu_threshold([0.0, 3.0, 6.0, 10.0]) == 4.5
+    # 0 0 0 1 1.9: after 3: 6 * 1.45^2 = 12.6, after 4: 4 * 1.65^2 = 10.9; cubes 18.3 and 18.0.
+    # 0 0 0 1 2.0: after 3: 6 * 1.5^2 = 13.5, after 4: 4 * 1.75^2 = 12.25; cubes 20.25 and 21.4.
+    assert otsu_threshold([0.0, 0.0, 0.0, 1.0, 2.0]) == 0.5
+
+
+def test_valley_of_three_distinct_values_lies_between_the_peaks():
+    assert valley_threshold([0.0] * 10 + [1.0] + [2.0] * 10) == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_bump_below_two_percent_is_no_peak():
+    values = np.append(norm.ppf((np.arange(1000) + 0.5) / 1000), 8.0)
+    assert valley_threshold(values) == otsu_threshold(values) < 4
+
+
+def test_the_valley_of_many_values_is_that_of_their_quantiles():
+    group = norm.ppf((np.arange(6000) + 0.5) / 6000)
+    assert valley_threshold(np.concatenate([group - 3, group + 5])) == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_mixture_of_three_distinct_values_begins_at_the_highest():
+    values = [-5.0] * 30 + [0.0] * 10 + [1.0] * 10
+    assert otsu_threshold(values) == -2.5
+    assert mixture_threshold(values) == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_mixture_has_three_groups_at_most():
+    group = norm.ppf((np.arange(100) + 0.5) / 100) * 0.2
+    assert 10 < mixture_threshold(np.concatenate([group + at for at in (0.0, 10.0, 20.0, 21.5)])) < 20
+
+
+@pytest.mark.parametrize("extra", [[1.2], [-0.1], [1.3, 1.4, 1.5]])
+def test_values_outside_0_and_1_are_no_shares(extra):
+    group = norm.ppf((np.arange(100) + 0.5) / 100)
+    values = np.concatenate([0.5 + 0.1 * group, 0.9 + 0.02 * group, extra])
+    assert mixture_threshold(values) == pytest.approx(mixture_threshold(values + 100) - 100, abs=0.003)
+
+
+def test_a_share_of_0_counts_as_the_least_share():
+    group = expit(norm.ppf((np.arange(50) + 0.5) / 50) * 0.5)
+    high = expit(3 + norm.ppf((np.arange(50) + 0.5) / 50) * 0.5)
+    found = [mixture_threshold([least, *group, *high]) for least in (0.0, 1e-9)]
+    assert found[0] == found[1]
+    # One group at the log-odds of 1e-4, -9.21, and one at 0: the border is halfway, at -4.61.
+    assert mixture_threshold([0.0] * 29 + [1e-9] + [0.5] * 30) == pytest.approx(expit(-4.605), rel=0.02)

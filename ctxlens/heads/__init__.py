@@ -1,4 +1,4 @@
-"""Experiments on heads: which carry the needle, and what happens when they are steered or switched off.
+"""Experiments on heads: which heads carry the needle, and what steering them or switching them off does.
 
 ```python
 answers = Answers(cells, config)

@@ -1,7 +1,7 @@
-"""Switching heads off inside a `with` block, in either backend.
+"""Switch heads off inside a `with` block, in either backend.
 
 `zero` and `mean` replace the output of a head (its `z`, before the output projection) by zeros, or by its
-mean over a reference. `blind` leaves the head at work but hides the user's tokens from it.
+mean over a reference. `blind` keeps the head active but hides the user's tokens from it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Head = tuple[int, int]
 
 @dataclass
 class Ablation:
-    """Heads of one model, to be switched off.
+    """Ablation of heads of one model.
 
     Attributes:
         model: the model.
@@ -44,7 +44,7 @@ class Ablation:
     def read_means(
         self, chats: Sequence[RenderedChat], *, batch_tokens: int = 8192
     ) -> Float[Tensor, "layer head d_head"]:
-        """Set `means` to every head's mean output over all positions of a reference, and return them.
+        """Set `means` to every head's mean output over the positions of some conversations, and return them.
 
         Raises:
             InputError: no conversations were given.
@@ -75,16 +75,16 @@ class Ablation:
 
     @contextmanager
     def apply(self, heads: Iterable[Head], kind: AblationKind | str) -> Iterator[None]:
-        """Switch heads off for the time of the block.
+        """Switch heads off for the duration of the block.
 
         Args:
             heads: pairs of layer and head.
-            kind: `zero`: they write nothing; `mean`: they write their mean output (`read_means` first);
-                `blind`: their attention leaves out the user's tokens and is renormalised over the others;
-                where a query sees nothing but user tokens, it attends to them as before.
+            kind: `zero`: the heads write nothing. `mean`: they write their mean output (call `read_means`
+                first). `blind`: their attention skips the user's tokens and is renormalised over the others;
+                a query that sees only user tokens attends to them as before.
 
         Raises:
-            InputError: an unknown kind, heads that the model does not have, or no means.
+            InputError: the kind is unknown, the model lacks a head, or the means were not read.
         """
         chosen = check_ablation(heads, kind, self.model)
         if kind == "blind":
@@ -115,7 +115,7 @@ def _replace(heads: list[int], values: Tensor) -> HeadEdit:
 
 
 def check_ablation(heads: Iterable[Head], kind: str, model: Model) -> tuple[Head, ...]:
-    """The heads as pairs; `InputError` for an unknown kind or heads that the model does not have."""
+    """The heads as pairs; raises `InputError` for an unknown kind or heads that the model lacks."""
     if kind not in get_args(AblationKind):
         raise InputError(f"unknown ablation {kind!r}; choose from {', '.join(get_args(AblationKind))}.")
     chosen = tuple(dict.fromkeys((int(layer), int(head)) for layer, head in heads))

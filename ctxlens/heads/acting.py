@@ -19,16 +19,16 @@ ACTIONS = ("steer", *get_args(AblationKind))
 
 @dataclass
 class Action:
-    """One thing done to heads of a model.
+    """One intervention on heads of a model.
 
     Attributes:
         model: the model.
         kind: one of `ACTIONS`.
         alpha: strength of steering.
-        reference: for `mean`: what the heads' mean outputs are taken from.
+        reference: for `mean`: the answers over which the heads' mean outputs are computed.
 
     Raises:
-        InputError: an unknown kind, or alpha outside (0, 1].
+        InputError: the kind is unknown, or alpha is outside (0, 1].
     """
 
     model: Model
@@ -45,7 +45,7 @@ class Action:
         self._ablation = Ablation(self.model)
 
     def apply(self, heads: Iterable[Head]) -> AbstractContextManager[Any]:
-        """Do it to these heads for the time of a `with` block."""
+        """Apply the action to these heads for the duration of a `with` block."""
         if self.kind == "steer":
             return self.model.steer(self.alpha, heads=tuple(heads))
         if self.kind == "mean" and self._ablation.means is None and self.reference is not None:
@@ -55,7 +55,7 @@ class Action:
         return self._ablation.apply(heads, self.kind)
 
     def describe(self) -> dict[str, Any]:
-        """For a result's `meta`."""
+        """Describe the action for a result's `meta`."""
         return {"action": self.kind, **({"alpha": self.alpha} if self.kind == "steer" else {})}
 
 

@@ -1,4 +1,4 @@
-"""The needle in the model's mouth: its answer's tokens, where it stands in the context, how likely it is."""
+"""Needle answers for head experiments: their tokens, their log-probability, the needle in the context."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from ctxlens.models.indicator_token import require_indicator
 
 MEASURES = ("logprob", "recall")
 """Log-probability of the needle's words after its prefix (nats per token), or recall of its keywords in
-what the model says itself (0 to 1)."""
+the model's own answer (0 to 1)."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Cells asked in one way, with what is measured on them.
+    """Needle cells under one condition, and the measure that is applied to them.
 
     Attributes:
         cells: the cells.
         config: their configuration.
-        condition: the spelling of a `ctxlens.chat.condition.Condition` without indicator and steering.
+        condition: the spelling of a `ctxlens.chat.condition.Condition` without the indicator and without
+            steering.
         indicator: whether the question carries the model's indicator.
         measure: one of `MEASURES`.
-        batch_tokens: padded tokens worked on at once.
+        batch_tokens: padded tokens per batch.
 
     Raises:
-        InputError: no cells, or an unknown measure.
+        InputError: there are no cells, or the measure is unknown.
     """
 
     cells: Sequence[Cell]
@@ -55,21 +56,21 @@ class Answers:
 
     @property
     def quantity(self) -> str:
-        """What is measured, with its unit."""
+        """The measured quantity, with its unit."""
         if self.measure == "recall":
             return "needle recall"
         return "log-probability of the needle, nats per token"
 
     def split(self) -> tuple[Answers, Answers]:
-        """Two halves of the cells, of disjoint contexts: to rank heads on one and to judge them on the other.
+        """Split the cells into two halves with disjoint contexts, one for ranking and one for evaluation.
 
         Raises:
-            InputError: all cells are of one context.
+            InputError: all cells have the same context.
         """
         contexts = self.contexts
         if contexts.max() < 1:
             raise InputError(
-                "all cells share one text, so heads cannot be ranked on other texts than they are judged on; "
+                "all cells share one text, so heads cannot be ranked on one text and evaluated on another; "
                 "give several lengths or cases."
             )
         halves = ([c for c, at in zip(self.cells, contexts % 2, strict=True) if at == odd] for odd in (0, 1))
@@ -87,7 +88,7 @@ class Answers:
         }
 
     def describe(self, model: Model) -> dict[str, Any]:
-        """For a result's `meta`."""
+        """Describe model and cells for a result's `meta`."""
         return {
             "model": model.name,
             "identity": dict(model.identity),
@@ -106,23 +107,23 @@ class Answers:
         return np.array([known[key] for key in keys], dtype=np.int64)
 
     def given(self, cell: Cell) -> str:
-        """The first words of a cell's answer that are put into the model's mouth."""
+        """The first words of a cell's answer that the prompt already contains."""
         needle = cell.needle
         prefixed = self.condition.endswith("+prefix") and needle.sentence.startswith(needle.prefix)
         return needle.prefix if prefixed else ""
 
     def prompts(self, model: Model) -> list[RenderedChat]:
-        """The cells as prompts, open for the model's own answer.
+        """Render the cells as prompts that end where the model's own answer begins.
 
         Raises:
-            InputError: an indicator is asked of a model that has none.
+            InputError: the indicator is requested but the model has none.
         """
         return [self._render(model, cell, self.condition, None) for cell in self.cells]
 
     def said(self, model: Model, answers: Sequence[str] | None = None) -> list[RenderedChat]:
-        """The cells with whole answers in the model's mouth, the needles' own sentences by default."""
+        """Render the cells with complete answers, by default the needles' own sentences."""
         texts = [cell.needle.sentence for cell in self.cells] if answers is None else answers
-        # A prompt that is open for the answer, with the answer, is the one that gives its first words.
+        # With a complete answer, `template` and `template+prefix` render the same text.
         condition = "template+prefix" if self.condition == "template" else self.condition
         return [
             self._render(model, cell, condition, text) for cell, text in zip(self.cells, texts, strict=True)
@@ -135,7 +136,7 @@ class Answers:
         return render_cell(model, cell, self.config, asked, answer=answer)
 
     def generate(self, model: Model) -> list[str]:
-        """What the model says itself, by cell, without the words that were given."""
+        """The model's own answers by cell, without the words that the prompt contains."""
         return self._continue(model, self.prompts(model))
 
     def _continue(self, model: Model, prompts: Sequence[RenderedChat]) -> list[str]:
@@ -144,7 +145,9 @@ class Answers:
         )
 
     def scorer(self, model: Model) -> Callable[[], Float[np.ndarray, " cell"]]:
-        """A function that measures every cell with the model as it is when called; rendered only once."""
+        """Return a function that measures every cell with the model's state at the time of the call.
+
+        The cells are rendered only once."""
         if self.measure == "recall":
             prompts = self.prompts(model)
 
@@ -190,7 +193,7 @@ class Answers:
 
 
 def needle_tokens(chat: RenderedChat, cell: Cell) -> Bool[np.ndarray, " pos"]:
-    """The tokens of the needle where it stands in the context."""
+    """The tokens of the needle in the context."""
     start, end = (chat.text.index(cell.context.text) + at for at in cell.context.needle_span)
     inside = (chat.spans[:, 0] < end) & (chat.spans[:, 1] > start)
     return inside & np.isin(chat.role, (Role.USER, Role.ASSISTANT))

@@ -1,4 +1,4 @@
-"""Which heads: the retrieval head of each layer (paper B.3), random controls, rankings."""
+"""Choose heads: the retrieval head of each layer (paper B.3), and random controls."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ctxlens.evals.needle.prompts import NeedleModel
 from ctxlens.results import RoleAllocation
 
 Head = tuple[int, int]
-"""Layer and head."""
+"""A pair of layer and head."""
 _T = TypeVar("_T")
 
 
 @runtime_checkable
 class HeadModel(NeedleModel, Protocol):
-    """What head experiments need of a model; `ctxlens.models.Model` has it."""
+    """What head experiments require of a model; `ctxlens.models.Model` has it."""
 
     @property
     def n_layers(self) -> int: ...
@@ -35,11 +35,11 @@ class HeadModel(NeedleModel, Protocol):
 
 
 def find_retrieval_heads(allocation: RoleAllocation) -> tuple[Head, ...]:
-    """The head of each layer with most attention from the answer's position to the user's tokens (B.3).
+    """The head of each layer with the most attention from the answer's position to the user's tokens (B.3).
 
     Args:
-        allocation: shares of `first_answer` queries, read without template as in the paper; the heads
-            are then followed with it.
+        allocation: shares of `first_answer` queries, read without the template, as in the paper; the same
+            heads are then studied with it.
 
     Returns:
         One pair of layer and head for each layer.
@@ -51,16 +51,16 @@ def find_retrieval_heads(allocation: RoleAllocation) -> tuple[Head, ...]:
 def draw_random_heads(
     others_than: Sequence[Head], n_heads: int, *, n_draws: int, seed: int = 0
 ) -> list[tuple[Head, ...]]:
-    """Control sets: as many heads of the same layers as the given ones, drawn among the others.
+    """Draw control sets: in each layer, as many of the other heads as were given.
 
     Args:
-        others_than: the heads that a control stands against.
-        n_heads: how many heads a layer has.
-        n_draws: how many sets; they differ as far as there are enough.
+        others_than: the heads for which controls are drawn.
+        n_heads: number of heads per layer.
+        n_draws: number of sets; they differ from one another if there are enough heads.
         seed: seed of the draws.
 
     Raises:
-        InputError: a layer has too few other heads.
+        InputError: a layer has too few remaining heads.
     """
     taken: dict[int, set[int]] = {}
     for layer, head in others_than:
@@ -86,7 +86,7 @@ def draw_random_heads(
 
 
 def spread(items: Sequence[_T], at_most: int) -> list[_T]:
-    """At most so many of the items, spread evenly, in their order."""
+    """At most `at_most` of the items, evenly spaced, in their original order."""
     chosen = np.linspace(0, len(items) - 1, min(at_most, len(items))).round().astype(int)
     return [items[i] for i in dict.fromkeys(chosen.tolist())]
 

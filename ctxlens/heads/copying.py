@@ -1,7 +1,7 @@
-"""Copying heads: how often a head's top-attended token is the needle token that is being said.
+"""Copying heads: how often a head's most attended token is the needle token being generated.
 
 The retrieval score of Wu et al. 2024 (Retrieval Head Mechanistically Explains Long-Context Factuality,
-arXiv 2404.15574), and beside it the attention to the user by which the paper's B.3 chooses heads.
+arXiv 2404.15574), and the attention to the user by which the paper's B.3 chooses heads.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ def copying_map(
 ) -> HeadMap:
     """The retrieval score of every head, 0 to 1, by cell.
 
-    While a needle token is being said, a head scores if the token that it attends to most, of all that it
-    sees, is a token of the needle in the context and the very one that is said. The score is the share of
-    the said needle tokens that a head copies so. Where the needle is said by teacher forcing, those are
-    the tokens after its prefix.
+    While a needle token is generated, a head scores if the token that it attends to most, among all visible
+    ones, belongs to the needle in the context and is the same token. The score is the share of the generated
+    needle tokens that the head copies in this way. With teacher forcing, these are the tokens after the
+    needle's prefix.
 
     Args:
         model: the model.
         answers: the cells and how they are asked.
-        own: use what the model says itself (greedily) in place of the needle: of the needle's tokens after
-            the prefix those are counted as said that occur in the response; a head scores for those
-            it copies, out of all of the needle's.
+        own: use the model's own greedy answer instead of the needle. A token of the answer counts if it
+            occurs in the needle; the score is the number of such tokens that the head copies, divided by the
+            number of all needle tokens after the prefix.
         out: a run folder in which finished cells are kept.
-        progress: called with the numbers of finished and of all cells.
+        progress: called with the number of finished cells and the total.
 
     Returns:
-        Scores by cell; a cell whose needle has no token that occurs in the context as such has NaN.
+        Scores by cell; NaN for a cell whose needle sentence shares no token with the needle in the context.
     """
     wanted = [
         int(np.isin(chat.tokens[answers.positions(chat, cell)], chat.tokens[needle_tokens(chat, cell)]).sum())
@@ -61,7 +61,7 @@ def copying_map(
     for number, (chat, cell) in enumerate(zip(answers.said(model, said), answers.cells, strict=True)):
 
         def score(chat: RenderedChat = chat, cell: Cell = cell, number: int = number) -> np.ndarray:
-            if said[number] == answers.given(cell):  # it says nothing
+            if said[number] == answers.given(cell):  # the model adds nothing
                 return np.zeros((model.n_layers, model.n_heads))
             positions = answers.positions(chat, cell, said[number])
             return score_copying(model, chat, needle_tokens(chat, cell), positions, wanted[number])
@@ -78,7 +78,7 @@ def copying_map(
 
 
 def _own_answers(model: Model, answers: Answers, parts: Parts) -> list[str]:
-    """The given words with what the model says after them."""
+    """The given words followed by the model's own answer."""
     texts = parts.get("all", lambda: answers.generate(model))
     return [answers.given(cell) + text.rstrip() for cell, text in zip(answers.cells, texts, strict=True)]
 
@@ -86,14 +86,14 @@ def _own_answers(model: Model, answers: Answers, parts: Parts) -> list[str]:
 def score_copying(
     model: Model, chat: RenderedChat, needle: np.ndarray, positions: np.ndarray, n_wanted: int
 ) -> Float[np.ndarray, "layer head"]:
-    """The score in one conversation.
+    """The copying score of every head in one conversation.
 
     Args:
         model: the model.
         chat: the conversation.
-        needle: which tokens are the needle's in the context `[pos]`.
-        positions: the tokens that are said; only those that occur in the needle can be copied.
-        n_wanted: how many tokens a perfect head would copy.
+        needle: which tokens belong to the needle in the context, `[pos]`.
+        positions: the generated tokens; only those that occur in the needle can be copied.
+        n_wanted: number of tokens that a perfect head would copy.
     """
     said = positions[np.isin(chat.tokens[positions], chat.tokens[needle])]
     if not n_wanted:
@@ -107,7 +107,7 @@ def score_copying(
 
 
 def user_share_map(model: Model, answers: Answers, *, progress: Progress | None = None) -> HeadMap:
-    """The share of attention to the user's tokens from where the answer begins, without template.
+    """The share of attention from the answer's first position to the user's tokens, without the template.
 
     Its best head in each layer is the paper's retrieval head (B.3).
     """

@@ -1,4 +1,4 @@
-"""More and more heads: steering or ablating the first k of a ranking, against k random ones."""
+"""Cumulative interventions: steer or ablate the first k heads of a ranking, compared with k random ones."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ def cumulative_curves(
     out: Run | None = None,
     progress: Progress | None = None,
 ) -> HeadCurves:
-    """Act on the first k heads of every ranking, and of random orders.
+    """Act on the first k heads of every ranking and of random orders.
 
     Args:
         model: the model.
         answers: the cells, how they are asked and what is measured.
-        rankings: names with all heads in order, the best first (`rank_heads`).
+        rankings: all heads in order, the best first, by name of the ranking (`rank_heads`).
         kind: `steer`, `zero`, `mean` or `blind`.
         alpha: strength of steering.
         sizes: the numbers of heads; by default 1, 2, 4 and so on up to all.
-        n_draws: how many random orders of all heads; 0: no control.
+        n_draws: number of random orders of all heads; 0 for no control.
         seed: seed of the draws.
         out: a run folder in which each finished set of heads is kept.
-        progress: called with the numbers of finished and of all sets.
+        progress: called with the number of finished sets and the total.
 
     Raises:
-        InputError: no ranking, one with a head that the model does not have, a size that is none, or a model
-            with a single head, for which there is no random control.
+        InputError: there is no ranking, the model lacks a head of a ranking, a size is out of range, or the
+            model has a single head, so that there is no random control.
     """
     action = Action(model, kind, alpha, answers)
     orders = _check_rankings(rankings, action)

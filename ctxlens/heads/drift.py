@@ -36,13 +36,12 @@ class Side:
 
     Attributes:
         model: the model.
-        condition: with or without template, with or without the indicator in the last question. A
-            condition's spelling is accepted too.
-        label: the model's name in figures; by default its own.
+        condition: with or without the template, with or without the indicator in the last question; a
+            `Condition` or its spelling.
+        label: the name in figures; by default the model's own.
 
     Raises:
-        InputError: a condition that cannot be compared here, or a model without indicator under a condition
-            that needs one.
+        InputError: the condition cannot be compared here, or it needs an indicator that the model lacks.
     """
 
     model: Model
@@ -59,7 +58,7 @@ class Side:
 
     @property
     def asked(self) -> Condition:
-        """The condition."""
+        """The condition, parsed."""
         return Condition.parse(self.condition)
 
     @property
@@ -68,7 +67,7 @@ class Side:
         return f"{self.label or self.model.name}, {self.asked}"
 
     def render(self, messages: Messages, **options: Any) -> RenderedChat:
-        """A conversation as this side sees it. One that ends with a user turn is left open for an answer."""
+        """Render a conversation for this side; a final user turn is followed by the generation prompt."""
         marked = mark_last_question(messages, self.asked.indicator)
         render = self.model.render if self.asked.template else self.model.render_plain
         return render(marked, **{"add_generation_prompt": marked[-1]["role"] != "assistant", **options})
@@ -88,23 +87,23 @@ def read_drift(
     """Read role shares of the same conversations on both sides.
 
     Args:
-        first: what the other side is held against.
-        second: the other side.
-        conversations: lists of messages; every side renders them for itself.
+        first: the reference side.
+        second: the side that is compared with it.
+        conversations: lists of messages; each side renders them itself.
         queries: `first_answer` or `response_mean`.
-        contexts: which text each conversation is made from, where some share one; intervals are made
-            over these. By default each conversation is its own.
-        render_options: further options of rendering, for instance `truncate=True`, or
-            `continue_final_message=True` where the conversations end with the beginning of an answer.
+        contexts: which text each conversation is made from, if some share a text; texts are the units of
+            intervals. By default each conversation is its own unit.
+        render_options: further rendering options, for instance `truncate=True`, or
+            `continue_final_message=True` if the conversations end with the beginning of an answer.
         batch_tokens: padded tokens in one forward pass.
-        progress: called with the numbers of readings done and in all.
+        progress: called with the number of finished readings and the total.
 
     Raises:
-        InputError: no conversations, sides of other layers or heads, or a conversation that cannot be
-            rendered or read; says which.
+        InputError: there are no conversations, the sides differ in layers or heads, or a conversation cannot
+            be rendered or read; the message names it.
     """
     if not conversations:
-        raise InputError("no conversations were given; drift needs at least one, better twenty.")
+        raise InputError("no conversations were given; drift needs at least one, preferably twenty.")
     shapes = [(side.model.n_layers, side.model.n_heads) for side in (first, second)]
     if shapes[0] != shapes[1]:
         raise InputError(
@@ -155,7 +154,7 @@ def read_drift(
 def needle_conversations(
     cells: Sequence[Cell], config: NeedleConfig
 ) -> tuple[list[list[dict[str, Any]]], Int[np.ndarray, " conversation"]]:
-    """Needle cells as conversations that end with the beginning of the answer, and the text of each.
+    """Needle cells as conversations that end with the answer's prefix, and the number of each one's text.
 
     Read them with `render_options={"continue_final_message": True}`.
     """
@@ -182,7 +181,7 @@ def _render_all(side: Side, conversations: Sequence[Messages], options: dict[str
 
 
 def _same_tokens(first: Sequence[RenderedChat], second: Sequence[RenderedChat]) -> bool:
-    """Whether both sides see the very same tokens, as two models in one condition should."""
+    """Whether both sides see identical tokens, as two models under one condition should."""
     return all(np.array_equal(a.tokens, b.tokens) for a, b in zip(first, second, strict=True))
 
 

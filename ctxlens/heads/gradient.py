@@ -1,4 +1,4 @@
-"""All heads at once: the needle's log-probability differentiated by every head's attention bias."""
+"""All heads at once: the derivative of the needle's log-probability by every head's attention bias."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ctxlens.runs import Parts, Progress, Run
 
 @dataclass(frozen=True, eq=False)
 class _WeightedSteering(Steering):
-    """Steering by one nat, times a weight for every head that can be differentiated."""
+    """Steering by one nat times a differentiable weight per head."""
 
     weights: Tensor | None = None
 
@@ -38,17 +38,17 @@ def gradient_map(
     out: Run | None = None,
     progress: Progress | None = None,
 ) -> HeadMap:
-    """How fast the needle's log-probability grows as each head is steered, from one backward pass a cell.
+    """How fast the needle's log-probability grows as each head is steered, from one backward pass per cell.
 
-    A bias of -w nats on every token but the user's, in one head, is steering it with α = exp(-w). The map is
-    the derivative by w at w = 0, in nats per token per nat; times log(1/α) it is the first-order estimate
-    of steering that head alone (`estimate_steering`). Blinding goes the other way, w to minus infinity.
+    Steering a head with α = exp(-w) adds a bias of -w nats to every token but the user's. The map is the
+    derivative by w at w = 0, in nats per token per nat. Multiplied by log(1/α), it is the first-order
+    estimate of steering that head alone (`estimate_steering`). Blinding is the limit of w to minus infinity.
 
     Args:
         model: the model.
         answers: the cells and how they are asked; the measure is the log-probability.
         out: a run folder in which finished cells are kept.
-        progress: called with the numbers of finished and of all cells.
+        progress: called with the number of finished cells and the total.
     """
     answers = replace(answers, measure="logprob")
     parts = Parts(out, "gradient", [model.identity, answers.as_dict()], form=ARRAY_PARTS)
@@ -74,7 +74,7 @@ def bias_gradient(model: Model, chat: RenderedChat, positions: np.ndarray) -> Fl
     Args:
         model: the model.
         chat: the conversation.
-        positions: the tokens whose log-probability counts; each must have one before it.
+        positions: the tokens whose log-probability counts; position 0 is not allowed.
     """
     weights = torch.zeros(model.n_layers, model.n_heads, requires_grad=True)
     steering = _WeightedSteering(math.exp(-1.0), weights=weights)
@@ -88,8 +88,8 @@ def bias_gradient(model: Model, chat: RenderedChat, positions: np.ndarray) -> Fl
 
 
 def estimate_steering(found: HeadMap, alpha: float) -> HeadMap:
-    """The first-order estimate of steering each head alone with some α, from a `gradient_map`."""
-    Steering(alpha)  # refuses an alpha that is out of range
+    """The first-order estimate of steering each head alone with strength α, from a `gradient_map`."""
+    Steering(alpha)  # raises for an alpha that is out of range
     quantity = "estimated change of the needle's log-probability, nats per token"
     meta = {**found.meta, "alpha": alpha, "quantity": quantity}
     return replace(found, effects=found.effects * -math.log(alpha), kind="estimate", meta=meta)

@@ -1,4 +1,4 @@
-"""One head at a time: what steering it, or switching it off, does to the needle."""
+"""One head at a time: the effect on the needle of steering it or switching it off."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def act_on_each_head(
     out: Run | None = None,
     progress: Progress | None = None,
 ) -> HeadMap:
-    """Steer or ablate one head at a time; the change of the measure, paired by cell.
+    """Steer or ablate one head at a time and measure the change, paired by cell.
 
     Args:
         model: the model.
@@ -35,15 +35,16 @@ def act_on_each_head(
             from these cells, with the needle as the answer.
         kind: `steer`, `zero`, `mean` or `blind`.
         alpha: strength of steering.
-        heads: the heads to try, all by default; the others are NaN.
+        heads: the heads to measure, by default all; the others are NaN.
         out: a run folder in which each finished head is kept.
-        progress: called with the numbers of finished and of all heads.
+        progress: called with the number of finished heads and the total.
 
     Returns:
-        With minus without, by cell: below zero, the head helps to say the needle (or steering it harms).
+        The measure with the intervention minus the measure without it, by cell. A value below zero means that
+        the head helps to produce the needle (or that steering it harms).
 
     Raises:
-        InputError: an unknown kind, alpha outside (0, 1], heads that the model does not have.
+        InputError: the kind is unknown, alpha is outside (0, 1], or the model lacks a head.
     """
     action = Action(model, kind, alpha, answers)
     chosen = [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
@@ -75,17 +76,17 @@ def act_on_each_head(
 
 
 def opposite(found: HeadMap) -> HeadMap:
-    """The map with its sign turned: what switching a head off takes away is what the head gives."""
+    """The map with the opposite sign: what is lost by switching a head off is what the head contributes."""
     return replace(found, effects=-found.effects)
 
 
 def rank_heads(found: HeadMap) -> tuple[Head, ...]:
-    """All heads in the order in which a map says that they serve the needle.
+    """Rank all heads by how much they contribute to the needle according to a map.
 
-    Ablations: the head whose loss costs most comes first; all other maps: the largest number.
+    For ablations, the head whose removal costs most comes first; for all other maps, the largest value.
 
     Raises:
-        InputError: the map does not hold all heads.
+        InputError: the map does not cover all heads.
     """
     if np.isnan(found.values).any():
         raise InputError("only a map of all heads can rank them; measure the whole map first.")

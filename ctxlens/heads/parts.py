@@ -1,4 +1,4 @@
-"""Arrays as finished parts of a head experiment."""
+"""Arrays stored as finished parts of a head experiment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the needle is carried: the layer whose best head looks most at it."""
+"""Where the needle is carried: the layer whose best head attends to it most."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NeedleLayers:
-    """How much each layer's best head looks at the needle while the needle is repeated.
+    """How much each layer's best head attends to the needle while the needle is repeated.
 
     Attributes:
-        table: one row a layer: `layer`; `head` (the layer's best); `needle_share` (attention from the
+        table: one row per layer: `layer`; `head` (the layer's best); `needle_share` (attention from the
             answer's positions to the needle, 0 to 1, mean over cells) with its 95 % interval `low`,
             `high`; `uniform` (the share if attention were uniform).
         shares: the mean share of every head.
@@ -47,17 +47,17 @@ def needle_layer(
     at_most: int = 64,
     batch_tokens: int = 8192,
 ) -> NeedleLayers:
-    """Find the layer that carries the needle: a stated rule for the layer to score with.
+    """Find the layer that carries the needle, a stated rule for choosing the layer of the scores.
 
-    The right answer, the needle's own sentence, is put in the model's mouth without template, and the
-    attention from its positions to the needle in the context is read. Heads that copy look there. The
-    layer whose best head has most is the one in which dependence on the context can be seen.
+    The model is given the right answer, the needle's own sentence, without the template, and the attention
+    from the answer's positions to the needle in the context is read. Heads that copy attend there, so the
+    layer whose best head attends most is the one that shows dependence on the context.
 
     Args:
         model: the model.
         cells: from `build_cells`.
         config: their configuration.
-        at_most: how many cells are read, spread evenly over the grid.
+        at_most: upper bound on the cells that are read, evenly spaced over the grid.
         batch_tokens: padded tokens in one forward pass.
     """
     import pandas as pd

@@ -1,4 +1,4 @@
-"""All head experiments on one model, into one run folder; what is there already is not done again."""
+"""All head experiments on one model in one run folder; finished results are not computed again."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from ctxlens.results import Ability, HeadCurves, HeadMap, NeedleGrid
 from ctxlens.runs import Progress, Run
 
 KINDS = ("retrieval", "gradient", "steer", "ablate", "cumulative", "sweep")
-"""The experiments, in the order in which they run: which heads read and copy the needle; the derivative by
-every head's bias; steering one head at a time; switching one head off at a time; the first k heads of each
-ranking; recall and side effects by α."""
+"""The experiments in the order in which they run: which heads read and copy the needle; the derivative by
+every head's bias; steering one head at a time; switching one head off at a time; acting on the first k heads
+of each ranking; recall and side effects by α."""
 ABLATIONS = ("zero", "mean", "blind")
 _R = TypeVar("_R", HeadMap, HeadCurves, NeedleGrid, Ability)
 
 Tell = Callable[[str], Progress]
-"""Gives what to call with the numbers done and in all, for a stage by its name."""
+"""Returns the progress callback of a stage, given the stage's name."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,19 @@ class HeadStudy:
     Attributes:
         model: the model.
         answers: the cells, how they are asked and what is measured.
-        run: where results are kept; None: the study can be described, but not run.
+        run: the run folder of the results; with None the study can be described but not run.
         alpha: strength of steering in maps and curves.
-        alphas: strengths of the sweep.
-        ablations: which ways of switching heads off are mapped.
-        actions: what the cumulative curves do to heads: of `ctxlens.heads.ACTIONS`.
-        heads: the heads of the maps, all by default.
-        n_draws: random head sets of the sweep; 0: no random controls at all.
-        curve_draws: random orders of the curves; they cost little.
-        questions: questions that need no context, for the side effects of the sweep; none: not measured.
+        alphas: steering strengths of the sweep.
+        ablations: the kinds of ablation that are mapped.
+        actions: the actions of the cumulative curves, from `ctxlens.heads.ACTIONS`.
+        heads: the heads of the maps, by default all.
+        n_draws: number of random head sets in the sweep; 0 for no random controls at all.
+        curve_draws: number of random orders for the curves; they are cheap.
+        questions: questions without context that measure the side effects of the sweep; empty to skip them.
         seed: seed of the draws.
 
     Raises:
-        InputError: alpha outside (0, 1], or heads that the model does not have.
+        InputError: alpha is outside (0, 1], or the model lacks a head.
     """
 
     model: Model
@@ -73,14 +73,14 @@ class HeadStudy:
             Steering(alpha, heads=heads).check_heads(self.model.n_layers, self.model.n_heads)
 
     def run_kinds(self, kinds: Sequence[str], tell: Tell) -> None:
-        """Run experiments, each into its files of the run folder.
+        """Run experiments and save each to its files in the run folder.
 
         Args:
-            kinds: of `KINDS`.
-            tell: gives the progress of a stage.
+            kinds: names from `KINDS`.
+            tell: returns the progress callback of a stage.
 
         Raises:
-            InputError: an unknown experiment, or the study has no run folder.
+            InputError: an experiment is unknown, or the study has no run folder.
         """
         check_kinds(kinds)
         for kind in KINDS:
@@ -136,19 +136,19 @@ class HeadStudy:
         self._map("steer", tell)
 
     def ablate(self, tell: Tell) -> None:
-        """Switch one head off at a time, in every way asked for."""
+        """Switch one head off at a time, with every requested kind of ablation."""
         for kind in self.ablations:
             self._map(kind, tell)
 
     def cumulative(self, tell: Tell) -> None:
-        """Act on the first k heads of each ranking, on texts that the ranking has not seen."""
+        """Act on the first k heads of each ranking, on texts that were not used for the ranking."""
         ranked_on, judged = self.answers.split()
         maps: dict[str, HeadMap] = {**self.retrieval(tell), "gradient": self.gradient(tell)}
         measured = [kind for kind in self.ablations if self._folder.has(f"map-{kind}.safetensors")]
-        if measured and self.heads is None:  # one of them: they rank much alike
+        if measured and self.heads is None:  # one is enough, because their rankings are similar
             kind = "blind" if "blind" in measured else measured[0]
             maps[kind] = self._map(kind, tell)
-        # Heads are ranked on other texts than those on which the rankings are judged.
+        # Heads are ranked on texts other than those on which the rankings are evaluated.
         ranked_contexts = {
             int(context)
             for context, cell in zip(self.answers.contexts, self.answers.cells, strict=True)
@@ -167,7 +167,7 @@ class HeadStudy:
             self._kept(f"curves-{action}.parquet", HeadCurves, compute)
 
     def sweep(self, tell: Tell) -> None:
-        """Steer sets of heads at every α, and measure the side effects where there are questions."""
+        """Steer sets of heads at every α, and measure the side effects if there are questions."""
         config = replace(self.answers.config, conditions=(self.answers.condition,))
         sets = ("all", "retrieval", "random") if self.n_draws else ("all", "retrieval")
         grid = steering_sweep(
@@ -187,7 +187,7 @@ class HeadStudy:
         self._kept("steering-ability.parquet", Ability, ask)
 
     def describe(self) -> dict[str, Any]:
-        """Everything that the results depend on, for the manifest."""
+        """Describe everything that the results depend on, for the manifest."""
         return {
             "model": dict(self.model.identity),
             "condition": self.answers.condition,
@@ -213,7 +213,7 @@ _EXPERIMENTS: Mapping[str, Callable[[HeadStudy, Tell], object]] = {
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
-    """Raise `InputError` for an experiment that there is not, or for none."""
+    """Raise `InputError` for an unknown experiment, or if none is given."""
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
         raise InputError(f"unknown kind {', '.join(unknown) or '(none)'}; choose from {', '.join(KINDS)}.")

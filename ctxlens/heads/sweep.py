@@ -1,6 +1,6 @@
-"""Steering sweeps: recall by α for all heads, the retrieval heads and as many random ones.
+"""Steering sweeps: recall by α for all heads, the retrieval heads and equally many random ones.
 
-The paper's section 2.3 shows neither the controls nor the side effect beside the gain.
+The paper's section 2.3 shows the gain only, without the controls and the side effects.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ctxlens.results import NeedleGrid, RoleAllocation
 from ctxlens.runs import Progress, Run
 
 HEAD_SETS = ("all", "retrieval", "random")
-"""All heads; the retrieval head of every layer; as many others of the same layers, drawn at random."""
+"""All heads; the retrieval head of every layer; as many random other heads of the same layers."""
 
 
 def steering_sweep(
@@ -43,32 +43,32 @@ def steering_sweep(
     name: str = "steering.parquet",
     progress: Progress | None = None,
 ) -> NeedleGrid:
-    """Recall by α and steered heads, with the same cells throughout.
+    """Measure recall by α and set of steered heads, always on the same cells.
 
     Args:
         model: the model.
         cells: from `build_cells`.
         config: their configuration; its conditions are run, usually `template+prefix` alone.
-        alphas: what the attention to all other tokens is multiplied by, in (0, 1]. The unsteered model
-            (α = 1, heads `none`) is always run, once.
-        head_sets: of `HEAD_SETS`, or names with heads of one's own.
-        retrieval: the retrieval heads; by default they are found on the cells themselves, without
+        alphas: factors on the attention to all other tokens, in (0, 1]. The unsteered model (α = 1, heads
+            `none`) always runs once.
+        head_sets: names from `HEAD_SETS`, or a mapping of names to custom sets of heads.
+        retrieval: the retrieval heads; by default they are found on the cells themselves, without the
             template.
-        n_draws: how many random sets, each run at every α.
-        roles: the roles that are steered to.
+        n_draws: number of random sets, each of which runs at every α.
+        roles: the roles to which attention is steered.
         mode: see `Steering`.
         indicator: whether the question carries the model's indicator.
         seed: seed of the random heads.
-        side_effect: called once for every setting while it applies; its value, for instance closed-book
+        side_effect: called once per setting while the setting applies; its value, for instance closed-book
             recall, becomes the column `side_effect`.
-        label: the model's name in the table; its own by default.
-        batch_tokens: how many prompt and new tokens are worked on at once.
+        label: the name in the table; by default the model's own.
+        batch_tokens: upper bound on the prompt and new tokens per batch.
         out: a run folder; finished batches are kept there, as in `run_needle`.
         name: file name of the grid.
-        progress: called with the numbers of finished and of all answers.
+        progress: called with the number of finished answers and the total.
 
     Raises:
-        InputError: an unknown head set, a head that the model does not have, α outside (0, 1].
+        InputError: a head set is unknown, the model lacks a head, or α is outside (0, 1].
     """
     settings = [Setting(label or model.name, indicator)]
     sets = _head_sets(model, cells, config, head_sets, retrieval, n_draws, seed)
@@ -103,7 +103,7 @@ def _head_sets(
     n_draws: int,
     seed: int,
 ) -> list[tuple[str, int, Any]]:
-    """Name, draw and heads of each set."""
+    """Name, number of the draw and heads of each set."""
     if isinstance(wanted, Mapping):
         return [(name, 0, tuple(heads)) for name, heads in wanted.items()]
     if unknown := [name for name in wanted if name not in HEAD_SETS]:

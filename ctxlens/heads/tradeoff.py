@@ -1,4 +1,4 @@
-"""What steering gains and what it costs: needle recall beside answers that need no context."""
+"""What steering gains and costs: needle recall compared with answers that need no context."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ctxlens.runs import Parts, Progress, Run
 
 @runtime_checkable
 class AnsweredQuestion(Question, Protocol):
-    """A question whose right answer is known as a sentence; needles and facts of the world are such."""
+    """A question whose right answer is known as a sentence, such as a needle or a fact of `World`."""
 
     @property
     def sentence(self) -> str: ...
@@ -32,10 +32,10 @@ def answer_nats(
     template: bool = True,
     batch_tokens: int = 8192,
 ) -> Float[np.ndarray, " question"]:
-    """How surprising the model finds the right answers to questions asked without any context.
+    """How surprising the model finds the right answers to questions that are asked without context.
 
-    Mean nats per token (the logarithm of the perplexity) over the words after each answer's prefix; less
-    is better. Steering in force applies.
+    The result is in mean nats per token (the logarithm of the perplexity) over the words after each answer's
+    prefix; less is better. Active steering applies.
     """
     render = model.render if template else model.render_plain
     chats, starts = [], []
@@ -68,23 +68,25 @@ def side_effects(
 
     Args:
         model: the model of the sweep.
-        grid: from `steering_sweep`; its α, head sets and mode are used.
+        grid: a grid from `steering_sweep`, whose α, head sets and mode are used.
         questions: questions with the right answers.
         template: whether the chat template is applied.
-        max_new_tokens: the longest response, in tokens.
-        label: the model's name in the table; its own by default.
+        max_new_tokens: maximum length of a response, in tokens.
+        label: the name in the table; by default the model's own.
         out: a run folder in which each finished setting is kept.
-        progress: called with the numbers of finished and of all settings.
+        progress: called with the number of finished settings and the total.
 
     Returns:
-        One row a question and setting, with the columns `alpha`, `heads`, `draw` and `nats_per_token` (of
-        the right answer) beside the usual.
+        One row per question and setting, with the additional columns `alpha`, `heads`, `draw` and
+        `nats_per_token` (of the right answer).
 
     Raises:
-        InputError: no questions, or the grid is of no sweep.
+        InputError: there are no questions, or the grid is not from a sweep.
     """
     if "head_sets" not in grid.meta:
-        raise InputError("this grid is of no steering sweep, so there is nothing to put side effects beside.")
+        raise InputError(
+            "this grid is not from a steering sweep, so it has no settings to measure side effects for."
+        )
     chosen: dict[tuple[str, int], Any] = {
         (one["heads"], one["draw"]): one["chosen"] for one in grid.meta["head_sets"]
     }

@@ -76,7 +76,7 @@ class WorldConversation:
 
     Attributes:
         id: Unique within one call of ``World.conversations``.
-        messages: User and assistant turns in turn, ``{"role": ..., "content": ...}``.
+        messages: Alternating user and assistant turns, ``{"role": ..., "content": ...}``.
         kinds: One per assistant turn: ``"document"`` (answered from the document), ``"memory"`` (a
             document is there, the answer comes from memory) or ``"closed"`` (no document).
     """
@@ -129,7 +129,7 @@ class World:
         return self.fact(rng.choice(self.known), rng.choice(self.attributes))
 
     def filler(self, rng: random.Random) -> str:
-        """One sentence about nothing that is ever asked."""
+        """One sentence that no question asks about."""
         parts = (words.SUBJECTS, words.VERBS, words.OBJECTS, words.TIMES)
         subject, verb, place, time = (rng.choice(part) for part in parts)
         return f"{subject[0].upper()}{subject[1:]} {verb} {place} {time}."
@@ -169,7 +169,7 @@ class World:
         return "\n".join(" ".join(fact.sentence for fact in part) for part in (facts, again))
 
     def knowledge_text(self, rng: random.Random, n_facts: int) -> str:
-        """Memorised facts in a row."""
+        """Memorised facts, one after another."""
         return " ".join(self.known_fact(rng).sentence for _ in range(n_facts))
 
     def closed_text(self, rng: random.Random, n_facts: int) -> str:

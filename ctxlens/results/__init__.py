@@ -1,9 +1,9 @@
-"""What the studies return: frozen results with labelled axes, to and from one file each.
+"""What the studies return: frozen results with labelled axes, each saved to one file and loaded from it.
 
 Tables (`NeedleGrid`, `Ability`, `Evaluation`, `Ratings`, `Scores`, `Selection`, `HeadCurves`) are Parquet
 files, arrays (`RoleAllocation`, `TokenView`, `HeadMap`, `Drift`) are safetensors files, claims (`Verdicts`)
-are JSON; every file carries its `meta` (model, condition, seed, settings) inside. Figures and reports are
-drawn from these files alone, and from answers and judgments in FastChat's layout (`Dialogues`).
+are JSON; every file carries its `meta` (model, condition, seed, settings) inside. Figures and reports
+are drawn from these files, and from answers and judgments in FastChat's layout (`Dialogues`), alone.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _TYPES = {cls.__name__: cls for cls in get_args(Result)}
 
 
 def load_result(path: str | Path) -> Result:
-    """Read any result file; its type is told by the file itself.
+    """Read any result file; the file itself says which type of result it holds.
 
     Raises:
-        InputError: there is no such file, or it is no ctxlens result.
+        InputError: the file does not exist or is not a ctxlens result.
     """
     suffix = Path(path).suffix
     if suffix == ".parquet":
@@ -55,7 +55,7 @@ def load_result(path: str | Path) -> Result:
         raw = read_file(path, Path.read_bytes)
     name = check_record(path, raw)["type"]
     if name not in _TYPES:
-        raise InputError(f"{path} is no ctxlens result but a {name}.")
+        raise InputError(f"{path} has the type {name}, which is not a type of ctxlens results.")
     return _TYPES[name].load(path)
 
 

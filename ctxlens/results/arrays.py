@@ -1,4 +1,4 @@
-"""Results that are arrays with labelled axes: a safetensors file each."""
+"""Results that are arrays with labelled axes, each saved as a safetensors file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RoleAllocation:
-    """How the attention of every layer and head spreads over the roles of the tokens attended to.
+    """How the attention of every layer and head is distributed over the roles of the attended tokens.
 
     Attributes:
         shares: attention mass by role, 0 to 1; the last axis sums to 1 (paper section 2.2, raw).
@@ -29,7 +29,7 @@ class RoleAllocation:
         query_labels: a name for each query (conversation and position).
         queries: what the queries are: `first_answer` (the position that produces the first answer
             token), `response_mean` (mean over the response's own positions) or `positions`.
-        meta: model, condition (`template` or `plain`), steering and whatever the study adds.
+        meta: model, condition (`template` or `plain`), steering, and further entries of the study.
     """
 
     shares: Float[np.ndarray, "layer head query role"]
@@ -48,10 +48,10 @@ class RoleAllocation:
     def renormalised(
         self, dropped: Sequence[str | Role] = (Role.TEMPLATE, Role.INDICATOR, Role.PAD, Role.SINK)
     ) -> RoleAllocation:
-        """Shares over the roles that are left when the dropped ones are taken out (paper section 2.2).
+        """Shares over the remaining roles once the dropped ones are removed (paper section 2.2).
 
-        With and without template compare in these. A query whose mass lies wholly on dropped roles
-        has NaN.
+        These shares make conditions with and without template comparable. A query whose whole mass lies on
+        dropped roles has NaN.
         """
         keep = np.ones(len(self.roles), dtype=np.float32)
         keep[[Role.parse(role) for role in dropped]] = 0
@@ -61,15 +61,15 @@ class RoleAllocation:
         return replace(self, shares=shares, key_counts=self.key_counts * keep)
 
     def uniform(self) -> Float[np.ndarray, "query role"]:
-        """The shares if every visible token got the same attention: the baseline for raw shares."""
+        """The shares if every visible token received the same attention: the baseline for raw shares."""
         return self.key_counts / np.maximum(self.key_counts.sum(-1, keepdims=True), 1)
 
     def retrieval_heads(self, role: str | Role = Role.USER) -> Int[np.ndarray, " layer"]:
-        """The head of each layer with most attention on a role, over all queries (paper B.3)."""
+        """The head of each layer with the most attention on a role, averaged over all queries (paper B.3)."""
         return np.nanmean(self.share(role), axis=-1).argmax(axis=-1)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a layer, head, query and role."""
+        """One row per layer, head, query and role."""
         import pandas as pd
 
         index = pd.MultiIndex.from_product(
@@ -80,10 +80,10 @@ class RoleAllocation:
 
     @classmethod
     def concat(cls, allocations: Sequence[RoleAllocation]) -> RoleAllocation:
-        """Allocations of several conversations, put together along the query axis.
+        """Concatenate the allocations of several conversations along the query axis.
 
         Raises:
-            InputError: they are of other layers, heads or query kinds.
+            InputError: they differ in layers, heads or kind of query.
         """
         first = allocations[0]
         for other in allocations:
@@ -91,7 +91,7 @@ class RoleAllocation:
                 first.layers, first.shares.shape[1], first.queries,
             ):  # fmt: skip
                 raise InputError(
-                    "only allocations of the same layers, heads and kind of query can be put together."
+                    "only allocations of the same layers, heads and kind of query can be concatenated."
                 )
         return replace(
             first,
@@ -129,7 +129,7 @@ class TokenView:
         token_roles: role value of every token.
         layers: the model's layer numbers along the first axis.
         query_positions: the shown queries.
-        meta: model, condition and so on.
+        meta: model, condition and further entries of the study.
     """
 
     pattern: Float[np.ndarray, "layer head query key"]

@@ -1,4 +1,4 @@
-"""The five claims of the paper, each tested on measured results by a rule that is fixed in advance.
+"""The five claims of the paper, each tested on measured results by a rule fixed in advance.
 
 The rules are constants of this module and are printed beside every verdict. A claim about a direction is
 *supported* when the whole 95 % interval lies on the claimed side of zero, *not supported* when the whole
@@ -47,7 +47,13 @@ RULES: Mapping[str, str] = {
 
 
 def judge(difference: Interval, *, direction: int) -> str:
-    """Verdict on a difference that is claimed to be positive (`direction` 1) or negative (-1)."""
+    """Verdict on a difference that is claimed to be positive (`direction` 1) or negative (-1).
+
+    Raises:
+        ValueError: another direction, which would scale the interval against `MARGIN`.
+    """
+    if direction not in (1, -1):
+        raise ValueError(f"a claim's direction is 1 or -1, got {direction}.")
     low, high = sorted((direction * difference.low, direction * difference.high))
     if difference.n < MIN_UNITS or math.isnan(low) or math.isnan(high):
         return INCONCLUSIVE
@@ -206,16 +212,11 @@ def claim_source(scores: Scores, selection: Selection) -> Verdict:
     precision = bootstrap_mean(true[chosen], clusters=conversations[chosen])
     recall = bootstrap_mean(chosen[true], clusters=conversations[true])
     base_rate = float(true.mean()) if len(true) else float("nan")
-    over_base = Interval(
-        precision.estimate - base_rate, precision.low - base_rate, precision.high - base_rate, precision.n
-    )
+    over_base = _shifted(precision, -base_rate)
     values = rows[reduction].to_numpy(float)
     against_all = auroc_interval(values[true], values[~true])
     hard = (rows["kind"] == "memory").to_numpy()
     against_memory = auroc_interval(values[true], values[hard])
-    centred = Interval(
-        against_memory.estimate - 0.5, against_memory.low - 0.5, against_memory.high - 0.5, against_memory.n
-    )
     return Verdict(
         "source",
         f"{chosen.mean():.0%} of the turns score above the threshold; {precision.estimate:.0%} of these are "
@@ -223,7 +224,7 @@ def claim_source(scores: Scores, selection: Selection) -> Verdict:
         over_base,
         "precision of the selection minus the base rate",
         RULES["source"],
-        combine([judge(over_base, direction=1), judge(centred, direction=1)]),
+        combine([judge(over_base, direction=1), judge(_shifted(against_memory, -0.5), direction=1)]),
         (
             ("precision of the selection", precision),
             ("recall of the selection", recall),
@@ -298,6 +299,10 @@ def _mean_share(allocation: RoleAllocation, role: Role, *, renormalised: bool = 
 def _followed_share(allocation: RoleAllocation, heads: np.ndarray) -> np.ndarray:
     share = allocation.share(Role.USER, renormalised=True)
     return np.nanmean(share[np.arange(len(heads)), heads], axis=0)
+
+
+def _shifted(interval: Interval, by: float) -> Interval:
+    return Interval(interval.estimate + by, interval.low + by, interval.high + by, interval.n)
 
 
 def _points(difference: Interval) -> str:

@@ -1,4 +1,4 @@
-"""How attention by role differs between two models, or two ways of asking one."""
+"""How attention by role differs between two models, or between two conditions of one model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ VIEWS: Mapping[str, tuple[Role, ...]] = {
     "without sinks": (Role.BOS, Role.SINK, Role.PAD),
     "renormalised without sinks": (Role.TEMPLATE, Role.INDICATOR, Role.PAD, Role.SINK, Role.BOS),
 }
-"""Ways to look at role shares, each with the roles that are left out before the rest is renormalised:
-all of it; the paper's section 2.2; without the tokens on which idle heads rest (BOS and learned sinks);
-both."""
+"""Ways to look at role shares, each with the roles that are left out before the rest is renormalised: none;
+those of the paper's section 2.2; the tokens that idle heads attend to (BOS and learned sinks); both."""
 
 _T_HEADS = ("mean", "retrieval")
 
@@ -34,14 +33,14 @@ class Drift:
     """Role shares of the same conversations on two sides, in pairs.
 
     Attributes:
-        shares: attention mass by role, 0 to 1; the last axis sums to 1. Side 0 is what side 1 is held
-            against.
+        shares: attention mass by role, 0 to 1; the last axis sums to 1. Side 0 is the reference that side 1
+            is compared with.
         key_counts: number of visible tokens of each role, by side and conversation.
-        contexts: which text each conversation is made from; intervals are made over these.
+        contexts: which text each conversation is made from; texts are the units of intervals.
         layers: the model's layer numbers.
         retrieval: the retrieval head of each layer (paper B.3), chosen on side 0's model without template.
-        queries: which positions' attention it is: `first_answer` or `response_mean`.
-        meta: `sides` (two names, for instance `base, template`) and whatever the study adds.
+        queries: the positions whose attention was read: `first_answer` or `response_mean`.
+        meta: `sides` (two names, for instance `base, template`) and further entries of the study.
     """
 
     shares: Float[np.ndarray, "side layer head conversation role"]
@@ -55,12 +54,12 @@ class Drift:
 
     @property
     def sides(self) -> tuple[str, str]:
-        """What the two sides are called."""
+        """The names of the two sides."""
         first, second = self.meta.get("sides", ("first", "second"))
         return str(first), str(second)
 
     def share(self, role: str | Role, view: str = "raw") -> Float[np.ndarray, "side layer head conversation"]:
-        """The share of one role in a view; NaN where no attention is left after leaving out roles.
+        """The share of one role in a view; NaN where no attention is left once roles are left out.
 
         Raises:
             InputError: an unknown view, or a role that it leaves out.
@@ -73,7 +72,7 @@ class Drift:
         return np.divide(self.shares[..., index], total, out=np.full_like(total, np.nan), where=total > 1e-9)
 
     def uniform(self, role: str | Role, view: str = "raw") -> Float[np.ndarray, "side conversation"]:
-        """The share of one role if every visible token got the same attention: from token counts alone."""
+        """The share of one role if all visible tokens received the same attention, from token counts."""
         counts = self.key_counts * _kept(view)
         return counts[..., Role.parse(role)] / np.maximum(counts.sum(-1), 1)
 
@@ -88,7 +87,7 @@ class Drift:
         )
 
     def excess(self, role: str | Role, view: str = "raw") -> HeadMap:
-        """The same with each side's uniform baseline taken off: drift that token counts do not explain."""
+        """The difference minus that of the uniform baselines: drift that token counts do not explain."""
         plain = self.difference(role, view)
         uniform = self.uniform(role, view)
         counted = (uniform[1] - uniform[0])[:, None, None]
@@ -124,7 +123,7 @@ class Drift:
         ]
 
     def shown_roles(self) -> list[str]:
-        """The roles that hold any token or attention."""
+        """The roles that have any tokens or receive any attention."""
         here = (self.key_counts > 0).any((0, 1)) | (np.nan_to_num(self.shares) > 1e-6).any((0, 1, 2, 3))
         return [self.roles[i] for i in np.flatnonzero(here)]
 

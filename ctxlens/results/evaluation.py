@@ -140,7 +140,7 @@ class Evaluation(_Table):
 
 
 def _translate(name: str) -> str:
-    """The present spelling of a condition; text that is no condition stays as it is."""
+    """The current spelling of a condition; text that is not a condition stays unchanged."""
     try:
         return Condition.parse(name).name
     except InputError:
@@ -148,7 +148,7 @@ def _translate(name: str) -> str:
 
 
 def _translate_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """`meta` with conditions in the present spelling; earlier versions described each by a mapping."""
+    """`meta` with conditions in the current spelling; earlier versions described each by a mapping."""
     found = dict(meta)
     if "conditions" in found:
         names = [one["name"] if isinstance(one, Mapping) else one for one in found["conditions"]]

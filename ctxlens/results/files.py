@@ -1,4 +1,4 @@
-"""What all result files have in common: type and `meta` inside, one sentence where they are unreadable."""
+"""What all result files have in common: a record with type and `meta`, and errors for unreadable files."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any, TypeVar
 from ctxlens.errors import InputError
 
 META_KEY = "ctxlens"
-"""Key of a file's metadata under which its record stands."""
+"""Key of a file's metadata that holds its record."""
 _T = TypeVar("_T")
 
 
 def make_record(result: Any, **more: Any) -> str:
-    """The record of a result, as JSON: its type, `meta` and what else belongs to it."""
+    """The record of a result as JSON: its type, its `meta` and further entries."""
     record = {"type": type(result).__name__, "meta": dict(result.meta), **more}
     return json.dumps(record, indent=2, default=str)
 
 
 def read_file(path: str | Path, reader: Callable[[Path], _T]) -> _T:
-    """What a reader makes of a file; `InputError` where there is none or it is broken."""
+    """Read a file with a reader; raise `InputError` if the file does not exist or is damaged."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist; give the path of a ctxlens result.")
@@ -32,7 +32,7 @@ def read_file(path: str | Path, reader: Callable[[Path], _T]) -> _T:
 
 
 def check_record(path: str | Path, raw: bytes | str | None, name: str | None = None) -> Mapping[str, Any]:
-    """The record of a file, refused with `InputError` if it is none or, with a name, of another type."""
+    """Parse the record of a file; raise `InputError` if it is not a record or not of the type `name`."""
     try:
         record = json.loads(raw) if raw else None
     except ValueError:
@@ -40,7 +40,9 @@ def check_record(path: str | Path, raw: bytes | str | None, name: str | None = N
     found = record.get("type") if isinstance(record, dict) and "meta" in record else None
     if record is None or found is None or (name is not None and found != name):
         raise InputError(
-            f"{path} is no {name or 'ctxlens'} result" + (f" but a {found}." if found is not None else ".")
+            f"{path} is not a ctxlens result"
+            + (f" of type {name}" if name else "")
+            + (f", but one of type {found}." if found is not None else ".")
         )
     return record
 

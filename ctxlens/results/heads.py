@@ -23,15 +23,16 @@ N_RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class HeadMap:
-    """One number for every head and cell, such as what switching the head off does to the needle.
+    """One number for every head and cell, such as the effect on the needle of switching the head off.
 
     Attributes:
         effects: the number, by cell; NaN where a cell has none.
-        contexts: which text each cell is made from; cells of one text are no independent units, so
-            intervals are made over these.
+        contexts: which text each cell is made from. Cells of one text are not independent, so texts are the
+            units of intervals.
         kind: what the number is: `zero`, `mean`, `blind` (ablations), `steer`, `gradient`, `copying`,
             `user share`.
-        meta: model, condition, `quantity` (the number in words, with its unit) and whatever the study adds.
+        meta: model, condition, `quantity` (the number in words, with its unit), and further entries of the
+            study.
     """
 
     effects: Float[np.ndarray, "cell layer head"]
@@ -47,7 +48,7 @@ class HeadMap:
     def interval(
         self, *, seed: int = 0, level: float = 0.95
     ) -> tuple[Float[np.ndarray, "layer head"], Float[np.ndarray, "layer head"]]:
-        """Lower and upper bound of the mean: percentile bootstrap over contexts; NaN for a single one."""
+        """Lower and upper bound of the mean: percentile bootstrap over contexts; NaN for a single context."""
         if len(set(self.contexts.tolist())) < 2:
             nothing = np.full(self.effects.shape[1:], np.nan)
             return nothing, nothing
@@ -56,12 +57,12 @@ class HeadMap:
         return low, high
 
     def of_contexts(self, contexts: Collection[int]) -> HeadMap:
-        """The cells of these contexts alone."""
+        """Only the cells of these contexts."""
         keep = np.isin(self.contexts, list(contexts))
         return replace(self, effects=self.effects[keep], contexts=self.contexts[keep])
 
     def decided(self, *, seed: int = 0) -> Bool[np.ndarray, "layer head"]:
-        """Where the 95 % interval leaves out zero."""
+        """Where the 95 % interval excludes zero."""
         low, high = self.interval(seed=seed)
         return (low > 0) | (high < 0)
 
@@ -73,7 +74,7 @@ class HeadMap:
         return tuple((int(i) // values.shape[1], int(i) % values.shape[1]) for i in order)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a head: `layer`, `head`, `value`, `low`, `high`."""
+        """One row per head: `layer`, `head`, `value`, `low`, `high`."""
         import pandas as pd
 
         low, high = self.interval()
@@ -96,7 +97,7 @@ class HeadMap:
 def draw_weights(
     contexts: Int[np.ndarray, " cell"], *, n_resamples: int = N_RESAMPLES, seed: int = 0
 ) -> Float[np.ndarray, "draw cell"]:
-    """How often each cell is in each bootstrap sample, whole contexts being drawn."""
+    """How often each cell occurs in each bootstrap sample; whole contexts are drawn."""
     _, index = np.unique(contexts, return_inverse=True)
     n = int(index.max()) + 1
     drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples)
@@ -104,7 +105,7 @@ def draw_weights(
 
 
 def _mean(effects: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted means over cells, `[draw, layer, head]`; NaN cells are left out."""
+    """Weighted means over cells, `[draw, layer, head]`; NaN cells are skipped."""
     flat = effects.reshape(len(effects), -1).astype(float)
     known = ~np.isnan(flat)
     counts = weights @ known
@@ -118,11 +119,11 @@ def correlate_maps(
 ) -> Interval:
     """Pearson's (or Spearman's rank) correlation of two maps over heads, with a bootstrap over contexts.
 
-    The two must be of the same cells, whose contexts are drawn for both together. `n` is the number of
-    contexts.
+    Both maps must be of the same cells; each bootstrap sample draws the same contexts for both. `n` is the
+    number of contexts.
 
     Raises:
-        InputError: the maps are of other cells or heads.
+        InputError: the maps differ in cells or heads.
     """
     if first.effects.shape != second.effects.shape or not np.array_equal(first.contexts, second.contexts):
         raise InputError(
@@ -148,25 +149,25 @@ def correlate_maps(
 
 @dataclass(frozen=True)
 class HeadCurves(_Table):
-    """What acting on the first k heads of a ranking does, one row a ranking, k, random draw and cell.
+    """The effect of acting on the first k heads of a ranking, one row per ranking, k, random draw and cell.
 
-    Columns: `ranking` (what the heads are ranked by; `random`: drawn), `k`, `draw` (number of the random
-    draw, else 0), `cell`, `context`, `effect` (change against the untouched model; k = 0 is no row).
-    `meta` holds model, condition, `action` (`steer`, `zero`, `mean`, `blind`), `alpha`, `quantity` and the
-    `rankings` themselves.
+    Columns: `ranking` (what the heads are ranked by; `random`: a random order), `k`, `draw` (number of the
+    random draw, otherwise 0), `cell`, `context`, `effect` (change from the unmodified model; there is no row
+    for k = 0). `meta` holds model, condition, `action` (`steer`, `zero`, `mean`, `blind`), `alpha`,
+    `quantity` and the `rankings` themselves.
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("ranking", "k", "draw", "cell", "context", "effect")
 
     @property
     def sizes(self) -> list[int]:
-        """The numbers of heads, rising."""
+        """The numbers of heads, in ascending order."""
         return sorted(int(k) for k in self.frame["k"].unique())
 
     def points(self, ranking: str) -> list[tuple[int, Interval]]:
-        """Mean effect by k with an interval: over contexts, and for `random` over draws.
+        """Mean effect by k, with an interval over contexts, or over draws for `random`.
 
-        A random curve's interval says how far sets of that size differ, each by its mean over cells.
+        The interval of a random curve says how much sets of that size differ in their means over cells.
         """
         from ctxlens.stats import bootstrap_mean, t_interval
 

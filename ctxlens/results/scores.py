@@ -1,4 +1,4 @@
-"""Context-dependency scores: in memory a row a turn and layer, on disk a row a turn."""
+"""Context-dependency scores: one row per turn and layer in memory, one row per turn on disk."""
 
 from __future__ import annotations
 
@@ -23,41 +23,42 @@ Precision = Literal["float32", "float16"]
 """The number format in which scores are stored."""
 
 SCHEMA_VERSION = 2
-"""Of the files that `Scores.save` writes; a file of another version is refused."""
+"""Version of the files that `Scores.save` writes; a file of another version is refused."""
 
 SHARE_COLUMNS = tuple(f"share_{role.label}" for role in Role if role not in (Role.USER, Role.PAD))
-"""Mean shares of the roles other than the user's, whose is `mean_heads`."""
+"""Mean shares of all roles but the user's, whose mean share is `mean_heads`."""
 
 TURN_COLUMNS: Mapping[str, str] = {
     "conversation": "string", "turn": "int32", "uniform": "float32", "response_tokens": "int32",
     "context_tokens": "int32", "truncated": "bool",
 }  # fmt: skip
-"""The columns that a turn has once, and their types."""
+"""The columns that each turn has once, and their types."""
 
 LAYER_COLUMNS: Mapping[str, str] = {
     **dict.fromkeys(("best_of_mean", "mean_of_best", "mean_heads"), "score"),
     "best_head": "int16",
     **dict.fromkeys(SHARE_COLUMNS, "score"),
 }
-"""The columns that a turn has for every layer (on disk: lists) and their types; `score`: as chosen."""
+"""The columns that each turn has for every layer (lists on disk), and their types; `score`: the chosen
+precision."""
 
 _ROWS_AT_ONCE = 65536
 
 
 @dataclass(frozen=True)
 class Scores(_Table):
-    """Context-dependency scores, one row an assistant turn and layer.
+    """Context-dependency scores, one row per assistant turn and layer.
 
     Columns: `conversation` (id), `turn` (index of the assistant message), `layer`; `best_of_mean`
-    (user share of the head that has most on average over the response), `mean_of_best` (the largest
+    (user share of the head with the largest mean over the response), `mean_of_best` (the largest
     user share over heads, token by token, then the mean), `mean_heads`, all 0 to 1; `uniform` (the
     user share if attention were uniform); `response_tokens`, `context_tokens` (user tokens that the
     turn can see); `truncated`. `score_conversations` adds `best_head` (that of `best_of_mean`) and
     `share_<role>`, the mean over heads and response tokens of the other roles' shares: with
-    `mean_heads` they sum to 1. Labelled data have `kind` beside them.
+    `mean_heads` they sum to 1. Labelled data also have `kind`.
 
-    The file has a row a turn: the columns that differ by layer are lists. Any further column is kept
-    once a turn.
+    The file has one row per turn; the columns that differ by layer are lists. Any further column is stored
+    once per turn.
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = (
@@ -70,7 +71,7 @@ class Scores(_Table):
         """The scores of one layer, indexed by conversation and turn.
 
         Raises:
-            InputError: no such layer or reduction in the table.
+            InputError: the table lacks the layer or the reduction.
         """
         if reduction not in self.REDUCTIONS:
             raise InputError(f"unknown reduction {reduction!r}; choose one of {', '.join(self.REDUCTIONS)}.")
@@ -88,13 +89,13 @@ class Scores(_Table):
         meta: Mapping[str, Any],
         layers: Sequence[int] | None = None,
     ) -> Scores:
-        """Spread a table of turns, as in the file, over layers.
+        """Expand a table of turns, as in the file, to one row per turn and layer.
 
         Args:
-            turns: a row a turn.
-            stored: the layers that its lists stand for.
-            meta: of the scores.
-            layers: those to take; all by default.
+            turns: one row per turn.
+            stored: the layers that the elements of its lists belong to.
+            meta: the `meta` of the scores.
+            layers: the layers to keep; by default all.
         """
         import pandas as pd
 
@@ -114,11 +115,10 @@ class Scores(_Table):
         return cls(pd.DataFrame({name: columns[name] for name in order}), meta)
 
     def by_turn(self, precision: Precision | str | None = None) -> pa.Table:
-        """The table as it is stored, a row a turn; with a precision, in the types that belong to it.
+        """The table as it is stored, one row per turn; with a precision, in the types of that precision.
 
         Raises:
-            InputError: the turns do not all have the same layers, or differ by layer in a column that a turn
-                has once.
+            InputError: not every turn was scored exactly once at the same layers.
         """
         layers, frame = self._layers(), self.frame
         group = frame.groupby(["conversation", "turn"], sort=False).ngroup().to_numpy()
@@ -144,16 +144,16 @@ class Scores(_Table):
         return found or [int(layer) for layer in self.meta.get("layers", [0])]
 
     def save(self, path: str | Path) -> None:
-        """Write the scores as Parquet, a row a turn, in the precision of `meta["precision"]`, if any."""
+        """Write the scores as Parquet, one row per turn, in the precision of `meta["precision"]`, if any."""
         turns = self.by_turn(self.meta.get("precision"))
         write_turns(path, [turns], self.meta, self._layers())
 
     @classmethod
     def load(cls, path: str | Path, *, layers: Sequence[int] | None = None) -> Scores:
-        """Read scores, of some layers or of all.
+        """Read the scores of some layers, or of all.
 
         Raises:
-            InputError: there is no such file, it is damaged, or no scores of this version.
+            InputError: the file does not exist, is damaged, or does not hold scores of this version.
         """
         import pandas as pd
 
@@ -165,13 +165,13 @@ class Scores(_Table):
 def make_turns(
     turns: Mapping[str, Any], by_layer: Mapping[str, np.ndarray], precision: Precision | str | None = None
 ) -> pa.Table:
-    """A table with a row a turn.
+    """Build a table with one row per turn.
 
     Args:
         turns: values by column and turn.
         by_layer: values `[turn, layer]` by column.
-        precision: of the scores; the other known columns then get their types too. By default all stay as
-            they are.
+        precision: of the scores; the other known columns are then cast to their types too. By default no
+            column is cast.
     """
     import pyarrow as pa
 
@@ -190,7 +190,7 @@ def make_turns(
 def write_turns(
     path: str | Path, tables: Iterable[pa.Table], meta: Mapping[str, Any], layers: Sequence[int]
 ) -> None:
-    """Write tables of turns one after another into one file, with checksums; few are held at once."""
+    """Write tables of turns into one file, with checksums; only a few are held in memory at once."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -214,7 +214,7 @@ def write_turns(
 
 
 def read_turns(path: str | Path) -> Iterator[pa.Table]:
-    """The tables of turns in a file, some ten thousand turns each, at least one.
+    """Yield the tables of turns in a file, at least one, each with some ten thousand turns.
 
     Raises:
         InputError: the file is missing or damaged.
@@ -230,7 +230,7 @@ def read_turns(path: str | Path) -> Iterator[pa.Table]:
 
 
 def read_values(path: str | Path, column: str) -> Float[np.ndarray, "turn layer"]:
-    """One column of a file of scores for all turns and layers, without the rest of the file.
+    """Read one column of a file of scores for all turns and layers, without the rest of the file.
 
     Raises:
         InputError: the file is missing or damaged, or has no such column.
@@ -247,10 +247,10 @@ def read_values(path: str | Path, column: str) -> Float[np.ndarray, "turn layer"
 
 
 def read_head(path: str | Path) -> tuple[Mapping[str, Any], list[int]]:
-    """The `meta` and the layers of a file of scores, without the scores.
+    """Read the `meta` and the layers of a file of scores, without the scores.
 
     Raises:
-        InputError: the file is missing, damaged, or no scores of this version.
+        InputError: the file is missing or damaged, or does not hold scores of this version.
     """
     import pyarrow.parquet as pq
 
@@ -265,7 +265,7 @@ def read_head(path: str | Path) -> tuple[Mapping[str, Any], list[int]]:
 
 
 def check_precision(precision: str) -> None:
-    """Refuse a number format that scores are not stored in, with `InputError`."""
+    """Raise `InputError` for a number format in which scores cannot be stored."""
     if precision not in get_args(Precision):
         raise InputError(f"scores are stored as {' or '.join(get_args(Precision))}, not {precision!r}.")
 

@@ -1,4 +1,4 @@
-"""Results that are tables: one row a unit, a Parquet file each."""
+"""Results that are tables: one row per unit, each saved as a Parquet file."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ ClusterBy = Literal["context", "length"]
 
 @dataclass(frozen=True)
 class _Table:
-    """A result that is a table: one row a unit, named columns, and `meta`."""
+    """A result that is a table: one row per unit, named columns, and `meta`."""
 
     frame: pd.DataFrame
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     COLUMNS: ClassVar[tuple[str, ...]] = ()
-    """The columns that must be there; a table may hold more."""
+    """The required columns; a table may have more."""
 
     def __post_init__(self) -> None:
         missing = [name for name in self.COLUMNS if name not in self.frame.columns]
@@ -43,7 +43,7 @@ class _Table:
     def from_rows(
         cls: type[_T], rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any] | None = None
     ) -> _T:
-        """Build the table from one mapping a row."""
+        """Build the table from one mapping per row."""
         import pandas as pd
 
         frame = pd.DataFrame(list(rows)) if rows else pd.DataFrame(columns=list(cls.COLUMNS))
@@ -51,7 +51,7 @@ class _Table:
 
     @classmethod
     def concat(cls: type[_T], tables: Sequence[_T]) -> _T:
-        """Put tables under one another; `meta` is the first one's."""
+        """Concatenate the rows of tables; the `meta` is that of the first."""
         import pandas as pd
 
         return cls(pd.concat([table.frame for table in tables], ignore_index=True), tables[0].meta)
@@ -95,17 +95,17 @@ class _Table:
 
 @dataclass(frozen=True)
 class NeedleGrid(_Table):
-    """Needle-in-a-haystack cells, one row a cell and condition.
+    """Needle-in-a-haystack cells, one row per cell and condition.
 
     Columns: `model`; `condition` (`plain+prefix`, `template+prefix`, `template`, `assistant+prefix`);
     `indicator` (whether the indicator was given); `alpha` (1.0: not steered), `heads` (label of the
-    steered heads, `none`, `all`, `retrieval`, `random`), `draw` (number of the random draw, else 0);
-    `cell` (the same text of another condition has the same number: pairs are made over it);
-    `needle`; `context_tokens` (as asked), `prompt_tokens` (as built), `depth_percent`; `response`;
-    `recall` (0 to 1); `memory_recall` (0 to 1, the keywords of what the model memorised; NaN where
-    there is no such thing). Where it was asked for also `contains` (1: the response holds the answer word
-    for word), `needle_logprob` (nats per token of the answer); `error` (why there is no answer; else
-    empty). Where nothing was generated, or the model failed, `response` is missing and scores are NaN.
+    steered heads, `none`, `all`, `retrieval`, `random`), `draw` (number of the random draw, otherwise 0);
+    `cell` (the same text has the same number in every condition, so that conditions can be paired);
+    `needle`; `context_tokens` (as requested), `prompt_tokens` (as built), `depth_percent`; `response`;
+    `recall` (0 to 1); `memory_recall` (0 to 1, the keywords of what the model memorised; NaN if
+    it has memorised nothing). Optional columns: `contains` (1: the response contains the answer verbatim),
+    `needle_logprob` (nats per token of the answer) and `error` (why there is no answer, otherwise empty).
+    If nothing was generated or the model failed, `response` is missing and the scores are NaN.
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = (
@@ -119,27 +119,27 @@ class NeedleGrid(_Table):
 
     @property
     def scores(self) -> tuple[str, ...]:
-        """The columns of scores that hold any value: of `recall`, `contains`, `needle_logprob`."""
+        """The score columns that hold any value, among `recall`, `contains`, `needle_logprob`."""
         names = ("recall", "contains", "needle_logprob")
         return tuple(name for name in names if name in self.frame and self.frame[name].notna().any())
 
     @property
     def failed(self) -> pd.DataFrame:
-        """The rows on which the model failed; `error` says why. They count in no mean."""
+        """The rows on which the model failed; `error` says why. No mean includes them."""
         if "error" not in self.frame:
             return self.frame.iloc[:0]
         return self.frame[self.frame["error"].fillna("") != ""]
 
     @property
     def silent(self) -> pd.DataFrame:
-        """The rows in which the model ended without a word. They count as recall 0."""
+        """The rows in which the model ended without any text. They count as recall 0."""
         return self.frame[self.frame["response"].str.strip() == ""]
 
     def contexts(self, cells: Collection[Any]) -> np.ndarray:
         """A number for the text around each cell's needle.
 
-        Cells of one length and case share their text, at other depths, so they are no independent
-        units: intervals are made over these. Where no `case` was recorded, each cell is its own.
+        Cells of one length and case have the same text with the needle at other depths. They are not
+        independent, so texts are the units of intervals. Without a column `case`, each cell is its own unit.
         """
         return self._clusters(cells, "context")
 
@@ -151,11 +151,11 @@ class NeedleGrid(_Table):
         return rows.groupby(columns).ngroup().loc[list(cells)].to_numpy()
 
     def mean(self, values: pd.Series, *, cluster: ClusterBy = "context") -> Interval:
-        """Mean of values by cell, such as `recall` gives, with an interval over contexts or lengths."""
+        """Mean of values by cell, such as those from `recall`, with an interval over contexts or lengths."""
         return bootstrap_mean(values, clusters=self._clusters(values.index, cluster))
 
     def difference(self, first: pd.Series, second: pd.Series, *, cluster: ClusterBy = "context") -> Interval:
-        """Mean of `second - first` over the cells that both have, with an interval as `mean` has it."""
+        """Mean of `second - first` over the cells that both have, with an interval as in `mean`."""
         return self.mean((second - first).dropna(), cluster=cluster)
 
     def compare(
@@ -171,18 +171,18 @@ class NeedleGrid(_Table):
         Args:
             first: values of columns that choose the rows of one treatment, for instance
                 `{"condition": "plain+prefix"}`.
-            second: the same of the other.
+            second: the same for the other treatment.
             column: what is compared: `recall`, `contains`, `needle_logprob`, `memory_recall`.
-            cluster: what is drawn as a whole for interval and test. `context`: cells of one length and
-                case, which share their text. `length`: all cells of one length, for claims about
-                lengths other than those measured. With one case a cell the two are the same. Cells
-                themselves are never units: depths of one text are not independent.
+            cluster: the units of interval and test. `context`: all cells of one length and case, which share
+                their text. `length`: all cells of one length, for claims about lengths other than those
+                measured. With one case per length the two are the same. Single cells are never units,
+                because depths of one text are not independent.
 
         Raises:
             InputError: the table has no such column.
         """
         if column not in self.frame:
-            raise InputError(f"the needle grid has no column {column}; it was not scored so.")
+            raise InputError(f"the needle grid has no column {column}; it was run without that score.")
         one, other = (self.recall(column, **dict(values)) for values in (first, second))
         cells = one.index.intersection(other.index)
         labels = self._clusters(cells, cluster)
@@ -197,8 +197,8 @@ class NeedleGrid(_Table):
             **values: values of columns that choose rows.
 
         Returns:
-            One row a length (in tokens, as asked) or depth (in percent): `mean`, `low`, `high`, `cells`.
-            At one length with one case there is one context, so no interval.
+            One row per length (in tokens, as requested) or depth (in percent): `mean`, `low`, `high`,
+            `cells`. A length with one case has a single context and therefore no interval.
         """
         import pandas as pd
 
@@ -215,7 +215,7 @@ class NeedleGrid(_Table):
 
 @dataclass(frozen=True)
 class Ability(_Table):
-    """Questions that need no context, one row a question: `recall` (0 to 1) of the answer's keywords."""
+    """Questions that need no context, one row per question: `recall` (0 to 1) of the answer's keywords."""
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("model", "indicator", "question", "response", "recall")
 

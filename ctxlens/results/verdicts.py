@@ -13,16 +13,16 @@ from ctxlens.stats import Interval
 
 @dataclass(frozen=True)
 class Verdict:
-    """One claim, held against its measurement by a rule that was written down before.
+    """One claim, tested on its measurement by a rule that was fixed in advance.
 
     Attributes:
         claim: short name (`loss`, `role bias`, `cause`, `source`, `cure`).
-        sentence: the claim with its figure, as one sentence for the reader.
+        sentence: the result in one sentence for the reader, with its figure.
         figure: the measured quantity with its interval.
-        quantity: what the figure is, with unit.
+        quantity: what the figure measures, with its unit.
         rule: the rule that decides.
         verdict: `supported`, `not supported` or `inconclusive`.
-        notes: further figures as (what, interval) pairs.
+        notes: further figures as pairs of description and interval.
     """
 
     claim: str

@@ -1,8 +1,8 @@
-"""Context-dependency scores of a data set: one truncated forward pass, every choice left open.
+"""Context-dependency scores of a data set: one forward pass per conversation.
 
-`score_conversations` scores in memory or into a run folder, `score_to_run` into a folder without ever
-holding the data set or the scores, alone or as one of several processes; `merge_shards` puts together
-what independent jobs have scored; `ScoreBatch` does the same work inside Ray. Threshold, layer and
+`score_conversations` scores in memory or into a run folder, `score_to_run` into a folder without
+holding the data set or the scores in memory, in one process or several; `merge_shards` merges what
+independent jobs have scored; `ScoreBatch` does the same work inside Ray. Threshold, layer and
 reduction are chosen afterwards, by `ctxlens.select_turns`.
 """
 

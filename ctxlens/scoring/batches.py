@@ -1,4 +1,4 @@
-"""Scoring inside Ray: the same work, batch by batch, wherever `ray.data` puts it."""
+"""Scoring inside Ray, batch by batch."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class ScoreBatch:
         )
         scores.write_parquet("scores/")
 
-    A row of the result is an assistant turn, with the columns of a file of scores and `layers`, the
-    layers that its lists stand for. A conversation that cannot be scored is one row with `turn` -1 and the
-    reason in `skipped`.
+    A row of the result is an assistant turn, with the columns of a file of scores and `layers`, the layers
+    that the elements of its lists belong to. A conversation that cannot be scored is one row with `turn` -1
+    and the reason in `skipped`.
     """
 
     def __init__(
@@ -51,12 +51,13 @@ class ScoreBatch:
         """Load the model.
 
         Args:
-            model: what `ctxlens.load_model` takes (by default on the backend `native`), or a model.
-            layout: layout of the rows, one of `ctxlens.chat.data.LAYOUTS`.
+            model: an argument for `ctxlens.load_model` (by default with the backend `native`), or a loaded
+                model.
+            layout: the layout of the rows, one of `ctxlens.chat.data.LAYOUTS`.
             id_column: the column with the conversations' ids.
-            layers: see `score_conversations`, as `max_tokens`, `batch_tokens` and `precision`.
+            layers: the layers to score, as in `score_conversations`.
             max_tokens: truncate to fewer tokens than the model's window.
-            batch_tokens: padded tokens a forward pass.
+            batch_tokens: padded tokens per forward pass.
             precision: the number format of the scores.
             drop_refusals: see `open_conversations`.
             load_options: further options of `load_model`.
@@ -75,13 +76,14 @@ class ScoreBatch:
         """Score a batch of rows.
 
         Raises:
-            InputError: the rows have no ids, or attention is not a number.
+            InputError: the rows have no ids, or an attention value is not a number.
         """
         import pyarrow as pa
 
         if self.id_column not in batch.column_names:
             raise InputError(
-                f"the rows have no column {self.id_column!r} to tell conversations by; name one as id_column."
+                f"the rows have no column {self.id_column!r} that identifies conversations; "
+                "name one with id_column."
             )
         conversations: list[Conversation] = []
         skipped: list[tuple[str, str]] = []

@@ -1,4 +1,4 @@
-"""The data card of a selection: what was chosen, by which rule, from where, and examples to judge it by."""
+"""The data card of a selection: what was selected, by which rule, from which sources, with examples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 from ctxlens.results.markdown import escape_markdown, one_line
 
 SOURCE_COLUMNS = ("source", "data_source", "dataset", "subset", "task", "task_name", "category", "domain")
-"""Columns in which data sets say where a row came from, in the order in which they are looked for."""
+"""Columns in which data sets record the source of a row, in the order in which they are tried."""
 
 _EXAMPLES = 5
 
@@ -38,23 +38,23 @@ def make_card(
     """The card of a selection, as JSON values.
 
     Args:
-        scores: the scores that were selected from.
+        scores: the scores that the selection was made from.
         selection: the selection.
-        data: the data set, for sources, texts and what was dropped on reading; without it the card has
-            none of these.
-        source_column: the column that says where a row came from; by default the first of
-            `SOURCE_COLUMNS` that is there.
+        data: the data set, for sources, texts and what was dropped on reading; without it the card lacks
+            these.
+        source_column: the column with the source of a row; by default the first of `SOURCE_COLUMNS` that
+            exists.
 
     Returns:
         `rule`, `threshold`, `layer`, `reduction`, `model`; `turns`, `selected`, `conversations`,
         `truncated`; `uniform` (mean user share under uniform attention, of the selected and of the other
         turns); `length_correlation` (Spearman's, of score and context tokens); `bins` (thresholds by
-        length, where the rule has them); `dropped` and `skipped` (counts by reason); `shares` (groups by
+        length, if the rule has them); `dropped` and `skipped` (counts by reason); `shares` (groups by
         source, context and response length, each with turns, selected, mean score and mean uniform
         share); `examples` (highest, lowest, and nearest the threshold on both sides).
 
     Raises:
-        InputError: no such source column.
+        InputError: the source column does not exist.
     """
     rows = _turns(scores, selection)
     chosen = rows["selected"].to_numpy(dtype=bool)
@@ -128,7 +128,7 @@ def _source_column(data: ConversationSet, wanted: str | None) -> str | None:
     columns = dict.fromkeys(key for conversation in data for key in conversation.labels)
     if wanted is not None and wanted not in columns:
         found = ", ".join(columns) or "none"
-        raise InputError(f"no row has a column {wanted!r} beside its messages; columns there: {found}.")
+        raise InputError(f"no row has a column {wanted!r} besides its messages; the columns are {found}.")
     return wanted or next((name for name in SOURCE_COLUMNS if name in columns), None)
 
 
@@ -148,7 +148,7 @@ def _group(name: str, rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def _by_name(rows: pd.DataFrame, names: pd.Series) -> list[dict[str, Any]]:
-    """Groups by name, the largest first; what is beyond the first few is one group."""
+    """Groups by name, the largest first; all groups beyond `_MOST_SOURCES` are merged into one."""
     ranked = list(names.value_counts().index)
     groups = [_group(str(name), rows[names == name]) for name in ranked[:_MOST_SOURCES]]
     rest = ranked[_MOST_SOURCES:]
@@ -192,7 +192,7 @@ def _example(row: pd.Series, texts: Mapping[str, Conversation]) -> dict[str, Any
 
 
 def shorten(text: str) -> str:
-    """A text on one line, its middle left out where it is long, control characters made visible."""
+    """A text on one line, with the middle of a long text elided and control characters made visible."""
     line = one_line(text)
     if len(line) > _HEAD + _TAIL + 3:
         line = f"{line[:_HEAD].rstrip()} … {line[-_TAIL:].lstrip()}"
@@ -200,7 +200,7 @@ def shorten(text: str) -> str:
 
 
 def card_markdown(card: Mapping[str, Any]) -> str:
-    """The card as Markdown; what comes from the data is escaped, so that it is read as text only."""
+    """The card as Markdown; text from the data is escaped, so that none of it is read as markup."""
     parts = ["# Selection card", "", *_facts(card)]
     for name, groups in card["shares"].items():
         parts += ["", f"## Share selected by {name}", "", *_group_table(name, groups)]
@@ -221,7 +221,7 @@ def card_markdown(card: Mapping[str, Any]) -> str:
 
 
 def card_facts(card: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The card's single figures as pairs of name and plain text."""
+    """The card's individual figures as pairs of name and plain text."""
     model = card.get("model")
     name = model.get("name") if isinstance(model, Mapping) else model
     layer = card.get("layer")

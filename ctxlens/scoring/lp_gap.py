@@ -1,16 +1,16 @@
-"""How much likelier an answer is for what the user wrote: a score beside attention's.
+"""How much more likely the user's text makes an answer: an alternative to the attention score.
 
     lp_gap(turn) = mean over its response tokens of
-        log p(token | everything before it) - log p(token | everything before it but the user's tokens)
+        log p(token | everything before it) - log p(token | everything before it except the user's tokens)
 
-in nats per token. What is taken away is what the attention score counts: every token of role `user` (and
-`indicator`) before the response, of this turn and of earlier ones. System message, earlier answers, tool
-results and the template's own tokens stay, and the response's tokens are the same ones, because tokens are
-taken out of the rendered conversation and nothing is rendered anew. Above 0: the user's text makes the answer
-likelier.
+in nats per token. The removed tokens are those that the attention score counts: every token of role `user`
+(and `indicator`) before the response, in this turn and earlier ones. The system message, earlier answers,
+tool results and the template's own tokens remain. The response's tokens stay the same, because tokens are
+removed from the rendered conversation and nothing is rendered again. Above 0, the user's text makes the
+answer more likely.
 
-It costs two forward passes through all layers for a conversation, however many turns it has: in the
-conversation without user tokens, each turn is preceded by the earlier ones without theirs.
+It costs two forward passes through all layers per conversation, regardless of the number of turns: in the
+second pass, the user tokens of all turns are removed at once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CHUNK = 128
 
 @runtime_checkable
 class LogprobModel(Protocol):
-    """What the gap needs of a model; `ctxlens.load_model` gives one."""
+    """What the gap requires of a model; `ctxlens.load_model` returns one."""
 
     @property
     def name(self) -> str: ...
@@ -65,18 +65,18 @@ def add_lp_gap(
     """Add the log-probability gap of every scored turn, as columns `COLUMNS`, to scores.
 
     Args:
-        model: the seed model; the gap may be read with another model than the attention scores.
+        model: the seed model; it may differ from the model of the attention scores.
         conversations: the data set that was scored.
-        scores: its scores; truncated as they were (`meta["max_tokens"]`).
+        scores: its scores; conversations are truncated as for them (`meta["max_tokens"]`).
         batch_tokens: padded tokens in one forward pass.
-        progress: called with conversations done and in all.
+        progress: called with the number of finished conversations and the total.
 
     Returns:
-        The scores with three columns more, the same in all rows of a turn: NaN for a response before which
-        nothing but the user's text stands, and for turns that are not among the conversations.
+        The scores with three additional columns, equal in all rows of a turn. They are NaN for a response
+        that only user text precedes, and for turns that are not among the conversations.
 
     Raises:
-        InputError: log-probabilities that are not numbers (the turn is named).
+        InputError: log-probabilities are not numbers; the message names the turn.
     """
     wanted = set(scores.frame["conversation"].astype(str))
     max_tokens = min(scores.meta.get("max_tokens") or model.n_ctx, model.n_ctx)
@@ -110,7 +110,7 @@ def _joined(scores: Scores, found: Mapping[tuple[str, int], tuple[float, float]]
 def _means(
     model: LogprobModel, chats: Sequence[RenderedChat], batch_tokens: int
 ) -> list[list[tuple[float, float]]]:
-    """For every response of every chat its mean log-probability, and that without the user's tokens."""
+    """For every response of every chat, its mean log-probability with and without the user's tokens."""
     full = [_as_one_response(chat) for chat in chats if chat.response_turns()]
     bare = [without_user(chat) for chat in full]
     sides = [_read(model, side, batch_tokens) for side in (full, bare)]
@@ -131,7 +131,7 @@ def _means(
 def _read(
     model: LogprobModel, chats: Sequence[RenderedChat], batch_tokens: int
 ) -> list[Float[np.ndarray, " response_pos"]]:
-    """Log-probabilities of all response tokens; NaN where nothing stands before the first."""
+    """Log-probabilities of all response tokens; NaN if the first one has no token before it."""
     read = [np.full(len(chat.response_positions()), np.nan) for chat in chats]
     able = [i for i, chat in enumerate(chats) if chat.response_positions()[0] > 0]
     values = model.logprobs([chats[i] for i in able], batch_tokens=batch_tokens) if able else []
@@ -141,7 +141,7 @@ def _read(
 
 
 def without_user(chat: RenderedChat) -> RenderedChat:
-    """The conversation without the user's tokens and indicators; the rest closes up."""
+    """The conversation without the user's tokens and indicators; the remaining tokens become adjacent."""
     keep = ~chat.mask(Role.USER, Role.INDICATOR)
     return replace(
         chat,

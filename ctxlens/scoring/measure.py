@@ -1,8 +1,8 @@
-"""How much an assistant turn draws on the user's text: the measure.
+"""How much an assistant turn depends on the user's text: the measure.
 
 The score of a turn (paper section 3.1) is the attention that its response tokens pay to all user tokens
-before them, in the head of one layer that pays most. Two reductions over heads and tokens are in use;
-both are kept (`reduce_turns`). `ctxlens.scoring` computes them for a data set.
+before them, in the head of one layer that pays the most. Two reductions over heads and tokens are in use;
+`reduce_turns` computes both. `ctxlens.scoring` computes them for a data set.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from torch import Tensor
 from ctxlens.chat.roles import Role
 
 VALUES = ("best_of_mean", "mean_of_best", "best_head", *(f"share_{role.label}" for role in Role))
-"""What `reduce_turns` gives of a turn at a layer, in this order."""
+"""The values that `reduce_turns` returns for a turn at a layer, in this order."""
 
 
 def reduce_turns(
     shares: Float[Tensor, "batch head query role"], turn_of: Int[Tensor, "batch query"], n_turns: int
 ) -> Float[Tensor, "batch turn value"]:
-    """Reduce one layer's role shares of response tokens to a few numbers a turn.
+    """Reduce one layer's role shares of response tokens to a few numbers per turn.
 
     `best_of_mean` is the paper's text: the user share of the head with the largest mean over the turn's
-    tokens, and `best_head` is that head. `mean_of_best` is its released code: the largest user share over
-    heads, token by token, then the mean; never smaller. `share_<role>` is the mean over heads and tokens.
+    tokens, and `best_head` is that head. `mean_of_best` is its released code: the mean over tokens of the
+    largest user share over heads, which is never smaller. `share_<role>` is the mean over heads and tokens.
 
     Args:
         shares: role shares of response tokens.
-        turn_of: the number of each token's turn, -1 for padding.
+        turn_of: the number of each token's turn; -1 for padding.
         n_turns: number of turns.
 
     Returns:
-        `VALUES` of every turn, shares 0 to 1; NaN throughout for a turn with attention that is not a number.
+        `VALUES` of every turn, shares 0 to 1; all NaN for a turn with attention that is not a number.
     """
     turn_of = turn_of.to(shares.device)
     members = turn_of[:, None] == torch.arange(n_turns, device=shares.device)[:, None]  # batch turn query

@@ -1,4 +1,4 @@
-"""Which turns to call context-dependent: threshold, layer and reduction, chosen after scoring."""
+"""Select context-dependent turns: threshold, layer and reduction are chosen after scoring."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LP_GAP = "lp_gap"
-"""The column of `ctxlens.scoring.lp_gap`, which is chosen as if it were a reduction; it has no layer."""
+"""The column of `ctxlens.scoring.lp_gap`, which can be chosen like a reduction but has no layer."""
 
 MIDDLE_LAYER = 15 / 22
 """Depth of the paper's layer, 15 of TinyLlama's 22."""
@@ -38,23 +38,23 @@ def select_turns(
 
     Args:
         scores: scores of a data set.
-        beta: a turn is chosen if its score is above this, 0 to 1 (the paper's is 0.6), or the name of a rule
-            that takes the threshold from the scores (`THRESHOLD_RULES`): `"mixture"` (the default where no
-            other rule is given), where the highest of up to three groups begins; `"valley"` below the
-            highest peak of their density; `"otsu"` between two groups.
+        beta: the threshold, 0 to 1 (0.6 in the paper), above which a turn is chosen; or the name of a rule
+            that estimates the threshold from the scores (`THRESHOLD_RULES`): `"mixture"` (the default if no
+            other rule is given), where the highest of up to three groups begins; `"valley"`, below the
+            rightmost peak of their density; `"otsu"`, between two groups.
         layer: the layer whose scores decide (see `choose_layer`); not for `lp_gap`.
         reduction: `mean_of_best` (the paper's code), `best_of_mean` (its text), `mean_heads`, or `lp_gap`
             (see `ctxlens.scoring.lp_gap`; a number as `beta` is then in nats per token).
-        top_share: choose this share of the turns instead, those with the highest scores, above 0 and at
-            most 1; of equal scores those that come first. Turns without a score (`lp_gap` may be NaN) do not
-            count and are never chosen.
+        top_share: choose this share of the turns instead, above 0 and at most 1: those with the highest
+            scores, and the earlier ones among equal scores. Turns without a score (`lp_gap` may be NaN) do
+            not count and are never chosen.
         per_length_quantile: choose a turn if its score is above this quantile (between 0 and 1) of the
-            scores of turns with as much context as it has (`length_bins` of `context_tokens`), so that long
-            contexts, which draw attention by their mere length, are not preferred.
+            scores of turns with similarly long context (`length_bins` of `context_tokens`), so that long
+            contexts, which attract attention by their length alone, are not preferred.
 
     Raises:
-        InputError: more than one rule; a threshold, share or quantile outside its range, or one that
-            leaves no turn to choose from; a layer or reduction that was not scored.
+        InputError: more than one rule is given; a threshold, share or quantile is out of range or selects
+            from nothing; the layer or reduction was not scored.
     """
     given = {"beta": beta, "top_share": top_share, "per_length_quantile": per_length_quantile}
     rules = [name for name, value in given.items() if value is not None]
@@ -93,10 +93,10 @@ def select_turns(
 
 
 def score_rows(scores: Scores, layer: int | None, reduction: str) -> pd.DataFrame:
-    """One row a turn: what is known of it, and in `score` what decides.
+    """One row per turn, with the score that decides in the column `score`.
 
     Raises:
-        InputError: a layer or reduction that was not scored; no layer where the reduction needs one.
+        InputError: the layer or reduction was not scored, or the reduction needs a layer and none is given.
     """
     turns = scores.frame.drop_duplicates(["conversation", "turn"]).reset_index(drop=True)
     if reduction == LP_GAP:
@@ -147,11 +147,11 @@ def _above_quantile(
 def length_bins(
     lengths: Int[np.ndarray, " turn"], *, n_bins: int = 10, min_count: int = 20
 ) -> Int[np.ndarray, " turn"]:
-    """Put lengths into bins of about equal counts.
+    """Divide lengths into bins of about equal counts.
 
-    From the shortest on, a bin takes whole groups of equal lengths until it holds a share of `1 / n_bins`
-    of all and at least `min_count`; what is left at the end and is fewer than `min_count` goes into the
-    last full bin. Equal lengths are never parted.
+    Starting from the shortest, a bin takes whole groups of equal lengths until it holds a share of
+    `1 / n_bins` of all lengths and at least `min_count`. A remainder of fewer than `min_count` joins the last
+    full bin. Equal lengths are never separated.
 
     Returns:
         The number of the bin of each length, from 0, shortest first.
@@ -183,11 +183,11 @@ THRESHOLD_RULES = {
         "score in the higher of the two groups with the least variance inside them (Otsu)",
     ),
 }
-"""Rules that take the threshold from the scores, each with its wording."""
+"""Rules that estimate the threshold from the scores, each with its wording."""
 
 
 def check_threshold(beta: float | str) -> None:
-    """Refuse a threshold that is neither a number from 0 to 1 nor the name of a rule, with `InputError`."""
+    """Raise `InputError` for a threshold that is neither a number from 0 to 1 nor the name of a rule."""
     number = isinstance(beta, int | float) and 0 <= beta <= 1
     if not number and beta not in THRESHOLD_RULES:
         names = " or ".join(f'"{name}"' for name in THRESHOLD_RULES)
@@ -204,16 +204,17 @@ def _threshold(score: np.ndarray, beta: float | str, *, bounded: bool) -> tuple[
 
 
 def choose_layer(n_layers: int, *, rule: str = "needle", needle_layer: int | None = None) -> int:
-    """The layer whose scores decide, by a stated rule.
+    """Choose the layer whose scores decide, by a stated rule.
 
     Args:
-        n_layers: layers of the seed model.
+        n_layers: number of layers of the seed model.
         rule: `needle`: the layer whose head copies the needle (`heads.needle_layer` finds it), because
-            the score shall see copying; `middle`: the paper's, 15 of 22, scaled to this depth.
+            the score is meant to measure copying; `middle`: the paper's layer, 15 of 22, scaled to this
+            depth.
         needle_layer: that layer, for the rule `needle`.
 
     Raises:
-        InputError: an unknown rule, or no `needle_layer` in range for the rule `needle`.
+        InputError: the rule is unknown, or the rule `needle` lacks a `needle_layer` in range.
     """
     if rule == "middle":
         return min(round(MIDDLE_LAYER * n_layers), n_layers - 1)
@@ -227,14 +228,14 @@ def choose_layer(n_layers: int, *, rule: str = "needle", needle_layer: int | Non
 
 
 def check_scored(scores: Scores, conversations: Iterable[Conversation]) -> str:
-    """Refuse a data set that is not the one which was scored.
+    """Raise an error if a data set is not the one that was scored.
 
     Returns:
         The fingerprint of the conversations.
 
     Raises:
-        InputError: a scored turn is not in the data or is no assistant's, or the data's fingerprint is not
-            the one in the scores.
+        InputError: a scored turn is not in the data or is not an assistant turn, or the fingerprint differs
+            from that in the scores.
     """
     data = list(conversations)
     found = fingerprint_conversations(data)
@@ -258,15 +259,15 @@ def check_scored(scores: Scores, conversations: Iterable[Conversation]) -> str:
 
 @dataclass(frozen=True)
 class SelectionQuality:
-    """A selection held against the truth.
+    """A selection compared with the truth.
 
     Attributes:
         precision: share of the selected turns that are truly context-dependent; NaN if none is selected.
         recall: share of the truly context-dependent turns that are selected; NaN if there is none.
         selected: number of selected turns.
         true: number of truly context-dependent turns among all scored ones.
-        both: number of turns that are both.
-        turns: number of turns in all.
+        both: number of turns that are both selected and true.
+        turns: number of all scored turns.
     """
 
     precision: float
@@ -278,11 +279,11 @@ class SelectionQuality:
 
 
 def selection_quality(selection: Selection, truth: Collection[tuple[str, int]]) -> SelectionQuality:
-    """Precision and recall of a selection where the context-dependent turns are known.
+    """Precision and recall of a selection if the context-dependent turns are known.
 
     Args:
         selection: the selection.
-        truth: the turns that are context-dependent; those that were not scored do not count.
+        truth: the context-dependent turns; turns that were not scored do not count.
     """
     frame = selection.frame
     known = set(truth)

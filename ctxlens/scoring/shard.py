@@ -1,4 +1,4 @@
-"""The scores of some conversations, held in memory: what every way of scoring a data set calls."""
+"""Score conversations in memory, the step that every way of scoring a data set shares."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Turn = tuple[str, int]
 """A conversation's id and the index of an assistant message in it."""
 
 BATCH_TOKENS = {"cpu": 1024, "other": 8192}
-"""Padded tokens a forward pass, by kind of device."""
+"""Padded tokens per forward pass, by kind of device."""
 
 _SOURCES = {name: VALUES.index("share_user" if name == "mean_heads" else name) for name in LAYER_COLUMNS}
 
 
 @runtime_checkable
 class Scorer(Protocol):
-    """What scoring needs of a model; `ctxlens.load_model` gives one."""
+    """What scoring requires of a model; `ctxlens.load_model` returns one."""
 
     @property
     def name(self) -> str: ...
@@ -50,7 +50,7 @@ class Scorer(Protocol):
     def reduce_responses(
         self, chats: Sequence[RenderedChat], reduce: TurnReduce, *, layers: Sequence[int], batch_tokens: int
     ) -> list[dict[int, Float[np.ndarray, "layer value"]]]:
-        """What a function makes of the role shares of every assistant turn, by chat and turn."""
+        """The result of a function of the role shares, for every chat and assistant turn."""
         ...
 
 
@@ -61,9 +61,9 @@ class Settings:
     Attributes:
         layers: the layers to score; the forward pass stops after the highest.
         max_tokens: conversations are truncated to this many tokens.
-        batch_tokens: padded tokens a forward pass.
+        batch_tokens: padded tokens per forward pass.
         precision: the number format in which scores are stored.
-        kinds: known kinds of turns, kept in the column `kind`.
+        kinds: known kinds of turns, stored in the column `kind`.
     """
 
     layers: tuple[int, ...]
@@ -88,12 +88,12 @@ class Settings:
             model: the model.
             layers: see `check_layers`.
             max_tokens: at most the model's window, which is the default.
-            batch_tokens: by default few on a CPU, whose caches then hold them, and more elsewhere
+            batch_tokens: by default few on a CPU, so that they fit its caches, and more elsewhere
                 (`BATCH_TOKENS`).
             options: the other attributes.
 
         Raises:
-            InputError: one of them is out of range.
+            InputError: a setting is out of range.
         """
         check_precision(options.get("precision", "float32"))
         if max_tokens is not None and max_tokens < 1:
@@ -107,7 +107,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Shard:
-    """The scores of some conversations: a row a turn, and what was counted on the way."""
+    """The scores of some conversations: one row per turn, with counts in `meta`."""
 
     turns: pa.Table
     meta: Mapping[str, Any]
@@ -118,11 +118,11 @@ def check_layers(model: Scorer, layers: Sequence[int] | str | None) -> tuple[int
 
     Args:
         model: the model.
-        layers: numbers; `"all"`; by default all up to the paper's relative depth, 15 of 22, which costs
-            no more than that layer alone would, and a quarter less than all.
+        layers: numbers, or `"all"`. By default, all layers up to the paper's relative depth, 15 of 22, which
+            costs no more than that layer alone and a quarter less than all layers.
 
     Raises:
-        InputError: the model lacks one, or none are given.
+        InputError: the model lacks a layer, or no layer is given.
     """
     if layers is None:
         return tuple(range(choose_layer(model.n_layers, rule="middle") + 1))
@@ -148,13 +148,13 @@ def score_shard(
 
     Args:
         model: the model.
-        part: the conversations; one that cannot be rendered, or has no assistant turn, is left out and
-            listed in the shard's `skipped` with the reason.
-        settings: how.
-        progress: called with the number of conversations done.
+        part: the conversations. One that cannot be rendered or has no assistant turn is skipped and listed
+            with the reason in the shard's `skipped`.
+        settings: how to score.
+        progress: called with the number of finished conversations.
 
     Raises:
-        InputError: attention that is not a number; model and turn are named.
+        InputError: attention is not a number; the message names the model and the turn.
     """
     chats, skipped = _render(model, part, settings)
     done = len(part) - len(chats)

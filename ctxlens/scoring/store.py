@@ -1,10 +1,15 @@
-"""Shards of scores in a run folder: written whole or not at all, checked before they are used, merged."""
+"""Shards of scores in a run folder: written atomically, checked before they are used, then merged.
+
+Shards are `ctxlens.runs.Parts` in a folder with a fixed name. A folder whose name depends on the settings
+would not do: independent jobs share the folder, the last step merges it without knowing the settings, and
+shards that belong to other data or settings must be refused instead of ignored. So every shard carries its
+plan and the fingerprint of its conversations, and `ShardStore` compares them.
+"""
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +17,7 @@ from ctxlens.chat.data import Fingerprint
 from ctxlens.errors import InputError, RunExistsError
 from ctxlens.files import write_atomic
 from ctxlens.results.scores import read_head, read_turns, write_turns
-from ctxlens.runs import Run, package_versions
+from ctxlens.runs import PartFormat, Parts, Run, package_versions
 from ctxlens.scoring.shard import Shard
 
 if TYPE_CHECKING:
@@ -26,33 +31,46 @@ _DATA = f"{_FOLDER}/data.json"
 _VERSIONS = ("ctxlens", "torch", "transformers", "transformer-lens")
 
 
+def _save_shard(shard: Shard, path: Path) -> None:
+    write_turns(path, [shard.turns], shard.meta, shard.meta["head"]["layers"])
+
+
+def _load_shard(path: Path) -> Shard:
+    """Read a whole shard; its checksums are verified."""
+    import pyarrow as pa
+
+    meta, _ = read_head(path)
+    return Shard(pa.concat_tables(list(read_turns(path))), meta)
+
+
+_SHARDS = PartFormat(".parquet", _save_shard, _load_shard)
+
+
 class ShardStore:
-    """The shards of one run."""
+    """The shards of one run, written and compared by one of its jobs."""
 
     def __init__(self, out: Run, head: Mapping[str, Any], notice: Callable[[str], None]) -> None:
-        """Take a run folder.
+        """Open the shards of a run.
 
         Args:
-            out: the run.
-            head: what all shards have in common: `plan`, a digest of everything but the conversations that
-                the scores depend on, `layers`, and what else the merged file shall say.
-            notice: told which shard is damaged.
+            out: the run folder.
+            head: what all shards have in common: `plan` (a digest of everything that the scores depend on
+                except the conversations), `layers`, and further entries for the merged file.
+            notice: called with a message for each damaged shard.
         """
         self.out, self.head, self.notice = out, dict(head), notice
+        self.parts = _open_shards(out)
 
     def has(self, index: int, fingerprint: str) -> bool:
-        """Whether a shard of these conversations is finished and sound.
+        """Whether a shard is finished, undamaged and made of these conversations.
 
         Raises:
-            RunExistsError: it holds scores of other conversations, another model or other settings.
+            RunExistsError: the shard holds scores of other conversations, another model or other settings.
         """
-        path = _shard_path(self.out, index)
-        if not path.is_file():
+        if not self.parts.has(_name(index)):
             return False
         try:
-            meta, _ = read_head(path)
-            for _ in read_turns(path):
-                pass
+            meta = self.parts.read(_name(index)).meta
         except InputError as error:
             self.notice(f"scoring a damaged shard again: {error}")
             return False
@@ -64,17 +82,17 @@ class ShardStore:
         return True
 
     def save(self, index: int, shard: Shard) -> None:
-        """Write a shard."""
+        """Write a shard, with the head and the package versions in its `meta`."""
         known = package_versions()
         versions = {name: known[name] for name in _VERSIONS if name in known}
         meta = {"head": self.head, **shard.meta, "versions": versions}
-        _write(_shard_path(self.out, index), [shard.turns], meta, self.head["layers"])
+        self.parts.write(_name(index), Shard(shard.turns, meta))
 
     def close(self, shards: int, data: Mapping[str, Any]) -> None:
-        """Note, once all conversations have been seen, how many shards they make and what is known of them.
+        """Record the number of shards and a description of the data, once all conversations have been read.
 
         Raises:
-            RunExistsError: another process has seen other conversations.
+            RunExistsError: another process has read other conversations.
         """
         seen = {"plan": self.head["plan"], "shards": shards, **data}
         if self.out.has(_DATA) and self.out.read_json(_DATA) != seen:
@@ -86,10 +104,10 @@ class ShardStore:
 
 
 def finished_scores(out: Run, plan: str, fingerprint: Callable[[], str]) -> Mapping[str, Any] | None:
-    """The `meta` of the finished scores of a run, if there are any.
+    """The `meta` of the finished scores of a run; None if they are not finished.
 
     Raises:
-        RunExistsError: they are of other conversations, another model or other settings.
+        RunExistsError: the run holds scores of other conversations, another model or other settings.
     """
     if not out.has(RESULT):
         return None
@@ -99,20 +117,20 @@ def finished_scores(out: Run, plan: str, fingerprint: Callable[[], str]) -> Mapp
             f"{out.folder} already holds scores of other conversations, another model or other settings; "
             "choose another folder."
         )
-    shutil.rmtree(out.path(_FOLDER), ignore_errors=True)
+    _open_shards(out).remove()
     return meta
 
 
 def merge_shards(out: Run) -> Mapping[str, Any]:
-    """Put the shards of a run together into `scores.parquet`, and list what was left out in `skipped.json`.
+    """Merge the shards of a run into `scores.parquet`, and list skipped conversations in `skipped.json`.
 
-    The shards are removed once the file is written. A run that is merged already stays as it is.
+    The shards are removed once the file is written. A run that is already merged does not change.
 
     Returns:
         The `meta` of the scores.
 
     Raises:
-        InputError: no finished part, missing or damaged shards, or nothing that could be scored.
+        InputError: no part is finished, shards are missing or damaged, or no conversation could be scored.
     """
     if out.has(RESULT):
         return read_head(out.path(RESULT))[0]
@@ -121,8 +139,10 @@ def merge_shards(out: Run) -> Mapping[str, Any]:
             f"no part of the scoring in {out.folder} is finished; run ctxlens score with it as --out."
         )
     data = out.read_json(_DATA)
-    paths = [_shard_path(out, index) for index in range(data["shards"])]
-    missing = [str(index) for index, path in enumerate(paths) if not path.is_file()]
+    parts = _open_shards(out)
+    names = [_name(index) for index in range(data["shards"])]
+    paths = [parts.path(name) for name in names]
+    missing = [str(index) for index, name in enumerate(names) if not parts.has(name)]
     if missing:
         raise InputError(
             f"{len(missing)} of {len(paths)} shards are missing in {out.folder} ({', '.join(missing[:8])}"
@@ -133,15 +153,16 @@ def merge_shards(out: Run) -> Mapping[str, Any]:
     meta = _merge_metas(metas, data, out.manifest.get("config"))
     out.write_json("skipped.json", [*data["unread"], *meta["skipped"]])
     _remove_leftovers(out)
-    _write(out.path(RESULT), (turns for path in paths for turns in read_turns(path)), meta, meta["layers"])
-    shutil.rmtree(out.path(_FOLDER), ignore_errors=True)
+    turns = (table for path in paths for table in read_turns(path))
+    write_atomic(out.path(RESULT), lambda place: write_turns(place, turns, meta, meta["layers"]))
+    parts.remove()
     return meta
 
 
 def merge_in_memory(
     shards: Sequence[Shard], head: Mapping[str, Any], data: Mapping[str, Any]
 ) -> tuple[pa.Table, Mapping[str, Any]]:
-    """The turns of shards that are not on disk, and the `meta` of their scores."""
+    """Merge shards that are held in memory into one table of turns and its `meta`."""
     import pyarrow as pa
 
     metas = [{"head": head, **shard.meta, "versions": {}} for shard in shards]
@@ -189,18 +210,18 @@ def _merge_metas(
     }
 
 
-def _write(path: Path, tables: Sequence[pa.Table] | Iterator[pa.Table], meta: Any, layers: Any) -> None:
-    write_atomic(path, lambda place: write_turns(place, tables, meta, layers))
-
-
 def _remove_leftovers(out: Run) -> None:
-    """What a kill in the midst of writing the merged file has left."""
+    """Remove temporary files of processes that were killed while they wrote the merged file."""
     for path in out.folder.glob(f".{RESULT}.*.tmp"):
         path.unlink(missing_ok=True)
 
 
-def _shard_path(out: Run, index: int) -> Path:
-    return out.path(f"{_FOLDER}/{index:06d}.parquet")
+def _open_shards(out: Run) -> Parts:
+    return Parts.in_folder(out, _FOLDER, form=_SHARDS)
+
+
+def _name(index: int) -> str:
+    return f"{index:06d}"
 
 
 __all__ = ["RESULT", "ShardStore", "finished_scores", "merge_in_memory", "merge_shards"]

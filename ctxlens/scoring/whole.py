@@ -1,4 +1,4 @@
-"""A whole data set scored shard by shard, by one process or several, so that no work is ever lost."""
+"""Score a whole data set shard by shard, in one process or several; a killed run loses no finished shard."""
 
 from __future__ import annotations
 
@@ -10,21 +10,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from itertools import islice
 from typing import Any
 
-from ctxlens.chat.data import Conversation, ConversationSet, ConversationStream, Fingerprint
+from ctxlens.chat.data import (
+    Conversation,
+    ConversationSet,
+    ConversationStream,
+    Fingerprint,
+    fingerprint_conversations,
+)
 from ctxlens.errors import InputError
 from ctxlens.processes import ALONE, Processes
 from ctxlens.results import Scores
 from ctxlens.results.scores import Precision
-from ctxlens.runs import Run
+from ctxlens.runs import Progress, Run
 from ctxlens.scoring.selection import choose_layer
 from ctxlens.scoring.shard import Scorer, Settings, Shard, Turn, score_shard
 from ctxlens.scoring.store import RESULT, ShardStore, finished_scores, merge_in_memory, merge_shards
 
 SHARD_CONVERSATIONS = 512
-"""Conversations a shard: what is done again after a kill, and the window that batches are sorted in."""
-
-Progress = Callable[[int, int], None]
-"""Called with the conversations done and in all (0: not known beforehand), of this process."""
+"""Conversations per shard. At most one shard per process is scored again after a kill, and batches are
+sorted by length within a shard."""
 
 
 def score_conversations(
@@ -41,27 +45,27 @@ def score_conversations(
 ) -> Scores:
     """Score every assistant turn of a data set at several layers.
 
-    The score is the share of role `user`; an indicator's tokens do not count as the user's. A conversation
-    longer than the window is truncated and flagged; one that cannot be rendered, or has no assistant turn,
-    is left out. Both are counted in the result's `meta`; what was left out, and why, is in `skipped`
-    there and in the run's `skipped.json`.
+    The score is the share of role `user`; indicator tokens do not count as user tokens. A conversation longer
+    than the window is truncated and flagged. A conversation that cannot be rendered or has no assistant turn
+    is skipped. Both are counted in the result's `meta`. The entry `skipped` there, and `skipped.json` in the
+    run folder, list the skipped conversations with the reasons.
 
     Args:
-        model: the seed model, fine-tuned without indicator.
-        conversations: the data set, also as a stream; ids must be unique.
-        layers: layers to score, or `"all"`; by default all up to the paper's relative depth, 15 of 22. The
-            forward pass stops after the highest.
-        out: a run folder. Finished shards are kept there, so that the same call goes on after a kill, and
-            the result is written as `scores.parquet`.
-        progress: called with conversations done and in all (0: not known).
+        model: the seed model, fine-tuned without the indicator.
+        conversations: the data set or a stream of it; ids must be unique.
+        layers: layers to score, or `"all"`. By default, all layers up to the paper's relative depth, 15 of
+            22. The forward pass stops after the highest one.
+        out: a run folder. Finished shards are kept there, so that the same call resumes after a kill, and
+            the result is written to `scores.parquet`.
+        progress: called with the number of finished conversations and the total (0 if it is not known).
         max_tokens: truncate to fewer tokens than the model's window.
-        batch_tokens: padded tokens a forward pass; by default 1,024 on a CPU and 8,192 elsewhere.
+        batch_tokens: padded tokens per forward pass; by default 1,024 on a CPU and 8,192 elsewhere.
         precision: the number format of the scores in the file.
-        kinds: known kinds of turns, kept beside the scores in the column `kind`.
+        kinds: known kinds of turns, stored with the scores in the column `kind`.
 
     Raises:
-        InputError: no conversations, or none that can be scored; ids that are not unique; layers out of
-            range; attention that is not a number (model and turn are named); a full disk.
+        InputError: there are no conversations, or none can be scored; ids are not unique; layers are out of
+            range; attention is not a number (the message names the model and the turn); the disk is full.
         RunExistsError: the run holds scores of other data, another model or other settings.
     """
     settings = Settings.of(
@@ -76,11 +80,11 @@ def score_conversations(
         score_to_run(model, conversations, settings, out, progress=progress)
         return Scores.load(out.path(RESULT))
     shards: list[Shard] = []
-    work = _Work(model, conversations, settings, progress)
-    for _, part in work.parts():
-        shards.append(work.score(part))
-    work.check_not_empty()
-    turns, meta = merge_in_memory(shards, _head(model, settings), work.describe())
+    data_pass = _DataPass(model, conversations, settings, progress)
+    for _, part in data_pass.own_shards():
+        shards.append(data_pass.score(part))
+    data_pass.check_not_empty()
+    turns, meta = merge_in_memory(shards, _head(model, settings), data_pass.describe())
     return Scores.from_turns(turns, settings.layers, meta)
 
 
@@ -97,42 +101,42 @@ def score_to_run(
 ) -> Mapping[str, Any] | None:
     """Score a data set into a run folder, holding one shard of it at a time.
 
-    Every process reads the whole data set and scores its shards: number k goes to process k modulo their
-    number. The same call after a kill goes on with the shards that are not finished.
+    Every process reads the whole data set and scores its own shards: shard k belongs to process k modulo the
+    number of processes. After a kill, the same call resumes with the shards that are not finished.
 
     Args:
         model: the seed model.
         conversations: the data set or a stream of it, the same for every process; ids must be unique.
         settings: how it is scored.
         out: the run folder, shared by all processes.
-        progress: called with conversations done and in all, of this process.
-        processes: those that wait for one another; the first merges.
-        part: number of this job, from 0, and how many jobs there are, for jobs that do not wait for one
-            another; the last step is then `merge_shards`.
-        notice: told which damaged shard is scored again.
+        progress: called with the number of conversations that this process has finished and its total (0 if
+            the total is not known).
+        processes: the processes that wait for one another; the first one merges the shards.
+        part: number of this job, from 0, and the number of jobs, for jobs that do not wait for one another.
+            The last step is then `merge_shards`.
+        notice: called with a message for each damaged shard that is scored again.
 
     Returns:
-        The `meta` of the scores, which lie in `scores.parquet`; None for a part.
+        The `meta` of the scores, which are in `scores.parquet`; None if this job scores only a part.
 
     Raises:
-        InputError, RunExistsError: as `score_conversations`.
+        InputError, RunExistsError: as in `score_conversations`.
     """
     check_part(part)
     number, jobs = part
     share = (number * processes.count + processes.rank, jobs * processes.count)
     head = _head(model, settings)
-    work = _Work(model, conversations, settings, progress, share)
-    found = finished_scores(out, head["plan"], work.read_through)
+    data_pass = _DataPass(model, conversations, settings, progress, share)
+    found = finished_scores(out, head["plan"], data_pass.read_fingerprint)
     if found is None:
         store = ShardStore(out, head, notice)
-        for index, conversations_in in work.parts():
-            fingerprint = _fingerprint(conversations_in)
-            if store.has(index, fingerprint):
-                work.pass_over(conversations_in)
+        for index, members in data_pass.own_shards():
+            if store.has(index, fingerprint_conversations(members)):
+                data_pass.count_done(members)
             else:
-                store.save(index, work.score(conversations_in))
-        work.check_not_empty()
-        store.close(work.shards, work.describe())
+                store.save(index, data_pass.score(members))
+        data_pass.check_not_empty()
+        store.close(data_pass.n_shards, data_pass.describe())
     processes.wait()
     if jobs > 1:
         return found
@@ -143,7 +147,7 @@ def score_to_run(
 
 
 def check_part(part: tuple[int, int]) -> None:
-    """Refuse a job's number that does not fit the number of jobs, with `InputError`."""
+    """Raise `InputError` if the number of a job does not fit the number of jobs."""
     number, jobs = part
     if jobs < 1:
         raise InputError(f"the number of parts must be at least 1, got {jobs}.")
@@ -151,8 +155,8 @@ def check_part(part: tuple[int, int]) -> None:
         raise InputError(f"the part must be from 0/{jobs} to {jobs - 1}/{jobs}, got {number}/{jobs}.")
 
 
-class _Work:
-    """One process's way through a data set: which shards are its own, and what it has seen of all."""
+class _DataPass:
+    """One process's pass over a data set: which shards belong to it, and what it has read of the whole."""
 
     def __init__(
         self,
@@ -164,40 +168,40 @@ class _Work:
     ) -> None:
         self.model, self.conversations, self.settings = model, conversations, settings
         self.progress, self.share = progress, share
-        self.size = SHARD_CONVERSATIONS
+        self.shard_size = SHARD_CONVERSATIONS
         self._begin()
 
     def _begin(self) -> None:
-        self.shards = self.count = self.done = 0
+        self.n_shards = self.n_conversations = self.n_done = 0
         self.fingerprint = Fingerprint()
 
-    def parts(self) -> Iterator[tuple[int, list[Conversation]]]:
-        """Number and conversations of every shard that is this process's, while all are counted."""
+    def own_shards(self) -> Iterator[tuple[int, list[Conversation]]]:
+        """Number and conversations of every shard that belongs to this process; counts all shards."""
         self._begin()
         rows = iter(_check_unique(self.conversations))
-        while part := list(islice(rows, self.size)):
-            index = self.shards
-            self.shards += 1
-            self.count += len(part)
+        while part := list(islice(rows, self.shard_size)):
+            index = self.n_shards
+            self.n_shards += 1
+            self.n_conversations += len(part)
             for conversation in part:
                 self.fingerprint.add(conversation)
             if index % self.share[1] == self.share[0]:
                 yield index, part
 
     def score(self, part: Sequence[Conversation]) -> Shard:
-        """The scores of a shard."""
-        shard = score_shard(self.model, part, self.settings, lambda done: self._tell(self.done + done))
-        self.pass_over(part)
+        """Score a shard and count it as done."""
+        shard = score_shard(self.model, part, self.settings, lambda done: self._tell(self.n_done + done))
+        self.count_done(part)
         return shard
 
-    def pass_over(self, part: Sequence[Conversation]) -> None:
+    def count_done(self, part: Sequence[Conversation]) -> None:
         """Count a shard as done."""
-        self.done += len(part)
-        self._tell(self.done)
+        self.n_done += len(part)
+        self._tell(self.n_done)
 
-    def read_through(self) -> str:
-        """The fingerprint of all conversations, without scoring any."""
-        for _ in self.parts():
+    def read_fingerprint(self) -> str:
+        """Read the data set without scoring it, and return the fingerprint of all conversations."""
+        for _ in self.own_shards():
             pass
         return str(self.fingerprint)
 
@@ -209,12 +213,12 @@ class _Work:
         if not isinstance(self.conversations, Sized):
             return 0
         number, jobs = self.share
-        starts = range(number * self.size, len(self.conversations), jobs * self.size)
-        return sum(min(self.size, len(self.conversations) - start) for start in starts)
+        starts = range(number * self.shard_size, len(self.conversations), jobs * self.shard_size)
+        return sum(min(self.shard_size, len(self.conversations) - start) for start in starts)
 
     def check_not_empty(self) -> None:
-        """Refuse a data set without conversations, and say why it has none."""
-        if self.count:
+        """Raise `InputError` if the data set has no conversations; the message says why."""
+        if self.n_conversations:
             return
         reasons = Counter(entry["reason"] for entry in self.describe()["unread"]).most_common(3)
         why = "; ".join(f"{count} rows: {reason}" for reason, count in reasons)
@@ -224,12 +228,12 @@ class _Work:
         )
 
     def describe(self) -> dict[str, Any]:
-        """What has been seen of the data set."""
+        """Describe what has been read of the data set."""
         data = self.conversations
         known = isinstance(data, ConversationSet | ConversationStream)
         unread = data.skipped if known else ()
         return {
-            "conversations": self.count,
+            "conversations": self.n_conversations,
             "fingerprint": str(self.fingerprint),
             "reading": {
                 "layout": data.layout if known else None,
@@ -241,9 +245,9 @@ class _Work:
 
 
 def _check_unique(conversations: Iterable[Conversation]) -> Iterable[Conversation]:
-    """The conversations as they are; `InputError` at a repeated id, at once where all are at hand."""
+    """The conversations unchanged; a repeated id raises `InputError`, in a list before anything is scored."""
     if isinstance(conversations, ConversationSet | ConversationStream):
-        return conversations  # their ids are made unique
+        return conversations  # reading has made their ids unique
     checked = _refuse_repeated(conversations)
     return list(checked) if isinstance(conversations, Sequence) else checked
 
@@ -257,15 +261,8 @@ def _refuse_repeated(conversations: Iterable[Conversation]) -> Iterator[Conversa
         yield conversation
 
 
-def _fingerprint(part: Sequence[Conversation]) -> str:
-    fingerprint = Fingerprint()
-    for conversation in part:
-        fingerprint.add(conversation)
-    return str(fingerprint)
-
-
 def _head(model: Scorer, settings: Settings) -> dict[str, Any]:
-    """What all shards have in common, with a digest of what scores depend on but the conversations."""
+    """What all shards have in common, with the plan: a digest of what scores depend on besides the data."""
     head = {
         "model": dict(model.identity),
         "layers": list(settings.layers),
@@ -274,10 +271,12 @@ def _head(model: Scorer, settings: Settings) -> dict[str, Any]:
         "max_tokens": settings.max_tokens,
         "precision": settings.precision,
     }
+    # Not `ctxlens.runs.digest`: shards and scores on disk carry this value, all 64 digits of it and with the
+    # kinds, and a run that was started by an earlier version resumes only if the value stays the same.
     depends = [head, SHARD_CONVERSATIONS]
-    digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode())
-    digest.update(repr(sorted((settings.kinds or {}).items())).encode())
-    return {**head, "batch_tokens": settings.batch_tokens, "plan": digest.hexdigest()}
+    plan = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode())
+    plan.update(repr(sorted((settings.kinds or {}).items())).encode())
+    return {**head, "batch_tokens": settings.batch_tokens, "plan": plan.hexdigest()}
 
 
-__all__ = ["SHARD_CONVERSATIONS", "Progress", "check_part", "score_conversations", "score_to_run"]
+__all__ = ["SHARD_CONVERSATIONS", "check_part", "score_conversations", "score_to_run"]

@@ -15,6 +15,7 @@ from ctxlens.chat.data.cleaning import clean_messages, has_refusal
 from ctxlens.chat.data.layouts import check_layout, detect_layout, parse_row
 from ctxlens.chat.data.reading import read_json_rows, read_rows
 from ctxlens.chat.roles import check_messages
+from ctxlens.chat.roles.checks import check_unicode
 from ctxlens.errors import InputError
 from ctxlens.files import write_atomic
 
@@ -148,6 +149,8 @@ def conversation_from_row(
         InputError: the row cannot be used; the message is the reason, without naming the row.
     """
     parsed = parse_row(row, layout)
+    for number, message in enumerate(parsed.messages):
+        check_unicode(message, f"turn {number}")
     messages = clean_messages(parsed.messages, Counter() if dropped is None else dropped)
     if not any(message["role"] == "assistant" for message in messages):
         raise InputError("no user turn with an answer")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ctxlens.chat.roles import MESSAGE_ROLES
+from ctxlens.chat.roles.checks import text_of_parts
 from ctxlens.errors import InputError
 
 LAYOUTS: Mapping[str, str] = {
@@ -169,13 +170,24 @@ def _speakers(turns: list[Any] | tuple[Any, ...]) -> list[dict[str, Any]]:
         speaker = message.pop("role", None) or message.pop("from", None)
         if speaker not in _SPEAKERS:
             raise InputError(f"turn {number} has unknown role {speaker!r}")
-        content = message.pop("content", message.pop("value", None))
-        if content is None and message.get("tool_calls"):
-            content = ""
-        if not isinstance(content, str):
-            raise InputError(f"turn {number} has content of {_kind(content)}, not text")
+        content = _content(message, number)
         messages.append({"role": _SPEAKERS[speaker], "content": content, **message})
     return messages
+
+
+def _content(message: dict[str, Any], number: int) -> str:
+    """Take the content out of a turn; text parts become one text."""
+    content = message.pop("content", message.pop("value", None))
+    if content is None and message.get("tool_calls"):
+        return ""
+    if isinstance(content, (list, tuple)):
+        try:
+            return "".join(text_of_parts(content))
+        except InputError as error:
+            raise InputError(f"turn {number}: {error}") from None
+    if not isinstance(content, str):
+        raise InputError(f"turn {number} has content of {_kind(content)}, not text")
+    return content
 
 
 def _turn_column(row: Mapping[str, Any]) -> str:

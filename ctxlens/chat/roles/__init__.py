@@ -1,23 +1,28 @@
 """Who said each token: render a conversation, with or without its chat template, and label every token.
 
-`render` gives the very tokens that ``tokenizer.apply_chat_template(..., tokenize=True)`` gives, each with
-its role, its turn and its characters. Places are found by rendering (`ctxlens.chat.roles.locate`), never by
-looking for marker strings, so text that imitates a template's markers keeps the role of whoever wrote it.
+`render` returns exactly the tokens of ``tokenizer.apply_chat_template(..., tokenize=True)``, each with its
+role, its turn and its characters. The template runs on texts that remember who said them
+(`ctxlens.chat.roles.traced`); nothing is searched for in the rendered text, so text that imitates a
+template's markers keeps the role of whoever wrote it.
 
-What counts as what:
+The roles:
 
 * ``bos``: beginning-of-sequence tokens at the very start, written by the template (or by `render_plain`).
 * ``system``, ``user``, ``assistant``, ``tool``: the contents of the messages. A message's reasoning, and
   the strings of its tool calls (function name, arguments), are its own words too; the JSON or XML around
-  them is ``template``. The role ``developer`` counts as ``system``.
+  them is ``template``. The name of a called function counts where it occurs first; templates repeat it in
+  front of the tool's result. The role ``developer`` counts as ``system``, ``model`` as ``assistant``, and
+  ``function``, ``ipython`` and ``observation`` count as ``tool``.
 * ``template``: everything else that the template writes: markers, separators, end-of-turn tokens, dates,
-  default system prompts, tool schemas, the generation prompt.
+  default system prompts, tool schemas, the generation prompt, and whatever it inserts into a message.
 * ``indicator``: what ctxlens itself appended to a message that carries ``{"indicator": True}`` (or a text).
 * ``pad`` and ``sink`` occur only in batches and in attention.
 
-A token that holds characters of several owners follows the rule of
-`ctxlens.chat.roles.spans.label_tokens`: white space counts only in a token that holds nothing else; of the
-rest, said text goes before template text.
+A message's character keeps its role wherever the template copies it, also as a JSON or HTML escape or in
+another case. If a template drops the white space around a message and writes white space of its own, that
+is the template's. A token that holds characters of several owners follows the rule of
+`ctxlens.chat.roles.spans.label_tokens`: white space counts only in a token that holds nothing else, and
+what somebody said takes precedence over what the template wrote.
 """
 
 from ctxlens.chat.roles.chat import (
@@ -29,8 +34,9 @@ from ctxlens.chat.roles.chat import (
     Message,
     RenderedChat,
     Role,
-    check_messages,
+    content_text,
 )
+from ctxlens.chat.roles.checks import check_messages
 from ctxlens.chat.roles.rendering import render, render_plain
 
 __all__ = [
@@ -43,6 +49,7 @@ __all__ = [
     "RenderedChat",
     "Role",
     "check_messages",
+    "content_text",
     "render",
     "render_plain",
 ]

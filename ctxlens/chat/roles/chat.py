@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import enum
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +11,6 @@ import numpy as np
 from jaxtyping import Bool, Int8, Int32, Int64
 
 from ctxlens.errors import InputError
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 DEFAULT_INDICATOR = "[IND]"
 INDICATOR_KEY = "indicator"
@@ -56,14 +53,32 @@ class Role(enum.IntEnum):
 N_ROLES = len(Role)
 ROLE_LABELS: tuple[str, ...] = tuple(role.name.lower() for role in Role)
 
+OTHER_ROLES: Mapping[str, str] = {
+    "developer": "system",
+    "function": "tool",
+    "ipython": "tool",
+    "model": "assistant",
+    "observation": "tool",
+}
+"""Names of roles that some templates use, and their usual names."""
+
+_USUAL_ROLES = {"system": Role.SYSTEM, "user": Role.USER, "assistant": Role.ASSISTANT, "tool": Role.TOOL}
+
 MESSAGE_ROLES: Mapping[str, Role] = {
-    "system": Role.SYSTEM,
-    "developer": Role.SYSTEM,
-    "user": Role.USER,
-    "assistant": Role.ASSISTANT,
-    "tool": Role.TOOL,
+    **_USUAL_ROLES,
+    **{name: _USUAL_ROLES[usual] for name, usual in OTHER_ROLES.items()},
 }
 """The roles that messages may have, and the token role of their content."""
+
+
+def content_text(content: Any) -> str:
+    """Return a message's content as one text; nothing for ``None``.
+
+    Text parts are joined without a separator, as nearly all templates that read parts show them.
+    """
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part["text"] for part in content)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +92,8 @@ class RenderedChat:
         turn: Index into `messages` for tokens of contents and indicators, else -1; ``[pos]``, int32.
         spans: Characters ``[start, end)`` in `text` of each token; ``[pos, 2]``, int32. After truncation
             they still point into the whole text.
-        messages: The messages as given; with `system=`, the one put before them included.
+        messages: The messages as given, contents in parts as one text; with `system=`, that message is the
+            first.
         templated: Whether a chat template was applied.
         stops: For each turn that has one, the position of its end-of-turn token (role ``template``).
         openings: For each assistant turn in which the template writes more between the generation prompt
@@ -87,6 +103,7 @@ class RenderedChat:
             appearance. The tokenizer encodes them as special tokens; their role is still the speaker's.
         open_ended: Whether a model continues the text (generation prompt, or final message left open).
         beheaded_turns: Assistant turns whose first token was cut; never the final response.
+        template_args: The values that were given for the template's own variables.
         emphasised: Tokens marked by `ctxlens.emphasise`, ``[pos]`` booleans, or ``None``.
     """
 
@@ -103,6 +120,7 @@ class RenderedChat:
     spoofed_special_tokens: tuple[str, ...] = ()
     open_ended: bool = False
     beheaded_turns: tuple[int, ...] = ()
+    template_args: Mapping[str, Any] = field(default_factory=dict)
     emphasised: Bool[np.ndarray, "pos"] | None = None
 
     def __len__(self) -> int:
@@ -127,7 +145,7 @@ class RenderedChat:
         return tuple(
             turn
             for turn, message in enumerate(self.messages)
-            if (message.get("content") or "").strip() and turn not in present
+            if content_text(message.get("content")).strip() and turn not in present
         )
 
     def response_positions(self, turn: int | None = None) -> Int64[np.ndarray, "answer_pos"]:
@@ -190,44 +208,3 @@ class RenderedChat:
             strings.append(self.text[max(start, shown) : end])
             shown = max(shown, end)
         return strings
-
-
-def check_messages(messages: Any) -> None:
-    """Check that messages are a conversation that can be rendered.
-
-    Raises:
-        InputError: It is not a list of mappings with a known ``role`` and a text ``content``, it is
-            empty, or no message is the user's. The sentence names the index of the message.
-    """
-    if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
-        raise InputError(f"A conversation must be a list of messages, not {type(messages).__name__}.")
-    if not messages:
-        raise InputError("The conversation is empty; expected at least one user message.")
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise InputError(
-                f"Message {index} must be a mapping with 'role' and 'content', not {type(message).__name__}."
-            )
-        role = _check_role(message, index)
-        _check_content(message, f"Message {index} ({role})")
-    if not any(message["role"] == "user" for message in messages):
-        raise InputError("The conversation has no user turn; expected at least one message with role 'user'.")
-
-
-def _check_role(message: Message, index: int) -> str:
-    role = message.get("role")
-    if isinstance(role, str) and role in MESSAGE_ROLES:
-        return role
-    given = f"has unknown role {role!r}" if "role" in message else "has no 'role'"
-    raise InputError(f"Message {index} {given}; expected one of {', '.join(MESSAGE_ROLES)}.")
-
-
-def _check_content(message: Message, name: str) -> None:
-    content = message.get("content")
-    if content is None and message["role"] == "assistant" and message.get("tool_calls"):
-        return
-    if not isinstance(content, str):
-        given = "is missing" if content is None else f"is {type(content).__name__}"
-        raise InputError(f"{name}: content must be text, but it {given}.")
-    if not content.isascii() and _SURROGATE.search(content):
-        raise InputError(f"{name}: content holds half a surrogate pair, which is not text.")

@@ -1,19 +1,30 @@
-"""Messages to labelled tokens, with the chat template and without it."""
+"""Render messages to labelled tokens, with the chat template or without it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ctxlens.chat.roles.chat import INDICATOR_KEY, MESSAGE_ROLES, Message, RenderedChat, Role, check_messages
-from ctxlens.chat.roles.locate import Place, locate_fields, said_fields
-from ctxlens.chat.roles.spans import encode_with_spans, label_tokens
+from ctxlens.chat.roles.chat import (
+    INDICATOR_KEY,
+    MESSAGE_ROLES,
+    Message,
+    RenderedChat,
+    Role,
+    content_text,
+)
+from ctxlens.chat.roles.checks import check_messages
+from ctxlens.chat.roles.forms import follow_in_form
+from ctxlens.chat.roles.labels import Stretch, find_openings, find_stops, label
+from ctxlens.chat.roles.locate import Followed, Template
+from ctxlens.chat.roles.spans import encode_with_spans
 from ctxlens.chat.roles.tokenizer import (
-    apply_template,
+    assistant_headers,
     begins_with_bos,
-    generation_prompt,
+    check_arguments,
     special_ids,
     template_text,
     turn_ends,
@@ -30,6 +41,7 @@ def render(
     add_generation_prompt: bool = False,
     continue_final_message: bool = False,
     tools: list[Any] | None = None,
+    template_args: Mapping[str, Any] | None = None,
     indicator: str | None = None,
     system: str | None = None,
     max_tokens: int | None = None,
@@ -40,68 +52,59 @@ def render(
 
     Args:
         tokenizer: A transformers tokenizer.
-        messages: Mappings with ``role`` (one of `MESSAGE_ROLES`) and text ``content``.
-        chat_template: The template's Jinja text, or the name of one of the tokenizer's; its own by default.
-        add_generation_prompt: End with the template's opening of an assistant turn.
-        continue_final_message: Leave the final assistant message open, as a response prefix.
-        tools: Tool schemas, passed on to the template.
+        messages: Mappings with ``role`` (one of `MESSAGE_ROLES`) and ``content``, a text or a list of text
+            parts. They are passed to the template as they are wherever it takes them; see
+            `ctxlens.chat.roles.forms` for the other forms.
+        chat_template: The template's Jinja text, or the name of one of the tokenizer's templates; the
+            tokenizer's own template by default.
+        add_generation_prompt: Whether to end with the template's opening of an assistant turn.
+        continue_final_message: Whether to leave the final assistant message open, as a response prefix.
+        tools: Tool schemas for the template.
+        template_args: Values for the template's own variables, such as ``{"enable_thinking": False}``.
         indicator: The indicator, such as ``"[IND]"``. It is appended, after one space, to the user
-            messages that carry ``{"indicator": True}``; a message that carries a text there, such as
-            ``{"indicator": "[MEM]"}``, gets that text instead. Those tokens get the role ``indicator``; the
-            same characters written by anybody else stay theirs. With None no mark is shown.
-        system: A system message put first where the conversation has none; turns then count from it.
-        max_tokens: The window. A longer conversation is refused, or cut if `truncate`.
-        truncate: Cut a conversation that is too long: the context, never the template's tokens; a final
-            response only at its end, and only as far as it needs over half of the room.
-        truncation: Where the context is cut. ``"left"``: its earliest tokens first. ``"right"``: the
-            latest before the final user message first, so that the question stays whole. ``"middle"``:
-            one stretch, so that as much is kept at the start as at the end.
+            messages that carry ``{"indicator": True}``. A message that carries a text there, such as
+            ``{"indicator": "[MEM]"}``, gets that text instead. These tokens get the role ``indicator``; the
+            same characters written by anybody else keep their speaker's role. With None no mark is shown.
+        system: A system message to put first if the conversation has none; turns then count from it.
+        max_tokens: The window. A longer conversation is refused, or truncated if `truncate` is set.
+        truncate: Whether to truncate a conversation that is too long. Only the context is cut, never the
+            template's tokens. A final response is cut only at its end, and only if it takes more than half
+            of the room.
+        truncation: Where the context is cut. ``"left"`` cuts its earliest tokens first. ``"right"`` cuts the
+            latest tokens before the final user message first, so that the question stays whole.
+            ``"middle"`` cuts one stretch, so that as much is kept at the start as at the end.
 
     Returns:
-        Tokens equal to ``tokenizer.apply_chat_template(..., tokenize=True)``, labelled; after truncation
-        a subsequence of them.
+        Tokens equal to ``tokenizer.apply_chat_template(..., tokenize=True)``, with labels; after truncation
+        a subsequence of them. A template that prints the present date gets the same date in the whole run
+        (`ctxlens.chat.roles.locate.date_of_run`).
 
     Raises:
-        InputError: The messages are malformed, or too long.
-        RenderError: The template refuses the conversation, there is none, or a text cannot be located.
+        InputError: The messages are malformed or too long, or the template has no such variable.
+        RenderError: The template refuses the conversation, there is no template, or it changes a text so
+            that it cannot be followed.
     """
-    check_messages(messages)
+    messages, marks = _prepared(messages, system, indicator, add_generation_prompt, continue_final_message)
     check_side(truncation)
-    messages = _with_system(messages, system)
-    _check_ending(messages, add_generation_prompt, continue_final_message)
-    template = template_text(tokenizer, chat_template, tools)
-    spoken, marked = _with_indicator(messages, indicator)
-
-    def to_text(conversation: list[dict[str, Any]]) -> str:
-        return apply_template(
-            tokenizer,
-            conversation,
-            chat_template=template,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            tools=tools,
-        )
-
-    fields = said_fields(spoken)
-    text, places = locate_fields(to_text, spoken, fields, template)
-    located = {(fields[place.field].turn, fields[place.field].path) for place in places}
-    for turn, message in enumerate(spoken):
-        if message["role"] == "user" and message["content"].strip() and (turn, ("content",)) not in located:
-            raise RenderError(
-                f"The chat template leaves out the content of message {turn} (user); it may expect content "
-                "in parts, as templates for images do, which ctxlens does not render."
-            )
-    tokens, spans = encode_with_spans(tokenizer, text)
-    chat = _label(
-        tokenizer,
-        messages,
-        text,
-        tokens,
-        spans,
-        [Place(start, end, fields[number].turn) for start, end, number in places],
-        marked,
-        template=template,
+    options = {
+        "tools": tools,
+        "add_generation_prompt": add_generation_prompt,
+        "continue_final_message": continue_final_message,
+    }
+    source = template_text(tokenizer, chat_template, tools)
+    template = Template(tokenizer, source, options, check_arguments(source, template_args))
+    followed = follow_in_form(template, messages, marks)
+    _check_shown(followed, messages, marks)
+    said = [Stretch(start, end, field.turn, field.is_indicator) for start, end, field in followed.places]
+    tokens, spans = encode_with_spans(tokenizer, followed.text)
+    chat = label(tokenizer, _with_texts(messages), followed.text, tokens, spans, said)
+    chat = replace(
+        chat,
+        templated=True,
+        stops=find_stops(chat, special_ids(tokenizer)[1], turn_ends(template)),
+        openings=find_openings(chat, said, assistant_headers(template)),
         open_ended=add_generation_prompt or continue_final_message,
+        template_args=dict(template.arguments),
     )
     return fit_to_window(chat, max_tokens, truncate, truncation)
 
@@ -121,17 +124,17 @@ def render_plain(
     truncate: bool = False,
     truncation: str = "left",
 ) -> RenderedChat:
-    """Render the same conversation without chat template: contents joined by a separator, as in the paper.
+    """Render the same conversation without a chat template: contents joined by a separator, as in the paper.
 
     Args:
         tokenizer: A transformers tokenizer.
-        messages: As in `render`. Contents only: reasoning and tool calls are left out.
+        messages: As in `render`. Only contents are rendered; reasoning and tool calls are left out.
         separator: Text between contents (role ``template``).
-        add_generation_prompt: End with the separator, where an answer would follow.
-        continue_final_message: The final assistant message is a response prefix to go on from.
-        bos: Begin with the tokenizer's BOS token; ``None``: where the rendering with the template, or
-            the tokenizer by itself, puts one.
-        chat_template: The template that `bos` is decided by; the tokenizer's own by default.
+        add_generation_prompt: Whether to end with the separator, where an answer would follow.
+        continue_final_message: Whether the final assistant message is a response prefix to continue.
+        bos: Whether to begin with the tokenizer's BOS token. With None, it begins with one if the rendering
+            with the template does, or if the tokenizer adds one by itself.
+        chat_template: The template that decides about `bos` if that is None; the tokenizer's own by default.
         indicator: As in `render`.
         system: As in `render`.
         max_tokens: As in `render`.
@@ -139,52 +142,94 @@ def render_plain(
         truncation: As in `render`.
 
     Returns:
-        The BOS token if any, then the contents as the tokenizer encodes them, labelled as in `render`.
+        The BOS token if there is one, then the contents as the tokenizer encodes them, with labels.
 
     Raises:
-        InputError: The messages are malformed, or too long, or `bos` is asked of a tokenizer without one.
+        InputError: The messages are malformed or too long, or `bos` is set without such a token.
         RenderError: The tokenizer cannot be followed exactly.
     """
-    check_messages(messages)
+    messages, marks = _prepared(messages, system, indicator, add_generation_prompt, continue_final_message)
+    messages = _with_texts(messages)
     check_side(truncation)
-    messages = _with_system(messages, system)
-    _check_ending(messages, add_generation_prompt, continue_final_message)
-    spoken, marked = _with_indicator(messages, indicator)
     if bos is None:
         bos = begins_with_bos(tokenizer, chat_template)
     elif bos and tokenizer.bos_token_id is None:
         raise InputError(f"bos=True, but the tokenizer {type(tokenizer).__name__} has no BOS token.")
-    parts: list[str] = []
-    places: list[Place] = []
-    at = 0
-    for turn, message in enumerate(spoken):
-        if turn:
-            parts.append(separator)
-            at += len(separator)
-        content = message.get("content") or ""
-        parts.append(content)
-        places.append(Place(at, at + len(content), turn))
-        at += len(content)
-    text = "".join(parts) + (separator if add_generation_prompt else "")
+    text, said = _joined_contents(messages, marks, separator)
+    text += separator if add_generation_prompt else ""
     tokens, spans = encode_with_spans(tokenizer, text)
     if bos:
         shift = len(tokenizer.bos_token)
         text = tokenizer.bos_token + text
         tokens = np.concatenate([[tokenizer.bos_token_id], tokens]).astype(np.int64)
         spans = np.concatenate([[[0, shift]], spans + shift]).astype(np.int32)
-        places = [Place(start + shift, end + shift, turn) for start, end, turn in places]
-    chat = _label(
-        tokenizer,
-        messages,
-        text,
-        tokens,
-        spans,
-        places,
-        marked,
-        template=None,
-        open_ended=add_generation_prompt or continue_final_message,
-    )
+        said = [each._replace(start=each.start + shift, end=each.end + shift) for each in said]
+    chat = label(tokenizer, messages, text, tokens, spans, said)
+    chat = replace(chat, open_ended=add_generation_prompt or continue_final_message)
     return fit_to_window(chat, max_tokens, truncate, truncation)
+
+
+def _joined_contents(
+    messages: Sequence[Message], marks: Mapping[int, str], separator: str
+) -> tuple[str, list[Stretch]]:
+    """The contents with a separator between two of them, and where they are."""
+    parts: list[str] = []
+    said: list[Stretch] = []
+    at = 0
+    for turn, message in enumerate(messages):
+        content, mark = message.get("content") or "", marks.get(turn, "")
+        at += len(separator) if turn else 0
+        said.append(Stretch(at, at + len(content), turn))
+        said.append(Stretch(at + len(content), at + len(content) + len(mark), turn, is_indicator=True))
+        parts.append(content + mark)
+        at += len(parts[-1])
+    return separator.join(parts), said
+
+
+def _prepared(
+    messages: Sequence[Message],
+    system: str | None,
+    indicator: str | None,
+    add_generation_prompt: bool,
+    continue_final_message: bool,
+) -> tuple[list[Message], dict[int, str]]:
+    """The conversation with its system message, checked, and the indicators to append to its messages."""
+    check_messages(messages)
+    if system is not None and not any(MESSAGE_ROLES[m["role"]] == Role.SYSTEM for m in messages):
+        messages = [{"role": "system", "content": system}, *messages]
+    _check_ending(messages, add_generation_prompt, continue_final_message)
+    return list(messages), _indicators(messages, indicator)
+
+
+def _with_texts(messages: Sequence[Message]) -> list[Message]:
+    """The messages with contents in parts as one text."""
+    return [
+        {**message, "content": content_text(message["content"])}
+        if isinstance(message.get("content"), (list, tuple))
+        else message
+        for message in messages
+    ]
+
+
+def _check_shown(followed: Followed, messages: Sequence[Message], marks: Mapping[int, str]) -> None:
+    """Raise `RenderError` if the template drops a user's message or an indicator."""
+    shown = {(place.field.turn, place.field.path[0]) for place in followed.places}
+    for turn, message in enumerate(messages):
+        is_question = message["role"] == "user" and content_text(message["content"]).strip()
+        if is_question and (turn, "content") not in shown:
+            raise RenderError(
+                f"The chat template leaves out the content of message {turn} (user), so the model would not "
+                "see it; use another chat template."
+            )
+    for turn, mark in marks.items():
+        if not any(
+            place.field.turn == turn and followed.text[place.start : place.end].strip() == mark.strip()
+            for place in followed.places
+            if place.field.is_indicator
+        ):
+            raise RenderError(
+                f"The chat template changes the indicator {mark.strip()!r} that ends the user's message."
+            )
 
 
 def _check_ending(
@@ -192,144 +237,22 @@ def _check_ending(
 ) -> None:
     if add_generation_prompt and continue_final_message:
         raise InputError("Give either add_generation_prompt or continue_final_message, not both.")
-    if continue_final_message and messages[-1]["role"] != "assistant":
+    if continue_final_message and MESSAGE_ROLES[messages[-1]["role"]] != Role.ASSISTANT:
         raise InputError(
-            "continue_final_message needs a final assistant message to go on from, but the last message is "
+            "continue_final_message needs a final assistant message to continue, but the last message is "
             f"of role {messages[-1]['role']}."
         )
 
 
-def _with_system(messages: Sequence[Message], system: str | None) -> Sequence[Message]:
-    if system is None or any(MESSAGE_ROLES[message["role"]] == Role.SYSTEM for message in messages):
-        return messages
-    return [{"role": "system", "content": system}, *messages]
-
-
-def _with_indicator(
-    messages: Sequence[Message], indicator: str | None
-) -> tuple[list[dict[str, Any]], dict[int, str]]:
-    """The messages as the template gets them, and what was appended to which."""
-    spoken: list[dict[str, Any]] = []
-    marked: dict[int, str] = {}
+def _indicators(messages: Sequence[Message], indicator: str | None) -> dict[int, str]:
+    """The text to append to each marked message."""
+    marks: dict[int, str] = {}
     for turn, message in enumerate(messages):
-        plain = {key: value for key, value in message.items() if key != INDICATOR_KEY}
         mark = message.get(INDICATOR_KEY)
         if mark and message["role"] != "user":
             raise InputError(
                 f"Message {turn} ({message['role']}) carries the indicator; only user messages may."
             )
         if mark and indicator:
-            marked[turn] = f" {mark if isinstance(mark, str) else indicator}"
-            plain["content"] += marked[turn]
-        spoken.append(plain)
-    return spoken, marked
-
-
-def _label(
-    tokenizer: Any,
-    messages: Sequence[Message],
-    text: str,
-    tokens: np.ndarray,
-    spans: np.ndarray,
-    places: Sequence[Place],
-    marked: Mapping[int, str],
-    *,
-    template: str | None,
-    open_ended: bool,
-) -> RenderedChat:
-    """Put role and turn on tokens; `places` are characters per turn, in order."""
-    n_turns = len(messages)
-    bounds, owners = [0], [-1]
-    indicated: set[int] = set()
-    for start, end, turn in places:
-        split = end
-        for appended in (marked.get(turn, ""), marked.get(turn, "").lstrip()):
-            if appended and turn not in indicated and text.endswith(appended, start, end):
-                split = end - len(appended)
-                indicated.add(turn)
-        for begin, stop, owner in ((start, split, turn), (split, end, n_turns + turn)):
-            if begin < stop:
-                bounds += [begin, stop]
-                owners += [owner, -1]
-    for turn in marked.keys() - indicated:
-        raise RenderError(
-            f"The chat template changes the indicator {marked[turn].strip()!r} that ends the user's message."
-        )
-    owner = label_tokens(text, spans, np.asarray(bounds), np.asarray(owners))
-    role_of = [MESSAGE_ROLES[message["role"]] for message in messages] + [Role.INDICATOR] * n_turns
-    role = np.asarray([*role_of, Role.TEMPLATE], dtype=np.int8)[owner]
-    turn = np.where(owner < 0, -1, owner % n_turns).astype(np.int32)
-    position = 0
-    while position < len(tokens) and owner[position] < 0 and tokens[position] == tokenizer.bos_token_id:
-        role[position] = Role.BOS
-        position += 1
-    special, added = special_ids(tokenizer)
-    typed = tokens[(turn >= 0) & (role != Role.INDICATOR) & np.isin(tokens, special)]
-    stops: dict[int, int] = {}
-    openings: dict[int, int] = {}
-    if template is not None:
-        stops = _find_stops(tokens, turn, messages, added, turn_ends(tokenizer, template))
-        openings = _find_openings(text, spans, places, messages, generation_prompt(tokenizer, template))
-    return RenderedChat(
-        text=text,
-        tokens=tokens,
-        role=role,
-        turn=turn,
-        spans=spans,
-        messages=tuple(messages),
-        templated=template is not None,
-        stops=stops,
-        openings=openings,
-        spoofed_special_tokens=tuple(tokenizer.convert_ids_to_tokens(list(dict.fromkeys(typed.tolist())))),
-        open_ended=open_ended,
-    )
-
-
-def _find_stops(
-    tokens: np.ndarray, turn: np.ndarray, messages: Sequence[Message], added: np.ndarray, ends: frozenset[int]
-) -> dict[int, int]:
-    """After each turn, the first added token before the next content, where it is one that ends turns.
-
-    The syntax of tool calls may hold added tokens of its own, so there the first that ends turns counts.
-    """
-    stops: dict[int, int] = {}
-    if not ends:
-        return stops
-    said = np.flatnonzero(turn >= 0)
-    following = np.append(said[1:], len(tokens))
-    marks = np.flatnonzero((turn < 0) & np.isin(tokens, added))
-    for gap in np.flatnonzero(following > said + 1).tolist():
-        owner = int(turn[said[gap]])
-        between = marks[np.searchsorted(marks, said[gap]) : np.searchsorted(marks, following[gap])]
-        if not messages[owner].get("tool_calls"):
-            between = between[:1]
-        stop = next((int(at) for at in between if int(tokens[at]) in ends), None)
-        if stop is not None:
-            stops[owner] = stop
-    return stops
-
-
-def _find_openings(
-    text: str,
-    spans: np.ndarray,
-    places: Sequence[Place],
-    messages: Sequence[Message],
-    prompt: str,
-) -> dict[int, int]:
-    """For assistant turns, the first token after the generation prompt, where template text follows it.
-
-    The prompt is looked for only in the template's own text before what the turn says.
-    """
-    openings: dict[int, int] = {}
-    if not prompt:
-        return openings
-    starts = np.maximum.accumulate(spans[:, 0])
-    ended, seen = 0, set()
-    for start, end, turn in places:
-        if messages[turn]["role"] == "assistant" and turn not in seen:
-            at = text.rfind(prompt, ended, start)
-            if at >= 0 and at + len(prompt) < start:
-                openings[turn] = int(np.searchsorted(starts, at + len(prompt)))
-        seen.add(turn)
-        ended = end
-    return openings
+            marks[turn] = f" {mark if isinstance(mark, str) else indicator}"
+    return marks

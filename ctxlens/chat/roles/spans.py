@@ -35,7 +35,7 @@ def encode_with_spans(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarray
         if _leaves_out_space(text, spans):
             covered = _cover(tokenizer, ids, text)
             spans = spans if covered is None else covered
-        return ids, spans
+        return ids, _without_gaps(text, spans)
     ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
     covered = _cover(tokenizer, ids, text)
     if covered is None:
@@ -46,13 +46,42 @@ def encode_with_spans(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarray
     return ids, covered
 
 
-def _leaves_out_space(text: str, spans: np.ndarray) -> bool:
+def _gaps(text: str, spans: np.ndarray) -> list[tuple[int, int, int]]:
+    """Characters ``[start, end)`` that no token holds, each with the number of tokens before it."""
     if not len(spans):
-        return False
-    ends = np.maximum.accumulate(spans[:, 1])
+        return []
+    ends = np.insert(np.maximum.accumulate(spans[:, 1]), 0, 0)
     starts = np.append(spans[:, 0], len(text))
-    gaps = np.flatnonzero(starts > np.insert(ends, 0, 0))
-    return any(text[(ends[g - 1] if g else 0) : starts[g]].isspace() for g in gaps.tolist())
+    return [(int(n), int(ends[n]), int(starts[n])) for n in np.flatnonzero(starts > ends)]
+
+
+def _leaves_out_space(text: str, spans: np.ndarray) -> bool:
+    return any(text[start:end].isspace() for _, start, end in _gaps(text, spans))
+
+
+def _without_gaps(text: str, spans: np.ndarray) -> np.ndarray:
+    """The spans, with every character in one of them.
+
+    Where a tokenizer composes characters (NFC), the offsets of the composed character cover only the first
+    of them. The others belong to the same token; white space that is left out belongs to the next token.
+    """
+    gaps = _gaps(text, spans)
+    if not gaps:
+        return spans
+    filled = spans.copy()
+    for before, start, end in gaps:
+        solid = start
+        while before and solid < end and not text[solid].isspace():
+            solid += 1
+        if before == len(spans):
+            solid = end
+        same = before - 1
+        while solid > start and same >= 0 and spans[same, 1] == start:
+            filled[same, 1] = solid
+            same -= 1
+        if solid < end:
+            filled[before, 0] = solid
+    return filled
 
 
 def _cover(tokenizer: Any, ids: np.ndarray, text: str) -> np.ndarray | None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
-from ctxlens.chat.roles.locate import locate_fields, said_fields
-from ctxlens.errors import RenderError
+from ctxlens.chat.roles.forms import follow_in_form
+from ctxlens.chat.roles.locate import Template
+from ctxlens.chat.roles.template import variables_of
+from ctxlens.errors import InputError, RenderError
 
 
 def template_text(tokenizer: Any, chat_template: str | None, tools: list[Any] | None) -> str:
@@ -24,12 +28,29 @@ def template_text(tokenizer: Any, chat_template: str | None, tools: list[Any] | 
         raise RenderError(str(error)) from error
 
 
-def apply_template(tokenizer: Any, conversation: list[dict[str, Any]], **options: Any) -> str:
+_PASSED_ALWAYS = frozenset(["messages", "tools", "documents", "add_generation_prompt"])
+
+
+def check_arguments(source: str, arguments: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return the arguments of a template if it uses all of them.
+
+    Raises:
+        InputError: It does not; the sentence names the variables that it uses.
+    """
+    if not arguments:
+        return {}
     try:
-        return tokenizer.apply_chat_template(conversation, tokenize=False, **options)
-    except Exception as error:  # templates are code, and may raise anything
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise RenderError(f"The chat template refuses this conversation: {reason}") from error
+        used = variables_of(source) - _PASSED_ALWAYS
+    except TemplateError:
+        return arguments  # rendering says what is wrong with the template
+    unknown = sorted(set(arguments) - used)
+    if unknown:
+        own = sorted(name for name in used if not name.endswith("_token"))
+        raise InputError(
+            f"The chat template has no variable {', '.join(map(repr, unknown))} of its own; "
+            + (f"it uses {', '.join(own)}." if own else "it uses none.")
+        )
+    return arguments
 
 
 _known: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
@@ -57,43 +78,76 @@ def special_ids(tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
     return _remembered(tokenizer, "special", compute)
 
 
-def turn_ends(tokenizer: Any, template: str) -> frozenset[int]:
-    """Tokens that end a turn: the first added token after the last content of conversations ending there."""
+_USER, _ASSISTANT = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+_CALL = {"id": "abcdef123", "type": "function", "function": {"name": "f", "arguments": {"x": "c"}}}
+
+
+def turn_ends(template: Template) -> frozenset[int]:
+    """Ids of the tokens that end a turn.
+
+    They are the first added token after the last word of a question and of an answer, and the last added
+    token after a tool call, whose syntax may hold other added tokens.
+    """
+
+    tokenizer = template.tokenizer
 
     def compute() -> frozenset[int]:
         _, added = special_ids(tokenizer)
-        user, assistant = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+        calling = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
+        probes = ([_USER], 0), ([_USER, _ASSISTANT], 0), ([_USER, calling], -1)
         ends: set[int] = set()
-        for probe in ([user], [user, assistant]):
-
-            def to_text(conversation: list[dict[str, Any]]) -> str:
-                return apply_template(tokenizer, conversation, chat_template=template)
-
+        for messages, which in probes:
             try:
-                text, places = locate_fields(to_text, probe, said_fields(probe), template)
+                followed = follow_in_form(replace(template, options={}), messages)
             except RenderError:
                 continue
-            tail = text[places[-1].end :] if places else ""
+            tail = followed.text[followed.places[-1].end :] if followed.places else ""
             ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
-            ends.update(next(([i] for i in ids if i in added), []))
+            marks = [i for i in ids if i in added]
+            ends.update(marks[which : which + 1 or None])
         return frozenset(ends)
 
-    return _remembered(tokenizer, ("ends", template), compute)
+    return _remembered(tokenizer, ("ends", *_identity(template)), compute)
 
 
-def generation_prompt(tokenizer: Any, template: str) -> str:
+def generation_prompt(template: Template) -> str:
     """The text that the template appends for a model to continue; empty if it changes anything else."""
 
     def compute() -> str:
-        user = [{"role": "user", "content": "a"}]
         try:
-            closed = apply_template(tokenizer, user, chat_template=template)
-            opened = apply_template(tokenizer, user, chat_template=template, add_generation_prompt=True)
+            closed = replace(template, options={}).apply([_USER])
+            opened = replace(template, options={"add_generation_prompt": True}).apply([_USER])
         except RenderError:
             return ""
         return opened.removeprefix(closed) if opened.startswith(closed) else ""
 
-    return _remembered(tokenizer, ("prompt", template), compute)
+    return _remembered(template.tokenizer, ("prompt", *_identity(template)), compute)
+
+
+def assistant_headers(template: Template) -> tuple[str, ...]:
+    """What stands in front of an answer that a model did not write: the generation prompt, or its beginning.
+
+    Some templates end the generation prompt with text that they leave out in front of earlier answers, such
+    as an empty think block.
+    """
+
+    def compute() -> tuple[str, ...]:
+        prompt = generation_prompt(template)
+        try:
+            followed = replace(template, options={}).follow([_USER, _ASSISTANT, _USER, _ASSISTANT])
+        except RenderError:
+            return (prompt,) if prompt else ()
+        places = [place for place in followed.places if place.field.turn == 1]
+        before = followed.text[: places[0].start] if places else ""
+        lengths = range(len(prompt), 0, -1)
+        header = next((prompt[:n] for n in lengths if before.endswith(prompt[:n])), "")
+        return tuple(dict.fromkeys(text for text in (prompt, header) if text.strip()))
+
+    return _remembered(template.tokenizer, ("headers", *_identity(template)), compute)
+
+
+def _identity(template: Template) -> tuple[str, str]:
+    return template.source, repr(sorted(template.arguments.items()))
 
 
 def begins_with_bos(tokenizer: Any, chat_template: str | None) -> bool:
@@ -105,8 +159,7 @@ def begins_with_bos(tokenizer: Any, chat_template: str | None) -> bool:
         if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]:
             return True
         try:
-            template = template_text(tokenizer, chat_template, None)
-            text = apply_template(tokenizer, [{"role": "user", "content": "a"}], chat_template=template)
+            text = Template(tokenizer, template_text(tokenizer, chat_template, None)).apply([_USER])
         except RenderError:
             return False
         return text.startswith(tokenizer.bos_token)

@@ -164,9 +164,13 @@ def _ask_in_threads(session: Session, tasks: Sequence[_Task], threads: int) -> I
             except Empty:
                 return
             try:
-                replies.put((task, session.ask(task.prompt.system, task.prompt.user)))
+                reply = session.ask(task.prompt.system, task.prompt.user)
             except Exception as error:  # raised again in the thread that reads the replies
                 replies.put((task, error))
+                continue
+            replies.put((task, reply))
+            if reply.fatal:  # no further question can be answered
+                return
 
     for _ in range(min(threads, len(tasks))):
         Thread(target=work, daemon=True).start()
