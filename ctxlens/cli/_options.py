@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
 
 import typer
 
-from ctxlens.cli._screen import examples, note
+from ctxlens.cli._screen import examples
 
 if TYPE_CHECKING:
     from ctxlens.models import Model
@@ -163,18 +163,8 @@ class ModelOptions(CheckpointOptions):
     ] = Backend.auto
 
     def load(self) -> Model:
-        """Load the model that the options name, and print what was chosen where they say `auto`."""
-        model = self.load_as(self.backend.value)
-        if self.backend is Backend.auto or self.dtype is ModelDtype.auto:
-            note(f"model {model.name}: {describe_run(model)}")
-        return model
-
-
-def describe_run(model: Model) -> str:
-    """Backend, number format and device of a loaded model, in words."""
-    read = ", shares read in float32" if "readout" in model.identity else ""
-    weights = f", {model.identity['weights']}" if "weights" in model.identity else ""
-    return f"{model.identity['backend']}, {model.identity['dtype']}{read}{weights}, on {model.device.type}"
+        """Load the model that the options name."""
+        return self.load_as(self.backend.value)
 
 
 @dataclass(frozen=True)
