@@ -80,7 +80,7 @@ def test_the_indicator_is_put_into_the_last_question():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda m: Side(m, "bare"), "condition 'bare' cannot be read"),
+        (lambda m: Side(m, "bare"), "unknown word 'bare' in the condition 'bare'"),
         (
             lambda m: Side(m, "template+prefix"),
             "cannot compare the condition 'template.prefix'; choose from plain, ",

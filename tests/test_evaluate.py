@@ -96,7 +96,7 @@ def test_conditions_are_read_from_words(words, names):
     ("words", "complaint"),
     [
         ("vanila", "unknown word 'vanila' in the condition 'vanila'; conditions are plain"),
-        ("vanilla,template", "named twice"),
+        ("vanilla,template", "given twice"),
         (" , ", "no condition is given"),
         ("template+prefix", r"'template\+prefix' is for needles only"),
         ("assistant", "'assistant' is for needles only"),
@@ -433,7 +433,7 @@ def test_the_command_prints_a_table_and_writes_the_result(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--conditions", "wild"], "condition 'wild' cannot be read"),
+        (["--conditions", "wild"], "unknown word 'wild' in the condition 'wild'"),
         (["--data-dir", "nowhere"], "--data-dir nowhere does not exist"),
         (["--metadata", "turns"], "expected KEY=VALUE"),
         (["--include-path", "nowhere"], "is not a folder"),

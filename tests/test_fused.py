@@ -407,6 +407,25 @@ class TestParts:
         weighted = compute_attention_pattern(zeros[:, :, :2], zeros, attn_mask=added)
         assert weighted[0, 0, 0].tolist() == near([1 / 2, 1 / 4, 1 / 4])
 
+    def test_the_softcap_is_a_scaled_tanh(self):
+        # Scores 2 and 0 under a cap of 4: 4 tanh(2 / 4) and 0.
+        key = torch.tensor([[[[2.0], [0.0]]]])
+        pattern = compute_attention_pattern(torch.ones(1, 1, 1, 1), key, scale=1.0, softcap=4.0)
+        weight = math.exp(4 * math.tanh(0.5))
+        assert pattern.flatten().tolist() == near([weight / (weight + 1), 1 / (weight + 1)])
+
+    def test_a_float_mask_and_causality_hold_together(self):
+        # Equal scores; the mask doubles key 0, causality hides key 2 from the first query.
+        zeros = torch.zeros(1, 1, 3, 1)
+        added = torch.tensor([[math.log(2.0), 0.0, 0.0]]).expand(1, 1, 2, 3)
+        pattern = compute_attention_pattern(zeros[:, :, :2], zeros, attn_mask=added, is_causal=True)
+        assert pattern[0, 0].tolist() == [near([2 / 3, 1 / 3, 0]), near([1 / 2, 1 / 4, 1 / 4])]
+        output, _ = augmented_attention(
+            zeros[:, :, :2], zeros, torch.eye(3)[None, None], role_ids=None, n_roles=0,
+            attn_mask=added, is_causal=True,
+        )  # fmt: skip
+        assert output[0, 0].tolist() == [near([2 / 3, 1 / 3, 0]), near([1 / 2, 1 / 4, 1 / 4])]
+
     def test_blinding_a_key_of_a_causal_query_with_a_float_mask(self):
         # Query 1 sees keys 0 and 1; the mask hides key 0 and the bias blinds key 1.
         zeros = torch.zeros(1, 1, 2, 1)

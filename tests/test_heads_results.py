@@ -1,5 +1,7 @@
 """Head maps, curves and drift as results, by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -104,6 +106,26 @@ def test_drift_by_hand_in_every_view(moved):
     np.testing.assert_allclose(moved.uniform("user", "renormalised"), 0.9)
     # Token counts alone explain a fall of 0.45, more than there is.
     np.testing.assert_allclose(moved.excess("user").effects, raw.effects + 0.45, atol=1e-6)
+
+
+def test_drift_takes_out_what_was_measured_to_rest_on_sinks(moved, tmp_path):
+    resting = np.zeros_like(moved.shares)
+    resting[1, ..., Role.USER] = moved.shares[1, ..., Role.USER] / 2
+    resting[0, ..., Role.BOS] = moved.shares[0, ..., Role.BOS]
+    measured = replace(moved, resting=resting)
+    # Side 1: of BOS .5, user .3, template .2 half of the user's share rests: .15 of .85 and of .65.
+    assert measured.share("user", "without sinks")[1, 0, 0, 0] == pytest.approx(0.15 / 0.85)
+    assert measured.share("user", "renormalised without sinks")[1, 0, 0, 0] == pytest.approx(0.15 / 0.65)
+    assert measured.share("bos", "without sinks")[0, 0, 0, 0] == 0
+    np.testing.assert_allclose(measured.share("user", "without sinks")[0], 1)
+    np.testing.assert_allclose(measured.share("user"), moved.share("user"))
+    assert Role.BOS in moved.left_out("without sinks")
+    with pytest.raises(InputError, match="leaves out bos"):
+        moved.share("bos", "without sinks")
+    measured.save(tmp_path / "drift.safetensors")
+    np.testing.assert_array_equal(Drift.load(tmp_path / "drift.safetensors").resting, resting)
+    moved.save(tmp_path / "old.safetensors")
+    assert Drift.load(tmp_path / "old.safetensors").resting is None
 
 
 def test_drift_by_layer_follows_one_head(moved):

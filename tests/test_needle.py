@@ -129,7 +129,7 @@ def test_wordings_hold_context_and_question(model, wording):
         ({"wording": "{context}"}, "unknown wording"),
         ({"lengths": (80, 150, 80)}, "lengths contains 80 twice"),
         ({"depths": (0, 50.0, 50)}, "depths contains 50 twice"),
-        ({"conditions": ("template", "template")}, "a condition is named twice: template, template"),
+        ({"conditions": ("template", "template")}, "a condition is given twice: template, template"),
         ({"score": ("likes",)}, "unknown score likes; choose from recall, contains, logprob"),
         ({"score": ()}, "unknown score \\(none\\)"),
         ({"score": ("recall", "recall")}, "score contains recall twice"),

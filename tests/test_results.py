@@ -1,6 +1,7 @@
 """Every result goes to its file and back unchanged, and says what is wrong with other files."""
 
 import json
+from dataclasses import replace
 
 import factories
 import numpy as np
@@ -135,6 +136,39 @@ def test_renormalised_shares_by_hand():
     assert np.isnan(one.share("user", renormalised=True)[0, 0, 1])  # nothing is left
     assert one.uniform()[0, Role.USER] == pytest.approx(0.5)  # 6 of 12
     assert one.renormalised().uniform()[0, Role.USER] == pytest.approx(6 / 9)
+
+
+def test_shares_without_sinks_by_hand(tmp_path):
+    one = allocation(
+        [{"user": 0.5, "bos": 0.1, "template": 0.3, "sink": 0.1}, {"user": 0.4, "template": 0.6}],
+        [{"user": 6, "bos": 1, "template": 3}] * 2,
+    )
+    resting = np.zeros_like(one.shares)
+    resting[0, 0, 0, [Role.USER, Role.TEMPLATE]] = 0.3, 0.2  # the user keeps 0.2, BOS 0.1, the template 0.1
+    resting[0, 0, 1] = one.shares[0, 0, 1]  # every token is a sink
+    measured = replace(one, resting=resting)
+    without = measured.without_sinks()
+    assert without.shares[0, 0, 0, [Role.USER, Role.BOS, Role.TEMPLATE]] == pytest.approx([0.5, 0.25, 0.25])
+    assert without.shares[0, 0, 0, Role.SINK] == 0
+    assert np.isnan(without.shares[0, 0, 1]).all()
+    both = without.renormalised().shares[0, 0, 0, [Role.USER, Role.BOS]]
+    assert both == pytest.approx([2 / 3, 1 / 3])
+    assert measured.renormalised().without_sinks().shares[0, 0, 0, Role.USER] == pytest.approx(2 / 3)
+    assert (measured.shares == one.shares).all()  # the raw shares stay
+    assert RoleAllocation.concat([measured, measured]).resting.shape[2] == 4
+    assert RoleAllocation.concat([measured, one]).resting is None
+    measured.save(tmp_path / "measured.safetensors")
+    np.testing.assert_array_equal(RoleAllocation.load(tmp_path / "measured.safetensors").resting, resting)
+    assert measured.to_frame().loc[2, "resting"] == pytest.approx(0.3)
+
+
+def test_files_without_sinks_say_that_they_were_not_measured(tmp_path):
+    factories.allocation("base", "plain").save(tmp_path / "old.safetensors")
+    loaded = RoleAllocation.load(tmp_path / "old.safetensors")
+    assert loaded.resting is None
+    assert "resting" not in loaded.to_frame()
+    with pytest.raises(InputError, match=r"sinks were not measured in this allocation.*read the model again"):
+        loaded.without_sinks()
 
 
 def test_retrieval_heads_are_those_with_most_user_attention():

@@ -43,7 +43,7 @@ def test_options_reach_the_file_and_parts_are_merged(data, tmp_path):
     for part in ("1/2", "0/2"):
         result = call(*words, "--out", parts, "--part", part)
         assert result.exit_code == 0, result.output
-        assert f"part {part} is done; when all are: ctxlens score --merge" in result.stderr
+        assert f"part {part} is done; when all parts are done, run: ctxlens score --merge" in result.stderr
     result = call("--merge", parts)
     assert "of 6 answers in 6 conversations" in result.stdout
     files = [(folder / "scores.parquet").read_bytes() for folder in (tmp_path / "one", parts)]
@@ -53,8 +53,8 @@ def test_options_reach_the_file_and_parts_are_merged(data, tmp_path):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ((), "give the data set to score as --dataset"),
-        (("--dataset", "data.jsonl", "--part", "two"), "--part got 'two'; expected number and count"),
+        ((), "give a data set to score as --dataset"),
+        (("--dataset", "data.jsonl", "--part", "two"), "--part got 'two'; expected the part's number"),
         (("--dataset", "data.jsonl", "--part", "2/2"), "the part must be from 0/2 to 1/2, got 2/2"),
         (("--dataset", "data.jsonl", "--layers", "some"), "--layers got 'some'"),
         (("--dataset", "data.jsonl", "--layers", "9"), "layers must lie in 0 to 3 for organism, got [9]"),

@@ -65,6 +65,34 @@ class TestKeyBias:
         bias = steering.key_bias(roles, torch.tensor([4]), marks)
         assert_close(bias, torch.tensor([[*biased, 0]]) * (math.log(steering.alpha or math.e)))
 
+    def test_without_marks_nothing_is_emphasised(self):
+        bias = Steering(0.5, emphasised=True).key_bias(torch.tensor([[USER, -1]]), torch.tensor([1]))
+        assert_close(bias, torch.tensor([[math.log(0.5), 0.0]]))
+
+    @pytest.mark.parametrize(
+        ("steering", "nothing"),
+        [
+            (Steering(1.0), True),
+            (Steering(1), True),
+            (Steering(0.5, heads=()), True),
+            (Steering(0.999), False),
+            (Steering(target_share=0.5), False),
+            (Steering(1.0, heads=((0, 0),)), True),
+        ],
+    )
+    def test_what_changes_nothing(self, steering, nothing):
+        assert steering.changes_nothing is nothing
+        assert steering.touches(0) is not nothing
+
+    def test_heads_must_exist_in_the_model(self):
+        Steering(0.5).check_heads(1, 1)
+        Steering(0.5, heads=((0, 0), (1, 2))).check_heads(2, 3)
+        for head in ((2, 0), (0, 3)):
+            with pytest.raises(
+                InputError, match=rf"head {head[0]}.{head[1]} does not exist: .* 0 to 1 .* 0 to 2"
+            ):
+                Steering(0.5, heads=(head,)).check_heads(2, 3)
+
 
 class TestTargetShares:
     """Shares by head and query: what goes to others, to targets, and to the sink if there is one."""
@@ -149,7 +177,9 @@ class TestEmphasise:
             ([(7, 13)], [], [2, 3]),  # white space at the end is no part of the place
             ([(9, 10), "dog"], [], [2, 5]),
             ([], [1], [7]),
+            ([], [0], [1, 2, 3, 4, 5]),
             ([(0, 2)], [1], [0, 7]),
+            ([(0, 26)], [], [0, 1, 2, 3, 4, 5, 6, 7]),  # the whole text
         ],
     )
     def test_tokens_that_are_marked(self, places, turns, tokens):

@@ -71,7 +71,7 @@ def show_needles(grid: NeedleGrid) -> None:
         contexts = grid.mean(grid.recall(column, condition=next(iter(names)))).n
         show_table(
             f"{_SCORES[column]}: {grid.frame['cell'].nunique()} cells, 95 % intervals over "
-            f"{contexts} contexts",
+            f"{contexts} {'context' if contexts == 1 else 'contexts'}",
             ["condition", "mean", *(("difference", "reading") if len(names) > 1 else ())],
             _needle_rows(grid, column, names),
         )

@@ -23,6 +23,7 @@ from ctxlens.heads import find_retrieval_heads
 from ctxlens.models import Model
 from ctxlens.models.indicator_token import require_indicator
 from ctxlens.results import Drift, RoleAllocation
+from ctxlens.results.arrays import join_resting
 from ctxlens.runs import Progress
 
 _COMPARED = ("plain", "template", "plain+indicator", "template+indicator")
@@ -148,6 +149,7 @@ def read_drift(
             "conversations": len(conversations),
             "same_tokens": _same_tokens(*rendered),
         },
+        join_resting(sides, lambda parts: np.stack(parts).astype(np.float32)),
     )
 
 

@@ -66,6 +66,8 @@ def locate_checkpoint(name_or_path: str | Path) -> Path | str:
 
 
 def _check_gguf(path: Path) -> None:
+    if not path.exists():
+        raise InputError(f"there is no file {path}; give the path of a GGUF file.")
     try:
         with path.open("rb") as file:
             magic = file.read(4)

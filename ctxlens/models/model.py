@@ -165,6 +165,7 @@ class Model:
         queries: Queries = "first_answer",
         turn: int | None = None,
         batch_tokens: BatchTokens = "auto",
+        sinks: bool = False,
         progress: Progress | None = None,
     ) -> RoleAllocation: ...
 
@@ -177,6 +178,7 @@ class Model:
         queries: Queries = "first_answer",
         turn: int | None = None,
         batch_tokens: BatchTokens = "auto",
+        sinks: bool = False,
         progress: Progress | None = None,
     ) -> list[RoleAllocation]: ...
 
@@ -188,6 +190,7 @@ class Model:
         queries: Queries = "first_answer",
         turn: int | None = None,
         batch_tokens: BatchTokens = "auto",
+        sinks: bool = False,
         progress: Progress | None = None,
     ) -> RoleAllocation | list[RoleAllocation]:
         """How the attention of every layer and head is distributed over the roles (paper section 2.2).
@@ -200,11 +203,14 @@ class Model:
             turn: the assistant message whose response is read, the last by default.
             batch_tokens: padded tokens in one forward pass. `auto` means 8,192, or fewer if the memory
                 forecast says that they do not fit.
+            sinks: also read how much of each share rests on attention sinks (`RoleAllocation.resting`), in
+                the same forward pass.
             progress: called with the number of conversations done and the total.
 
         Raises:
             InputError: layers or positions that do not exist, a conversation longer than the window, or
                 one that does not fit the free memory.
+            UnsupportedModelError: with `sinks`, a model whose hidden states cannot be seen.
         """
         single = isinstance(chats, RenderedChat)
         several = [chats] if single else list(chats)
@@ -212,10 +218,17 @@ class Model:
         wanted = self._layers(layers)
         meta = {"model": self.name, "steering": [steering.describe() for steering in self._steerings]}
         allocations: list[RoleAllocation | None] = [None] * len(several)
-        read = self._read_shares(several, wanted, positions, batch_tokens)
-        for done, (i, shares) in enumerate(read, start=1):
+        read = self._read(several, wanted, positions, batch_tokens, sinks)
+        for done, (i, (shares, *resting)) in enumerate(read, start=1):
             allocations[i] = make_allocation(
-                several[i], shares, layers=wanted, positions=positions[i], queries=queries, index=i, meta=meta
+                several[i],
+                shares,
+                layers=wanted,
+                positions=positions[i],
+                queries=queries,
+                index=i,
+                meta=meta,
+                resting=resting[0] if resting else None,
             )
             if progress:
                 progress(done, len(several))
@@ -544,6 +557,18 @@ class Model:
         batch_tokens: BatchTokens,
     ) -> Iterator[tuple[int, Float[np.ndarray, "layer head query role"]]]:
         """The index of every conversation that has query positions, and the shares there."""
+        for i, (shares,) in self._read(chats, layers, positions, batch_tokens, sinks=False):
+            yield i, shares
+
+    def _read(
+        self,
+        chats: Sequence[RenderedChat],
+        layers: tuple[int, ...],
+        positions: Sequence[Sequence[int]],
+        batch_tokens: BatchTokens,
+        sinks: bool,
+    ) -> Iterator[tuple[int, tuple[Float[np.ndarray, "layer head query role"], ...]]]:
+        """The same; with `sinks`, the part of the shares that rests on sinks comes second."""
         self._check_chats(chats)
         asked = [i for i, row in enumerate(positions) if len(row)]
         lengths = [len(chats[i].tokens) for i in asked]
@@ -555,9 +580,12 @@ class Model:
             indices = [asked[i] for i in batch]
             queries = pad_queries([positions[i] for i in indices], self.device)
             tokens = self._batch([chats[i] for i in indices], "right")
-            shares = self.backend.read_shares(tokens, layers, queries, self._steerings)
+            if sinks:
+                found = tuple(self.backend.read_resting(tokens, layers, queries, self._steerings))
+            else:
+                found = (self.backend.read_shares(tokens, layers, queries, self._steerings),)
             for row, i in enumerate(indices):
-                yield i, shares[row, :, :, : len(positions[i])].numpy()
+                yield i, tuple(x[row, :, :, : len(positions[i])].numpy() for x in found)
 
     def _batch(self, chats: Sequence[RenderedChat], side: Literal["left", "right"]) -> TokenBatch:
         return TokenBatch.from_chats(chats, pad_id=self._pad_id(), side=side, device=self.device)

@@ -55,11 +55,12 @@ def make_allocation(
     queries: Queries,
     index: int = 0,
     meta: Mapping[str, Any] | None = None,
+    resting: Float[np.ndarray, "layer head query role"] | None = None,
 ) -> RoleAllocation:
     """The result made from the shares read at some positions of a conversation.
 
     Visible tokens are counted up to the query; sliding windows are ignored. `response_mean` averages over the
-    positions. Queries are labelled `index:position`.
+    positions. Queries are labelled `index:position`. `resting` is the part of the shares that rests on sinks.
     """
     visible = np.eye(N_ROLES, dtype=np.float32)[np.asarray(chat.role, dtype=np.int64)].cumsum(0)
     counts = visible[np.asarray(positions, dtype=np.int64)]
@@ -69,6 +70,7 @@ def make_allocation(
         kind = queries
     if kind == "response_mean":
         shares, counts = shares.mean(2, keepdims=True), counts.mean(0, keepdims=True)
+        resting = None if resting is None else resting.mean(2, keepdims=True)
         labels = (f"{index}:{positions[0]}-{positions[-1]}",)
     condition = "template" if chat.templated else "plain"
     return RoleAllocation(
@@ -78,6 +80,7 @@ def make_allocation(
         labels,
         kind,
         {**(meta or {}), "condition": condition},
+        None if resting is None else np.ascontiguousarray(resting),
     )
 
 

@@ -172,14 +172,14 @@ _LINES = (
     ("user", "raw", "user, raw"),
     ("assistant", "raw", "assistant, raw"),
     ("user", "renormalised", "user, renormalised without template tokens"),
-    ("user", "without sinks", "user, without the first token (sink)"),
+    ("user", "without sinks", "user, without sinks"),
 )
 """The figures by layer: role, view and title."""
 
 _CHANGES = (
     ("raw", False, "user, raw"),
     ("raw", True, "user, raw, minus the change that token counts explain"),
-    ("renormalised without sinks", False, "user, without template and sink"),
+    ("renormalised without sinks", False, "user, without template and sinks"),
 )
 """The maps of the change: view, whether the uniform baseline is subtracted, and title."""
 
@@ -219,11 +219,16 @@ def _drift_lines(drift: Drift) -> list[Figures]:
         "How much attention each layer gives to a role: the mean over heads, and the head that attends "
         "most to the user without template. The dotted lines show the share if every token got the same "
         "attention, from token counts alone. Raw shares alone can mislead, because a template adds tokens "
-        "and most heads attend to the first token. The lower figures therefore renormalise without the "
-        "template's tokens and leave out the first token; a change that stays there is a change of the "
-        "model's attention."
+        "and most heads rest on a few tokens, such as the first one (attention sinks). The lower figures "
+        f"therefore renormalise without the template's tokens, and without sinks ({_sinks(drift)}); a change "
+        "that stays there is a change of the model's attention."
     )
     return [Figures(lines[:2], "", title=f"{first} against {second}"), Figures(lines[2:], caption)]
+
+
+def _sinks(drift: Drift) -> str:
+    """What the views without sinks leave out."""
+    return "BOS and learned sinks" if drift.resting is None else "measured in every layer"
 
 
 def _drift_maps(drift: Drift) -> Figures:

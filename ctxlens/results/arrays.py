@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +17,9 @@ from ctxlens.results.files import META_KEY, check_record, make_record, read_safe
 if TYPE_CHECKING:
     import pandas as pd
 
+LEAST_SHARE = 1e-6
+"""Least attention outside of sinks that is renormalised; less is a rounding error."""
+
 
 @dataclass(frozen=True)
 class RoleAllocation:
@@ -30,6 +33,9 @@ class RoleAllocation:
         queries: what the queries are: `first_answer` (the position that produces the first answer
             token), `response_mean` (mean over the response's own positions) or `positions`.
         meta: model, condition (`template` or `plain`), steering, and further entries of the study.
+        resting: the part of each share that falls on attention sinks of this role (see
+            `ctxlens.models.attention.sinks`). None: sinks were not measured, as in files written by earlier
+            versions.
     """
 
     shares: Float[np.ndarray, "layer head query role"]
@@ -38,6 +44,7 @@ class RoleAllocation:
     query_labels: tuple[str, ...]
     queries: str
     meta: Mapping[str, Any] = field(default_factory=dict)
+    resting: Float[np.ndarray, "layer head query role"] | None = None
     roles: ClassVar[tuple[str, ...]] = ROLE_LABELS
 
     def share(self, role: str | Role, *, renormalised: bool = False) -> Float[np.ndarray, "layer head query"]:
@@ -53,12 +60,45 @@ class RoleAllocation:
         These shares make conditions with and without template comparable. A query whose whole mass lies on
         dropped roles has NaN.
         """
-        keep = np.ones(len(self.roles), dtype=np.float32)
-        keep[[Role.parse(role) for role in dropped]] = 0
+        keep = self._keep(dropped)
         kept = self.shares * keep
         total = kept.sum(-1, keepdims=True)
-        shares = np.divide(kept, total, out=np.full_like(kept, np.nan), where=total > 0)
-        return replace(self, shares=shares, key_counts=self.key_counts * keep)
+        resting = None if self.resting is None else _divide(self.resting * keep, total, total > 0)
+        return replace(
+            self,
+            shares=_divide(kept, total, total > 0),
+            key_counts=self.key_counts * keep,
+            resting=resting,
+        )
+
+    def without_sinks(self) -> RoleAllocation:
+        """Shares over the tokens that are no attention sinks, renormalised over the roles but pad and sink.
+
+        Template tokens stay: take them out too with `allocation.without_sinks().renormalised()`. A query
+        whose mass lies wholly on sinks has NaN. The token counts still include the sinks, which are few.
+
+        Raises:
+            InputError: sinks were not measured.
+        """
+        if self.resting is None:
+            raise InputError(
+                "sinks were not measured in this allocation (it was read with sinks=False, or written by an "
+                "earlier version); read the model again."
+            )
+        keep = self._keep((Role.PAD, Role.SINK))
+        kept = np.maximum(self.shares - self.resting, 0) * keep
+        total = kept.sum(-1, keepdims=True)
+        return replace(
+            self,
+            shares=_divide(kept, total, total > LEAST_SHARE),
+            key_counts=self.key_counts * keep,
+            resting=np.zeros_like(self.resting),
+        )
+
+    def _keep(self, dropped: Sequence[str | Role]) -> Float[np.ndarray, " role"]:
+        keep = np.ones(len(self.roles), dtype=np.float32)
+        keep[[Role.parse(role) for role in dropped]] = 0
+        return keep
 
     def uniform(self) -> Float[np.ndarray, "query role"]:
         """The shares if every visible token received the same attention: the baseline for raw shares."""
@@ -69,18 +109,23 @@ class RoleAllocation:
         return np.nanmean(self.share(role), axis=-1).argmax(axis=-1)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per layer, head, query and role."""
+        """One row per layer, head, query and role; with a column `resting` if sinks were measured."""
         import pandas as pd
 
         index = pd.MultiIndex.from_product(
             [self.layers, range(self.shares.shape[1]), self.query_labels, self.roles],
             names=["layer", "head", "query", "role"],
         )
-        return pd.DataFrame({"share": self.shares.reshape(-1)}, index=index).reset_index()
+        columns = {"share": self.shares.reshape(-1)}
+        if self.resting is not None:
+            columns["resting"] = self.resting.reshape(-1)
+        return pd.DataFrame(columns, index=index).reset_index()
 
     @classmethod
     def concat(cls, allocations: Sequence[RoleAllocation]) -> RoleAllocation:
         """Concatenate the allocations of several conversations along the query axis.
+
+        Sinks count as measured if they were measured in all of them.
 
         Raises:
             InputError: they differ in layers, heads or kind of query.
@@ -98,12 +143,16 @@ class RoleAllocation:
             shares=np.concatenate([a.shares for a in allocations], axis=2),
             key_counts=np.concatenate([a.key_counts for a in allocations]),
             query_labels=tuple(label for a in allocations for label in a.query_labels),
+            resting=join_resting(allocations, lambda parts: np.concatenate(parts, axis=2)),
         )
 
     def save(self, path: str | Path) -> None:
         """Write as safetensors."""
         labels = {"layers": self.layers, "query_labels": self.query_labels, "queries": self.queries}
-        _save_arrays(path, self, {"shares": self.shares, "key_counts": self.key_counts}, labels)
+        arrays = {"shares": self.shares, "key_counts": self.key_counts}
+        if self.resting is not None:
+            arrays["resting"] = self.resting
+        _save_arrays(path, self, arrays, labels)
 
     @classmethod
     def load(cls, path: str | Path) -> RoleAllocation:
@@ -116,7 +165,21 @@ class RoleAllocation:
             tuple(labels["query_labels"]),
             labels["queries"],
             meta,
+            arrays.get("resting"),
         )
+
+
+def join_resting(
+    allocations: Sequence[RoleAllocation], join: Callable[[list[np.ndarray]], np.ndarray]
+) -> np.ndarray | None:
+    """The parts of several allocations that rest on sinks, joined; None if one was read without sinks."""
+    parts = [allocation.resting for allocation in allocations if allocation.resting is not None]
+    return join(parts) if len(parts) == len(allocations) else None
+
+
+def _divide(kept: np.ndarray, total: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """The quotient, NaN where there is nothing to divide by."""
+    return np.divide(kept, total, out=np.full_like(kept, np.nan), where=where)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from ctxlens.chat.roles import ROLE_LABELS, Role
 from ctxlens.errors import InputError
-from ctxlens.results.arrays import _load_arrays, _save_arrays
+from ctxlens.results.arrays import LEAST_SHARE, _load_arrays, _save_arrays
 from ctxlens.results.heads import HeadMap
 from ctxlens.stats import Interval, bootstrap_mean
 
@@ -22,8 +22,12 @@ VIEWS: Mapping[str, tuple[Role, ...]] = {
     "without sinks": (Role.BOS, Role.SINK, Role.PAD),
     "renormalised without sinks": (Role.TEMPLATE, Role.INDICATOR, Role.PAD, Role.SINK, Role.BOS),
 }
-"""Ways to look at role shares, each with the roles that are left out before the rest is renormalised: none;
-those of the paper's section 2.2; the tokens that idle heads attend to (BOS and learned sinks); both."""
+"""Ways to look at role shares, each with the roles that are left out before the rest is renormalised:
+all of it; the paper's section 2.2; without attention sinks; both. Where sinks were not measured, BOS and
+learned sinks stand for them. Where they were, `Drift` takes out what rests on them instead, and leaves the
+rest of BOS in (`Drift.left_out`)."""
+
+_SINKLESS = ("without sinks", "renormalised without sinks")
 
 _T_HEADS = ("mean", "retrieval")
 
@@ -41,6 +45,8 @@ class Drift:
         retrieval: the retrieval head of each layer (paper B.3), chosen on side 0's model without template.
         queries: the positions whose attention was read: `first_answer` or `response_mean`.
         meta: `sides` (two names, for instance `base, template`) and further entries of the study.
+        resting: the part of each share that falls on attention sinks of this role; None: sinks were not
+            measured, as in files written by earlier versions.
     """
 
     shares: Float[np.ndarray, "side layer head conversation role"]
@@ -50,6 +56,7 @@ class Drift:
     retrieval: Int[np.ndarray, " layer"]
     queries: str
     meta: Mapping[str, Any] = field(default_factory=dict)
+    resting: Float[np.ndarray, "side layer head conversation role"] | None = None
     roles: ClassVar[tuple[str, ...]] = ROLE_LABELS
 
     @property
@@ -58,22 +65,42 @@ class Drift:
         first, second = self.meta.get("sides", ("first", "second"))
         return str(first), str(second)
 
+    def left_out(self, view: str) -> tuple[Role, ...]:
+        """The roles that a view leaves out.
+
+        Raises:
+            InputError: an unknown view.
+        """
+        if view not in VIEWS:
+            raise InputError(f"unknown view {view!r}; choose from {', '.join(VIEWS)}.")
+        if self.resting is None or view not in _SINKLESS:
+            return VIEWS[view]
+        return tuple(role for role in VIEWS[view] if role != Role.BOS)
+
+    def _kept(self, view: str) -> Float[np.ndarray, " role"]:
+        kept = np.ones(len(ROLE_LABELS), dtype=np.float32)
+        kept[[int(role) for role in self.left_out(view)]] = 0
+        return kept
+
     def share(self, role: str | Role, view: str = "raw") -> Float[np.ndarray, "side layer head conversation"]:
         """The share of one role in a view; NaN where no attention is left once roles are left out.
 
         Raises:
             InputError: an unknown view, or a role that it leaves out.
         """
-        kept = _kept(view)
+        kept = self._kept(view)
         index = Role.parse(role)
         if not kept[index]:
             raise InputError(f"the view {view!r} leaves out {index.label}; look at it in the raw view.")
-        total = (self.shares * kept).sum(-1)
-        return np.divide(self.shares[..., index], total, out=np.full_like(total, np.nan), where=total > 1e-9)
+        shares, least = self.shares, 1e-9
+        if self.resting is not None and view in _SINKLESS:
+            shares, least = np.maximum(shares - self.resting, 0), LEAST_SHARE
+        total = (shares * kept).sum(-1)
+        return np.divide(shares[..., index], total, out=np.full_like(total, np.nan), where=total > least)
 
     def uniform(self, role: str | Role, view: str = "raw") -> Float[np.ndarray, "side conversation"]:
         """The share of one role if all visible tokens received the same attention, from token counts."""
-        counts = self.key_counts * _kept(view)
+        counts = self.key_counts * self._kept(view)
         return counts[..., Role.parse(role)] / np.maximum(counts.sum(-1), 1)
 
     def difference(self, role: str | Role, view: str = "raw") -> HeadMap:
@@ -131,6 +158,8 @@ class Drift:
         """Write as safetensors."""
         names = ("shares", "key_counts", "contexts", "retrieval")
         arrays = {name: getattr(self, name) for name in names}
+        if self.resting is not None:
+            arrays["resting"] = self.resting
         _save_arrays(path, self, arrays, {"layers": self.layers, "queries": self.queries})
 
     @classmethod
@@ -145,15 +174,8 @@ class Drift:
             arrays["retrieval"],
             labels["queries"],
             meta,
+            arrays.get("resting"),
         )
-
-
-def _kept(view: str) -> Float[np.ndarray, " role"]:
-    if view not in VIEWS:
-        raise InputError(f"unknown view {view!r}; choose from {', '.join(VIEWS)}.")
-    kept = np.ones(len(ROLE_LABELS), dtype=np.float32)
-    kept[[int(role) for role in VIEWS[view]]] = 0
-    return kept
 
 
 __all__ = ["VIEWS", "Drift"]

@@ -22,6 +22,7 @@ from torch import Tensor
 from ctxlens.chat.roles import N_ROLES, Role
 from ctxlens.errors import UnsupportedModelError
 from ctxlens.models.attention.fused import append_sink, compute_score_bias
+from ctxlens.models.attention.resting import RestingShares, SinkReader
 from ctxlens.models.attention.shares import compute_role_shares
 from ctxlens.models.attention.steering import Steering, combine_selects, weigh_targets
 from ctxlens.models.backends.batch import RunningKeys, TokenBatch, take_queries
@@ -37,6 +38,11 @@ def pattern_hook(layer: int) -> str:
 def scores_hook(layer: int) -> str:
     """The name of the hook on a layer's masked attention scores, before softmax."""
     return f"blocks.{layer}.attn.hook_attn_scores"
+
+
+def residual_hook(layer: int) -> str:
+    """The name of the hook on the hidden states at the entry of a layer `[batch, pos, d_model]`."""
+    return f"blocks.{layer}.hook_resid_pre"
 
 
 def head_output_hook(layer: int) -> str:
@@ -121,12 +127,47 @@ class LensBackend:
         """See `Backend.read_shares`."""
 
         def to_shares(pattern: Tensor) -> Tensor:
-            shares = compute_role_shares(pattern, batch.role_ids, N_ROLES)
-            if self._sinks:
-                shares[..., int(Role.SINK)] = 1 - pattern.sum(-1)
+            shares = self._sum_by_role(_take_rows(pattern, queries), batch)
             return shares if reduce is None else reduce(shares)
 
-        return self._read(batch, layers, queries, steerings, to_shares)
+        return self._read(batch, layers, steerings, to_shares)
+
+    def _sum_by_role(self, pattern: Tensor, batch: TokenBatch) -> Tensor:
+        """Role shares of some rows of a pattern, with that of the learned sink."""
+        shares = compute_role_shares(pattern, batch.role_ids, N_ROLES)
+        if self._sinks:
+            shares[..., int(Role.SINK)] = 1 - pattern.sum(-1)
+        return shares
+
+    @torch.no_grad()
+    def read_resting(
+        self,
+        batch: TokenBatch,
+        layers: Sequence[int],
+        queries: Int[Tensor, "batch query"],
+        steerings: Sequence[Steering],
+    ) -> RestingShares:
+        """See `Backend.read_resting`."""
+        entries = [residual_hook(layer) for layer in range(max(layers) + 1)]
+        if missing := [name for name in entries if name not in self.lens_model.hook_dict]:
+            raise UnsupportedModelError(
+                f"TransformerLens offers no hook {missing[0]} for this model, so its attention sinks cannot "
+                'be found; read with sinks=False, or try backend="native".'
+            )
+        sinks = SinkReader.of_texts(batch.role_ids)
+
+        def to_both(pattern: Tensor) -> Tensor:
+            found = sinks.find(_take_rows(pattern, sinks.sample.positions))
+            rows = _take_rows(pattern, queries)
+            of_sinks = batch.role_ids.to(found.device).masked_fill(~found, -1)
+            resting = compute_role_shares(rows, of_sinks, N_ROLES)
+            return torch.stack([self._sum_by_role(rows, batch), resting], dim=1)
+
+        def enter(hidden: Tensor, hook: Any) -> None:
+            sinks.enter(hidden)
+
+        found = self._read(batch, layers, steerings, to_both, [(name, enter) for name in entries])
+        return RestingShares(*found.unbind(2))
 
     @torch.no_grad()
     def read_pattern(
@@ -137,29 +178,34 @@ class LensBackend:
         steerings: Sequence[Steering],
     ) -> Float[Tensor, "batch layer head query key"]:
         """See `Backend.read_pattern`."""
-        return self._read(batch, layers, queries, steerings, lambda pattern: pattern)
+        return self._read(batch, layers, steerings, lambda pattern: _take_rows(pattern, queries))
 
     def _read(
         self,
         batch: TokenBatch,
         layers: Sequence[int],
-        queries: Tensor,
         steerings: Sequence[Steering],
         reduce: Callable[[Tensor], Tensor],
+        further: Sequence[tuple[str, Callable[..., None]]] = (),
     ) -> Tensor:
+        """The results of `reduce`, a function of a layer's pattern, stacked; `further` hooks run too."""
         last = max(layers)
         collected: dict[int, Tensor] = {}
 
         def reader(layer: int) -> Callable[..., None]:
             def read(pattern: Tensor, hook: Any) -> None:
-                collected[layer] = reduce(take_queries(pattern.float(), queries)).cpu()
+                collected[layer] = reduce(pattern).cpu()
                 if layer == last:
                     raise _StopForward
 
             return read
 
         keys = RunningKeys(batch, _active(steerings), batch.tokens.shape[1])
-        hooks = [*self._steering_hooks(keys), *((pattern_hook(layer), reader(layer)) for layer in layers)]
+        hooks = [
+            *further,
+            *self._steering_hooks(keys),
+            *((pattern_hook(layer), reader(layer)) for layer in layers),
+        ]
         try:
             with self.lens_model.hooks(fwd_hooks=hooks):
                 self._forward(batch)
@@ -295,6 +341,11 @@ class LensBackend:
             for layer in range(self.shape.n_layers)
             if any(s.touches(layer) for s in keys.steerings)
         ]
+
+
+def _take_rows(pattern: Tensor, queries: Tensor) -> Tensor:
+    """The chosen query rows of every conversation, in float32."""
+    return take_queries(pattern, queries.to(pattern.device)).float()
 
 
 def _add_bias(scores: Tensor, bias: Tensor, weights: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ctxlens.models.attention.resting import RestingShares
 from ctxlens.models.attention.steering import Steering
 from ctxlens.models.backends.batch import TokenBatch
 
@@ -136,6 +137,23 @@ class Backend(Protocol):
 
         The result has shape `[batch, layer, head, query, role]`; with `reduce`, it is the stacked results of
         `reduce` for every layer.
+        """
+        ...
+
+    def read_resting(
+        self,
+        batch: TokenBatch,
+        layers: Sequence[int],
+        queries: Int[Tensor, "batch query"],
+        steerings: Sequence[Steering],
+    ) -> RestingShares:
+        """Role shares of chosen query positions, and the part of them that rests on attention sinks.
+
+        Both have shape `[batch, layer, head, query, role]`, float32, on the CPU. The sinks of every layer are
+        found in the same forward pass; see `ctxlens.models.attention.sinks`.
+
+        Raises:
+            UnsupportedModelError: the hidden states at the entry of the layers cannot be seen.
         """
         ...
 

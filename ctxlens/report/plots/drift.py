@@ -12,7 +12,7 @@ from ctxlens.chat.roles import Role
 from ctxlens.report.plots.allocation import MOST_LABELLED_HEADS, head_frames, mean_over_queries
 from ctxlens.report.plots.heads import head_map
 from ctxlens.report.plots.theme import DIVERGING, INK, MUTED, SEQUENTIAL, SERIES, colorscale, plain, style
-from ctxlens.results import VIEWS, Drift
+from ctxlens.results import Drift
 from ctxlens.stats import Interval
 
 HEADS = {"mean": "mean over heads", "retrieval": "retrieval head"}
@@ -126,7 +126,7 @@ def drift_map(drift: Drift, role: str = "user", view: str = "raw", *, excess: bo
 
 def drift_slider(drift: Drift, view: str = "raw") -> go.Figure:
     """Draw role by head on both sides and their difference, one layer at a time, with a slider."""
-    roles = [name for name in drift.shown_roles() if Role.parse(name) not in VIEWS[view]]
+    roles = [name for name in drift.shown_roles() if Role.parse(name) not in drift.left_out(view)]
     means = np.stack([mean_over_queries(drift.share(role, view)) for role in roles], axis=2)
     # [side, layer, role, head]
     change = means[1] - means[0]

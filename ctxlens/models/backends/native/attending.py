@@ -10,9 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ctxlens.models.attention.resting import SinkReader
 from ctxlens.models.attention.steering import combine_selects
 from ctxlens.models.backends.batch import HeadWeights, RunningKeys
 from ctxlens.models.backends.protocol import LayerPath, Reduce
+
+Kept = Literal["shares", "resting", "pattern"]
+"""What is kept of a layer's attention."""
 
 
 @dataclass
@@ -44,12 +48,14 @@ class Attending:
         keys: roles and biases of the keys.
         layers: the layers to read.
         queries: the query positions to keep, by row.
-        keep: whether role shares or whole patterns are kept.
+        keep: whether role shares, role shares with the part that rests on sinks, or patterns are kept.
         stop: whether the forward pass ends after the highest layer to read.
         exact: whether the shares of 16-bit models are computed in float32.
         reduce: a function of each layer's shares whose result is kept in their place.
-        collected: by layer, shares `[batch, head, query, role]` or patterns, float32, on the CPU; or the
-            results of `reduce`, on the device of the layer.
+        sinks: finds the sinks of each layer, where shares are kept with the part that rests on them.
+        collected: by layer, shares `[batch, head, query, role]`, shares and resting parts
+            `[batch, 2, head, query, role]`, or patterns, float32, on the CPU; or the results of `reduce`, on
+            the device of the layer.
         paths: by layer whose attention came through here, how it was computed.
         current: what the layers of the forward pass that is running share.
     """
@@ -57,10 +63,11 @@ class Attending:
     keys: RunningKeys
     layers: frozenset[int] = frozenset()
     queries: Int[Tensor, "batch query"] | None = None
-    keep: Literal["shares", "pattern"] = "shares"
+    keep: Kept = "shares"
     stop: bool = False
     exact: bool = False
     reduce: Reduce | None = None
+    sinks: SinkReader | None = None
     collected: dict[int, Tensor] = field(default_factory=dict)
     paths: dict[int, LayerPath] = field(default_factory=dict)
     current: ForwardPass = field(default_factory=ForwardPass)
@@ -100,4 +107,4 @@ def add_to_mask(bias: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask > torch.finfo(mask.dtype).min / 2, bias + mask, mask)
 
 
-__all__ = ["Attending", "ForwardPass", "add_to_mask"]
+__all__ = ["Attending", "ForwardPass", "Kept", "add_to_mask"]

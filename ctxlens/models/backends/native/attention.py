@@ -21,6 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from ctxlens.errors import InputError
+from ctxlens.models.attention.resting import SinkReader
 from ctxlens.models.attention.steering import Steering
 from ctxlens.models.backends.batch import RunningKeys, TokenBatch
 from ctxlens.models.backends.native.attending import Attending
@@ -51,10 +52,11 @@ def attend(
     steerings: Sequence[Steering] = (),
     layers: Sequence[int] = (),
     queries: Int[Tensor, "batch query"] | None = None,
-    keep: Literal["shares", "pattern"] = "shares",
+    keep: Literal["shares", "resting", "pattern"] = "shares",
     stop: bool = False,
     exact: bool = False,
     reduce: Reduce | None = None,
+    sinks: SinkReader | None = None,
 ) -> Iterator[Attending]:
     """Steer and read every forward pass (and `generate`) of a transformers model inside the block.
 
@@ -64,16 +66,19 @@ def attend(
         steerings: what is steered.
         layers: the layers to read.
         queries: the query positions to keep, by row; all by default.
-        keep: role shares, or whole patterns.
+        keep: role shares, role shares with the part that rests on sinks, or whole patterns.
         stop: end the forward pass silently after the highest layer to read; the block ends with it.
         exact: compute the shares of 16-bit models in float32, in a second pass over the scores.
         reduce: a function of each layer's shares whose result is kept in their place.
+        sinks: finds the sinks, if they are to be kept apart. The caller lets it note the hidden states at the
+            entry of every layer.
 
     Yields:
         What is collected; it stays valid after the block.
     """
     active = tuple(s for s in steerings if not s.changes_nothing)
-    attending = Attending(RunningKeys(batch, active), frozenset(layers), queries, keep, stop, exact, reduce)
+    keys = RunningKeys(batch, active)
+    attending = Attending(keys, frozenset(layers), queries, keep, stop, exact, reduce, sinks)
     configs: dict[int, Any] = {
         id(config): config
         for config in (getattr(module, "config", None) for module in model.modules())
@@ -172,6 +177,15 @@ def _keep_shares(call: Call, attending: Attending, layer: int) -> Tensor:
     return output
 
 
+def _keep_resting(call: Call, attending: Attending, layer: int) -> Tensor:
+    """The output; the role shares and the part of them that rests on sinks are kept."""
+    assert attending.sinks is not None, "without a reader of sinks nothing can be kept apart"
+    role_ids = attending.keys.roles(call.key.shape[2], call.query.shape[0], call.query.device)
+    output, found = call.read_resting(role_ids, attending.queries, attending.sinks, exact=attending.exact)
+    attending.collected[layer] = torch.stack(found, dim=1).cpu()
+    return output
+
+
 def _keep_pattern(call: Call, attending: Attending, layer: int) -> Tensor:
     """The output; the pattern is kept."""
     attending.collected[layer] = call.pattern(attending.queries).float().cpu()
@@ -187,6 +201,7 @@ _STEER: dict[HowSteered, Callable[[Call, Attending, int], Call]] = {
 _COMPUTE: dict[Kept, Callable[[Call, Attending, int], Tensor]] = {
     "nothing": _only_output,
     "shares": _keep_shares,
+    "resting": _keep_resting,
     "pattern": _keep_pattern,
 }
 

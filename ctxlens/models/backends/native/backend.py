@@ -16,10 +16,12 @@ from transformers import PreTrainedModel
 
 from ctxlens.chat.roles import Role
 from ctxlens.errors import UnsupportedModelError
+from ctxlens.models.attention.resting import RestingShares, SinkReader
 from ctxlens.models.attention.steering import Steering
 from ctxlens.models.backends.batch import TokenBatch
 from ctxlens.models.backends.native.attention import attend
 from ctxlens.models.backends.native.cache import ResumedDecoder, make_cache, read_cache
+from ctxlens.models.backends.native.layers import find_decoder_layers, note_hidden_states
 from ctxlens.models.backends.native.projections import find_output_projections
 from ctxlens.models.backends.native.sizes import layer_windows, measure_costs, shape_of
 from ctxlens.models.backends.protocol import (
@@ -100,7 +102,22 @@ class NativeBackend:
         reduce: Reduce | None = None,
     ) -> Float[Tensor, "batch layer ..."]:
         """See `Backend.read_shares`."""
-        return self._read(batch, layers, queries, steerings, "shares", reduce)
+        return self._read(batch, layers, queries, steerings, "shares", reduce=reduce)
+
+    @torch.no_grad()
+    def read_resting(
+        self,
+        batch: TokenBatch,
+        layers: Sequence[int],
+        queries: Int[Tensor, "batch query"],
+        steerings: Sequence[Steering],
+    ) -> RestingShares:
+        """See `Backend.read_resting`."""
+        sinks = SinkReader.of_texts(batch.role_ids)
+        entered = self._decoder_layers[: max(layers) + 1]
+        with note_hidden_states(entered, sinks.enter):
+            found = self._read(batch, layers, queries, steerings, "resting", sinks=sinks)
+        return RestingShares(*found.unbind(2))
 
     @torch.no_grad()
     def read_pattern(
@@ -119,11 +136,10 @@ class NativeBackend:
         layers: Sequence[int],
         queries: Tensor,
         steerings: Sequence[Steering],
-        keep: Literal["shares", "pattern"],
-        reduce: Reduce | None = None,
+        keep: Literal["shares", "resting", "pattern"],
+        **kwargs: Any,
     ) -> Tensor:
-        kwargs: dict[str, Any] = {"steerings": steerings, "layers": layers, "queries": queries}
-        kwargs["reduce"] = reduce
+        kwargs |= {"steerings": steerings, "layers": layers, "queries": queries}
         kwargs["exact"] = self.readout == "float32"
         with attend(self.hf_model, batch, keep=keep, stop=True, **kwargs) as attending:
             # Right padding needs no mask: every query that counts comes before it.
@@ -172,6 +188,10 @@ class NativeBackend:
                 handle = projections[layer].register_forward_pre_hook(self._head_hook(edit))
                 stack.callback(handle.remove)
             yield
+
+    @cached_property
+    def _decoder_layers(self) -> list[torch.nn.Module]:
+        return find_decoder_layers(self.hf_model, self.shape.n_layers)
 
     @cached_property
     def _output_projections(self) -> Mapping[int, torch.nn.Module]:

@@ -17,6 +17,7 @@ from ctxlens.models.attention.fused import (
     compute_attention_pattern,
     compute_score_bias,
 )
+from ctxlens.models.attention.resting import KeyGroups, RestingShares, SinkReader
 from ctxlens.models.attention.shares import compute_role_shares
 from ctxlens.models.attention.steering import weigh_targets
 from ctxlens.models.attention.tiled import tiled_attention
@@ -112,36 +113,54 @@ class Call:
         queries: Int[Tensor, "batch query"] | None,
         *,
         exact: bool,
+        n_groups: int = _MODEL_ROLES,
     ) -> tuple[Float[Tensor, "batch head query_pos d_value"], Float[Tensor, "batch head query role"]]:
-        """The output, and the shares of all roles for some queries (all by default)."""
+        """The output, and the shares of all roles for some queries (all by default).
+
+        Keys may also be grouped in another way, into `n_groups` groups. The last share is the learned sink's.
+        """
         n_keys = self.key.shape[2]
         if queries is not None and queries.shape[1] * _ROWS_APART <= n_keys and not self.terms:
-            output, shares = self.output(), self._read_apart(role_ids, queries.to(self.query.device))
+            queries = queries.to(self.query.device)
+            output, shares = self.output(), self._read_apart(role_ids, queries, n_groups)
         else:
-            output, shares = self._read_all(role_ids, exact=exact)
+            output, shares = self._read_all(role_ids, n_groups, exact=exact)
             if queries is not None:
                 shares = take_queries(shares, queries.to(shares.device))
         if "sinks" not in self.terms:
             shares = torch.nn.functional.pad(shares, (0, 1))
         return output, shares
 
-    def _read_all(self, role_ids: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:
+    def read_resting(
+        self,
+        role_ids: Int[Tensor, "batch key_pos"],
+        queries: Int[Tensor, "batch query"] | None,
+        sinks: SinkReader,
+        *,
+        exact: bool,
+    ) -> tuple[Float[Tensor, "batch head query_pos d_value"], RestingShares]:
+        """The output, and the shares of some queries, with the part of them that rests on sinks."""
+        found = sinks.find(self.pattern(sinks.sample.positions))
+        groups = KeyGroups.of(role_ids, found)
+        output, shares = self.read(groups.ids, queries, exact=exact, n_groups=len(groups.roles))
+        shares = shares.float()
+        return output, groups.split(shares[..., :-1], shares[..., -1])
+
+    def _read_all(self, role_ids: Tensor, n_groups: int, *, exact: bool) -> tuple[Tensor, Tensor]:
         """Output and shares of every query, in one call unless 16-bit shares are wanted in float32."""
         if exact and not self.terms and self.query.dtype != torch.float32:
             output = self.output()
             wide = [x.float() for x in (self.query, self.key, self.value[..., :0])]
-            _, shares = self._run(*wide, role_ids=role_ids, n_roles=_MODEL_ROLES)
+            _, shares = self._run(*wide, role_ids=role_ids, n_roles=n_groups)
         else:
-            output, shares = self._run(
-                self.query, self.key, self.value, role_ids=role_ids, n_roles=_MODEL_ROLES
-            )
+            output, shares = self._run(self.query, self.key, self.value, role_ids=role_ids, n_roles=n_groups)
         assert shares is not None
         return output, shares
 
-    def _read_apart(self, role_ids: Tensor, queries: Tensor) -> Tensor:
+    def _read_apart(self, role_ids: Tensor, queries: Tensor, n_groups: int) -> Tensor:
         """The shares of few queries, computed separately from the output, in float32 or wider."""
         query, given = self._rows(queries)
-        wanted = {"role_ids": role_ids, "n_roles": _MODEL_ROLES, "key_bias": self.bias, "scale": self.scale}
+        wanted = {"role_ids": role_ids, "n_roles": n_groups, "key_bias": self.bias, "scale": self.scale}
         nothing = self.value[..., :0]
         _, shares = tiled_attention(query, self.key, nothing, **wanted, **given, tile=_APART_TILE)
         assert shares is not None
