@@ -167,6 +167,8 @@ def render_questions(
 
 def check_steering(alpha: float | None, heads: str, target_share: float | None = None) -> None:
     """Raise `InputError`, before a model is loaded, if strength or heads are wrong for every model."""
+    if alpha == 1 and target_share is None and heads in ("all", "retrieval"):
+        return
     from ctxlens.models.attention.steering import Steering, parse_heads
 
     Steering(alpha, target_share=target_share)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 class Backend(enum.StrEnum):
     """Which library runs the model."""
 
+    auto = "auto"
     lens = "lens"
     native = "native"
 
@@ -31,6 +32,15 @@ class Backend(enum.StrEnum):
 class Dtype(enum.StrEnum):
     """Number format of weights and activations."""
 
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class ModelDtype(enum.StrEnum):
+    """Number format of a model that is loaded, or `auto`."""
+
+    auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
@@ -71,11 +81,13 @@ class CheckpointOptions:
         Device, typer.Option(help="auto, cpu or cuda; auto uses CUDA if it is available.", metavar="DEVICE")
     ] = Device.auto
     dtype: Annotated[
-        Dtype,
+        ModelDtype,
         typer.Option(
-            help="float32, bfloat16 (changes shares by up to about 0.4 %) or float16.", metavar="DTYPE"
+            help="auto, float32, bfloat16 (changes shares by up to about 0.4 %) or float16; auto is the "
+            "checkpoint's own on a GPU, and float32 on a CPU unless it multiplies bfloat16 fast.",
+            metavar="DTYPE",
         ),
-    ] = Dtype.float32
+    ] = ModelDtype.auto
     chat_template: Annotated[
         Path | None,
         typer.Option(help="Jinja file that replaces the tokenizer's chat template.", metavar="FILE"),
@@ -84,9 +96,32 @@ class CheckpointOptions:
         bool,
         typer.Option("--trust-remote-code", help="Allow Python code from the model's repository to run."),
     ] = False
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.", metavar="NAME")
+    ] = None
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            help="Spread the model over devices: auto, balanced or sequential.",
+            metavar="NAME",
+        ),
+    ] = None
+    load_in_4bit: Annotated[
+        bool, typer.Option("--load-in-4bit", help="Quantise the weights to 4 bits with bitsandbytes.")
+    ] = False
+    load_in_8bit: Annotated[
+        bool, typer.Option("--load-in-8bit", help="Quantise the weights to 8 bits with bitsandbytes.")
+    ] = False
+
+    def check(self) -> None:
+        """Raise `InputError` for a model or template that is not there; imports nothing heavy."""
+        from ctxlens.models.checkpoint import locate_checkpoint, read_chat_template
+
+        locate_checkpoint(self.model)
+        read_chat_template(self.chat_template)
 
     def load_as(self, backend: str) -> Model:
-        """Load the model that the options name, as `lens` or `native`."""
+        """Load the model that the options name, as `auto`, `lens` or `native`."""
         from ctxlens.models import load_model
 
         return load_model(
@@ -96,6 +131,10 @@ class CheckpointOptions:
             dtype=self.dtype.value,
             chat_template=self.chat_template,
             trust_remote_code=self.trust_remote_code,
+            revision=self.revision,
+            device_map=self.device_map,
+            load_in_4bit=self.load_in_4bit,
+            load_in_8bit=self.load_in_8bit,
         )
 
     def load_tokenizer(self) -> Any:
@@ -104,7 +143,7 @@ class CheckpointOptions:
 
         template = read_chat_template(self.chat_template)
         source = locate_checkpoint(self.model)
-        tokenizer = load_tokenizer(source, trust_remote_code=self.trust_remote_code)
+        tokenizer = load_tokenizer(source, trust_remote_code=self.trust_remote_code, revision=self.revision)
         if template is not None:
             tokenizer.chat_template = template
         return tokenizer
@@ -117,10 +156,11 @@ class ModelOptions(CheckpointOptions):
     backend: Annotated[
         Backend,
         typer.Option(
-            help="lens (TransformerLens) or native (transformers; less memory, longer inputs).",
+            help="native (transformers; less memory, longer inputs), lens (TransformerLens), or auto: "
+            "native, or lens for a model that only TransformerLens can read.",
             metavar="NAME",
         ),
-    ] = Backend.lens
+    ] = Backend.auto
 
     def load(self) -> Model:
         """Load the model that the options name."""
@@ -168,6 +208,21 @@ class RunOptions:
         bool,
         typer.Option("--overwrite", help="Start again; an earlier run in the folder is kept as DIR.old."),
     ] = False
+
+    def check(self, study: str) -> None:
+        """Raise `RunExistsError` if the folder holds another study; imports nothing heavy."""
+        from ctxlens.errors import RunExistsError
+        from ctxlens.runs import MANIFEST, Run
+
+        folder = self.out or Path("runs") / study
+        if self.overwrite or not (folder / MANIFEST).is_file():
+            return
+        found = Run.read(folder).manifest.get("study")
+        if found != study:
+            raise RunExistsError(
+                f"{folder} already holds another run (study {found!r} instead of {study!r}); choose another "
+                "folder, or pass --overwrite where the command has it."
+            )
 
     def open(self, study: str, config: Mapping[str, Any]) -> Run:
         """Open the run folder; call this after all other checks."""

@@ -62,11 +62,16 @@ def drift(
     limit: LimitOption = None,
 ) -> None:
     """Compare attention by role between two models or two conditions, with paired differences."""
+    words = _parse_sides(conditions or ("template,template" if against else "plain,template"))
+    asked = None if messages is None else read_conversations(messages, limit)
+    model.check()
+    if against is not None:
+        replace(model, model=against).check()
+    store.check("drift")
+
     from ctxlens.heads.drift import Side, read_drift
     from ctxlens.results import Drift
 
-    words = _parse_sides(conditions or ("template,template" if against else "plain,template"))
-    asked = None if messages is None else read_conversations(messages, limit)
     lm = model.load()
     other = lm if against is None else replace(model, model=against).load()
     sides = Side(lm, words[0]), Side(other, words[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -10,7 +11,7 @@ import typer
 
 from ctxlens.cli import _screen, _tables
 from ctxlens.cli._inputs import BatchOption, parse_pairs
-from ctxlens.cli._options import Backend, Device, Dtype, RunOptions, verb
+from ctxlens.cli._options import Backend, Device, ModelDtype, RunOptions, verb
 from ctxlens.errors import InputError
 
 _DRAWN = ("organism_seed", "closed_book_seed", "needle_seed")
@@ -33,12 +34,13 @@ class ModelsOptions:
     device: Annotated[
         Device, typer.Option(help="auto, cpu or cuda; auto uses CUDA if it is available.", metavar="DEVICE")
     ] = Device.auto
-    dtype: Annotated[Dtype, typer.Option(help="float32, bfloat16 or float16.", metavar="DTYPE")] = (
-        Dtype.float32
-    )
+    dtype: Annotated[
+        ModelDtype, typer.Option(help="auto, float32, bfloat16 or float16.", metavar="DTYPE")
+    ] = ModelDtype.auto
     backend: Annotated[
-        Backend, typer.Option(help="native (transformers) or lens (TransformerLens).", metavar="NAME")
-    ] = Backend.native
+        Backend,
+        typer.Option(help="auto, native (transformers) or lens (TransformerLens).", metavar="NAME"),
+    ] = Backend.auto
     chat_template: Annotated[
         Path | None,
         typer.Option(help="Jinja file that replaces the tokenizers' chat templates.", metavar="FILE"),
@@ -46,6 +48,14 @@ class ModelsOptions:
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Allow Python code from a model's repository to run.")
     ] = False
+
+    def check(self) -> None:
+        """Raise `InputError` for a model or template that is not there; imports nothing heavy."""
+        from ctxlens.models.checkpoint import locate_checkpoint, read_chat_template
+
+        for name in self.model:
+            locate_checkpoint(name)
+        read_chat_template(self.chat_template)
 
     def load(self, name: str) -> Any:
         """Load one of the models."""
@@ -68,10 +78,26 @@ class ModelsOptions:
             "model": ", ".join(Path(name).name or name for name in self.model),
             "models": self.model,
             "sha256": [hash_checkpoint(locate_checkpoint(name)) for name in self.model],
-            "backend": self.backend.value,
-            "dtype": self.dtype.value,
+            "backend": "native" if self.backend is Backend.auto else self.backend.value,
+            "dtype": ", ".join(dict.fromkeys(self._name_dtypes())),
             "chat_template": read_chat_template(self.chat_template),
         }
+
+    def _name_dtypes(self) -> Iterator[str]:
+        """The number format of every model, as it will be loaded."""
+        from ctxlens.models.checkpoint import locate_checkpoint
+        from ctxlens.models.dtype_choice import choose_dtype
+        from ctxlens.models.loading import resolve_device
+
+        for name in self.model:
+            dtype = choose_dtype(
+                self.dtype.value,
+                locate_checkpoint(name),
+                resolve_device(self.device.value),
+                backend=self.backend.value,
+                trust_remote_code=self.trust_remote_code,
+            )
+            yield str(dtype).removeprefix("torch.")
 
 
 @verb(
@@ -122,12 +148,15 @@ def eval(
     from ctxlens.processes import Processes
 
     harness.require()
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    harness.check_names(names, include_path)
-    asked = harness.parse_conditions(conditions)
     if data_dir is not None and not data_dir.exists():
         raise InputError(f"--data-dir {data_dir} does not exist; give the folder or file with the data.")
     told = {**dict.fromkeys(_DRAWN, store.seed), **parse_pairs(metadata or [], "--metadata")}
+    models.check()
+    if not dry_run:
+        store.check("eval")
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    harness.check_names(names, include_path)
+    asked = harness.parse_conditions(conditions)
     settings = {"data_dir": data_dir, "include_path": include_path, "metadata": told}
     if dry_run:
         first = models.load(models.model[0])

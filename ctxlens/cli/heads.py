@@ -103,21 +103,15 @@ def heads(
     max_new_tokens: NewTokensOption = 30,
 ) -> None:
     """Find the heads that carry the needle: maps, ablations and steering, with controls and side effects."""
-    from ctxlens.chat.condition import parse_conditions
+    from ctxlens.chat.condition import Condition, parse_conditions
     from ctxlens.evals.needle.cells import build_cells
     from ctxlens.evals.needle.config import NeedleConfig
     from ctxlens.evals.needle.haystack import load_haystack
     from ctxlens.evals.needle.needles import load_needles
-    from ctxlens.heads import Answers
-    from ctxlens.heads.study import HeadStudy, check_kinds
-    from ctxlens.models.attention.steering import Steering
-    from ctxlens.models.indicator_token import require_indicator
 
-    kinds = tuple(kind.split(","))
-    check_kinds(kinds)
     strengths = parse_numbers(alphas, float, "--alphas")
     for strength in (alpha, *strengths):
-        Steering(strength)
+        Condition(alpha=strength)
     config = NeedleConfig(
         lengths=parse_spread(lengths, int, "--lengths"),
         depths=parse_spread(depths, float, "--depths"),
@@ -129,6 +123,15 @@ def heads(
         max_new_tokens=max_new_tokens,
         seed=store.seed,
     )
+    model.check()
+    store.check("heads")
+
+    from ctxlens.heads import Answers
+    from ctxlens.heads.study import HeadStudy, check_kinds
+    from ctxlens.models.indicator_token import require_indicator
+
+    kinds = tuple(kind.split(","))
+    check_kinds(kinds)
     chosen = _parse_pairs(only)
     straw = load_haystack(haystack, seed=store.seed)
     asked = _read_questions(questions, haystack, store.seed)

@@ -112,11 +112,8 @@ def needle(
     from ctxlens.evals.needle.config import NeedleConfig
     from ctxlens.evals.needle.haystack import load_haystack
     from ctxlens.evals.needle.needles import parse_needles
-    from ctxlens.evals.needle.run import run_needle
-    from ctxlens.models.indicator_token import require_indicator
     from ctxlens.processes import Processes
 
-    check_steering(alpha, heads)
     config = NeedleConfig(
         lengths=parse_spread(lengths, int, "--lengths"),
         depths=parse_spread(depths, float, "--depths"),
@@ -128,10 +125,14 @@ def needle(
         seed=store.seed,
         score=tuple(score.split(",")),
     )
+    _check(model, store, alpha, heads)
     processes = Processes.join(cpu=model.device.value == "cpu")
     straw = load_haystack(
         haystack, seed=store.seed, repeat=repeat, split=haystack_split, column=haystack_column
     )
+    from ctxlens.evals.needle.run import run_needle
+    from ctxlens.models.indicator_token import require_indicator
+
     lm = model.load()
     if indicator:
         require_indicator(lm)
@@ -156,6 +157,13 @@ def needle(
         _tables.show_needles(grid)
         _note_repeated(cells)
         _screen.say_where(run.folder)
+
+
+def _check(model: ModelOptions, store: RunOptions, alpha: float, heads: str) -> None:
+    """Refuse a model, run folder or steering that cannot be used, before anything heavy is imported."""
+    model.check()
+    store.check("needle")
+    check_steering(alpha, heads)
 
 
 def _print_prompts(model: Model, cell: Cell, config: NeedleConfig, indicator: bool) -> None:

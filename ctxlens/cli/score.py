@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ctxlens.cli import _screen, _tables
-from ctxlens.cli._options import Backend, LayoutOption, ModelOptions, RunOptions, verb
+from ctxlens.cli._options import LayoutOption, ModelOptions, RunOptions, verb
 from ctxlens.errors import InputError
 from ctxlens.parsing import parse_numbers
 
@@ -18,18 +17,6 @@ if TYPE_CHECKING:
     from ctxlens.chat.data import Conversation
     from ctxlens.models import Model
     from ctxlens.runs import Run
-
-
-@dataclass(frozen=True)
-class ScoringOptions(ModelOptions):
-    """The model and its backend; by default `native`, which needs no L×L pattern."""
-
-    backend: Annotated[
-        Backend,
-        typer.Option(
-            help="native (transformers; fast, with little memory) or lens (TransformerLens).", metavar="NAME"
-        ),
-    ] = Backend.native
 
 
 @verb(
@@ -40,7 +27,7 @@ class ScoringOptions(ModelOptions):
     "ctxlens score --merge shared/scores",
 )
 def score(
-    model: ScoringOptions,
+    model: ModelOptions,
     store: RunOptions,
     dataset: Annotated[
         str | None, typer.Option(help="Conversations: file, folder or Hub id.", metavar="DATA")
@@ -98,21 +85,27 @@ def score(
     from ctxlens.chat.data import open_conversations
     from ctxlens.processes import Processes
     from ctxlens.runs import Run
-    from ctxlens.scoring import Settings, merge_shards, score_to_run
 
     if merge is not None:
         run = Run.read(merge)
+        from ctxlens.scoring import merge_shards
+
         _show_scores(run, merge_shards(run))
         return
     if dataset is None:
         raise InputError("give a data set to score as --dataset, or a folder of scored parts as --merge.")
     if lp_gap and part is not None:
         raise InputError("--lp-gap needs all scores: merge the parts first, then give it without --part.")
+    model.check()
+    store.check("score")
     wanted = layers if layers in (None, "all") else parse_numbers(layers, int, "--layers")
     piece = _parse_part(part)
     processes = Processes.join(cpu=model.device.value == "cpu")
     read = {"split": split, "limit": limit, "drop_refusals": drop_refusals}
     data = open_conversations(dataset, layout=layout, streaming=streaming, **read)
+
+    from ctxlens.scoring import Settings, score_to_run
+
     lm = model.load()
     settings = Settings.of(
         lm, layers=wanted, max_tokens=max_tokens, batch_tokens=batch_tokens, precision=precision

@@ -7,16 +7,16 @@ from typing import Any, Literal, get_args
 from ctxlens.errors import InputError
 from ctxlens.models.backends.protocol import Backend, Readout
 
-BackendName = Literal["lens", "native"]
+BackendName = Literal["auto", "lens", "native"]
 
 
 def check_backend(backend: str, readout: str) -> None:
     """Raise `InputError` for an unknown backend or readout, or one that the backend does not have."""
     if backend not in get_args(BackendName):
-        raise InputError(f"unknown backend {backend!r}; choose lens or native.")
+        raise InputError(f"unknown backend {backend!r}; choose auto, lens or native.")
     if readout not in get_args(Readout):
         raise InputError(f"unknown readout {readout!r}; choose one of {', '.join(get_args(Readout))}.")
-    if readout != "model" and backend != "native":
+    if readout != "model" and backend == "lens":
         raise InputError(
             f'readout {readout!r} needs backend="native"; the lens reads the pattern that the model computed.'
         )
@@ -33,14 +33,14 @@ def make_backend(hf_model: Any, tokenizer: Any, backend: str, readout: str, *, c
     Args:
         hf_model: a transformers decoder.
         tokenizer: its tokenizer.
-        backend: `lens` or `native`.
+        backend: `lens` or `native`; `auto` is `native`.
         readout: `model` or `float32`; see `ctxlens.load_model`.
         copied: whether `lens`, which changes the modules of its model, works on a copy.
 
     Raises:
         UnsupportedModelError: attention that the backend cannot read exactly.
     """
-    if backend == "native":
+    if backend != "lens":
         from ctxlens.models.backends.native import NativeBackend
 
         return NativeBackend(hf_model, readout=readout)

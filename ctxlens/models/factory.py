@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from ctxlens.errors import UnsupportedModelError
 from ctxlens.models.backend_choice import BackendName, check_backend, choose_attention, make_backend
-from ctxlens.models.backends.protocol import Readout
+from ctxlens.models.backends.protocol import Backend, Readout
 from ctxlens.models.checkpoint import (
     hash_checkpoint,
     is_gguf,
@@ -13,26 +17,26 @@ from ctxlens.models.checkpoint import (
     locate_checkpoint,
     read_chat_template,
 )
-from ctxlens.models.loading import (
-    find_indicator,
-    find_stop_ids,
-    load_causal_lm,
-    resolve_device,
-    resolve_dtype,
-)
+from ctxlens.models.dtype_choice import choose_dtype
+from ctxlens.models.loading import find_indicator, find_stop_ids, load_causal_lm, resolve_device
 from ctxlens.models.model import Model
+from ctxlens.models.placement import place
 
 
 def load_model(
     name_or_path: str | Path,
     *,
-    backend: BackendName | str = "lens",
+    backend: BackendName | str = "auto",
     device: str = "auto",
-    dtype: str = "float32",
+    dtype: str = "auto",
     chat_template: str | Path | None = None,
     trust_remote_code: bool = False,
     indicator: str | None = None,
-    readout: Readout | str = "model",
+    readout: Readout | str | None = None,
+    revision: str | None = None,
+    device_map: str | None = None,
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
 ) -> Model:
     """Load a causal language model.
 
@@ -48,17 +52,26 @@ def load_model(
         name_or_path: a folder with a transformers checkpoint (safetensors), a GGUF file (its weights are
             dequantised), a Hub id, or a packaged model: `organism` (pretrained), `organism-chat`
             (instruction-tuned).
-        backend: `lens` reads through TransformerLens hooks. `native` reads through one fused attention call
-            in transformers, for large models and long contexts. Both give the same numbers.
+        backend: `native` reads through one fused attention call in transformers, for large models and long
+            contexts. `lens` reads through TransformerLens hooks, for work on whole patterns and as the
+            reference. Both give the same numbers. `auto` is `native`, or `lens` for a model that only
+            TransformerLens can read.
         device: `auto`, `cpu` or `cuda`.
         dtype: `float32`, `bfloat16` or `float16`. Attention shares in 16 bits are accurate to about 0.4 %.
+            `auto` is the checkpoint's own format on a GPU. On a CPU it is `float32`, or `bfloat16` for
+            models above 50 million parameters if the processor multiplies bfloat16 fast.
         chat_template: a file with a Jinja chat template (or its text), used instead of the tokenizer's own.
         trust_remote_code: run code that comes with the checkpoint.
         indicator: the indicator token. By default it is the one that the checkpoint was trained with, else
             `[IND]` if the tokenizer has it as a token.
         readout: `float32` computes the role shares of a 16-bit model in float32, from its own queries and
             keys, in a second pass over the scores of the layers read (`native` only; `lens` reads the
-            pattern that the model computed).
+            pattern that the model computed). `model` reads in the model's own format. By default it is
+            `float32` where `dtype="auto"` led to 16 bits, else `model`.
+        revision: branch, tag or commit of a model on the Hub.
+        device_map: how to spread the model over devices, such as `auto` or `balanced`, as in transformers
+            (`native` only).
+        load_in_4bit, load_in_8bit: quantise the weights with bitsandbytes (`native` only).
 
     Returns:
         The model.
@@ -66,37 +79,61 @@ def load_model(
     Raises:
         InputError: no such checkpoint, or one without config, safetensors weights or tokenizer; a damaged
             GGUF file, or one of an architecture that transformers cannot read; a device that does not exist;
-            an unknown backend, dtype or indicator; an unreadable template.
+            an unknown backend, dtype or indicator; an unreadable template; a revision of a local model;
+            quantisation without bitsandbytes.
         UnsupportedModelError: attention that the backend cannot read exactly.
     """
-    check_backend(backend, readout)
+    check_backend(backend, readout or "model")
     template = read_chat_template(chat_template)
-    on, precision = resolve_device(device), resolve_dtype(dtype)
-    source = locate_checkpoint(name_or_path)
-    tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+    on, source = resolve_device(device), locate_checkpoint(name_or_path)
+    found = {"trust_remote_code": trust_remote_code, "revision": revision}
+    precision = choose_dtype(dtype, source, on, backend=backend, **found)
+    bits = 4 * load_in_4bit + 8 * load_in_8bit
+    placed, options = place(source, on, precision, backend=backend, device_map=device_map, bits=bits)
+    tokenizer = load_tokenizer(source, **found)
     if template is not None:
         tokenizer.chat_template = template
-    hf_model = load_causal_lm(
-        source,
-        device=on,
-        dtype=precision,
-        trust_remote_code=trust_remote_code,
-        attention=choose_attention(backend),
+    if readout is None:
+        readout = "float32" if dtype == "auto" and precision.itemsize == 2 and backend != "lens" else "model"
+    hf_model, made = _run(
+        partial(load_causal_lm, source, device=placed, dtype=precision, **found, **options),
+        tokenizer,
+        backend,
+        readout,
     )
     identity = {
         "path": str(source),
         "revision": getattr(hf_model.config, "_commit_hash", None),
         "sha256": hash_checkpoint(source),
         **({"weights": "GGUF, dequantised"} if is_gguf(source) else {}),
+        **({"weights": f"quantised to {bits} bits"} if bits else {}),
+        **({"readout": readout} if dtype == "auto" and made.name == "native" and readout != "model" else {}),
     }
     return Model(
-        make_backend(hf_model, tokenizer, backend, readout, copied=False),
+        made,
         tokenizer,
         name=str(name_or_path),
         stop_ids=find_stop_ids(hf_model, tokenizer),
         indicator=find_indicator(hf_model, tokenizer, indicator),
         identity=identity,
     )
+
+
+def _run(load: Callable[..., Any], tokenizer: Any, backend: str, readout: str) -> tuple[Any, Backend]:
+    """A loaded model and the backend around it; `auto` tries `native` first."""
+    if backend != "auto":
+        hf_model = load(attention=choose_attention(backend))
+        return hf_model, make_backend(hf_model, tokenizer, backend, readout, copied=False)
+    hf_model = load(attention=choose_attention("native"))
+    try:
+        return hf_model, make_backend(hf_model, tokenizer, "native", readout, copied=False)
+    except UnsupportedModelError as refusal:
+        del hf_model
+        hf_model = load(attention=choose_attention("lens"))
+        try:
+            return hf_model, make_backend(hf_model, tokenizer, "lens", "model", copied=False)
+        except Exception:  # TransformerLens raises all kinds of errors for models it does not know
+            raise refusal from None
 
 
 __all__ = ["load_model"]

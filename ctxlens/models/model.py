@@ -114,7 +114,7 @@ class Model:
         Args:
             hf_model: a transformers decoder.
             tokenizer: its tokenizer.
-            backend: `lens` or `native`.
+            backend: `lens` or `native`; `auto` is `native`.
             name: the model's name in results.
             indicator: the indicator token.
             readout: as in `load_model`.

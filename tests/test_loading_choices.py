@@ -1,0 +1,178 @@
+"""What `load_model` decides: backend, number format, revision, placement, quantisation."""
+
+import pytest
+import torch
+from tiny_models import make_tiny, make_tokenizer
+from typer.testing import CliRunner
+
+import ctxlens.models.dtype_choice as dtype_choice
+import ctxlens.models.factory as factory
+import ctxlens.models.placement as placement
+from ctxlens.cli import app
+from ctxlens.errors import InputError, UnsupportedModelError
+from ctxlens.models import load_model
+from ctxlens.models.dtype_choice import choose_dtype, has_fast_bfloat16
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    make_tiny("llama").half().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    monkeypatch.setattr(dtype_choice, "has_fast_bfloat16", lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("reported", "expected"),
+    [
+        ({"avx2": True, "amx_bf16": False, "avx512_bf16": False}, False),
+        ({"amx_bf16": True}, True),
+        ({"avx512_bf16": True}, True),
+        ({"architecture": "aarch64"}, False),
+    ],
+)
+def test_the_processor_is_asked_through_torch(monkeypatch, reported, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: reported, raising=False)
+    assert has_fast_bfloat16() is expected
+
+
+def test_an_older_torch_is_asked_in_its_own_way(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    for amx, avx in ((False, False), (True, False), (False, True)):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx, raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx, raising=False)
+        assert has_fast_bfloat16() is (amx or avx)
+
+
+class TestDtype:
+    def test_what_is_asked_for_is_taken(self, checkpoint, fast):
+        assert choose_dtype("float16", checkpoint, CPU) is torch.float16
+
+    def test_a_gpu_takes_the_checkpoints_own(self, checkpoint):
+        assert choose_dtype("auto", checkpoint, GPU) is torch.float16
+
+    def test_a_slow_cpu_takes_float32(self, checkpoint, monkeypatch):
+        monkeypatch.setattr(dtype_choice, "has_fast_bfloat16", lambda: False)
+        monkeypatch.setattr(dtype_choice, "MOST_IN_FLOAT32", 10)
+        assert choose_dtype("auto", checkpoint, CPU) is torch.float32
+
+    def test_a_fast_cpu_takes_bfloat16_for_large_models(self, checkpoint, fast, monkeypatch):
+        assert choose_dtype("auto", checkpoint, CPU) is torch.float32
+        size = sum(weight.numel() for weight in make_tiny("llama").parameters())
+        monkeypatch.setattr(dtype_choice, "MOST_IN_FLOAT32", size)
+        assert choose_dtype("auto", checkpoint, CPU) is torch.float32
+        monkeypatch.setattr(dtype_choice, "MOST_IN_FLOAT32", size - 1)
+        assert choose_dtype("auto", checkpoint, CPU) is torch.bfloat16
+        assert choose_dtype("auto", checkpoint, CPU, backend="lens") is torch.float32
+
+    def test_the_shares_of_a_bfloat16_model_are_read_in_float32(self, checkpoint, fast, monkeypatch):
+        plain = load_model(checkpoint, device="cpu")
+        assert (plain.identity["backend"], plain.identity["dtype"]) == ("native", "float32")
+        assert "readout" not in plain.identity
+        monkeypatch.setattr(dtype_choice, "MOST_IN_FLOAT32", 10)
+        chosen = load_model(checkpoint, device="cpu")
+        assert (chosen.identity["dtype"], chosen.identity["readout"]) == ("bfloat16", "float32")
+        assert chosen.backend.readout == "float32"
+        named = load_model(checkpoint, device="cpu", dtype="bfloat16")
+        assert named.backend.readout == "model"
+
+
+class TestBackend:
+    def test_lens_where_native_refuses(self, checkpoint, monkeypatch):
+        real = factory.make_backend
+
+        def refuse(hf_model, tokenizer, backend, *rest, **options):
+            if backend == "native":
+                raise UnsupportedModelError("native cannot.")
+            return real(hf_model, tokenizer, backend, *rest, **options)
+
+        monkeypatch.setattr(factory, "make_backend", refuse)
+        assert load_model(checkpoint, device="cpu").identity["backend"] == "lens"
+        with pytest.raises(UnsupportedModelError, match="native cannot"):
+            load_model(checkpoint, device="cpu", backend="native")
+
+    def test_the_first_refusal_if_both_refuse(self, checkpoint, monkeypatch):
+        def refuse(hf_model, tokenizer, backend, *rest, **options):
+            raise UnsupportedModelError(f"{backend} cannot.")
+
+        monkeypatch.setattr(factory, "make_backend", refuse)
+        with pytest.raises(UnsupportedModelError, match="native cannot"):
+            load_model(checkpoint, device="cpu")
+
+
+class TestPlacement:
+    def test_a_revision_goes_to_the_hub(self, monkeypatch):
+        asked = []
+
+        def record(**given):
+            asked.append(given)
+            raise OSError("nothing there")
+
+        monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", record)
+        with pytest.raises(InputError, match="nothing there"):
+            load_model("owner/name", device="cpu", dtype="float32", revision="v2")
+        assert asked[0]["revision"] == "v2"
+        monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", record)
+        monkeypatch.setattr(factory, "load_tokenizer", lambda *_, **__: make_tokenizer())
+        with pytest.raises(InputError, match="no language model can be loaded from owner/name"):
+            load_model("owner/name", device="cpu", dtype="float32", revision="v2")
+        assert asked[1]["revision"] == "v2"
+
+    def test_a_local_model_has_no_revisions(self, checkpoint):
+        with pytest.raises(InputError, match=r"revision 'v2' was given, but .* is local"):
+            load_model(checkpoint, device="cpu", revision="v2")
+
+    def test_a_device_map_places_the_weights(self, checkpoint, monkeypatch):
+        asked, real = [], factory.load_causal_lm
+        monkeypatch.setattr(
+            factory, "load_causal_lm", lambda *a, **given: asked.append(given) or real(*a, **given)
+        )
+        load_model(checkpoint, device="cpu", device_map="cpu")
+        assert (asked[0]["device_map"], asked[0]["device"]) == ("cpu", None)
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"load_in_4bit": True}, "load_in_4bit needs the package bitsandbytes"),
+            ({"load_in_8bit": True}, "load_in_8bit needs the package bitsandbytes"),
+            ({"load_in_4bit": True, "load_in_8bit": True}, "exclude each other"),
+            ({"load_in_8bit": True, "backend": "lens"}, '8-bit quantisation needs backend="native"'),
+            ({"device_map": "auto", "backend": "lens"}, "device_map 'auto' needs backend"),
+        ],
+    )
+    def test_what_cannot_be_done_gets_one_sentence(self, checkpoint, monkeypatch, options, words):
+        monkeypatch.setattr(placement.importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(InputError, match=words):
+            load_model(checkpoint, device="cpu", **options)
+
+    def test_the_command_line_passes_everything_on(self, tmp_path, monkeypatch):
+        asked = []
+
+        def record(name, **given):
+            asked.append(given)
+            raise InputError("enough.")
+
+        monkeypatch.setattr(factory, "load_model", record)
+        chat = tmp_path / "chat.json"
+        chat.write_text('[{"role": "user", "content": "Hi."}]')
+        words = ["generate", "-m", "owner/name", "--messages", str(chat), "--revision", "v2"]
+        words += ["--device-map", "balanced", "--load-in-4bit", "--load-in-8bit"]
+        assert CliRunner().invoke(app, words).exit_code == 2
+        assert asked[0] == {
+            "backend": "auto",
+            "device": "auto",
+            "dtype": "auto",
+            "chat_template": None,
+            "trust_remote_code": False,
+            "revision": "v2",
+            "device_map": "balanced",
+            "load_in_4bit": True,
+            "load_in_8bit": True,
+        }
