@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer.main
 from typer.testing import CliRunner
@@ -98,9 +99,16 @@ def test_allocate_writes_shares_of_both_conditions(messages, tmp_path, backend):
     view = TokenView.load(out / "tokens.safetensors")
     assert "".join(view.tokens).endswith(CHAT[1]["content"] + "</s>\n")
     assert f"ctxlens report {out}" in result.stderr
-    rows = [line.split() for line in result.stdout.splitlines()[2:]]
-    shares = plain.renormalised().share("user").mean((1, 2))
-    assert [row[:2] for row in rows] == [[str(layer), f"{share:.3f}"] for layer, share in enumerate(shares)]
+    lines = [line.split() for line in result.stdout.splitlines()]
+    rows = lines[2 : 2 + len(plain.layers)]
+    for layer, row in enumerate(rows):
+        views = [(view, one) for view in ("without sinks", "renormalised") for one in (plain, template)]
+        shares = [np.nanmean(one.share("user", view=view)[layer]) for view, one in views]
+        assert row[:5] == [str(layer), *(f"{share:.3f}" for share in shares)]
+    at = next(i for i, line in enumerate(lines) if "bos" in line)
+    assert lines[at][-1] == "sink"
+    for row in lines[at + 1 : at + 1 + len(plain.layers)]:
+        assert sum(map(float, row[1:])) == pytest.approx(1, abs=0.004)
 
 
 def test_allocate_goes_on_where_it_was_stopped(messages, tmp_path, monkeypatch):

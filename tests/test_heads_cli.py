@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from test_cli import call
 
@@ -81,16 +82,21 @@ def test_drift_is_read_drawn_and_reported(run, tmp_path):
     out = tmp_path / "drift"
     result = call("drift", "-m", "organism-chat", "--backend", "native", "--limit", "4", "--out", out)
     assert "second minus first" in result.output
+    assert "without sinks, mean over heads" in result.output
+    assert "as in the paper" in result.output
     found = Drift.load(out / "drift.safetensors")
+    assert found.resting is not None
+    columns = next(line.split() for line in result.output.splitlines() if " bos " in line)
+    assert columns[-3:] == ["sink", "on", "sinks"]
     assert found.sides == ("organism-chat, plain", "organism-chat, template")
     (heat,) = drift_map(found).data
-    assert heat.z[1][3] == pytest.approx(found.difference("user").values[1, 3], abs=1e-4)
+    assert heat.z[1][3] == pytest.approx(found.difference("user", "without sinks").values[1, 3], abs=1e-4)
     slider = drift_slider(found)
     roles = list(slider.data[0].y)
     steps = slider.layout.sliders[0].steps
     assert len(steps) == 4
     shown = steps[2].args[0]["z"][1][roles.index("user")][1]
-    assert shown == pytest.approx(found.share("user")[1, 2, 1].mean(), abs=1e-4)
+    assert shown == pytest.approx(np.nanmean(found.share("user", "without sinks")[1, 2, 1]), abs=1e-4)
     page = write_report([run, out], tmp_path / "report.html").read_text()
     for words in (
         "Attention drift",

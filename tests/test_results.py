@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from ctxlens.chat.roles import Role
 from ctxlens.errors import InputError
 from ctxlens.results import (
+    VIEWS,
     Ability,
     NeedleGrid,
     RoleAllocation,
@@ -155,6 +156,11 @@ def test_shares_without_sinks_by_hand(tmp_path):
     assert both == pytest.approx([2 / 3, 1 / 3])
     assert measured.renormalised().without_sinks().shares[0, 0, 0, Role.USER] == pytest.approx(2 / 3)
     assert (measured.shares == one.shares).all()  # the raw shares stay
+    views = {"raw": 0.5, "renormalised": 5 / 6, "without sinks": 0.5, "renormalised without sinks": 2 / 3}
+    assert {view: measured.share("user", view=view)[0, 0, 0] for view in VIEWS} == pytest.approx(views)
+    apart = measured.with_sinks_apart().shares[0, 0, 0, [Role.USER, Role.BOS, Role.TEMPLATE, Role.SINK]]
+    assert apart == pytest.approx([0.2, 0.1, 0.1, 0.6])
+    assert measured.with_sinks_apart().shares[0, 0, 1, Role.SINK] == pytest.approx(1)
     assert RoleAllocation.concat([measured, measured]).resting.shape[2] == 4
     assert RoleAllocation.concat([measured, one]).resting is None
     measured.save(tmp_path / "measured.safetensors")
@@ -162,12 +168,30 @@ def test_shares_without_sinks_by_hand(tmp_path):
     assert measured.to_frame().loc[2, "resting"] == pytest.approx(0.3)
 
 
+def test_a_head_that_rests_on_the_users_first_token_is_no_retrieval_head():
+    shares = np.zeros((1, 2, 1, 9), dtype=np.float32)
+    shares[0, :, 0, Role.USER], shares[0, :, 0, Role.TEMPLATE] = (0.9, 0.4), (0.1, 0.6)
+    one = RoleAllocation(shares, np.ones((1, 9), dtype=np.float32), (0,), ("a",), "first_answer")
+    resting = np.zeros_like(shares)
+    resting[0, 0, 0, Role.USER] = 0.8
+    assert one.retrieval_heads().tolist() == [0]
+    assert replace(one, resting=resting).retrieval_heads().tolist() == [1]
+
+
 def test_files_without_sinks_say_that_they_were_not_measured(tmp_path):
     factories.allocation("base", "plain").save(tmp_path / "old.safetensors")
     loaded = RoleAllocation.load(tmp_path / "old.safetensors")
     assert loaded.resting is None
     assert "resting" not in loaded.to_frame()
-    with pytest.raises(InputError, match=r"sinks were not measured in this allocation.*read the model again"):
+    assert loaded.retrieval_heads().shape == (len(loaded.layers),)
+    for view in ("without sinks", "renormalised without sinks"):
+        with pytest.raises(InputError, match="sinks were not measured"):
+            loaded.share("user", view=view)
+    with pytest.raises(InputError, match="sinks were not measured"):
+        loaded.with_sinks_apart()
+    with pytest.raises(InputError, match="unknown view 'rosy'; choose from raw, renormalised"):
+        loaded.in_view("rosy")
+    with pytest.raises(InputError, match=r"not available, because attention sinks were not measured.*read the model again"):
         loaded.without_sinks()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ctxlens.cli._screen import note, show_table
+from ctxlens.cli._tables import NO_SINKS, NOTHING_LEFT, list_roles
+from ctxlens.cli._tables import show_share as _share
 
 if TYPE_CHECKING:
     from ctxlens.results import Drift, HeadCurves, HeadMap
@@ -38,7 +40,13 @@ def _show_map(found: HeadMap) -> None:
         for at in found.ranking(ascending=found.kind in _LOSSES)[:_SHOWN]
     ]
     title = f"{found.kind}: {found.meta.get('quantity', '')}, {len(found.effects)} cells"
-    show_table(title, ["head", "mean", "95 % interval"], rows)
+    columns = ["head", "mean", "95 % interval"]
+    if "with_sinks" in found.meta:
+        columns.append("with sinks (paper)")
+        for row in rows:
+            layer, head = map(int, row[0].split("."))
+            row.append(f"{found.meta['with_sinks'][layer][head]:+.3f}")
+    show_table(title, columns, rows)
 
 
 def _show_agreement(maps: dict[str, HeadMap]) -> None:
@@ -89,28 +97,55 @@ def _show_sweep(run: Run) -> None:
 
 
 def show_drift(drift: Drift) -> None:
-    """Print the user's share by layer on both sides and its paired change, in several views."""
+    """Print the user's share by layer on both sides and its paired change, without sinks and in other views."""
     first, second = drift.sides
+    import numpy as np
+
+    view = "without sinks" if "without sinks" in drift.views else "raw"
     for heads in ("mean", "retrieval"):
         rows = []
-        for layer, (before, after, change) in zip(
-            drift.layers, drift.by_layer("user", heads=heads), strict=True
-        ):
-            head = [] if heads == "mean" else [str(drift.retrieval[drift.layers.index(layer)])]
-            rows.append(
-                [str(layer), *head, f"{before.estimate:.3f}", f"{after.estimate:.3f}", change.format(3)]
-            )
+        paper = drift.by_layer("user", "renormalised", heads=heads)
+        for i, (before, after, change) in enumerate(drift.by_layer("user", view, heads=heads)):
+            head = [] if heads == "mean" else [str(drift.retrieval[i])]
+            shares = [_share(before.estimate), _share(after.estimate), change.format(3)]
+            rows.append([str(drift.layers[i]), *head, *shares, paper[i][2].format(3)])
         who = "mean over heads" if heads == "mean" else "head that attends most to the user without template"
+        heading = ["layer", *(["head"] if heads == "retrieval" else [])]
         show_table(
-            f"share of attention to the user's tokens, {who}",
-            ["layer", *(["head"] if heads == "retrieval" else []), "first", "second", "second minus first"],
+            f"share of attention to the user's tokens, {view}, {who}",
+            [*heading, "first", "second", "second minus first", "as in the paper"],
             rows,
         )
-    uniform = drift.uniform("user").mean(1)
+    uniform = drift.uniform("user", view).mean(1)
     note(f"first: {first}; second: {second}; {drift.shares.shape[3]} conversations")
     note(f"if attention were uniform: {uniform[0]:.3f} and {uniform[1]:.3f}")
-    rows = []
-    for view in ("renormalised", "without sinks", "renormalised without sinks"):
-        share = drift.by_layer("user", view)
-        rows.append([view, *(one[2].format(3) for one in share)])
+    note("as in the paper: second minus first, renormalised without the template's tokens, sinks counted")
+    if view == "raw":
+        note(NO_SINKS)
+    elif np.isnan(drift.share("user", view)).all(-1).any():
+        note(NOTHING_LEFT)
+    show_table(
+        "shares by role, raw, mean over layers and heads",
+        ["", *_share_columns(drift)],
+        [[side, *_mean_shares(drift, i)] for i, side in enumerate(("first", "second"))],
+    )
+    rows = [
+        [other, *(one[2].format(3) for one in drift.by_layer("user", other))]
+        for other in drift.views
+        if other != view
+    ]
     show_table("the same difference in other views, by layer", ["view", *map(str, drift.layers)], rows)
+
+
+def _share_columns(drift: Drift) -> list[str]:
+    """The roles of a table of shares; `bos` and `sink` always, and what rests on sinks where it is known."""
+    return list_roles(drift.shown_roles()) + (["on sinks"] if drift.resting is not None else [])
+
+
+def _mean_shares(drift: Drift, side: int) -> list[str]:
+    """The mean share of every role on one side."""
+    means = [_share(drift.share(role)[side].mean()) for role in list_roles(drift.shown_roles())]
+    if drift.resting is not None:
+        learned = drift.share("sink")[side].mean()
+        means.append(_share(drift.resting[side].sum(-1).mean() + learned))
+    return means

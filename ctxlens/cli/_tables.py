@@ -10,42 +10,99 @@ from typing import TYPE_CHECKING, Any
 from ctxlens.cli._screen import note, show_lines, show_table
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ctxlens.results import Evaluation, NeedleGrid, RoleAllocation, Selection
     from ctxlens.stats import Interval
 
-_ALLOCATED = ("user", "assistant", "template")
+_ALWAYS = ("bos", "sink")
+NO_SINKS = "the view without sinks is not available: sinks were not measured in this result"
+NOTHING_LEFT = "–: all attention rests on sinks, so that nothing is left without them"
+
+
+def list_roles(shown: Sequence[str]) -> list[str]:
+    """The roles of a table of shares, in the order of `Role`: those shown, and always `bos` and `sink`."""
+    from ctxlens.chat.roles import ROLE_LABELS
+
+    return [role for role in ROLE_LABELS if role in shown or role in _ALWAYS]
+
+
+def show_share(share: float) -> str:
+    """A share with three digits, or a dash where there is none."""
+    return "–" if share != share else f"{share:.3f}"
+
+
+def mean_share(shares: np.ndarray) -> float:
+    """The mean without NaN; NaN if nothing else is there."""
+    import numpy as np
+
+    known = shares[~np.isnan(shares)]
+    return float(known.mean()) if known.size else float("nan")
 
 
 def show_allocation(plain: RoleAllocation, template: RoleAllocation) -> None:
-    """Print mean shares by layer without and with template, and those of the retrieval head."""
-    import numpy as np
-
+    """Print the user's mean share by layer, without sinks and as in the paper, and who gets the rest."""
+    pair = (plain, template)
+    measured = all(one.resting is not None for one in pair)
+    views = {"without sinks": "", "renormalised": "*"} if measured else {"renormalised": "*"}
     heads = plain.retrieval_heads()
-    after = template.renormalised()
     rows = []
     for i, layer in enumerate(plain.layers):
-        without, followed = (a.share("user")[i, heads[i]].mean() for a in (plain, template))
-        shares = [np.nanmean(a.share("user")[i]) for a in (plain.renormalised(), after)]
-        shares += [np.nanmean(template.share(role)[i]) for role in _ALLOCATED]
-        cells = [f"{share:.3f}" for share in (*shares, without, followed)]
-        rows.append([str(layer), *cells[:5], str(heads[i]), *cells[5:]])
+        shares = [mean_share(one.share("user", view=view)[i]) for view in views for one in pair]
+        followed = [one.share("user")[i, heads[i]].mean() for one in pair]
+        rows.append([str(layer), *map(show_share, shares), str(heads[i]), *map(show_share, followed)])
+    columns = [f"{name}{mark}" for mark in views.values() for name in ("plain", "templ.")]
     show_table(
-        f"attention by role, mean over {plain.shares.shape[1]} heads, {plain.shares.shape[2]} conversations",
-        ["layer", "user*, plain", "templ.", *_ALLOCATED, "head", "plain", "templ."],
+        f"attention to the user, mean over {plain.shares.shape[1]} heads, "
+        f"{plain.shares.shape[2]} conversations",
+        ["layer", *columns, "head", "plain", "templ."],
         rows,
     )
-    note("user*: the user's share, renormalised without template tokens so that both are comparable")
-    note(f"{', '.join(_ALLOCATED)}: raw shares with template")
+    if measured:
+        note("plain, templ.: attention sinks left out; template tokens count")
+    else:
+        note(NO_SINKS)
+    note("*: as in the paper, renormalised without template tokens; attention sinks count")
     note("head: the head that attends most to the user without template, and its raw user shares")
+    if any("–" in row for row in rows):
+        note(NOTHING_LEFT)
+    _show_roles(template)
+
+
+def _show_roles(template: RoleAllocation) -> None:
+    """Print the raw shares of all roles with template by layer, with what rests on sinks apart."""
+    from ctxlens.report.plots.allocation import shown_roles
+
+    measured = template.resting is not None
+    seen = template.with_sinks_apart() if measured else template
+    roles = list_roles(shown_roles([seen]))
+    show_table(
+        "raw shares with template" + (", attention sinks apart" if measured else ""),
+        ["layer", *roles],
+        [
+            [str(layer), *(show_share(mean_share(seen.share(role)[i])) for role in roles)]
+            for i, layer in enumerate(template.layers)
+        ],
+    )
+    if measured:
+        note("sink: attention sinks of any role, such as the first token or BOS, and learned sinks")
 
 
 def show_shares(before: RoleAllocation, after: RoleAllocation) -> None:
-    """Print the user's mean share by layer without and with steering."""
+    """Print the user's mean share by layer without and with steering, without sinks and raw."""
+    measured = before.resting is not None and after.resting is not None
+    views = (*(("without sinks",) if measured else ()), "raw")
     rows = [
-        [str(layer), f"{before.share('user')[i].mean():.3f}", f"{after.share('user')[i].mean():.3f}"]
+        [str(layer), *(show_share(mean_share(one.share("user", view=view)[i])) for view in views
+                       for one in (before, after))]
         for i, layer in enumerate(before.layers)
-    ]
-    show_table("share of attention to the user's tokens", ["layer", "unsteered", "steered"], rows)
+    ]  # fmt: skip
+    names = [f"{side}{', raw' if view == 'raw' and measured else ''}" for view in views
+             for side in ("unsteered", "steered")]  # fmt: skip
+    title = "share of attention to the user's tokens" + (", without sinks and raw" if measured else "")
+    show_table(title, ["layer", *names], rows)
+    if not measured:
+        note(NO_SINKS)
 
 
 def show_answers(record: Mapping[str, Any]) -> None:
@@ -261,9 +318,14 @@ def show_evaluations(folder: Path) -> None:
 def show_verdicts(folder: Path) -> None:
     """Print the verdict on each claim with the measured value."""
     from ctxlens.results import Verdicts
+    from ctxlens.results.claims import PAPERS_FIGURE
 
     verdicts = Verdicts.load(folder / "verdicts.json").verdicts
     rows = [
         [verdict.claim, verdict.verdict, verdict.figure.format(), verdict.quantity] for verdict in verdicts
     ]
     show_table("verdicts", ["claim", "verdict", "value", "what"], rows, n_labels=4)
+    for verdict in verdicts:
+        for what, interval in verdict.notes:
+            if what.startswith(PAPERS_FIGURE):
+                note(f"{verdict.claim}, {what}: {interval.format()}")

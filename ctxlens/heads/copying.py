@@ -107,16 +107,25 @@ def score_copying(
 
 
 def user_share_map(model: Model, answers: Answers, *, progress: Progress | None = None) -> HeadMap:
-    """The share of attention from the answer's first position to the user's tokens, without the template.
+    """Attention from the answer's first position to the user's tokens, without template and without sinks.
 
-    Its best head in each layer is the paper's retrieval head (B.3).
+    Attention that rests on sinks among the user's tokens does not count where sinks can be measured. The
+    share as the paper has it, sinks included, is `meta["with_sinks"]`, the mean by layer and head. The best
+    head in each layer is the paper's retrieval head (B.3).
     """
     plain = replace(answers, condition="plain+prefix", indicator=False)
     read = model.read_roles(
         plain.prompts(model), queries="first_answer", batch_tokens=answers.batch_tokens, progress=progress
     )
-    shares = np.stack([one.share(Role.USER)[..., 0] for one in read]).astype(float)
-    meta = {**plain.describe(model), "quantity": "share of attention to the user's tokens"}
+    counted = np.stack([one.share(Role.USER)[..., 0] for one in read]).astype(float)
+    measured = all(one.resting is not None for one in read)
+    seen = [one.with_sinks_apart() if measured else one for one in read]
+    shares = np.stack([one.share(Role.USER)[..., 0] for one in seen]).astype(float)
+    meta = {
+        **plain.describe(model),
+        "quantity": "share of attention to the user's tokens" + (", without sinks" if measured else ""),
+        **({"with_sinks": counted.mean(0).tolist()} if measured else {}),
+    }
     return HeadMap(shares, answers.contexts, "user share", meta)
 
 

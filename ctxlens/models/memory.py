@@ -20,6 +20,7 @@ import torch
 from ctxlens.chat.roles import N_ROLES
 from ctxlens.errors import InputError
 from ctxlens.models.attention.fused import count_bias_columns, padded_width
+from ctxlens.models.attention.sinks import SAMPLE_TILE_NUMBERS, SAMPLES
 from ctxlens.models.attention.tiled import TILE, TILE_COPIES
 from ctxlens.models.backends.protocol import Backend, DecoderCosts, LayerFacts, LayerPath, ModelShape
 
@@ -142,6 +143,7 @@ def forecast_memory(
     layers: Sequence[int] | None = None,
     queries: int = 1,
     new_tokens: int = 0,
+    sinks: bool = True,
 ) -> MemoryForecast:
     """Forecast the memory of one forward pass or generation. Nothing is run.
 
@@ -158,6 +160,7 @@ def forecast_memory(
         layers: the layers read or steered, all by default.
         queries: positions read in every conversation (`read`).
         new_tokens: tokens to generate (`generate`).
+        sinks: whether attention sinks are measured too (`read`), as `Model.read_roles` does by default.
 
     Raises:
         InputError: sizes below 1, an unknown task, layers that do not exist.
@@ -174,6 +177,7 @@ def forecast_memory(
         batch=batch,
         length=length,
         new_tokens=new_tokens,
+        sinks=sinks and what == "read",
     )
     paths = run.paths(wanted)
     own = run.attention("eager" if run.costs.is_eager else "plain", "read")
@@ -233,6 +237,7 @@ class _Run:
     batch: int
     length: int
     new_tokens: int
+    sinks: bool
 
     def paths(self, wanted: frozenset[int]) -> tuple[LayerPath, ...]:
         """By layer, how attention is computed if some layers are read or steered."""
@@ -294,7 +299,17 @@ class _Run:
         """The role shares of a read-out."""
         if self.what != "read":
             return 0
-        return n_layers * self.batch * self.shape.n_heads * queries * N_ROLES * _FLOAT32
+        parts = 2 if self.sinks else 1  # the shares, and what of them rests on sinks
+        return parts * n_layers * self.batch * self.shape.n_heads * queries * N_ROLES * _FLOAT32
+
+    def sampled(self, path: str) -> int:
+        """What finding the sinks of one layer takes: the pattern of the sampled queries, and float32 keys."""
+        one_query = self.batch * self.shape.n_heads * self.length
+        if path == "hooks":
+            return min(SAMPLES, self.length) * one_query * _FLOAT32
+        rows = max(1, min(SAMPLE_TILE_NUMBERS // one_query, SAMPLES, self.length))
+        copied = self.tokens * self.shape.n_key_value_heads * self.shape.d_head * _FLOAT32
+        return rows * one_query * _FLOAT32 * TILE_COPIES + (copied if self.bytes < _FLOAT32 else 0)
 
     def attention(self, path: str, what: Task) -> int:
         """The intermediate results of one layer's attention, by path, including the layer's normed input."""
@@ -304,7 +319,7 @@ class _Run:
         output = self.tokens * heads * d_head * self.bytes
         kernel_mask = self.tokens * self.length * self.bytes if self.mask else 0
         if path == "fused":
-            added = N_ROLES - 1 if what == "read" else count_bias_columns(self.dtype)
+            added = (N_ROLES - 1) * (1 + self.sinks) if what == "read" else count_bias_columns(self.dtype)
             columns = self.tokens * 2 * (heads + kv_heads) * padded_width(d_head + added) * self.bytes
             working = columns + kernel_mask
         elif path == "tiled":
@@ -317,11 +332,20 @@ class _Run:
             working = self.pattern_numbers * 2 * _FLOAT32
         else:
             working = 2 * output + kernel_mask
-        return base + max(rotary, working)
+        found = self.sampled(path) if self.sinks and path in get_args(LayerPath) and path != "plain" else 0
+        if path == "hooks":
+            return base + max(rotary, working + found)
+        return base + max(rotary, working, found)
 
 
 def fit_batch_tokens(
-    model: Forecastable, memory_bytes: int, length: int, *, what: Task | str = "read", queries: int = 1
+    model: Forecastable,
+    memory_bytes: int,
+    length: int,
+    *,
+    what: Task | str = "read",
+    queries: int = 1,
+    sinks: bool = True,
 ) -> int:
     """The largest `batch_tokens` whose forward passes fit into some memory beyond the weights.
 
@@ -331,6 +355,7 @@ def fit_batch_tokens(
         length: tokens of the longest conversation.
         what: `read`, `steer` or `generate`.
         queries: positions read in every conversation.
+        sinks: see `forecast_memory`.
 
     Returns:
         Padded tokens of one forward pass, a multiple of `length`, for at most 4,096 conversations.
@@ -340,7 +365,8 @@ def fit_batch_tokens(
     """
 
     def need(batch: int) -> int:
-        return forecast_memory(model, length=length, batch=batch, what=what, queries=queries).run
+        options = {"length": length, "batch": batch, "what": what, "queries": queries, "sinks": sinks}
+        return forecast_memory(model, **options).run
 
     fitting = bisect_right(range(1, _MOST_AT_ONCE + 1), memory_bytes, key=need)
     if not fitting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from ctxlens.chat.roles import DEFAULT_INDICATOR, RenderedChat, Role, render, render_plain
-from ctxlens.errors import InputError
+from ctxlens.errors import InputError, UnsupportedModelError
 from ctxlens.models.attention.steering import (
     DEFAULT_ROLES,
     Heads,
@@ -165,7 +166,7 @@ class Model:
         queries: Queries = "first_answer",
         turn: int | None = None,
         batch_tokens: BatchTokens = "auto",
-        sinks: bool = False,
+        sinks: bool | None = None,
         progress: Progress | None = None,
     ) -> RoleAllocation: ...
 
@@ -178,7 +179,7 @@ class Model:
         queries: Queries = "first_answer",
         turn: int | None = None,
         batch_tokens: BatchTokens = "auto",
-        sinks: bool = False,
+        sinks: bool | None = None,
         progress: Progress | None = None,
     ) -> list[RoleAllocation]: ...
 
@@ -190,7 +191,7 @@ class Model:
         queries: Queries = "first_answer",
         turn: int | None = None,
         batch_tokens: BatchTokens = "auto",
-        sinks: bool = False,
+        sinks: bool | None = None,
         progress: Progress | None = None,
     ) -> RoleAllocation | list[RoleAllocation]:
         """How the attention of every layer and head is distributed over the roles (paper section 2.2).
@@ -204,13 +205,14 @@ class Model:
             batch_tokens: padded tokens in one forward pass. `auto` means 8,192, or fewer if the memory
                 forecast says that they do not fit.
             sinks: also read how much of each share rests on attention sinks (`RoleAllocation.resting`), in
-                the same forward pass.
+                the same forward pass. None: wherever the model's hidden states can be seen; where they
+                cannot, a warning says why, and `resting` is None.
             progress: called with the number of conversations done and the total.
 
         Raises:
             InputError: layers or positions that do not exist, a conversation longer than the window, or
                 one that does not fit the free memory.
-            UnsupportedModelError: with `sinks`, a model whose hidden states cannot be seen.
+            UnsupportedModelError: with `sinks=True`, a model whose hidden states cannot be seen.
         """
         single = isinstance(chats, RenderedChat)
         several = [chats] if single else list(chats)
@@ -566,7 +568,7 @@ class Model:
         layers: tuple[int, ...],
         positions: Sequence[Sequence[int]],
         batch_tokens: BatchTokens,
-        sinks: bool,
+        sinks: bool | None,
     ) -> Iterator[tuple[int, tuple[Float[np.ndarray, "layer head query role"], ...]]]:
         """The same; with `sinks`, the part of the shares that rests on sinks comes second."""
         self._check_chats(chats)
@@ -575,14 +577,22 @@ class Model:
         budget = _BATCH_TOKENS if isinstance(batch_tokens, str) else batch_tokens
         if asked and batch_tokens == "auto":
             rows = max(len(positions[i]) for i in asked)
-            budget = min(budget, fit_batch_tokens(self, free_memory(self.device), max(lengths), queries=rows))
+            sized = {"queries": rows, "sinks": sinks is not False}
+            budget = min(budget, fit_batch_tokens(self, free_memory(self.device), max(lengths), **sized))
         for batch in plan_batches(lengths, budget):
             indices = [asked[i] for i in batch]
             queries = pad_queries([positions[i] for i in indices], self.device)
             tokens = self._batch([chats[i] for i in indices], "right")
-            if sinks:
-                found = tuple(self.backend.read_resting(tokens, layers, queries, self._steerings))
-            else:
+            found: tuple[torch.Tensor, ...] = ()
+            if sinks is not False:
+                try:
+                    found = tuple(self.backend.read_resting(tokens, layers, queries, self._steerings))
+                except UnsupportedModelError as error:
+                    if sinks:
+                        raise
+                    warnings.warn(f"read without attention sinks: {error}", stacklevel=3)
+                    sinks = False
+            if sinks is False:
                 found = (self.backend.read_shares(tokens, layers, queries, self._steerings),)
             for row, i in enumerate(indices):
                 yield i, tuple(x[row, :, :, : len(positions[i])].numpy() for x in found)

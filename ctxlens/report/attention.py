@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from ctxlens.chat.roles import ROLE_LABELS, Role
@@ -12,6 +14,7 @@ from ctxlens.report.plots.conditions import explain_conditions
 from ctxlens.report.plots.theme import DIVERGING, INK, SEQUENTIAL, colorscale
 from ctxlens.report.plots.tokens import token_markup
 from ctxlens.results import RoleAllocation, TokenView
+from ctxlens.results.arrays import SINKLESS, SINKS_NOT_MEASURED
 
 MOST_WEIGHTS = 400_000
 _FACTS = {"gold": "The context says", "answer": "The answer that was read", "response": "The model answers"}
@@ -35,6 +38,7 @@ def bias_blocks(run: RunContents, number_of_run: int) -> list[Block]:
 def _explorer(models: dict[str, dict[str, RoleAllocation]], group: str) -> Explorer:
     everything = [one for parts in models.values() for one in parts.values()]
     roles = shown_roles(everything)
+    measured = all(one.resting is not None for one in everything)
     views = _conditions(models)
     options = [(view, view) for view in views]
     pair = _pair(models)
@@ -48,11 +52,14 @@ def _explorer(models: dict[str, dict[str, RoleAllocation]], group: str) -> Explo
         "views": views,
         "options": options,
         "pair": pair,
+        "share_options": [(share, _SHARES[share]) for share in _shares(everything)],
+        "share": _shares(everything)[-1] if measured else "raw",
         "view": "template" if "template" in views else options[0][0],
         "model": "vanilla" if "vanilla" in models else next(iter(models)),
         "model_options": [(model, model) for model in models],
         "models": {
-            model: {c: _entry(one, roles) for c, one in parts.items()} for model, parts in models.items()
+            model: {c: _entry(one, roles, _shares(everything)) for c, one in parts.items()}
+            for model, parts in models.items()
         },
         "frames": {
             m: parts["plain"].retrieval_heads().tolist() for m, parts in models.items() if "plain" in parts
@@ -65,13 +72,39 @@ def _explorer(models: dict[str, dict[str, RoleAllocation]], group: str) -> Explo
     caption = (
         "Every square is one attention head. Its number is the share of attention that the head gives to the "
         f"chosen role: the mean over the conversations, seen from {queries}. "
-        "Renormalised shares leave out the template's own tokens, so that conditions with and without "
-        "template can be compared. If the template draws attention away from the user, the difference for "
-        f"the role user is below zero. {explain_conditions(views)} "
+        "Renormalised shares leave out the template's own tokens, as the paper does, so that conditions with "
+        f"and without template can be compared. {_about_sinks(models, measured)} If the template draws "
+        "attention away from the user, the difference for the role user is below zero. "
+        f"{explain_conditions(views)} "
     )
     if data["frames"]:
         caption += "A frame marks the head of each layer that attends most to the user under plain."
     return Explorer(data, caption, _by_layer(models, group, roles), title="Attention by layer and head")
+
+
+_SHARES = {"raw": "raw", "renormalised": "renormalised (paper)", "without sinks": "without sinks"}
+"""The views of the shares, and their names on the page."""
+
+
+def _shares(everything: Sequence[RoleAllocation]) -> list[str]:
+    """The views that all of the allocations have."""
+    measured = all(one.resting is not None for one in everything)
+    return [view for view in _SHARES if measured or view not in SINKLESS]
+
+
+def _about_sinks(models: Mapping[str, Mapping[str, RoleAllocation]], measured: bool) -> str:
+    """What the view without sinks leaves out, or why there is none."""
+    if not measured:
+        return f"{SINKS_NOT_MEASURED[0].upper()}{SINKS_NOT_MEASURED[1:]}."
+    parts = ", ".join(
+        f"{model} {condition} {one.with_sinks_apart().share('sink').mean():.2f}"
+        for model, by_condition in models.items()
+        for condition, one in by_condition.items()
+    )
+    return (
+        "Most heads rest part of their attention on a few tokens, such as the first one, whoever wrote them "
+        f"(attention sinks; mean share: {parts}). Shares without sinks leave these tokens out."
+    )
 
 
 def _conditions(models: dict[str, dict[str, RoleAllocation]]) -> list[str]:
@@ -88,9 +121,10 @@ def _pair(models: dict[str, dict[str, RoleAllocation]]) -> tuple[str, str] | Non
     return pair[0], pair[1]
 
 
-def _entry(one: RoleAllocation, roles: list[str]) -> dict:
+def _entry(one: RoleAllocation, roles: list[str], shares: Sequence[str]) -> dict:
     entry = {"layers": list(one.layers), "n": one.shares.shape[2]}
-    for key, source in (("raw", one), ("renormalised", one.renormalised())):
+    for key in shares:
+        source = one.in_view(key)
         uniform = source.uniform().mean(0)
         entry[key] = {
             role: {
@@ -105,9 +139,10 @@ def _entry(one: RoleAllocation, roles: list[str]) -> dict:
 def _by_layer(models: dict[str, dict[str, RoleAllocation]], group: str, roles: list[str]) -> Figures:
     figures = []
     pair = _pair(models)
+    views = _shares([one for parts in models.values() for one in parts.values()])
     for model, parts in models.items():
-        for key in ("raw", "renormalised"):
-            shares = {c: layer_shares(one, renormalised=key == "renormalised") for c, one in parts.items()}
+        for key in views:
+            shares = {c: layer_shares(one, view=key) for c, one in parts.items()}
             panels = [(c, parts[c].layers, values, False) for c, values in shares.items()]
             if pair and set(pair) <= parts.keys() and parts[pair[0]].layers == parts[pair[1]].layers:
                 change = shares[pair[1]] - shares[pair[0]]

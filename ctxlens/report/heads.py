@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ctxlens.report.blocks import Block, Cell, Figure, Figures, Table, figure_json, in_text, interval_cell
 from ctxlens.report.collect import RunContents
+from ctxlens.report.plots.allocation import choose_view
 from ctxlens.report.plots.drift import drift_by_layer, drift_map, drift_slider
 from ctxlens.report.plots.heads import NAMES, gradient_scatter, head_curves, head_map
 from ctxlens.report.plots.tradeoff import trade_off
 from ctxlens.results import Ability, Drift, HeadCurves, HeadMap, correlate_maps
+from ctxlens.results.arrays import SINKLESS, SINKS_NOT_MEASURED
 
 _TRUTHS = ("steer", "blind", "zero", "mean")
 _EXPLAINED = {
@@ -169,17 +172,20 @@ def drift_blocks(run: RunContents) -> list[Block]:
 
 
 _LINES = (
+    ("user", "without sinks", "user, without sinks"),
+    ("assistant", "without sinks", "assistant, without sinks"),
+    ("user", "renormalised", "user, renormalised as in the paper"),
     ("user", "raw", "user, raw"),
     ("assistant", "raw", "assistant, raw"),
-    ("user", "renormalised", "user, renormalised without template tokens"),
-    ("user", "without sinks", "user, without sinks"),
 )
 """The figures by layer: role, view and title."""
 
 _CHANGES = (
-    ("raw", False, "user, raw"),
-    ("raw", True, "user, raw, minus the change that token counts explain"),
+    ("without sinks", False, "user, without sinks"),
+    ("without sinks", True, "user, without sinks, minus the change that token counts explain"),
     ("renormalised without sinks", False, "user, without template and sinks"),
+    ("renormalised", False, "user, renormalised as in the paper"),
+    ("raw", False, "user, raw"),
 )
 """The maps of the change: view, whether the uniform baseline is subtracted, and title."""
 
@@ -197,8 +203,8 @@ def _drift(drift: Drift) -> list[Block]:
                     f"Shares by role and head of one layer, {first} and {second}, with a slider over layers.",
                 )
             ],
-            "All roles in one layer: raw shares, averaged over the conversations. Move the slider to change "
-            "the layer. The right panel shows which roles gain what the user loses.",
+            f"All roles in one layer, {choose_view([drift])[0]}, averaged over the conversations. Move the "
+            "slider to change the layer. The right panel shows which roles gain what the user loses.",
             title="Role by head, layer by layer",
         ),
     ]
@@ -214,21 +220,29 @@ def _drift_lines(drift: Drift) -> list[Figures]:
             title=title,
         )
         for role, view, title in _LINES
+        if view in drift.views
     ]
     caption = (
         "How much attention each layer gives to a role: the mean over heads, and the head that attends "
         "most to the user without template. The dotted lines show the share if every token got the same "
         "attention, from token counts alone. Raw shares alone can mislead, because a template adds tokens "
-        "and most heads rest on a few tokens, such as the first one (attention sinks). The lower figures "
-        f"therefore renormalise without the template's tokens, and without sinks ({_sinks(drift)}); a change "
-        "that stays there is a change of the model's attention."
+        f"and most heads rest on a few tokens, such as the first one (attention sinks). {_about_sinks(drift)}"
     )
-    return [Figures(lines[:2], "", title=f"{first} against {second}"), Figures(lines[2:], caption)]
+    pairs = [lines[i : i + 2] for i in range(0, len(lines), 2)]
+    figures = [Figures(pair, "") for pair in pairs]
+    figures[0] = replace(figures[0], title=f"{first} against {second}")
+    figures[-1] = replace(figures[-1], caption=caption)
+    return figures
 
 
-def _sinks(drift: Drift) -> str:
-    """What the views without sinks leave out."""
-    return "BOS and learned sinks" if drift.resting is None else "measured in every layer"
+def _about_sinks(drift: Drift) -> str:
+    """What the views without sinks show, or why there are none."""
+    if "without sinks" not in drift.views:
+        return f"{SINKS_NOT_MEASURED[0].upper()}{SINKS_NOT_MEASURED[1:]}."
+    return (
+        "The views without sinks leave out what rests on such tokens, measured in every layer; a change that "
+        "stays there is a change of the model's attention."
+    )
 
 
 def _drift_maps(drift: Drift) -> Figures:
@@ -242,6 +256,7 @@ def _drift_maps(drift: Drift) -> Figures:
             title=title,
         )
         for view, excess, title in _CHANGES
+        if view in drift.views
     ]
     caption = (
         f"{second} minus {first}, over {drift.shares.shape[3]} conversations about {n_texts} texts. Below "
@@ -253,7 +268,7 @@ def _drift_maps(drift: Drift) -> Figures:
 
 def _drift_table(drift: Drift) -> Table:
     rows = []
-    views = ("raw", "renormalised", "without sinks", "renormalised without sinks")
+    views = sorted(drift.views, key=lambda view: view not in SINKLESS)
     found = {view: drift.by_layer("user", view) for view in views}
     followed = drift.by_layer("user", heads="retrieval")
     for i, layer in enumerate(drift.layers):

@@ -20,6 +20,25 @@ if TYPE_CHECKING:
 LEAST_SHARE = 1e-6
 """Least attention outside of sinks that is renormalised; less is a rounding error."""
 
+VIEWS: Mapping[str, tuple[Role, ...]] = {
+    "raw": (),
+    "renormalised": (Role.TEMPLATE, Role.INDICATOR, Role.PAD, Role.SINK),
+    "without sinks": (Role.SINK, Role.PAD),
+    "renormalised without sinks": (Role.TEMPLATE, Role.INDICATOR, Role.PAD, Role.SINK),
+}
+"""Ways to look at role shares, each with the roles that are left out before the rest is renormalised: all of
+it; without the template's tokens, as in the paper (section 2.2); without attention sinks; without both. The
+views without sinks also take out what rests on sinks of the other roles, such as BOS."""
+
+SINKLESS = ("without sinks", "renormalised without sinks")
+"""The views that exist only where sinks were measured."""
+
+SINKS_NOT_MEASURED = (
+    "the view without sinks is not available, because attention sinks were not measured (the file was "
+    "written by an earlier version, or the model was read with sinks=False); read the model again"
+)
+"""Why a result has no view without sinks."""
+
 
 @dataclass(frozen=True)
 class RoleAllocation:
@@ -47,10 +66,28 @@ class RoleAllocation:
     resting: Float[np.ndarray, "layer head query role"] | None = None
     roles: ClassVar[tuple[str, ...]] = ROLE_LABELS
 
-    def share(self, role: str | Role, *, renormalised: bool = False) -> Float[np.ndarray, "layer head query"]:
-        """The share of one role, 0 to 1."""
-        source = self.renormalised() if renormalised else self
+    def share(
+        self, role: str | Role, *, renormalised: bool = False, view: str | None = None
+    ) -> Float[np.ndarray, "layer head query"]:
+        """The share of one role, 0 to 1.
+
+        Args:
+            role: the role.
+            renormalised: look at the renormalised shares.
+            view: or at any view of `in_view`.
+        """
+        source = self.in_view(view or ("renormalised" if renormalised else "raw"))
         return source.shares[..., Role.parse(role)]
+
+    def in_view(self, view: str) -> RoleAllocation:
+        """The same allocation in a view of `VIEWS`.
+
+        Raises:
+            InputError: an unknown view, or a view without sinks where sinks were not measured.
+        """
+        check_view(view, self.resting)
+        seen = self.without_sinks() if view in SINKLESS else self
+        return seen.renormalised() if view.startswith("renormalised") else seen
 
     def renormalised(
         self, dropped: Sequence[str | Role] = (Role.TEMPLATE, Role.INDICATOR, Role.PAD, Role.SINK)
@@ -80,11 +117,8 @@ class RoleAllocation:
         Raises:
             InputError: sinks were not measured.
         """
-        if self.resting is None:
-            raise InputError(
-                "sinks were not measured in this allocation (it was read with sinks=False, or written by an "
-                "earlier version); read the model again."
-            )
+        check_view("without sinks", self.resting)
+        assert self.resting is not None
         keep = self._keep((Role.PAD, Role.SINK))
         kept = np.maximum(self.shares - self.resting, 0) * keep
         total = kept.sum(-1, keepdims=True)
@@ -94,6 +128,20 @@ class RoleAllocation:
             key_counts=self.key_counts * keep,
             resting=np.zeros_like(self.resting),
         )
+
+    def with_sinks_apart(self) -> RoleAllocation:
+        """Raw shares in which everything that rests on sinks, learned ones included, is the share of `sink`.
+
+        The other roles have what is left. The last axis still sums to 1.
+
+        Raises:
+            InputError: sinks were not measured.
+        """
+        check_view("without sinks", self.resting)
+        assert self.resting is not None
+        shares = np.maximum(self.shares - self.resting, 0)
+        shares[..., Role.SINK] += self.resting.sum(-1)
+        return replace(self, shares=shares, resting=np.zeros_like(self.resting))
 
     def _keep(self, dropped: Sequence[str | Role]) -> Float[np.ndarray, " role"]:
         keep = np.ones(len(self.roles), dtype=np.float32)
@@ -105,8 +153,13 @@ class RoleAllocation:
         return self.key_counts / np.maximum(self.key_counts.sum(-1, keepdims=True), 1)
 
     def retrieval_heads(self, role: str | Role = Role.USER) -> Int[np.ndarray, " layer"]:
-        """The head of each layer with the most attention on a role, averaged over all queries (paper B.3)."""
-        return np.nanmean(self.share(role), axis=-1).argmax(axis=-1)
+        """The head of each layer with the most attention on a role, averaged over all queries (paper B.3).
+
+        Attention that rests on sinks of the role does not count where sinks were measured: a head that only
+        rests on the user's first token does not read what the user says.
+        """
+        source = self if self.resting is None else self.with_sinks_apart()
+        return np.nanmean(source.share(role), axis=-1).argmax(axis=-1)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per layer, head, query and role; with a column `resting` if sinks were measured."""
@@ -167,6 +220,14 @@ class RoleAllocation:
             meta,
             arrays.get("resting"),
         )
+
+
+def check_view(view: str, resting: np.ndarray | None) -> None:
+    """Raise `InputError` for an unknown view, or one without sinks where they were not measured."""
+    if view not in VIEWS:
+        raise InputError(f"unknown view {view!r}; choose from {', '.join(VIEWS)}.")
+    if resting is None and view in SINKLESS:
+        raise InputError(f"{SINKS_NOT_MEASURED}.")
 
 
 def join_resting(

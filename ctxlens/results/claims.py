@@ -17,6 +17,7 @@ import numpy as np
 
 from ctxlens.chat.roles import Role
 from ctxlens.results import Ability, NeedleGrid, RoleAllocation, Scores, Selection, Verdict
+from ctxlens.results.arrays import SINKS_NOT_MEASURED
 from ctxlens.stats import Interval, auroc_interval, bootstrap_mean, paired_difference
 
 MARGIN = 0.02
@@ -28,13 +29,17 @@ RECALL_LOSS = 0.25
 MIN_UNITS = 10
 """With fewer independent units than this, every verdict is inconclusive."""
 
+PAPERS_FIGURE = "paper's figure, sinks counted"
+"""Begins the notes with a figure that the paper computes in another way than the verdict's."""
+
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
 
 RULES: Mapping[str, str] = {
     "loss": "Supported if the fine-tuned model's recall with template is below its recall without (whole "
     "interval), and falls by more than the base model's does (whole interval of the difference).",
-    "role bias": "Supported if the template takes renormalised attention from the user's tokens in the "
-    "fine-tuned model (whole interval below 0), and more than in the base model (whole interval).",
+    "role bias": "Shares are taken without the template's tokens and without attention sinks. Supported if the "
+    "template takes attention from the user's tokens in the fine-tuned model (whole interval below 0), and "
+    "more than in the base model (whole interval).",
     "cause": "α is chosen on one half of the cells. Supported if steering all heads to the user's tokens "
     "raises recall on the other half (whole interval above 0), and steering the retrieval heads raises it by "
     "more than steering as many random heads (whole interval above 0).",
@@ -44,6 +49,9 @@ RULES: Mapping[str, str] = {
     "cure": "Supported if recall with template and indicator is above the vanilla model's with template "
     f"(whole interval above 0), and closed-book recall is not lower by more than {ABILITY_TOLERANCE}.",
 }  # fmt: skip
+
+
+_WITH_SINKS = "Attention sinks were not measured here, so they count."
 
 
 def judge(difference: Interval, *, direction: int) -> str:
@@ -115,40 +123,69 @@ def claim_role_bias(
 ) -> Verdict:
     """Claim 2: with the template, attention moves from the user's tokens to the assistant's.
 
-    All four allocations are of the same conversations in the same order. Shares are renormalised and
-    averaged over layers and heads, with one value per conversation. `contexts` says which conversations
-    share a text (`NeedleGrid.contexts`); intervals are computed over texts.
+    All four allocations are of the same conversations in the same order. Shares are renormalised without
+    template tokens and attention sinks, and averaged over layers and heads, with one value per conversation.
+    The paper's figure, in which sinks count, stands beside it. Allocations without measured sinks are judged
+    by the paper's figure, and the verdict says so. `contexts` says which conversations share a text
+    (`NeedleGrid.contexts`); intervals are computed over texts.
     """
-    user = [_mean_share(a, Role.USER) for a in (tuned_plain, tuned_template, base_plain, base_template)]
-    assistant = [_mean_share(a, Role.ASSISTANT) for a in (tuned_plain, tuned_template)]
-    raw = [_mean_share(a, Role.USER, renormalised=False) for a in (tuned_plain, tuned_template)]
-    shift = paired_difference(user[0], user[1], clusters=contexts)
-    excess = paired_difference(user[3] - user[2], user[1] - user[0], clusters=contexts)
+    tuned, base = (tuned_plain, tuned_template), (base_plain, base_template)
+    measured = all(one.resting is not None for one in (*tuned, *base))
+    view = "renormalised without sinks" if measured else "renormalised"
+
+    def change(pair: Collection[RoleAllocation], role: Role, view: str) -> Interval:
+        return paired_difference(*(_mean_share(one, role, view) for one in pair), clusters=contexts)
+
+    def excess(view: str) -> Interval:
+        changes = [
+            np.subtract(*(_mean_share(one, Role.USER, view) for one in pair[::-1])) for pair in (base, tuned)
+        ]
+        return paired_difference(*changes, clusters=contexts)
+
+    shift, beyond = change(tuned, Role.USER, view), excess(view)
     heads = tuned_plain.retrieval_heads()
-    followed = [_followed_share(a, heads) for a in (tuned_plain, tuned_template)]
-    notes = (
-        ("change of the fine-tuned model minus change of the base", excess),
-        ("assistant's share, renormalised: change", paired_difference(*assistant, clusters=contexts)),
-        ("user's share, raw (template tokens counted): change", paired_difference(*raw, clusters=contexts)),
-        (
-            "retrieval heads' user share, renormalised: change",
-            paired_difference(*followed, clusters=contexts),
-        ),
+    followed = [_followed_share(one, heads, view) for one in tuned]
+    whose = "without template and sinks" if measured else "renormalised"
+    notes = [
+        ("change of the fine-tuned model minus change of the base", beyond),
+        (f"assistant's share, {whose}: change", change(tuned, Role.ASSISTANT, view)),
+        ("user's share, raw (template tokens counted): change", change(tuned, Role.USER, "raw")),
+        (f"retrieval heads' user share, {whose}: change", paired_difference(*followed, clusters=contexts)),
         (
             "template's own share, raw",
-            bootstrap_mean(_mean_share(tuned_template, Role.TEMPLATE, renormalised=False), clusters=contexts),
+            bootstrap_mean(_mean_share(tuned[1], Role.TEMPLATE), clusters=contexts),
         ),
-    )
+    ]
+    verdict = _judge_shift(shift, beyond)
+    if measured:
+        paper = change(tuned, Role.USER, "renormalised"), excess("renormalised")
+        notes[1:1] = [
+            (f"{PAPERS_FIGURE}: user's share, renormalised", paper[0]),
+            (f"{PAPERS_FIGURE}: change of the fine-tuned model minus change of the base", paper[1]),
+            ("user's share, without sinks (template tokens counted): change",
+             change(tuned, Role.USER, "without sinks")),
+        ]  # fmt: skip
+        beside = (
+            f"without attention sinks. By the paper's figure, which counts sinks, it gives them "
+            f"{_points(paper[0])} (verdict: {_judge_shift(*paper)})."
+        )
+    else:
+        beside = f"renormalised as in the paper, attention sinks included: {SINKS_NOT_MEASURED}."
     return Verdict(
         "role bias",
-        f"At the answer, the fine-tuned model gives the user's tokens {_points(shift)} of its renormalised "
-        "attention when the template is applied (mean over layers and heads).",
+        f"At the answer, the fine-tuned model gives the user's tokens {_points(shift)} of its attention when "
+        f"the template is applied (mean over layers and heads), {beside}",
         shift,
-        "renormalised user share with template minus without, paired by conversation",
-        RULES["role bias"],
-        combine([judge(shift, direction=-1), judge(excess, direction=-1)]),
-        notes,
+        f"user share {whose}, with template minus without, paired by conversation",
+        RULES["role bias"] if measured else f"{RULES['role bias']} {_WITH_SINKS}",
+        verdict,
+        tuple(notes),
     )
+
+
+def _judge_shift(shift: Interval, beyond: Interval) -> str:
+    """The verdict on role bias from the change of the user's share and its excess over the base model's."""
+    return combine([judge(shift, direction=-1), judge(beyond, direction=-1)])
 
 
 def claim_cause(sweep: NeedleGrid, *, ability: Mapping[float, Ability] | None = None) -> Verdict:
@@ -292,12 +329,12 @@ def _recall(grid: NeedleGrid, model: str, condition: str):
     return grid.where(model=model, condition=condition, indicator=False, alpha=1.0).recall()
 
 
-def _mean_share(allocation: RoleAllocation, role: Role, *, renormalised: bool = True) -> np.ndarray:
-    return np.nanmean(allocation.share(role, renormalised=renormalised), axis=(0, 1))
+def _mean_share(allocation: RoleAllocation, role: Role, view: str = "raw") -> np.ndarray:
+    return np.nanmean(allocation.share(role, view=view), axis=(0, 1))
 
 
-def _followed_share(allocation: RoleAllocation, heads: np.ndarray) -> np.ndarray:
-    share = allocation.share(Role.USER, renormalised=True)
+def _followed_share(allocation: RoleAllocation, heads: np.ndarray, view: str) -> np.ndarray:
+    share = allocation.share(Role.USER, view=view)
     return np.nanmean(share[np.arange(len(heads)), heads], axis=0)
 
 

@@ -12,22 +12,9 @@ from jaxtyping import Float, Int
 
 from ctxlens.chat.roles import ROLE_LABELS, Role
 from ctxlens.errors import InputError
-from ctxlens.results.arrays import LEAST_SHARE, _load_arrays, _save_arrays
+from ctxlens.results.arrays import LEAST_SHARE, SINKLESS, VIEWS, _load_arrays, _save_arrays, check_view
 from ctxlens.results.heads import HeadMap
 from ctxlens.stats import Interval, bootstrap_mean
-
-VIEWS: Mapping[str, tuple[Role, ...]] = {
-    "raw": (),
-    "renormalised": (Role.TEMPLATE, Role.INDICATOR, Role.PAD, Role.SINK),
-    "without sinks": (Role.BOS, Role.SINK, Role.PAD),
-    "renormalised without sinks": (Role.TEMPLATE, Role.INDICATOR, Role.PAD, Role.SINK, Role.BOS),
-}
-"""Ways to look at role shares, each with the roles that are left out before the rest is renormalised:
-all of it; the paper's section 2.2; without attention sinks; both. Where sinks were not measured, BOS and
-learned sinks stand for them. Where they were, `Drift` takes out what rests on them instead, and leaves the
-rest of BOS in (`Drift.left_out`)."""
-
-_SINKLESS = ("without sinks", "renormalised without sinks")
 
 _T_HEADS = ("mean", "retrieval")
 
@@ -69,13 +56,15 @@ class Drift:
         """The roles that a view leaves out.
 
         Raises:
-            InputError: an unknown view.
+            InputError: an unknown view, or a view without sinks where sinks were not measured.
         """
-        if view not in VIEWS:
-            raise InputError(f"unknown view {view!r}; choose from {', '.join(VIEWS)}.")
-        if self.resting is None or view not in _SINKLESS:
-            return VIEWS[view]
-        return tuple(role for role in VIEWS[view] if role != Role.BOS)
+        check_view(view, self.resting)
+        return VIEWS[view]
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views that this result has: those of `VIEWS`, without sinks only if these were measured."""
+        return tuple(view for view in VIEWS if self.resting is not None or view not in SINKLESS)
 
     def _kept(self, view: str) -> Float[np.ndarray, " role"]:
         kept = np.ones(len(ROLE_LABELS), dtype=np.float32)
@@ -86,14 +75,15 @@ class Drift:
         """The share of one role in a view; NaN where no attention is left once roles are left out.
 
         Raises:
-            InputError: an unknown view, or a role that it leaves out.
+            InputError: an unknown view, a role that it leaves out, or a view without sinks where sinks were
+                not measured.
         """
         kept = self._kept(view)
         index = Role.parse(role)
         if not kept[index]:
             raise InputError(f"the view {view!r} leaves out {index.label}; look at it in the raw view.")
         shares, least = self.shares, 1e-9
-        if self.resting is not None and view in _SINKLESS:
+        if self.resting is not None and view in SINKLESS:
             shares, least = np.maximum(shares - self.resting, 0), LEAST_SHARE
         total = (shares * kept).sum(-1)
         return np.divide(shares[..., index], total, out=np.full_like(total, np.nan), where=total > least)

@@ -15,11 +15,13 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.bench_readout.presets import PRESETS
+from experiments.bench_readout.presets import PRESETS, preset_of_checkpoint
+from experiments.bench_readout.ways import WAYS
 
 PARTS = ("accuracy", "memory", "time", "decode", "profile", "flex")
 
@@ -48,16 +50,18 @@ def _measure(options: argparse.Namespace) -> None:
     from experiments.bench_readout import checks, flex, memory, timing
     from experiments.bench_readout.record import Record, free_memory, load
     from experiments.bench_readout.subject import Subject, build_model
-    from experiments.bench_readout.ways import WAYS
 
     preset = PRESETS[options.preset]
+    if options.model:
+        preset = preset_of_checkpoint(options.model, preset)
     if options.lengths:
         kept = tuple(n for n in preset.memory_lengths if n in options.lengths) or (max(options.lengths),)
         preset = replace(preset, lengths=tuple(options.lengths), memory_lengths=kept)
     threads = options.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
-    command = " ".join(["python -m experiments.bench_readout", *(options.argv)])
-    record = Record(options.out, preset, command, threads)
+    shown = ["MODEL" if word == options.model else word for word in options.argv]
+    command = " ".join(["python -m experiments.bench_readout", *shown])
+    record = Record(options.out, preset, command, threads, options.clock)
     data = record.data
 
     def report(text: str) -> None:
@@ -77,11 +81,14 @@ def _measure(options: argparse.Namespace) -> None:
                     found["dead"].setdefault(
                         name, f"needs at least {needed / 1e9:.1f} GB for patterns, limit {limit / 1e9:.1f}"
                     )
+            for name in options.ways:
+                if reason := WAYS[name].missing():
+                    found["dead"].setdefault(name, reason)
             record.save()
         if "memory" in options.parts and preset.device == "cpu":
             for length in preset.memory_lengths:
                 found = record.at(length)
-                for name in WAYS:
+                for name in options.ways:
                     if name in found["memory"] or name in found["dead"]:
                         continue
                     report(f"memory, L {length}: {name}")
@@ -101,7 +108,9 @@ def _measure(options: argparse.Namespace) -> None:
                 record.save()
             if "time" in options.parts:
                 found.setdefault("load", load())
-                for result in timing.alternate(subject, length, found["dead"], len(found["rounds"])):
+                clock = time.process_time if options.clock == "cpu" else time.perf_counter
+                done = len(found["rounds"])
+                for result in timing.alternate(subject, length, found["dead"], done, options.ways, clock):
                     report(f"time, L {length}, round {len(found['rounds']) + 1}: {result}")
                     found["rounds"].append(result)
                     record.save()
@@ -129,6 +138,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
+    parser.add_argument("--model", help="a Llama-shaped transformers checkpoint instead of random weights")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="plain is needed")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall",
+        help="cpu: this process's seconds, for a machine that other work shares (with --threads 1)",
+    )  # fmt: skip
     parser.add_argument("--lengths", type=int, nargs="+", help="prompt lengths instead of the preset's")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of results.json")
     parser.add_argument("--threads", type=int, help="torch's threads; its own choice by default")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Preset:
         explicit_up_to: longest prompt at which ways that store patterns are timed in several rounds.
         decode_lengths: prompt lengths after which decoding is timed, one token at a time.
         profile_length: prompt length of the profile.
+        checkpoint: folder of a transformers checkpoint whose weights are used; empty: random weights.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Preset:
     decode_steps: int
     profile_length: int
     d_vocab: int = 1024
+    checkpoint: str = ""
 
     def rounds(self, length: int) -> int:
         """How many times every way is timed at a length."""
@@ -56,4 +59,25 @@ PRESETS = {
     "smoke": Preset("smoke", "cpu", "float32", 2, 64, 4, 2, 16, 128, (128,), (128,), 128, (64,), 64, 128),
 }  # fmt: skip
 
-__all__ = ["PRESETS", "Preset"]
+
+def preset_of_checkpoint(folder: str, preset: Preset) -> Preset:
+    """A preset's lengths and dtype with the model of a transformers checkpoint."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    heads = config.num_attention_heads
+    return replace(
+        preset,
+        name=f"{preset.name}, {Path(folder).name}",
+        n_layers=config.num_hidden_layers,
+        d_model=config.hidden_size,
+        n_heads=heads,
+        n_key_value_heads=getattr(config, "num_key_value_heads", heads),
+        d_head=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        d_mlp=config.intermediate_size,
+        d_vocab=config.vocab_size,
+        checkpoint=folder,
+    )
+
+
+__all__ = ["PRESETS", "Preset", "preset_of_checkpoint"]

@@ -24,7 +24,7 @@ NAME = "results.json"
 class Record:
     """One results file. `data` is plain JSON; `save` writes it atomically."""
 
-    def __init__(self, folder: Path, preset: Preset, command: str, threads: int) -> None:
+    def __init__(self, folder: Path, preset: Preset, command: str, threads: int, clock: str) -> None:
         """Start a record, or go on with the one in the folder.
 
         Raises:
@@ -32,6 +32,9 @@ class Record:
         """
         self.path = folder / NAME
         config = json.loads(json.dumps({**asdict(preset), "threads": threads}))
+        config.pop("checkpoint")  # its name is in the preset's
+        if clock != "wall":
+            config["clock"] = clock
         lengths = config.pop("lengths")
         config.pop("memory_lengths")
         if self.path.is_file():

@@ -19,8 +19,13 @@ SHARPER = 4.0
 
 
 def build_model(preset: Preset, *, seed: int = 0, dtype: str | None = None) -> Any:
-    """A Llama with random weights on the preset's device, plain SDPA attention."""
+    """The preset's checkpoint, or a Llama with random weights, on its device with plain SDPA attention."""
     from transformers import AutoModelForCausalLM, LlamaConfig
+
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype or preset.dtype), "attn_implementation": "sdpa"}
+    if preset.checkpoint:
+        loaded = AutoModelForCausalLM.from_pretrained(preset.checkpoint, local_files_only=True, **options)
+        return loaded.to(preset.device).eval()
 
     config = LlamaConfig(
         vocab_size=preset.d_vocab,
@@ -35,9 +40,7 @@ def build_model(preset: Preset, *, seed: int = 0, dtype: str | None = None) -> A
     )
     torch.manual_seed(seed)
     with torch.device(preset.device), torch.no_grad():
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=getattr(torch, dtype or preset.dtype), attn_implementation="sdpa"
-        )
+        model = AutoModelForCausalLM.from_config(config, **options)
         for layer in model.model.layers:
             layer.self_attn.q_proj.weight.mul_(SHARPER)
             layer.self_attn.k_proj.weight.mul_(SHARPER)
@@ -104,11 +107,20 @@ class Subject:
         return self._once("eager", make)
 
     @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer, or one of the random model's words."""
+        if not self.preset.checkpoint:
+            return make_tokenizer(self.preset.d_vocab)
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.preset.checkpoint, local_files_only=True)
+
+    @property
     def bridge(self) -> Any:
         """TransformerLens around the model."""
         return self._once(
             "bridge",
-            lambda: bridge_from_hf(make_twin(self.model), make_tokenizer(self.preset.d_vocab), copied=False),
+            lambda: bridge_from_hf(make_twin(self.model), self.tokenizer, copied=False),
         )
 
     def _once(self, name: str, make: Any) -> Any:

@@ -16,27 +16,36 @@ from experiments.bench_readout.subject import Subject, make_batch, make_twin
 from experiments.bench_readout.ways import ALPHA, WAYS, steered_heads
 
 
-def seconds(run: Callable[[], object], device: str) -> float:
-    """Wall time of one call, until everything that it started on the device has ended."""
+def seconds(run: Callable[[], object], device: str, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Time of one call, until everything that it started on the device has ended; by default wall time."""
     if device == "cuda":
         torch.cuda.synchronize()
-    began = time.perf_counter()
+    began = clock()
     run()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return clock() - began
 
 
-def alternate(subject: Subject, length: int, dead: Collection[str], done: int) -> Iterator[dict[str, float]]:
+def alternate(
+    subject: Subject,
+    length: int,
+    dead: Collection[str],
+    done: int,
+    wanted: Collection[str] = tuple(WAYS),
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[dict[str, float]]:
     """The rounds from number `done` on: seconds by way, every other round in reverse order.
 
-    Ways that store patterns take part in the first rounds only. Every way is warmed up at the length, or at
-    512 tokens if one pass takes seconds.
+    `wanted` are the ways that take part. Ways that store patterns take part in the first rounds only. Every
+    way is warmed up at the length, or at 512 tokens if one pass takes seconds.
     """
     preset = subject.preset
     total, explicit = preset.rounds(length), preset.explicit_rounds(length)
     held = {name for name, way in WAYS.items() if way.tensors}
-    alive = [name for name in WAYS if name not in dead and (name not in held or done < explicit)]
+    alive = [
+        name for name in WAYS if name in wanted and name not in dead and (name not in held or done < explicit)
+    ]
     if done >= total:
         return
     runs = {name: WAYS[name].make(subject, length) for name in alive}
@@ -49,7 +58,7 @@ def alternate(subject: Subject, length: int, dead: Collection[str], done: int) -
         result = {}
         for name in names[:: -1 if number % 2 else 1]:
             gc.collect()
-            result[name] = round(seconds(runs[name], preset.device), 6)
+            result[name] = round(seconds(runs[name], preset.device, clock), 6)
         yield result
 
 

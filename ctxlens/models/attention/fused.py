@@ -180,12 +180,13 @@ def compute_attention_pattern(
     softcap: float | None = None,
     sinks: Float[Tensor, " head"] | None = None,
     position_bias: Float[Tensor, "#batch #head #query_pos key_pos"] | None = None,
-) -> Float[Tensor, "batch head query_pos key_pos"]:
+    columns: Int[Tensor, " column"] | None = None,
+) -> Float[Tensor, "batch head query_pos column"]:
     """The attention pattern itself, computed explicitly in float32 or wider.
 
     Memory grows with query_pos x key_pos, so ask for few queries. Arguments as in `augmented_attention`, and
     `softcap`, `sinks` and `position_bias` as in `tiled_attention`. With sinks a row sums to less than 1; the
-    rest is the sink's share.
+    rest is the sink's share. `columns` are the keys whose attention is returned, by default all.
     """
     check_shapes(query, key, key, None, key_bias, attn_mask, is_causal)
     wide = torch.promote_types(query.dtype, torch.float32)
@@ -193,7 +194,7 @@ def compute_attention_pattern(
     mask, causal = _combine_masks(attn_mask, is_causal, query.shape[2], key.shape[2], query.device)
     if causal:
         mask = _causal_mask(query.shape[2], key.shape[2], query.device)
-    scores = score_keys(query.to(wide), key.to(wide)) * factor
+    scores = score_keys(query.to(wide) * factor, key.to(wide))
     if position_bias is not None:
         scores = scores + position_bias.to(wide)
     if softcap is not None:
@@ -201,10 +202,18 @@ def compute_attention_pattern(
     if key_bias is not None:
         scores = scores + compute_score_bias(query, key_bias, head_select).to(wide)
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    if sinks is not None:
-        return append_sink(scores, sinks).softmax(-1)[..., :-1]
-    return torch.nan_to_num(scores.softmax(-1))
+        # In place: the scores are this function's own, and another tensor of their size costs as much again.
+        scores.add_(_as_additive(mask, wide) if mask.dtype == torch.bool else mask)
+    n_keys = scores.shape[-1]
+    pattern = (scores if sinks is None else append_sink(scores, sinks)).softmax(-1)[..., :n_keys]
+    if columns is not None:
+        pattern = pattern.index_select(-1, columns)
+    return pattern if sinks is not None else torch.nan_to_num(pattern)
+
+
+def _as_additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a query may attend, minus infinity elsewhere: adding it costs less than filling the scores."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -torch.inf)
 
 
 def score_keys(

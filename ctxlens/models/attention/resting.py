@@ -94,11 +94,22 @@ class SinkReader:
         """Note the hidden states at the entry of the next layer, whether it is read or not."""
         self.finder.enter(hidden)
 
-    def find(self, pattern: Float[Tensor, "batch head sample key_pos"]) -> Bool[Tensor, "batch key_pos"]:
-        """The sinks of a layer, from the attention pattern of the sampled queries."""
+    def find(
+        self,
+        pattern: Float[Tensor, "batch head sample column"],
+        columns: Int[Tensor, " column"] | None = None,
+    ) -> Bool[Tensor, "batch key_pos"]:
+        """The sinks of a layer, from the attention pattern of the sampled queries.
+
+        `columns` are the keys of the pattern, by default all; the others count as receiving nothing. Those of
+        `SinkFinder.candidate_keys` are enough.
+        """
         positions = self.sample.positions.to(pattern.device)
         sample = QuerySample(positions, self.sample.weights.to(pattern.device))
-        return self.finder.find(attention_received(pattern, sample))
+        received = attention_received(pattern, sample, columns)
+        if columns is not None:
+            received = received.new_zeros(self.finder.is_token.shape).index_copy_(1, columns, received)
+        return self.finder.find(received)
 
 
 __all__ = ["KeyGroups", "RestingShares", "SinkReader"]

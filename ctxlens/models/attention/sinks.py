@@ -40,6 +40,10 @@ LATER = 16
 SAMPLES = 64
 """Query positions from which the attention received is estimated."""
 
+SAMPLE_TILE_NUMBERS = 2**18
+"""How many scores of sampled queries the native backend has in memory at a time. Larger tensors were measured
+to cost up to twice the time, which goes into new pages of memory."""
+
 
 @dataclass(frozen=True)
 class QuerySample:
@@ -94,18 +98,21 @@ def _sample_one(length: int, samples: int) -> Int[Tensor, " sample"]:
 
 
 def attention_received(
-    pattern: Float[Tensor, "batch head sample key"], sample: QuerySample
+    pattern: Float[Tensor, "batch head sample key"],
+    sample: QuerySample,
+    keys: Int[Tensor, " key"] | None = None,
 ) -> Float[Tensor, "batch key"]:
     """Attention that every token receives from the later ones, mean over these and over heads, 0 to 1.
 
     Args:
         pattern: attention of the sampled query positions after softmax, 0 where a key is masked.
         sample: the positions.
+        keys: the positions of the keys; by default they are all of the text's.
 
     Returns:
         The mean; 0 for tokens after which no position was sampled.
     """
-    key_pos = torch.arange(pattern.shape[-1], device=pattern.device)
+    key_pos = torch.arange(pattern.shape[-1], device=pattern.device) if keys is None else keys
     is_later = sample.positions[..., None] > key_pos
     weight = sample.weights[..., None].to(pattern.dtype) * is_later
     by_head = reduce(pattern, "batch head sample key -> batch sample key", "mean")
@@ -149,6 +156,10 @@ class SinkFinder:
         ratios = norm_ratios(hidden, self.is_token.to(hidden.device))
         self.candidates = self.candidates.to(ratios.device) | (ratios >= NORM_RATIO)
 
+    def candidate_keys(self) -> Int[Tensor, " key"]:
+        """The positions that hold a candidate in any of the texts."""
+        return self.candidates.any(0).nonzero().flatten()
+
     def find(self, received: Float[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
         """The sinks of a layer, from the attention that every token receives there (`attention_received`)."""
         is_token = self.is_token.to(received.device)
@@ -157,6 +168,6 @@ class SinkFinder:
 
 
 __all__ = [
-    "LATER", "NORM_RATIO", "RECEIVED", "SAMPLES", "QuerySample", "SinkFinder", "attention_received",
-    "norm_ratios", "sample_queries",
+    "LATER", "NORM_RATIO", "RECEIVED", "SAMPLES", "SAMPLE_TILE_NUMBERS", "QuerySample", "SinkFinder",
+    "attention_received", "norm_ratios", "sample_queries",
 ]  # fmt: skip

@@ -22,9 +22,12 @@ from ctxlens.report.plots.theme import (
     plain,
     style,
 )
-from ctxlens.results import RoleAllocation
+from ctxlens.results import Drift, RoleAllocation
 
 MOST_LABELLED_HEADS = 16
+
+NO_SINKS = "raw shares: the view without sinks is not available, sinks were not measured"
+"""What a figure says that shows raw shares because sinks were not measured."""
 
 
 def mean_over_queries(values: Float[np.ndarray, "*axes query"]) -> Float[np.ndarray, "*axes"]:
@@ -39,7 +42,8 @@ def role_heatmap(
     allocation: RoleAllocation,
     role: str | Role = "user",
     *,
-    renormalised: bool = False,
+    renormalised: bool | None = None,
+    view: str | None = None,
     compare: RoleAllocation | None = None,
     mark_heads: Sequence[int] | Int[np.ndarray, " layer"] | None = None,
 ) -> go.Figure:
@@ -48,21 +52,25 @@ def role_heatmap(
     Args:
         allocation: what to draw.
         role: the role whose share is shown.
-        renormalised: leave out template, indicator, pad and sink, and renormalise (paper section 2.2).
+        renormalised: True is the view `renormalised`, False the view `raw`.
+        view: a name of `ctxlens.results.VIEWS`. By default `without sinks`, or `raw` where sinks were not
+            measured in all allocations, and the figure then says so.
         compare: an allocation to subtract; the figure then shows `allocation - compare`, between −1 and 1.
         mark_heads: one head per layer to frame, for instance `allocation.retrieval_heads()`.
 
     Raises:
-        InputError: the two allocations have different layers or heads.
+        InputError: the two allocations have different layers or heads, or lack the view.
     """
     label = Role.parse(role).label
-    z = mean_over_queries(allocation.share(label, renormalised=renormalised))
-    uniform = _uniform(allocation, label, renormalised)
+    both = [allocation] if compare is None else [allocation, compare]
+    seen, remark = choose_view(both, view, renormalised)
+    z = mean_over_queries(allocation.share(label, view=seen))
+    uniform = float(allocation.in_view(seen).uniform()[:, Role.parse(label)].mean())
     n_layers, n_heads = z.shape
     if compare is not None:
         if (compare.layers, compare.shares.shape[1]) != (allocation.layers, n_heads):
             raise InputError("allocations can be compared only if they have the same layers and heads.")
-        z = z - mean_over_queries(compare.share(label, renormalised=renormalised))
+        z = z - mean_over_queries(compare.share(label, view=seen))
         limit = _ceiling(z)
         scale, low, high, unit = DIVERGING, -limit, limit, "difference"
     else:
@@ -90,6 +98,37 @@ def role_heatmap(
     )
     if mark_heads is not None:
         figure.update_layout(shapes=head_frames(allocation.layers, mark_heads))
+    return add_remark(figure, remark)
+
+
+def choose_view(
+    results: Sequence[RoleAllocation | Drift], view: str | None = None, renormalised: bool | None = None
+) -> tuple[str, str]:
+    """The view in which results are drawn, and a remark for the figure where it is not the one to expect.
+
+    Args:
+        results: what is drawn.
+        view: a name of `ctxlens.results.VIEWS`; it takes precedence.
+        renormalised: the view `renormalised` or `raw`.
+
+    Returns:
+        The view: by default `without sinks`, or `raw` with a remark where sinks were not measured.
+    """
+    if view is not None or renormalised is not None:
+        return view or ("renormalised" if renormalised else "raw"), ""
+    if all(one.resting is not None for one in results):
+        return "without sinks", ""
+    return "raw", NO_SINKS
+
+
+def add_remark(figure: go.Figure, remark: str) -> go.Figure:
+    """Put a remark above a figure, if there is one."""
+    if remark:
+        figure.add_annotation(
+            text=remark, xref="paper", yref="paper", x=0, y=1, yshift=22, xanchor="left", showarrow=False,
+            font={"size": 12},
+        )  # fmt: skip
+        figure.update_layout(margin={"t": 48})
     return figure
 
 
@@ -127,7 +166,8 @@ def heatmap_height(n_layers: int) -> int:
 def role_by_layer(
     allocations: RoleAllocation | Mapping[str, RoleAllocation],
     *,
-    renormalised: bool = False,
+    renormalised: bool | None = None,
+    view: str | None = None,
     difference: bool = False,
 ) -> go.Figure:
     """Draw how each layer spreads its attention over the roles, averaged over heads and queries.
@@ -135,14 +175,15 @@ def role_by_layer(
     Args:
         allocations: one allocation, or several by title to draw side by side (for instance with and
             without template).
-        renormalised: leave out template, indicator, pad and sink, and renormalise.
+        renormalised, view: as in `role_heatmap`.
         difference: draw one more panel with the last allocation minus the first.
 
     Raises:
         InputError: a difference of fewer than two allocations, or of allocations with different layers.
     """
     panels = {"": allocations} if isinstance(allocations, RoleAllocation) else dict(allocations)
-    shares = {title: layer_shares(one, renormalised=renormalised) for title, one in panels.items()}
+    seen, remark = choose_view(list(panels.values()), view, renormalised)
+    shares = {title: layer_shares(one, view=seen) for title, one in panels.items()}
     layers = {one.layers for one in panels.values()}
     titles = list(shares)
     if difference:
@@ -169,7 +210,7 @@ def role_by_layer(
     figure.update_annotations(font={"size": 13})
     figure.update_layout(legend={"y": -0.22, "yanchor": "top", "traceorder": "normal"}, bargap=0.12,
                          margin={"t": 32 if any(shares) else 12, "b": 24})  # fmt: skip
-    return figure
+    return add_remark(figure, remark)
 
 
 def layer_panel(
@@ -201,10 +242,10 @@ def layer_panel(
 
 
 def layer_shares(
-    allocation: RoleAllocation, *, renormalised: bool = False
+    allocation: RoleAllocation, *, renormalised: bool = False, view: str | None = None
 ) -> Float[np.ndarray, "layer role"]:
-    """Role shares by layer, averaged over heads and queries."""
-    source = allocation.renormalised() if renormalised else allocation
+    """Role shares by layer, averaged over heads and queries, in a view of `ctxlens.results.VIEWS`."""
+    source = allocation.in_view(view or ("renormalised" if renormalised else "raw"))
     flat = np.moveaxis(source.shares, 3, 1).reshape(len(source.layers), len(source.roles), -1)
     return mean_over_queries(flat)
 
@@ -237,11 +278,6 @@ def _role_bars(values: np.ndarray, layers: list[str], always: Sequence[str] = ()
             )
         )  # fmt: skip
     return bars
-
-
-def _uniform(allocation: RoleAllocation, label: str, renormalised: bool) -> float:
-    source = allocation.renormalised() if renormalised else allocation
-    return float(source.uniform()[:, Role.parse(label)].mean())
 
 
 def _ceiling(z: np.ndarray) -> float:

@@ -9,7 +9,13 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ctxlens.chat.roles import Role
-from ctxlens.report.plots.allocation import MOST_LABELLED_HEADS, head_frames, mean_over_queries
+from ctxlens.report.plots.allocation import (
+    MOST_LABELLED_HEADS,
+    add_remark,
+    choose_view,
+    head_frames,
+    mean_over_queries,
+)
 from ctxlens.report.plots.heads import head_map
 from ctxlens.report.plots.theme import DIVERGING, INK, MUTED, SEQUENTIAL, SERIES, colorscale, plain, style
 from ctxlens.results import Drift
@@ -19,7 +25,7 @@ HEADS = {"mean": "mean over heads", "retrieval": "retrieval head"}
 _SIDES = (("circle", "solid"), ("square", "dash"))
 
 
-def drift_by_layer(drift: Drift, role: str = "user", view: str = "raw") -> go.Figure:
+def drift_by_layer(drift: Drift, role: str = "user", view: str | None = None) -> go.Figure:
     """Draw the share of one role by layer on both sides: the mean over heads, and the retrieval head.
 
     The grey lines show the shares if attention were uniform, which follow from token counts alone. Bands are
@@ -28,11 +34,13 @@ def drift_by_layer(drift: Drift, role: str = "user", view: str = "raw") -> go.Fi
     Args:
         drift: what to draw.
         role: the role whose share is shown.
-        view: a name of `ctxlens.results.VIEWS`.
+        view: a name of `ctxlens.results.VIEWS`; by default `without sinks`, or `raw` where sinks were not
+            measured, and the figure then says so.
 
     Raises:
         InputError: an unknown view, or a role that the view leaves out.
     """
+    view, remark = choose_view([drift], view)
     figure = make_subplots(
         1, 2, shared_yaxes=True, horizontal_spacing=0.05, subplot_titles=list(HEADS.values())
     )
@@ -52,7 +60,7 @@ def drift_by_layer(drift: Drift, role: str = "user", view: str = "raw") -> go.Fi
     figure.update_yaxes(title_text=f"share of {role}", range=[0, 1.02], col=1)
     figure.update_annotations(font={"size": 13})
     figure.update_layout(legend={"y": -0.24, "yanchor": "top"}, margin={"t": 32, "b": 24})
-    return figure
+    return add_remark(figure, remark)
 
 
 def _band(layers: Sequence[int], found: Sequence[Interval], side: int) -> go.Scatter:
@@ -109,23 +117,28 @@ def _baseline(layers: Sequence[int], uniform: float, side: int, name: str) -> go
     )
 
 
-def drift_map(drift: Drift, role: str = "user", view: str = "raw", *, excess: bool = False) -> go.Figure:
+def drift_map(
+    drift: Drift, role: str = "user", view: str | None = None, *, excess: bool = False
+) -> go.Figure:
     """Draw the second side minus the first, by layer and head, with frames around the retrieval heads.
 
     Args:
         drift: what to draw.
         role: the role whose share is shown.
-        view: a name of `ctxlens.results.VIEWS`.
+        view: a name of `ctxlens.results.VIEWS`; by default `without sinks`, or `raw` where sinks were not
+            measured, and the figure then says so.
         excess: first subtract the share that each side would have if attention were uniform.
     """
+    view, remark = choose_view([drift], view)
     found = drift.excess(role, view) if excess else drift.difference(role, view)
     figure = head_map(found, layers=drift.layers)
     figure.update_layout(shapes=head_frames(drift.layers, drift.retrieval))
-    return figure
+    return add_remark(figure, remark)
 
 
-def drift_slider(drift: Drift, view: str = "raw") -> go.Figure:
+def drift_slider(drift: Drift, view: str | None = None) -> go.Figure:
     """Draw role by head on both sides and their difference, one layer at a time, with a slider."""
+    view, remark = choose_view([drift], view)
     roles = [name for name in drift.shown_roles() if Role.parse(name) not in drift.left_out(view)]
     means = np.stack([mean_over_queries(drift.share(role, view)) for role in roles], axis=2)
     # [side, layer, role, head]
@@ -171,7 +184,7 @@ def drift_slider(drift: Drift, view: str = "raw") -> go.Figure:
                   "tickcolor": INK.built, "font": {"color": INK.built}}],
         margin={"t": 32},
     )  # fmt: skip
-    return figure
+    return add_remark(figure, remark)
 
 
 def _edge(value: float, interval: Interval) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ctxlens.report.plots.allocation import choose_view
 from ctxlens.report.plots.theme import DIVERGING, FONT, INK, MUTED
 from ctxlens.results import Drift
 
@@ -16,7 +17,9 @@ _WIDEST, _HIGHEST = 640, 720
 _LABELLED = 34
 
 
-def drift_still(drifts: Sequence[Drift], role: str = "user", view: str = "raw", *, title: str = "") -> str:
+def drift_still(
+    drifts: Sequence[Drift], role: str = "user", view: str | None = None, *, title: str = ""
+) -> str:
     """Draw the change of one role's share by layer and head as SVG, one panel per drift, on one scale.
 
     All text is escaped. Frames mark the retrieval heads. A number stands in parentheses if its 95 % interval
@@ -25,10 +28,12 @@ def drift_still(drifts: Sequence[Drift], role: str = "user", view: str = "raw", 
     Args:
         drifts: what to draw, from top to bottom.
         role: the role whose share is shown.
-        view: a name of `ctxlens.results.VIEWS`.
+        view: a name of `ctxlens.results.VIEWS`; by default `without sinks`, or `raw` where sinks were not
+            measured. The heading names it.
         title: heading of the picture.
     """
-    maps = [drift.difference(role, view) for drift in drifts]
+    seen, remark = choose_view(drifts, view)
+    maps = [drift.difference(role, seen) for drift in drifts]
     values = [found.values for found in maps]
     finite = [np.abs(one[np.isfinite(one)]) for one in values]
     top = max([1e-6, *(float(one.max()) for one in finite if one.size)])
@@ -45,7 +50,7 @@ def drift_still(drifts: Sequence[Drift], role: str = "user", view: str = "raw", 
     )  # fmt: skip
     steps = np.linspace(-top, top, 41)
     return environment.get_template("drift.svg.j2").render(
-        title=title or f"Change of the attention on {role} tokens",
+        title=f"{title or f'Change of the attention on {role} tokens'} ({remark or seen})",
         width=width, height=height, font=FONT, ink=INK.light, muted=MUTED.light, panels=panels,
         scale=[
             {"x": _LEFT + 5 * i, "width": 5, "fill": _colour(step, top)} for i, step in enumerate(steps)

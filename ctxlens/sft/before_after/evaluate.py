@@ -107,12 +107,18 @@ def _deliver(folder: Path, run: Run, plan: EvaluationPlan, base_name: str, secon
 
 
 def _summarise(drift: Drift) -> dict[str, Any]:
-    """The change of the user's share by layer: the mean over heads, and the retrieval head."""
+    """The change of the user's share by layer, raw and without sinks: mean over heads, and retrieval head."""
     changes = {
         heads: [one[2].as_dict() for one in drift.by_layer("user", heads=heads)]
         for heads in ("mean", "retrieval")
     }
-    return {"sides": list(drift.sides), "layers": list(drift.layers), "user_share_change": changes}
+    found = {"sides": list(drift.sides), "layers": list(drift.layers), "user_share_change": changes}
+    if "without sinks" in drift.views:
+        found["user_share_change_without_sinks"] = {
+            heads: [one[2].as_dict() for one in drift.by_layer("user", "without sinks", heads=heads)]
+            for heads in ("mean", "retrieval")
+        }
+    return found
 
 
 __all__ = ["CARD", "RESULT", "STUDY", "evaluate_checkpoint"]

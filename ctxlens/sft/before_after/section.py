@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ctxlens.chat.condition import SPELLING
 from ctxlens.results import Drift
+from ctxlens.results.arrays import SINKS_NOT_MEASURED
 from ctxlens.results.markdown import escape_markdown
 from ctxlens.sft.before_after.comparison import Row
 from ctxlens.sft.before_after.plan import EvaluationPlan
@@ -89,24 +90,37 @@ def signed(interval: Interval, digits: int = 2) -> str:
 def _drift(folder: str, drifts: Sequence[Drift], no_drift: str) -> list[str]:
     if not drifts:
         return [f"Not measured: {escape_markdown(no_drift)}"]
+    measured = all("without sinks" in drift.views for drift in drifts)
+    view = "without sinks" if measured else "raw"
+    about = (
+        "attention sinks (tokens on which idle heads rest) left out"
+        if measured
+        else f"raw shares, because {SINKS_NOT_MEASURED}"
+    )
     lines = [
         f"![Change of the attention on the user's tokens by layer and head]({folder}/drift.svg)", "",
         "Share of the attention that goes to the user's tokens where the answer begins: mean over heads, "
-        "and the layer's retrieval head:", "",
-        "| comparison | layer | before | after | change | change of the retrieval head |",
-        "|---|---|---|---|---|---|",
+        f"and the layer's retrieval head; {about}. The last column is the change as in the paper, "
+        "renormalised without the template's tokens, sinks counted:", "",
+        "| comparison | layer | before | after | change | change of the retrieval head | as in the paper |",
+        "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for drift in drifts:
-        mean, followed = (drift.by_layer("user", heads=heads) for heads in ("mean", "retrieval"))
+        mean, followed = (drift.by_layer("user", view, heads=heads) for heads in ("mean", "retrieval"))
+        paper = drift.by_layer("user", "renormalised")
         order = sorted(range(len(mean)), key=lambda i: -abs(mean[i][2].estimate))[:_MOST_LAYERS]
         name = escape_markdown(f"{drift.sides[1]} against {drift.sides[0]}")
         for i in sorted(order):
             before, after, change = mean[i]
             cells = [before.format(), after.format(), signed(change), signed(followed[i][2])]
             head = f" (head {int(drift.retrieval[i])})"
-            lines.append(f"| {name} | {drift.layers[i]} | {' | '.join(cells)}{head} |")
+            lines.append(
+                f"| {name} | {drift.layers[i]} | {' | '.join(cells)}{head} | {signed(paper[i][2])} |"
+            )
         if len(mean) > _MOST_LAYERS:
-            lines.append(f"| {name} | {len(mean) - _MOST_LAYERS} more layers with smaller changes | | | | |")
+            lines.append(
+                f"| {name} | {len(mean) - _MOST_LAYERS} more layers with smaller changes | | | | | |"
+            )
     return lines
 
 

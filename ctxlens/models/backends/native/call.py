@@ -18,6 +18,7 @@ from ctxlens.models.attention.fused import (
     compute_score_bias,
 )
 from ctxlens.models.attention.resting import KeyGroups, RestingShares, SinkReader
+from ctxlens.models.attention.sinks import SAMPLE_TILE_NUMBERS
 from ctxlens.models.attention.shares import compute_role_shares
 from ctxlens.models.attention.steering import weigh_targets
 from ctxlens.models.attention.tiled import tiled_attention
@@ -140,7 +141,9 @@ class Call:
         exact: bool,
     ) -> tuple[Float[Tensor, "batch head query_pos d_value"], RestingShares]:
         """The output, and the shares of some queries, with the part of them that rests on sinks."""
-        found = sinks.find(self.pattern(sinks.sample.positions))
+        candidates = sinks.finder.candidate_keys().to(self.key.device)
+        received = self.attention_to(candidates, sinks.sample.positions.to(self.key.device))
+        found = sinks.find(received, candidates)
         groups = KeyGroups.of(role_ids, found)
         output, shares = self.read(groups.ids, queries, exact=exact, n_groups=len(groups.roles))
         shares = shares.float()
@@ -167,15 +170,24 @@ class Call:
         return shares
 
     def pattern(
-        self, queries: Int[Tensor, "batch query"] | None
-    ) -> Float[Tensor, "batch head query key_pos"]:
-        """The pattern of some queries (all by default), masked as the kernel masks it."""
+        self, queries: Int[Tensor, "batch query"] | None, columns: Int[Tensor, " column"] | None = None
+    ) -> Float[Tensor, "batch head query_pos column"]:
+        """The pattern of some queries and keys (all by default), masked as the kernel masks it."""
         if queries is None:
             queries = repeat(
                 torch.arange(self.query.shape[2]), "query -> batch query", batch=self.query.shape[0]
             )
         query, given = self._rows(queries.to(self.query.device))
-        return compute_attention_pattern(query, self.key, key_bias=self.bias, scale=self.scale, **given)
+        given |= {"key_bias": self.bias, "scale": self.scale, "columns": columns}
+        return compute_attention_pattern(query, self.key, **given)
+
+    def attention_to(
+        self, columns: Int[Tensor, " column"], queries: Int[Tensor, "batch query"]
+    ) -> Float[Tensor, "batch head query column"]:
+        """The attention of some queries to few keys, a few queries at a time, in the memory of caches."""
+        per_query = self.query.shape[0] * self.query.shape[1] * self.key.shape[2]
+        parts = queries.split(max(1, SAMPLE_TILE_NUMBERS // per_query), dim=1)
+        return torch.cat([self.pattern(part, columns) for part in parts], dim=2)
 
     def _rows(self, queries: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Some queries, and the parts of mask, head weights and terms that belong to them."""
