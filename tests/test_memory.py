@@ -78,9 +78,9 @@ def runs_of(backend, batch=1):
                 tokens = decode(tokens).argmax(-1)[:, None]
 
     return [
-        ({"what": "read"}, lambda: backend.read_shares(right, layers, everything[:, :1], ())),
+        ({"what": "read"}, lambda: backend.read_resting(right, layers, everything[:, :1], ())),
         (
-            {"what": "read", "queries": everything.shape[1]},
+            {"what": "read", "queries": everything.shape[1], "sinks": False},
             lambda: backend.read_shares(right, layers, everything, ()),
         ),
         ({"what": "steer"}, steer),
@@ -101,7 +101,7 @@ class TestByHand:
         assert forecast_memory(self.model, length=1).weights == 4 * (numbers + rotary)
 
     def test_read(self):
-        forecast = forecast_memory(self.model, length=10, batch=2, layers=[0, 2], queries=3)
+        forecast = forecast_memory(self.model, length=10, batch=2, layers=[0, 2], queries=3, sinks=False)
         tokens = 20
         assert forecast.resident == 4 * tokens * (2 * 32 + 2 * 8)
         # Normed input 32, queries 32, keys and values 16 each; columns: 8 + 8 roles = 16 wide, for 4 heads
@@ -113,6 +113,23 @@ class TestByHand:
         assert (forecast.mask, forecast.cache, forecast.logits) == (0, 0, 0)
         assert forecast.run == forecast.resident + forecast.attention + forecast.kept
         assert forecast.total == forecast.weights + forecast.run
+
+    def test_read_with_sinks(self):
+        forecast = forecast_memory(self.model, length=10, batch=2, queries=3)
+        without = forecast_memory(self.model, length=10, batch=2, queries=3, sinks=False)
+        # Twice as many groups of keys: 8 + 16 columns.
+        assert forecast.attention == 4 * 20 * (32 + 32 + 2 * 16 + 12 * 24)
+        assert forecast.kept == 2 * without.kept
+        assert forecast_memory(self.model, length=10, what="steer").run == (
+            forecast_memory(self.model, length=10, what="steer", sinks=False).run
+        )
+
+    def test_sampled_queries_count_where_they_are_the_largest(self):
+        model = wrap(make_tiny("llama", num_attention_heads=32, num_key_value_heads=1, head_dim=2))
+        long = 2_000_000  # one query of 32 heads has more scores than a tile: three copies of it
+        forecast = forecast_memory(model, length=long)
+        base = 4 * long * (32 + (32 + 2) * 2)
+        assert forecast.attention >= base + 4 * 32 * long * 3
 
     def test_generate(self):
         forecast = forecast_memory(self.model, length=10, batch=2, what="generate", new_tokens=5)

@@ -9,7 +9,7 @@ import ctxlens as cl
 from ctxlens.chat.roles import N_ROLES, Role
 from ctxlens.errors import InputError, UnsupportedModelError
 from ctxlens.models import Model
-from ctxlens.models.attention.resting import KeyGroups
+from ctxlens.models.attention.resting import KeyGroups, SinkReader
 from ctxlens.models.attention.sinks import LATER, NORM_RATIO, RECEIVED
 from ctxlens.models.attention.steering import Steering
 from ctxlens.models.backends.batch import TokenBatch, pad_queries
@@ -212,7 +212,8 @@ def test_the_allocation_of_a_model_has_the_three_views(model):
     at = slice(3, None)  # before, nearly all attention is on sinks
     expected = rest[:, :, at] / rest[:, :, at].sum(-1, keepdims=True)
     np.testing.assert_allclose(allocation.without_sinks().shares[:, :, at], expected, atol=1e-3)
-    off = model.read_roles(chat, queries="all")
+    np.testing.assert_array_equal(model.read_roles(chat, queries="all").resting, allocation.resting)
+    off = model.read_roles(chat, queries="all", sinks=False)
     assert off.resting is None
     np.testing.assert_allclose(off.shares, allocation.shares, atol=TOLERANCE)
     with pytest.raises(InputError, match=r"sinks were not measured.*sinks=False"):
@@ -225,6 +226,59 @@ def test_the_mean_over_the_response_is_taken_of_resting_parts_too(model):
     every = model.read_roles(chat, queries="all", sinks=True)
     at = chat.response_positions(3)
     np.testing.assert_allclose(mean.resting[:, :, 0], every.resting[:, :, at].mean(2), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["native", "lens"])
+def test_sinks_of_a_batch_are_those_of_every_conversation_alone(kind):
+    model = Model.from_hf(plant(make_tiny("gemma3")), make_tokenizer(), backend=kind)  # sliding windows
+    with model.steer(0.3):
+        together = model.read_roles(CHATS, queries="all")
+        alone = [model.read_roles(chat, queries="all") for chat in CHATS]
+    assert max(one.resting.max() for one in alone) > 0.1
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(one.resting, other.resting, atol=TOLERANCE)
+        np.testing.assert_allclose(one.shares, other.shares, atol=TOLERANCE)
+
+
+def test_sampled_queries_find_the_sinks_of_a_long_text():
+    """Beyond 64 tokens the attention received is an estimate; it finds what the full pattern says."""
+    options = {"max_position_embeddings": 512}
+    model, eager = (plant(make_tiny("llama", attn=attn, **options)) for attn in (None, "eager"))
+    chat = chat_with_sinks(300, 7)
+    sinks, expected = define_eagerly(eager, chat)
+    ((_, resting),) = read(NativeBackend(model), [chat])
+    assert sinks.any(0).sum() > 1
+    np.testing.assert_allclose(resting, expected, atol=TOLERANCE)
+
+
+def test_a_model_whose_hidden_states_cannot_be_seen_is_read_without_sinks_and_says_so(monkeypatch):
+    model = Model.from_hf(make_tiny("llama"), make_tokenizer())
+
+    def refuse(*_):
+        raise UnsupportedModelError("the decoder layers cannot be identified")
+
+    monkeypatch.setattr(NativeBackend, "read_resting", refuse)
+    with pytest.warns(UserWarning, match="read without attention sinks: the decoder layers cannot") as caught:
+        allocations = model.read_roles(CHATS[:3], batch_tokens=60)
+    assert len(caught) == 1
+    assert [one.resting for one in allocations] == [None] * 3
+    with pytest.raises(UnsupportedModelError, match="cannot be identified"):
+        model.read_roles(CHATS[0], sinks=True)
+
+
+def test_only_candidates_are_looked_at():
+    """What other keys receive makes no difference: the pattern of the candidates alone gives the same sinks."""
+    reader = SinkReader.of_texts(torch.tensor([[2] * 20, [2] * 20]))
+    reader.enter(torch.ones(2, 20, 3))
+    reader.finder.candidates[1, 2] = True
+    pattern = torch.rand(2, 4, 20, 20).tril().softmax(-1)
+    pattern[:, :, :, 2] = 0.5
+    columns = reader.finder.candidate_keys()
+    assert columns.tolist() == [0, 2]
+    found = reader.find(pattern[..., columns], columns)
+    assert found.equal(reader.find(pattern))
+    assert found[1, 2]
+    assert not found[0, 2]
 
 
 TEXT = "The harbour of the old town is small, but the ferry to the island starts there every morning. "

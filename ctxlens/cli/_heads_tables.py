@@ -97,7 +97,7 @@ def _show_sweep(run: Run) -> None:
 
 
 def show_drift(drift: Drift) -> None:
-    """Print the user's share by layer on both sides and its paired change, without sinks and in other views."""
+    """Print the user's share by layer on both sides and its paired change, in several views."""
     first, second = drift.sides
     import numpy as np
 

@@ -17,8 +17,10 @@ from ctxlens.results.files import META_KEY, check_record, make_record, read_safe
 if TYPE_CHECKING:
     import pandas as pd
 
-LEAST_SHARE = 1e-6
-"""Least attention outside of sinks that is renormalised; less is a rounding error."""
+LEAST_SHARE = 0.01
+"""Least attention outside of sinks that is renormalised. A head with more than 99 % of its attention on sinks
+does nothing else there: what is left says nothing about roles, and renormalised it would count as much as the
+attention of a head that reads."""
 
 VIEWS: Mapping[str, tuple[Role, ...]] = {
     "raw": (),
@@ -112,7 +114,8 @@ class RoleAllocation:
         """Shares over the tokens that are no attention sinks, renormalised over the roles but pad and sink.
 
         Template tokens stay: take them out too with `allocation.without_sinks().renormalised()`. A query
-        whose mass lies wholly on sinks has NaN. The token counts still include the sinks, which are few.
+        with more than 99 % of its mass on sinks has NaN. The token counts still include the sinks, which are
+        few.
 
         Raises:
             InputError: sinks were not measured.

@@ -37,9 +37,9 @@ SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclu
 RULES: Mapping[str, str] = {
     "loss": "Supported if the fine-tuned model's recall with template is below its recall without (whole "
     "interval), and falls by more than the base model's does (whole interval of the difference).",
-    "role bias": "Shares are taken without the template's tokens and without attention sinks. Supported if the "
-    "template takes attention from the user's tokens in the fine-tuned model (whole interval below 0), and "
-    "more than in the base model (whole interval).",
+    "role bias": "Shares are taken without the template's tokens and without attention sinks. Supported if "
+    "the template takes attention from the user's tokens in the fine-tuned model (whole interval below 0), "
+    "and more than in the base model (whole interval).",
     "cause": "α is chosen on one half of the cells. Supported if steering all heads to the user's tokens "
     "raises recall on the other half (whole interval above 0), and steering the retrieval heads raises it by "
     "more than steering as many random heads (whole interval above 0).",

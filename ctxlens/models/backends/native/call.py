@@ -18,8 +18,8 @@ from ctxlens.models.attention.fused import (
     compute_score_bias,
 )
 from ctxlens.models.attention.resting import KeyGroups, RestingShares, SinkReader
-from ctxlens.models.attention.sinks import SAMPLE_TILE_NUMBERS
 from ctxlens.models.attention.shares import compute_role_shares
+from ctxlens.models.attention.sinks import SAMPLE_TILE_NUMBERS
 from ctxlens.models.attention.steering import weigh_targets
 from ctxlens.models.attention.tiled import tiled_attention
 from ctxlens.models.backends.batch import take_queries
