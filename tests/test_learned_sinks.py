@@ -18,7 +18,7 @@ LENGTH = 24
 
 
 def even_gpt_oss():
-    """A gpt-oss whose layer 0 gives every visible key the score 0, so that shares follow from counts alone."""
+    """A gpt-oss whose layer 0 gives every key the score 0, so that shares follow from counts alone."""
     model = make_tiny("gpt-oss", layer_types=["full_attention"] * 3)
     with torch.no_grad():
         attention = model.model.layers[0].self_attn
@@ -31,7 +31,7 @@ def even_gpt_oss():
 
 @pytest.mark.parametrize("backend", ["native", "lens"])
 def test_learned_sinks_count_as_sink_in_every_view(backend):
-    """With n visible keys and a sink of score s, the sink gets e^s / (n + e^s) and every key 1 / (n + e^s)."""
+    """With n keys and a sink of score s, the sink gets e^s / (n + e^s) and every key 1 / (n + e^s)."""
     chat = make_chat(LENGTH, 5)
     model = Model.from_hf(even_gpt_oss(), make_tokenizer(), backend=backend)
     allocation = model.read_roles(chat, layers=[0], queries=[3, LENGTH - 1])

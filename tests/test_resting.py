@@ -267,7 +267,7 @@ def test_a_model_whose_hidden_states_cannot_be_seen_is_read_without_sinks_and_sa
 
 
 def test_only_candidates_are_looked_at():
-    """What other keys receive makes no difference: the pattern of the candidates alone gives the same sinks."""
+    """What other keys receive makes no difference: the candidates' columns alone give the same sinks."""
     reader = SinkReader.of_texts(torch.tensor([[2] * 20, [2] * 20]))
     reader.enter(torch.ones(2, 20, 3))
     reader.finder.candidates[1, 2] = True

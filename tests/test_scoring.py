@@ -54,18 +54,22 @@ def test_scores_are_the_reductions_of_the_shares_in_the_order_of_the_data(toy_to
     assert not row["truncated"]
 
 
-def test_scores_of_a_real_model_agree_with_its_full_pattern(toy_tokenizer):
+def tiny_llama(tokenizer):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from ctxlens.models import Model
-
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(toy_tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.3,
     )  # fmt: skip
-    llama = LlamaForCausalLM(config)
+    return LlamaForCausalLM(config)
+
+
+def test_scores_of_a_real_model_agree_with_its_full_pattern(toy_tokenizer):
+    from ctxlens.models import Model
+
+    llama = tiny_llama(toy_tokenizer)
     data = [
         talk("a", "What is two plus two?", "It is four."),
         talk("b", "Hello", "fine", "Be brief", "I am."),
@@ -88,6 +92,48 @@ def test_scores_of_a_real_model_agree_with_its_full_pattern(toy_tokenizer):
                 for role in ("bos", "template", "assistant"):
                     share = pattern[:, :, at][..., chat.mask(role)].sum(-1).mean((1, 2))
                     np.testing.assert_allclose(rows[f"share_{role}"], share, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["native", "lens"])
+def test_what_rests_on_sinks_is_stored_on_request_and_the_score_stays(toy_tokenizer, tmp_path, backend):
+    from ctxlens.models import Model
+
+    model = Model.from_hf(tiny_llama(toy_tokenizer), toy_tokenizer, name="tiny", backend=backend)
+    data = [
+        talk("a", "What is two plus two? " * 4, "It is four. " * 6),
+        talk("b", "Hello", "fine", "Be brief", "I am."),
+    ]
+    plain = score_conversations(model, data)
+    scores = score_conversations(
+        model, data, sinks=True, out=Run.open(tmp_path / "run", study="score", config={})
+    )
+    for name in plain.frame.select_dtypes("number").columns:
+        np.testing.assert_allclose(scores.frame[name], plain.frame[name], atol=1e-5)
+    for conversation in data:
+        chat = model.render(conversation.messages)
+        for turn in chat.response_turns():
+            read = model.read_roles(chat, queries="response_mean", turn=turn)
+            rows = scores.frame[
+                (scores.frame["conversation"] == conversation.id) & (scores.frame["turn"] == turn)
+            ]
+            for role in ("user", "bos", "template"):
+                found = read.resting[..., Role.parse(role)].mean((1, 2))
+                np.testing.assert_allclose(rows[f"resting_{role}"], found, atol=1e-5)
+            apart = read.with_sinks_apart().shares.mean((1, 2))
+            expected = apart[:, Role.USER] / (1 - apart[:, Role.SINK])
+            np.testing.assert_allclose(scores.without_sinks()[rows.index], expected, atol=1e-4)
+    assert scores.frame["resting_bos"].max() > 0.01
+    with pytest.raises(InputError, match=r"made without attention sinks; score the data again with --sinks"):
+        plain.without_sinks()
+
+
+def test_a_run_without_sinks_keeps_its_plan_and_is_not_mixed_with_one_that_has_them(toy_tokenizer, run):
+    data = [talk("a", "Hello", "fine")]
+    scores = score_conversations(FakeModel(toy_tokenizer), data, out=run)
+    assert "sinks" not in scores.meta
+    assert not [name for name in scores.frame if name.startswith("resting_")]
+    with pytest.raises(RunExistsError, match="other settings"):
+        score_conversations(FakeModel(toy_tokenizer), data, out=run, sinks=True)
 
 
 def test_the_file_has_a_row_a_turn_and_says_what_it_is(toy_tokenizer, run):

@@ -72,6 +72,12 @@ def score(
             help="Add how much likelier the user's text makes each answer (two more full passes).",
         ),
     ] = False,
+    sinks: Annotated[
+        bool,
+        typer.Option(
+            "--sinks", help="Also store what of each role's share rests on attention sinks; the score stays."
+        ),
+    ] = False,
     part: Annotated[
         str | None,
         typer.Option(help="Score part K of N, such as 0/16, as one of N jobs.", metavar="K/N"),
@@ -108,11 +114,13 @@ def score(
 
     lm = model.load()
     settings = Settings.of(
-        lm, layers=wanted, max_tokens=max_tokens, batch_tokens=batch_tokens, precision=precision
-    )
+        lm, layers=wanted, max_tokens=max_tokens, batch_tokens=batch_tokens, precision=precision,
+        sinks=sinks,
+    )  # fmt: skip
     config = {
         "model": lm.identity, "dataset": dataset, **read, "layout": data.layout,
         "layers": list(settings.layers), "max_tokens": settings.max_tokens, "precision": precision,
+        **({"sinks": True} if sinks else {}),
     }  # fmt: skip
     run = store.open_together("score", config, processes)
     with _screen.stage("scores") as progress:

@@ -319,7 +319,8 @@ class _Run:
         output = self.tokens * heads * d_head * self.bytes
         kernel_mask = self.tokens * self.length * self.bytes if self.mask else 0
         if path == "fused":
-            added = (N_ROLES - 1) * (1 + self.sinks) if what == "read" else count_bias_columns(self.dtype)
+            # With sinks there is a column per group of keys that occurs, seldom more than there are roles.
+            added = N_ROLES - 1 if what == "read" else count_bias_columns(self.dtype)
             columns = self.tokens * 2 * (heads + kv_heads) * padded_width(d_head + added) * self.bytes
             working = columns + kernel_mask
         elif path == "tiled":

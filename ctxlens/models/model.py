@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -26,7 +26,7 @@ from ctxlens.models.attention.steering import (
 )
 from ctxlens.models.backend_choice import BackendName, check_backend, make_backend
 from ctxlens.models.backends.batch import TokenBatch, pad_queries, plan_batches
-from ctxlens.models.backends.protocol import Backend, PrefixBackend, Readout, TurnReduce
+from ctxlens.models.backends.protocol import Backend, PrefixBackend, Readout, ReduceResting, TurnReduce
 from ctxlens.models.generation import continue_greedily, cut_at, stop_at
 from ctxlens.models.loading import find_indicator, find_stop_ids
 from ctxlens.models.memory import fit_batch_tokens, free_memory
@@ -309,6 +309,7 @@ class Model:
         *,
         layers: Sequence[int] | None = None,
         batch_tokens: int = 8192,
+        resting: TurnReduce | None = None,
     ) -> list[dict[int, Float[np.ndarray, "layer value"]]]:
         """Apply a function to the role shares of every assistant turn, where the model runs.
 
@@ -319,6 +320,8 @@ class Model:
             reduce: takes one layer's shares of a batch's response tokens.
             layers: the layers to read, all by default. Layers above the highest are not run.
             batch_tokens: padded tokens in one forward pass.
+            resting: a function of the part of the shares that rests on attention sinks, which are then
+                measured; its values follow those of `reduce`.
 
         Returns:
             For each conversation, the function's results by turn.
@@ -336,7 +339,11 @@ class Model:
             numbers = pad_queries([[k + 1 for k, at in enumerate(of_chat) for _ in at] for of_chat in turns])
             made = partial(reduce, turn_of=numbers.to(self.device) - 1, n_turns=max(map(len, turns)))
             tokens = self._batch([chats[i] for i in indices], "right")
-            values = self.backend.read_shares(tokens, wanted, queries, self._steerings, made)
+            if resting is None:
+                values = self.backend.read_shares(tokens, wanted, queries, self._steerings, made)
+            else:
+                both = _reduce_both(made, partial(resting, **made.keywords))
+                values = self.backend.reduce_resting(tokens, wanted, queries, self._steerings, both)
             for row, i in enumerate(indices):
                 for k, turn in enumerate(chats[i].response_turns()):
                     result[i][turn] = values[row, :, k].numpy()
@@ -632,6 +639,13 @@ class Model:
                     f"{which}has token id {int(np.max(chat.tokens))}, but the model has "
                     f"{self.backend.shape.d_vocab} tokens; was it rendered with another tokenizer?"
                 )
+
+
+def _reduce_both(
+    shares: Callable[[torch.Tensor], torch.Tensor], resting: Callable[[torch.Tensor], torch.Tensor]
+) -> ReduceResting:
+    """One function of a layer's shares and resting parts: the values of both, one after the other."""
+    return lambda found: torch.cat([shares(found.shares), resting(found.resting)], -1)
 
 
 __all__ = ["Model"]

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from ctxlens.chat.roles import Role
 from ctxlens.errors import InputError
+from ctxlens.results.arrays import LEAST_SHARE
 from ctxlens.results.files import META_KEY, check_record, make_record, read_file
 from ctxlens.results.tables import _Table
 
@@ -28,6 +29,10 @@ SCHEMA_VERSION = 2
 SHARE_COLUMNS = tuple(f"share_{role.label}" for role in Role if role not in (Role.USER, Role.PAD))
 """Mean shares of all roles but the user's, whose mean share is `mean_heads`."""
 
+RESTING_COLUMNS = tuple(f"resting_{role.label}" for role in Role if role is not Role.PAD)
+"""The part of each role's mean share that rests on attention sinks of this role. Only scores that were made
+with sinks have these columns."""
+
 TURN_COLUMNS: Mapping[str, str] = {
     "conversation": "string", "turn": "int32", "uniform": "float32", "response_tokens": "int32",
     "context_tokens": "int32", "truncated": "bool",
@@ -38,6 +43,7 @@ LAYER_COLUMNS: Mapping[str, str] = {
     **dict.fromkeys(("best_of_mean", "mean_of_best", "mean_heads"), "score"),
     "best_head": "int16",
     **dict.fromkeys(SHARE_COLUMNS, "score"),
+    **dict.fromkeys(RESTING_COLUMNS, "score"),
 }
 """The columns that each turn has for every layer (lists on disk), and their types; `score`: the chosen
 precision."""
@@ -55,7 +61,8 @@ class Scores(_Table):
     user share if attention were uniform); `response_tokens`, `context_tokens` (user tokens that the
     turn can see); `truncated`. `score_conversations` adds `best_head` (that of `best_of_mean`) and
     `share_<role>`, the mean over heads and response tokens of the other roles' shares: with
-    `mean_heads` they sum to 1. Labelled data also have `kind`.
+    `mean_heads` they sum to 1. Scores made with sinks also have `resting_<role>`, the part of each of these
+    shares that rests on attention sinks (`without_sinks`). Labelled data also have `kind`.
 
     The file has one row per turn; the columns that differ by layer are lists. Any further column is stored
     once per turn.
@@ -80,6 +87,25 @@ class Scores(_Table):
             layers = ", ".join(map(str, sorted(self.frame["layer"].unique())))
             raise InputError(f"layer {layer} is not among the scored layers ({layers or 'none'}).")
         return rows.set_index(["conversation", "turn"])[reduction]
+
+    def without_sinks(self, role: str | Role = Role.USER) -> pd.Series:
+        """A role's part of the attention that rests on no attention sink, for every row, 0 to 1.
+
+        This is a ratio of means over heads and response tokens. The score itself, the paper's, counts sinks
+        and does not change. NaN where all attention rests on sinks.
+
+        Raises:
+            InputError: the scores were made without sinks.
+        """
+        if RESTING_COLUMNS[0] not in self.frame:
+            raise InputError(
+                "the view without sinks is not available, because these scores were made without attention "
+                "sinks; score the data again with --sinks (sinks=True)."
+            )
+        label = Role.parse(role).label
+        share = self.frame["mean_heads" if label == "user" else f"share_{label}"]
+        left = 1 - self.frame[list(RESTING_COLUMNS)].sum(axis=1) - self.frame["share_sink"]
+        return ((share - self.frame[f"resting_{label}"]) / left).where(left >= LEAST_SHARE)
 
     @classmethod
     def from_turns(
@@ -291,6 +317,6 @@ def _empty() -> pd.DataFrame:
 
 
 __all__ = [
-    "LAYER_COLUMNS", "SCHEMA_VERSION", "SHARE_COLUMNS", "TURN_COLUMNS", "Precision", "Scores",
-    "check_precision", "make_turns", "read_head", "read_turns", "read_values", "write_turns",
+    "LAYER_COLUMNS", "RESTING_COLUMNS", "SCHEMA_VERSION", "SHARE_COLUMNS", "TURN_COLUMNS", "Precision",
+    "Scores", "check_precision", "make_turns", "read_head", "read_turns", "read_values", "write_turns",
 ]  # fmt: skip

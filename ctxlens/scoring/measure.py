@@ -49,10 +49,20 @@ def reduce_turns(
     return values.masked_fill((members & broken[:, None]).any(-1)[..., None], torch.nan)
 
 
+def mean_turns(
+    shares: Float[Tensor, "batch head query role"], turn_of: Int[Tensor, "batch query"], n_turns: int
+) -> Float[Tensor, "batch turn role"]:
+    """The mean of some shares over heads and the tokens of every turn; arguments as in `reduce_turns`."""
+    turn_of = turn_of.to(shares.device)
+    members = turn_of[:, None] == torch.arange(n_turns, device=shares.device)[:, None]
+    weights = members / members.sum(-1, keepdim=True).clamp_min(1)
+    return torch.einsum("bqr,btq->btr", shares.mean(1), weights)
+
+
 def uniform_share(is_user: Bool[np.ndarray, " pos"], positions: np.ndarray) -> float:
     """The user share, 0 to 1, if every response token attended equally to itself and all before it."""
     positions = np.asarray(positions)
     return float((np.cumsum(is_user)[positions] / (positions + 1)).mean())
 
 
-__all__ = ["VALUES", "reduce_turns", "uniform_share"]
+__all__ = ["VALUES", "mean_turns", "reduce_turns", "uniform_share"]

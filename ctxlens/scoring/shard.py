@@ -14,8 +14,15 @@ from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import InputError
 from ctxlens.models.backends.batch import plan_batches
 from ctxlens.models.backends.protocol import TurnReduce
-from ctxlens.results.scores import LAYER_COLUMNS, TURN_COLUMNS, Precision, check_precision, make_turns
-from ctxlens.scoring.measure import VALUES, reduce_turns, uniform_share
+from ctxlens.results.scores import (
+    LAYER_COLUMNS,
+    RESTING_COLUMNS,
+    TURN_COLUMNS,
+    Precision,
+    check_precision,
+    make_turns,
+)
+from ctxlens.scoring.measure import VALUES, mean_turns, reduce_turns, uniform_share
 from ctxlens.scoring.selection import choose_layer
 
 if TYPE_CHECKING:
@@ -27,7 +34,13 @@ Turn = tuple[str, int]
 BATCH_TOKENS = {"cpu": 1024, "other": 8192}
 """Padded tokens per forward pass, by kind of device."""
 
-_SOURCES = {name: VALUES.index("share_user" if name == "mean_heads" else name) for name in LAYER_COLUMNS}
+_SOURCES = {
+    name: VALUES.index("share_user" if name == "mean_heads" else name)
+    for name in LAYER_COLUMNS
+    if name not in RESTING_COLUMNS
+}
+_RESTING_SOURCES = {f"resting_{role.label}": len(VALUES) + int(role) for role in Role if role is not Role.PAD}
+"""Where the values of the columns stand: those of `reduce_turns`, then those of `mean_turns`."""
 
 
 @runtime_checkable
@@ -48,9 +61,18 @@ class Scorer(Protocol):
         ...
 
     def reduce_responses(
-        self, chats: Sequence[RenderedChat], reduce: TurnReduce, *, layers: Sequence[int], batch_tokens: int
+        self,
+        chats: Sequence[RenderedChat],
+        reduce: TurnReduce,
+        *,
+        layers: Sequence[int],
+        batch_tokens: int,
+        **options: Any,
     ) -> list[dict[int, Float[np.ndarray, "layer value"]]]:
-        """The result of a function of the role shares, for every chat and assistant turn."""
+        """The result of a function of the role shares, for every chat and assistant turn.
+
+        With `resting`, a function of what rests on attention sinks, its values follow.
+        """
         ...
 
 
@@ -64,6 +86,7 @@ class Settings:
         batch_tokens: padded tokens per forward pass.
         precision: the number format in which scores are stored.
         kinds: known kinds of turns, stored in the column `kind`.
+        sinks: also store what of each role's share rests on attention sinks.
     """
 
     layers: tuple[int, ...]
@@ -71,6 +94,7 @@ class Settings:
     batch_tokens: int
     precision: Precision | str = "float32"
     kinds: Mapping[Turn, str] | None = None
+    sinks: bool = False
 
     @classmethod
     def of(
@@ -167,6 +191,7 @@ def score_shard(
             reduce_turns,
             layers=settings.layers,
             batch_tokens=settings.batch_tokens,
+            **({"resting": mean_turns} if settings.sinks else {}),
         )
         for at, turns in zip(members, found, strict=True):
             _check_finite(model, part[at].id, turns)
@@ -232,9 +257,10 @@ def _table(
             columns[name].append(value)
     if settings.kinds is not None:
         columns["kind"] = [settings.kinds.get((part[at].id, turn), "") for at, turn in turns]
-    shape = (len(turns), len(settings.layers), len(VALUES))
+    sources = _SOURCES | (_RESTING_SOURCES if settings.sinks else {})
+    shape = (len(turns), len(settings.layers), len(VALUES) + len(Role) * settings.sinks)
     stacked = np.array([values[at][turn] for at, turn in turns], dtype=np.float32).reshape(shape)
-    by_layer = {name: stacked[:, :, place] for name, place in _SOURCES.items()}
+    by_layer = {name: stacked[:, :, place] for name, place in sources.items()}
     return make_turns(columns, by_layer, settings.precision)
 
 

@@ -42,6 +42,7 @@ def score_conversations(
     batch_tokens: int | None = None,
     precision: Precision | str = "float32",
     kinds: Mapping[Turn, str] | None = None,
+    sinks: bool = False,
 ) -> Scores:
     """Score every assistant turn of a data set at several layers.
 
@@ -62,6 +63,8 @@ def score_conversations(
         batch_tokens: padded tokens per forward pass; by default 1,024 on a CPU and 8,192 elsewhere.
         precision: the number format of the scores in the file.
         kinds: known kinds of turns, stored with the scores in the column `kind`.
+        sinks: also store what of each role's share rests on attention sinks (`Scores.without_sinks`). The
+            score keeps its definition.
 
     Raises:
         InputError: there are no conversations, or none can be scored; ids are not unique; layers are out of
@@ -75,6 +78,7 @@ def score_conversations(
         batch_tokens=batch_tokens,
         precision=precision,
         kinds=kinds,
+        sinks=sinks,
     )
     if out is not None:
         score_to_run(model, conversations, settings, out, progress=progress)
@@ -270,6 +274,8 @@ def _head(model: Scorer, settings: Settings) -> dict[str, Any]:
         "probe_layer": choose_layer(model.n_layers, rule="middle"),
         "max_tokens": settings.max_tokens,
         "precision": settings.precision,
+        # Absent without sinks: the plan of runs that were started by an earlier version stays the same.
+        **({"sinks": True} if settings.sinks else {}),
     }
     # Not `ctxlens.runs.digest`: shards and scores on disk carry this value, all 64 digits of it and with the
     # kinds, and a run that was started by an earlier version resumes only if the value stays the same.

@@ -31,6 +31,11 @@ class RestingShares(NamedTuple):
     resting: Float[Tensor, "*rows role"]
 
 
+def stack_resting(found: RestingShares) -> Float[Tensor, "batch 2 head query role"]:
+    """Shares and resting parts of one layer in one tensor on the CPU."""
+    return torch.stack(found, dim=1).cpu()
+
+
 @dataclass(frozen=True)
 class KeyGroups:
     """Keys grouped by role and by whether they are sinks. Only groups that occur have a number.
@@ -112,4 +117,4 @@ class SinkReader:
         return self.finder.find(received)
 
 
-__all__ = ["KeyGroups", "RestingShares", "SinkReader"]
+__all__ = ["KeyGroups", "RestingShares", "SinkReader", "stack_resting"]

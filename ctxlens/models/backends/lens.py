@@ -22,11 +22,19 @@ from torch import Tensor
 from ctxlens.chat.roles import N_ROLES, Role
 from ctxlens.errors import UnsupportedModelError
 from ctxlens.models.attention.fused import append_sink, compute_score_bias
-from ctxlens.models.attention.resting import RestingShares, SinkReader
+from ctxlens.models.attention.resting import RestingShares, SinkReader, stack_resting
 from ctxlens.models.attention.shares import compute_role_shares
 from ctxlens.models.attention.steering import Steering, combine_selects, weigh_targets
 from ctxlens.models.backends.batch import RunningKeys, TokenBatch, take_queries
-from ctxlens.models.backends.protocol import Decoder, DecoderCosts, HeadEdit, LayerFacts, ModelShape, Reduce
+from ctxlens.models.backends.protocol import (
+    Decoder,
+    DecoderCosts,
+    HeadEdit,
+    LayerFacts,
+    ModelShape,
+    Reduce,
+    ReduceResting,
+)
 from ctxlens.models.backends.sizes import count_feed_forward, weigh
 
 
@@ -148,6 +156,18 @@ class LensBackend:
         steerings: Sequence[Steering],
     ) -> RestingShares:
         """See `Backend.read_resting`."""
+        return RestingShares(*self.reduce_resting(batch, layers, queries, steerings, stack_resting).unbind(2))
+
+    @torch.no_grad()
+    def reduce_resting(
+        self,
+        batch: TokenBatch,
+        layers: Sequence[int],
+        queries: Int[Tensor, "batch query"],
+        steerings: Sequence[Steering],
+        reduce: ReduceResting,
+    ) -> Float[Tensor, "batch layer ..."]:
+        """See `Backend.reduce_resting`."""
         entries = [residual_hook(layer) for layer in range(max(layers) + 1)]
         if missing := [name for name in entries if name not in self.lens_model.hook_dict]:
             raise UnsupportedModelError(
@@ -161,13 +181,12 @@ class LensBackend:
             rows = _take_rows(pattern, queries)
             of_sinks = batch.role_ids.to(found.device).masked_fill(~found, -1)
             resting = compute_role_shares(rows, of_sinks, N_ROLES)
-            return torch.stack([self._sum_by_role(rows, batch), resting], dim=1)
+            return reduce(RestingShares(self._sum_by_role(rows, batch), resting))
 
         def enter(hidden: Tensor, hook: Any) -> None:
             sinks.enter(hidden)
 
-        found = self._read(batch, layers, steerings, to_both, [(name, enter) for name in entries])
-        return RestingShares(*found.unbind(2))
+        return self._read(batch, layers, steerings, to_both, [(name, enter) for name in entries])
 
     @torch.no_grad()
     def read_pattern(

@@ -27,6 +27,10 @@ Reduce = Callable[[Float[Tensor, "batch head query role"]], Float[Tensor, "batch
 device."""
 
 
+ReduceResting = Callable[[RestingShares], Float[Tensor, "batch ..."]]
+"""A function of one layer's role shares and of what rests on sinks."""
+
+
 @runtime_checkable
 class TurnReduce(Protocol):
     """A function of one layer's role shares of whole turns."""
@@ -157,6 +161,17 @@ class Backend(Protocol):
         """
         ...
 
+    def reduce_resting(
+        self,
+        batch: TokenBatch,
+        layers: Sequence[int],
+        queries: Int[Tensor, "batch query"],
+        steerings: Sequence[Steering],
+        reduce: ReduceResting,
+    ) -> Float[Tensor, "batch layer ..."]:
+        """The stacked results of a function of what `read_resting` reads, for every layer."""
+        ...
+
     def read_pattern(
         self,
         batch: TokenBatch,
@@ -257,5 +272,5 @@ class EagerBackend(Protocol):
 
 __all__ = [
     "Backend", "Decoder", "DecoderCosts", "EagerBackend", "HeadEdit", "KeyValues", "LayerFacts", "LayerPath",
-    "ModelShape", "PrefixBackend", "PrefixDecoder", "Readout", "Reduce", "TurnReduce",
+    "ModelShape", "PrefixBackend", "PrefixDecoder", "Readout", "Reduce", "ReduceResting", "TurnReduce",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor
 from ctxlens.models.attention.resting import SinkReader
 from ctxlens.models.attention.steering import combine_selects
 from ctxlens.models.backends.batch import HeadWeights, RunningKeys
-from ctxlens.models.backends.protocol import LayerPath, Reduce
+from ctxlens.models.backends.protocol import LayerPath
 
 Kept = Literal["shares", "resting", "pattern"]
 """What is kept of a layer's attention."""
@@ -66,7 +66,7 @@ class Attending:
     keep: Kept = "shares"
     stop: bool = False
     exact: bool = False
-    reduce: Reduce | None = None
+    reduce: Callable[..., Tensor] | None = None
     sinks: SinkReader | None = None
     collected: dict[int, Tensor] = field(default_factory=dict)
     paths: dict[int, LayerPath] = field(default_factory=dict)

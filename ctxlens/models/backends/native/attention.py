@@ -21,14 +21,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from ctxlens.errors import InputError
-from ctxlens.models.attention.resting import SinkReader
+from ctxlens.models.attention.resting import SinkReader, stack_resting
 from ctxlens.models.attention.steering import Steering
 from ctxlens.models.backends.batch import RunningKeys, TokenBatch
 from ctxlens.models.backends.native.attending import Attending
 from ctxlens.models.backends.native.call import Call
 from ctxlens.models.backends.native.direct import Attention, calls_directly, catch_direct_calls
 from ctxlens.models.backends.native.plan import HowSteered, Kept, plan_call
-from ctxlens.models.backends.protocol import Reduce
+from ctxlens.models.backends.protocol import Reduce, ReduceResting
 
 NAME = "ctxlens"
 
@@ -55,7 +55,7 @@ def attend(
     keep: Literal["shares", "resting", "pattern"] = "shares",
     stop: bool = False,
     exact: bool = False,
-    reduce: Reduce | None = None,
+    reduce: Reduce | ReduceResting | None = None,
     sinks: SinkReader | None = None,
 ) -> Iterator[Attending]:
     """Steer and read every forward pass (and `generate`) of a transformers model inside the block.
@@ -69,7 +69,8 @@ def attend(
         keep: role shares, role shares with the part that rests on sinks, or whole patterns.
         stop: end the forward pass silently after the highest layer to read; the block ends with it.
         exact: compute the shares of 16-bit models in float32, in a second pass over the scores.
-        reduce: a function of each layer's shares whose result is kept in their place.
+        reduce: a function of each layer's shares, or of shares and resting parts where both are kept; its
+            result is kept in their place.
         sinks: finds the sinks, if they are to be kept apart. The caller lets it note the hidden states at the
             entry of every layer.
 
@@ -182,7 +183,7 @@ def _keep_resting(call: Call, attending: Attending, layer: int) -> Tensor:
     assert attending.sinks is not None, "without a reader of sinks nothing can be kept apart"
     role_ids = attending.keys.roles(call.key.shape[2], call.query.shape[0], call.query.device)
     output, found = call.read_resting(role_ids, attending.queries, attending.sinks, exact=attending.exact)
-    attending.collected[layer] = torch.stack(found, dim=1).cpu()
+    attending.collected[layer] = (attending.reduce or stack_resting)(found)
     return output
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ctxlens.chat.roles import Role
 from ctxlens.errors import UnsupportedModelError
-from ctxlens.models.attention.resting import RestingShares, SinkReader
+from ctxlens.models.attention.resting import RestingShares, SinkReader, stack_resting
 from ctxlens.models.attention.steering import Steering
 from ctxlens.models.backends.batch import TokenBatch
 from ctxlens.models.backends.native.attention import attend
@@ -34,6 +34,7 @@ from ctxlens.models.backends.protocol import (
     ModelShape,
     Readout,
     Reduce,
+    ReduceResting,
 )
 
 
@@ -113,11 +114,22 @@ class NativeBackend:
         steerings: Sequence[Steering],
     ) -> RestingShares:
         """See `Backend.read_resting`."""
+        return RestingShares(*self.reduce_resting(batch, layers, queries, steerings, stack_resting).unbind(2))
+
+    @torch.no_grad()
+    def reduce_resting(
+        self,
+        batch: TokenBatch,
+        layers: Sequence[int],
+        queries: Int[Tensor, "batch query"],
+        steerings: Sequence[Steering],
+        reduce: ReduceResting,
+    ) -> Float[Tensor, "batch layer ..."]:
+        """See `Backend.reduce_resting`."""
         sinks = SinkReader.of_texts(batch.role_ids)
         entered = self._decoder_layers[: max(layers) + 1]
         with note_hidden_states(entered, sinks.enter):
-            found = self._read(batch, layers, queries, steerings, "resting", sinks=sinks)
-        return RestingShares(*found.unbind(2))
+            return self._read(batch, layers, queries, steerings, "resting", sinks=sinks, reduce=reduce)
 
     @torch.no_grad()
     def read_pattern(
