@@ -1,5 +1,7 @@
 """The verdict rules, on tables whose answers are known by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from ctxlens.results.claims import (
     ABILITY_TOLERANCE,
     MARGIN,
     MIN_UNITS,
+    PAPERS_FIGURE,
     RECALL_LOSS,
     RULES,
     claim_cause,
@@ -241,6 +244,34 @@ def test_role_bias_needs_a_shift_beyond_the_base_models():
     assert claim_role_bias(high, low, high, lower).verdict == "not supported"
     assert claim_role_bias(high, lower, high, low).verdict == "supported"
     assert claim_role_bias(high, high, low, high).verdict == "not supported"
+
+
+def on_bos(one):
+    """The same allocation with all attention to BOS measured as resting."""
+    resting = np.zeros_like(one.shares)
+    resting[..., Role.BOS] = one.shares[..., Role.BOS]
+    return replace(one, resting=resting)
+
+
+def test_role_bias_is_judged_without_sinks_and_the_papers_figure_stands_beside():
+    # Renormalised, the user's share falls from .8 to .4 because BOS takes over; without BOS it stays 1 of 1.
+    plain, template = allocation([0.72] * 12), allocation([0.36] * 12)
+    counted = claim_role_bias(plain, template, plain, plain)
+    assert (counted.verdict, counted.figure.estimate) == ("supported", pytest.approx(-0.4, abs=1e-6))
+    assert "attention sinks were not measured" in counted.sentence
+    assert counted.rule.endswith("so they count.")
+    sinkless = claim_role_bias(*map(on_bos, (plain, template, plain, plain)))
+    assert (sinkless.verdict, sinkless.figure.estimate) == ("not supported", pytest.approx(0, abs=1e-6))
+    notes = {what: figure.estimate for what, figure in sinkless.notes}
+    assert notes[f"{PAPERS_FIGURE}: user's share, renormalised"] == pytest.approx(-0.4, abs=1e-6)
+    excess = f"{PAPERS_FIGURE}: change of the fine-tuned model minus change of the base"
+    assert notes[excess] == pytest.approx(-0.4, abs=1e-6)
+    # With the template's .1 kept: .72 of .82 and .36 of .46.
+    what = "user's share, without sinks (template tokens counted): change"
+    assert notes[what] == pytest.approx(0.36 / 0.46 - 0.72 / 0.82, abs=1e-6)
+    assert "40 percentage points less (verdict: supported)" in sinkless.sentence
+    one_old = claim_role_bias(*map(on_bos, (plain, template, plain)), plain)
+    assert one_old.figure == counted.figure
 
 
 def test_role_bias_counts_texts_not_conversations():

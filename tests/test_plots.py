@@ -1,6 +1,7 @@
 """Figures show the numbers of the results they are drawn from."""
 
 import json
+from dataclasses import replace
 
 import factories
 import numpy as np
@@ -12,7 +13,7 @@ from ctxlens.report import plots
 from ctxlens.report.plots.allocation import layer_panel, layer_shares
 from ctxlens.report.plots.needle import split_by_memory
 from ctxlens.report.plots.theme import colour_schemes
-from ctxlens.results import NeedleGrid, RoleAllocation, Scores, Selection
+from ctxlens.results import VIEWS, NeedleGrid, RoleAllocation, Scores, Selection
 
 TEMPLATE = factories.allocation("vanilla", "template")
 PLAIN = factories.allocation("vanilla", "plain")
@@ -41,6 +42,26 @@ def test_a_query_without_kept_attention_is_left_out_of_the_mean():
     shares[0, 0, 1, [Role.USER, Role.BOS]] = 0.5
     one = RoleAllocation(shares, np.ones((2, 9), dtype=np.float32), (0,), ("a", "b"), "first_answer")
     assert np.array(plots.role_heatmap(one, "user", renormalised=True).data[0].z) == [[0.5]]
+
+
+def test_figures_leave_sinks_out_by_default_and_say_where_they_cannot():
+    resting = np.zeros_like(TEMPLATE.shares)
+    resting[..., Role.BOS] = TEMPLATE.shares[..., Role.BOS]
+    measured = replace(TEMPLATE, resting=resting)
+    expected = {view: measured.share("user", view=view).mean(-1) for view in VIEWS}
+    np.testing.assert_allclose(plots.role_heatmap(measured).data[0].z, expected["without sinks"], atol=5e-5)
+    assert not plots.role_heatmap(measured).layout.annotations
+    np.testing.assert_allclose(
+        plots.role_heatmap(measured, renormalised=False).data[0].z, expected["raw"], atol=5e-5
+    )
+    for view in VIEWS:
+        np.testing.assert_allclose(
+            plots.role_heatmap(measured, view=view).data[0].z, expected[view], atol=5e-5
+        )
+    for old in (plots.role_heatmap(TEMPLATE), plots.role_by_layer({"a": measured, "b": TEMPLATE})):
+        assert "without sinks is not available" in old.layout.annotations[-1].text
+    with pytest.raises(InputError, match="not available"):
+        plots.role_heatmap(TEMPLATE, view="without sinks")
 
 
 def test_head_frames_lie_around_the_heads():

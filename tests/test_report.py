@@ -5,6 +5,7 @@ import hashlib
 import html
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import factories
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from evaluation_cases import evaluation
 
+from ctxlens.chat.roles import Role
 from ctxlens.errors import InputError
 from ctxlens.report import write_report
 from ctxlens.report.blocks import embed, number
@@ -123,6 +125,44 @@ def test_embedded_figures_are_the_results(demo_page):
     np.testing.assert_allclose(z, expected, atol=5e-5)
     tokens = next(one for one in data if "weights" in one)
     np.testing.assert_allclose(np.array(tokens["weights"]) / 1e4, factories.token_view().pattern, atol=5e-5)
+
+
+def measured(model, condition):
+    """An allocation in which half of the user's attention and all of BOS rest on sinks."""
+    one = factories.allocation(model, condition)
+    resting = np.zeros_like(one.shares)
+    resting[..., Role.USER] = one.shares[..., Role.USER] / 2
+    resting[..., Role.BOS] = one.shares[..., Role.BOS]
+    return replace(one, resting=resting)
+
+
+def explorer_of(folder, allocations):
+    run = Run.open(folder / "run", study="allocate", config={})
+    for name, one in allocations.items():
+        run.save(f"allocation-{name}.safetensors", one)
+    page = Page(write_report([run.folder], folder / "report.html").read_text(encoding="utf-8"))
+    data = [json.loads(text) for kind, text in page.scripts if kind == "application/json"]
+    return next(one for one in data if "models" in one), page.words
+
+
+def test_attention_is_shown_without_sinks_first_with_three_views(tmp_path):
+    one = measured("vanilla", "template")
+    data, words = explorer_of(tmp_path, {"template": one, "plain": measured("vanilla", "plain")})
+    assert data["share"] == "without sinks"
+    assert [name for name, _ in data["share_options"]] == ["raw", "renormalised", "without sinks"]
+    for view, _ in data["share_options"]:
+        z = data["models"]["vanilla"]["template"][view]["user"]["z"]
+        np.testing.assert_allclose(z, one.share("user", view=view).mean(-1), atol=5e-5)
+    taken = one.with_sinks_apart().share("sink").mean()
+    assert f"vanilla template {taken:.2f}" in words
+
+
+def test_a_page_of_results_without_sinks_says_that_the_view_is_not_available(tmp_path):
+    mixed = {"template": measured("vanilla", "template"), "plain": factories.allocation("vanilla", "plain")}
+    data, words = explorer_of(tmp_path, mixed)
+    assert data["share"] == "raw"
+    assert [name for name, _ in data["share_options"]] == ["raw", "renormalised"]
+    assert "The view without sinks is not available, because attention sinks were not measured" in words
 
 
 def test_the_page_is_not_much_larger_than_plotly(demo_page):
