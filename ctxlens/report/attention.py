@@ -37,7 +37,8 @@ def bias_blocks(run: RunContents, number_of_run: int) -> list[Block]:
 
 def _explorer(models: dict[str, dict[str, RoleAllocation]], group: str) -> Explorer:
     everything = [one for parts in models.values() for one in parts.values()]
-    roles = shown_roles(everything)
+    shown = shown_roles(everything)
+    roles = [role for role in ROLE_LABELS if role in shown or role in ("bos", "sink")]
     measured = all(one.resting is not None for one in everything)
     views = _conditions(models)
     options = [(view, view) for view in views]

@@ -17,7 +17,8 @@ from ctxlens.results.arrays import SINKLESS, SINKS_NOT_MEASURED
 _TRUTHS = ("steer", "blind", "zero", "mean")
 _EXPLAINED = {
     "user share": "the share of its attention that each head gives to the user's tokens where the answer "
-    "begins, without template. The head with the largest share in a layer is the paper's retrieval head.",
+    "begins, without template and, where they were measured, without attention sinks. The head with the "
+    "largest share in a layer is the paper's retrieval head.",
     "copying": "how often the token that the head attends to most is the needle token being produced (the "
     "retrieval score of Wu et al. 2024), from 0 to 1.",
     "gradient": "how fast the needle's log-probability grows when this head alone is steered to the user, "
