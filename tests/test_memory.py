@@ -124,11 +124,13 @@ class TestByHand:
         )
 
     def test_sampled_queries_count_where_they_are_the_largest(self):
-        model = wrap(make_tiny("llama", num_attention_heads=32, num_key_value_heads=1, head_dim=2))
-        long = 2_000_000  # one query of 32 heads has more scores than a tile: three copies of it
-        forecast = forecast_memory(model, length=long)
-        base = 4 * long * (32 + (32 + 2) * 2)
-        assert forecast.attention >= base + 4 * 32 * long * 3
+        # The pattern of 64 queries, 4 heads and 64 keys, twice in float32, after the normed input, queries,
+        # keys and values.
+        forecast = forecast_memory(self.model, length=64)
+        assert forecast.attention == 4 * 64 * (32 + 32 + 2 * 16) + 2 * 4 * 64 * 4 * 64
+        # With 4,096 tokens, 16 queries at a time have 2^18 scores; the columns are larger.
+        long, without = (forecast_memory(self.model, length=4096, sinks=sinks) for sinks in (True, False))
+        assert long.attention == without.attention
 
     def test_generate(self):
         forecast = forecast_memory(self.model, length=10, batch=2, what="generate", new_tokens=5)

@@ -33,6 +33,9 @@ results of the hooks."""
 _FLOAT32 = 4
 """Bytes of a float32 number: explicit patterns and kept shares have this dtype."""
 
+_SAMPLE_COPIES = 2
+"""How many tensors as large as the pattern of the sampled queries exist at once: scores, and pattern."""
+
 ROW_NAMES = (
     "weights", "hidden states", "attention", "feed-forward", "logits", "mask", "cache", "kept", "run",
     "total", "plain forward", "eager patterns", "lens cache",
@@ -309,7 +312,8 @@ class _Run:
             return min(SAMPLES, self.length) * one_query * _FLOAT32
         rows = max(1, min(SAMPLE_TILE_NUMBERS // one_query, SAMPLES, self.length))
         copied = self.tokens * self.shape.n_key_value_heads * self.shape.d_head * _FLOAT32
-        return rows * one_query * _FLOAT32 * TILE_COPIES + (copied if self.bytes < _FLOAT32 else 0)
+        copies = TILE_COPIES if path == "tiled" else _SAMPLE_COPIES
+        return rows * one_query * _FLOAT32 * copies + (copied if self.bytes < _FLOAT32 else 0)
 
     def attention(self, path: str, what: Task) -> int:
         """The intermediate results of one layer's attention, by path, including the layer's normed input."""

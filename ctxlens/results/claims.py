@@ -137,10 +137,8 @@ def claim_role_bias(
         return paired_difference(*(_mean_share(one, role, view) for one in pair), clusters=contexts)
 
     def excess(view: str) -> Interval:
-        changes = [
-            np.subtract(*(_mean_share(one, Role.USER, view) for one in pair[::-1])) for pair in (base, tuned)
-        ]
-        return paired_difference(*changes, clusters=contexts)
+        user = [_mean_share(one, Role.USER, view) for one in (*base, *tuned)]
+        return paired_difference(user[1] - user[0], user[3] - user[2], clusters=contexts)
 
     shift, beyond = change(tuned, Role.USER, view), excess(view)
     heads = tuned_plain.retrieval_heads()
