@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 from ctxlens.cli._screen import note, show_lines, show_table
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ctxlens.results import Evaluation, NeedleGrid, RoleAllocation, Selection
     from ctxlens.stats import Interval
 
@@ -32,8 +30,8 @@ def show_share(share: float) -> str:
     return "–" if share != share else f"{share:.3f}"
 
 
-def mean_share(shares: np.ndarray) -> float:
-    """The mean without NaN; NaN if nothing else is there."""
+def mean_share(shares: Any) -> float:
+    """The mean of an array without NaN; NaN if nothing else is there."""
     import numpy as np
 
     known = shares[~np.isnan(shares)]
