@@ -102,6 +102,7 @@ class ModelsOptions:
 
 @verb(
     "ctxlens eval -m organism -m organism-chat --tasks ctxlens_smoke --conditions plain,template --limit 20",
+    "ctxlens eval -m MODEL --tasks ctxlens_squad --conditions plain+prefix,template+prefix",
     "ctxlens eval -m runs/sft -m runs/cured --tasks ctxlens_qa "
     "--conditions template,template+indicator,template+steered:0.95",
     "ctxlens eval -m HuggingFaceH4/zephyr-7b-beta --tasks ctxlens_squad --data-dir data/ --dry-run",
@@ -121,11 +122,15 @@ def eval(
     conditions: Annotated[
         str,
         typer.Option(
-            help="Conditions, separated by commas: plain (no chat template) or template, then +indicator and "
-            "+steered:ALPHA as needed, such as template+indicator+steered:0.5.",
+            help="Conditions, separated by commas: plain (no chat template) or template, then +prefix, "
+            "+indicator and +steered:ALPHA as needed, such as template+indicator+steered:0.5.",
             metavar="CONDITIONS",
         ),
     ] = "template",
+    answer_prefix: Annotated[
+        str,
+        typer.Option(help="First words of every answer under conditions with +prefix.", metavar="TEXT"),
+    ] = "Answer:",
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use only the first N examples of each task.", metavar="N")
     ] = None,
@@ -161,7 +166,8 @@ def eval(
     if dry_run:
         first = models.load(models.model[0])
         words = [condition.name for condition in asked]
-        for task, condition, prompt in harness.first_prompts(first, names, words, **settings):
+        prompts = harness.first_prompts(first, names, words, answer_prefix=answer_prefix, **settings)
+        for task, condition, prompt in prompts:
             _screen.note(f"--- {task}, {condition}")
             _screen.say(_screen.printable(prompt))
         return
@@ -170,6 +176,8 @@ def eval(
         **models.describe(), **settings, "tasks": names, "limit": limit,
         "conditions": [condition.name for condition in asked],
     }  # fmt: skip
+    if any(condition.prefix for condition in asked):
+        config["answer_prefix"] = answer_prefix
     run = store.open_together("eval", config, processes)
     with _screen.stage("examples") as progress:
         evaluation = harness.run_evaluation(
@@ -177,6 +185,7 @@ def eval(
             names,
             [condition.name for condition in asked],
             limit=limit,
+            answer_prefix=answer_prefix,
             load=models.load,
             batch_tokens=batch_tokens,
             out=run,
@@ -185,5 +194,6 @@ def eval(
             **settings,
         )
     if processes.is_first:
+        run.write_json("summary.json", evaluation.summary())
         _tables.show_evaluation(evaluation)
         _screen.say_where(run.folder)
