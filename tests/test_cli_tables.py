@@ -50,15 +50,16 @@ def test_empty_answers_and_answers_cut_off_stand_below_their_task(capsys, monkey
     plain = found.frame["condition"] == "plain"
     frame = found.frame.assign(empty=plain & (found.frame["example"] < 3), cut=~plain)
     lines = shown(capsys, monkeypatch, 80, Evaluation(frame, found.meta))
-    assert lines[2:4] == [
-        "quiz: contains, 4 examples", "  empty: plain 75%, template 0%; cut off: plain 0%, template 100%",
+    assert lines[2:5] == [
+        "quiz: contains, 4 examples", "  empty: plain 75%, template 0%", "  cut off: plain 0%, template 100%",
     ]  # fmt: skip
     assert sum("cut off" in line for line in lines) == 1
     show_evaluation(Evaluation(frame, found.meta))
     notes = capsys.readouterr().err
     assert "3 of 8 answers are empty" in notes
     assert "4 of 8 answers were cut off at their longest" in notes
-    assert "compare plain+prefix with template+prefix" in notes
+    assert "(quiz: plain 75%, template 0%)" in notes
+    assert "ask with examples (--num-fewshot 2)" in notes
 
 
 def test_a_label_too_long_for_its_numbers_stands_above_them(capsys, monkeypatch):

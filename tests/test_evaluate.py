@@ -170,6 +170,35 @@ def test_a_prefix_without_text_is_refused(chat_model, folder):
         run_evaluation([chat_model], ["pets_write"], "plain+prefix", include_path=folder, answer_prefix=" ")
 
 
+def test_examples_are_the_same_under_every_condition_and_about_other_texts(chat_model, folder):
+    """The last documents about other texts: for the questions about Tom, the one about Ann."""
+    options = {"include_path": folder, "num_fewshot": 1, "answer_prefix": "So:"}
+    conditions = "plain,template,plain+prefix"
+    found = run_evaluation([chat_model], ["pets_write"], conditions, **options)
+    prompts = {name: list(rows["prompt"]) for name, rows in found.frame.groupby("condition")}
+    ann, tom = "Ann has a dog.\nWhat has Ann?", "Tom has a cat.\nWhat has Tom?"
+    assert prompts["plain"][0] == f"{ann} a dog\n\n{tom}"
+    assert prompts["plain"][2] == f"Tom has a cat.\nWho has a cat? Tom\n\n{ann}"
+    assert prompts["plain+prefix"][0] == f"{ann}\nSo: a dog\n\n{tom}\nSo:"
+    turns = [("user", ann), ("assistant", "a dog"), ("user", tom)]
+    asked = chat_model.render(
+        [{"role": role, "content": text} for role, text in turns], add_generation_prompt=True
+    )
+    assert prompts["template"][0] == asked.text
+    assert found.meta["num_fewshot"] == 1
+    shared = run_evaluation([chat_model], ["pets_write"], "plain", limit=1, **options)
+    assert shared.frame["prompt"][0] == prompts["plain"][0]  # whatever other questions are asked
+
+
+def test_too_few_texts_for_the_examples_and_tasks_without_examples_are_refused(chat_model, folder):
+    with pytest.raises(InputError, match=r"only 1 other texts for 2 examples \(--num-fewshot\)"):
+        run_evaluation([chat_model], ["pets_write"], "plain", include_path=folder, num_fewshot=2)
+    file = folder / "write.yaml"
+    file.write_text(file.read_text() + "num_fewshot: 0\n")
+    with pytest.raises(InputError, match="pets_write is defined to be asked without examples"):
+        load_tasks(["pets_write"], include_path=folder, num_fewshot=1)
+
+
 def test_a_task_whose_answers_have_a_beginning_keeps_it(chat_model):
     options = {"metadata": {"needle_lengths": [64], "needle_depths": [0]}}
     tasks = ["ctxlens_needle_known_prefix"]

@@ -129,17 +129,19 @@ def test_shares_of_empty_answers_by_hand():
     found = with_empties(evaluation())
     assert found.share("empty", "quiz", BASE) == 0.75
     assert found.share("empty", "quiz", TUNED) == 0.0
-    assert describe_faults(found, "quiz").startswith(
-        "empty: base template 75%, base template+steered:0.5 0%, tuned template 0%"
-    )
-    assert "; cut off: base template 25%, " in describe_faults(found, "quiz")
-    assert describe_faults(evaluation(), "quiz") == ""
+    empty, cut = describe_faults(found, "quiz")
+    assert empty.startswith("empty: base template 75%, base template+steered:0.5 0%, tuned template 0%")
+    assert cut.startswith("cut off: base template 25%, ")
+    assert describe_faults(evaluation(), "quiz") == []
     assert explain_empties(evaluation()) == ""
     assert explain_empties(found) == (
         "Conditions differ in their share of empty answers (quiz, base: template 75%, template+steered:0.5 "
         "0%), and an empty answer counts as wrong, so their difference is partly one of answering at all: "
-        "compare template+prefix with template+prefix+steered:0.5, under which every answer begins with the "
-        "same words."
+        "ask with examples (--num-fewshot 2), which show under every condition that an answer follows."
+    )
+    with_examples = Evaluation(found.frame, {**found.meta, "num_fewshot": 2})
+    assert explain_empties(with_examples).endswith(
+        "let every answer begin with the same words (--conditions template+prefix,template+prefix+steered:0.5)."
     )
 
 
@@ -147,7 +149,8 @@ def test_conditions_with_a_prefix_are_not_advised_to_take_one():
     right = {("base", "plain+prefix"): (1, 1, 1, 0), ("base", "template+prefix"): (0, 0, 0, 0)}
     found = evaluation(right=right)
     frame = found.frame.assign(empty=found.frame["condition"] == "plain+prefix")
-    assert "choose another --answer-prefix" in explain_empties(Evaluation(frame, found.meta))
+    told = explain_empties(Evaluation(frame, {**found.meta, "num_fewshot": 2}))
+    assert told.endswith("read the answers before you compare means.")
 
 
 def test_the_summary_has_a_row_for_every_mean():

@@ -5,7 +5,7 @@ A condition is written as words joined by `+`, in this order:
 | word | meaning |
 |---|---|
 | `plain`, `template` or `assistant` | without the chat template; with it; with it, and the context in the assistant's turn |
-| `prefix` | the answer starts with the first words of the expected answer |
+| `prefix` | the answer starts with given words: the first ones of the expected answer (needles), or `Answer:` (tasks of lm-eval) |
 | `indicator` | the question carries the model's indicator |
 | `steered:DOSE` | attention is steered to the user's tokens: `steered:0.5` multiplies the attention to all other tokens by 0.5 and renormalises it, `steered:share=0.6` gives the user's tokens 0.6 of the attention, and `steered:0.5:1.2/3.0` steers only head 2 of layer 1 and head 0 of layer 3 |
 
@@ -46,7 +46,8 @@ class Condition:
 
     Attributes:
         template: whether the chat template is applied.
-        prefix: whether the answer starts with the first words of the expected answer.
+        prefix: whether the answer starts with given words: in needle studies the first words of the expected
+            answer, in evaluations the same words for every question.
         context_in: whose turn holds the context. `assistant` requires the template.
         indicator: whether the last user message carries the model's indicator.
         alpha: factor on the attention to all tokens except the user's, in (0, 1]; None if not steered by a

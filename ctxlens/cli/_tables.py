@@ -157,8 +157,8 @@ def _evaluation_lines(
             is_new = heading is None or heading[0] != task
             heading, model_heading = (task, metric), None
             yield f"{task}: {metric}, {_count(int(examples[task]), 'example')}"
-            if is_new and (faults := describe_faults(evaluation, task)):
-                yield f"  {faults}"
+            if is_new:
+                yield from (f"  {line}" for line in describe_faults(evaluation, task))
         if many_models and many_conditions and model != model_heading:
             model_heading = model
             yield f" {model}"

@@ -131,6 +131,10 @@ def eval(
         str,
         typer.Option(help="First words of every answer under conditions with +prefix.", metavar="TEXT"),
     ] = "Answer:",
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option(min=0, help="Examples with answers before each question.", metavar="N"),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use only the first N examples of each task.", metavar="N")
     ] = None,
@@ -162,11 +166,12 @@ def eval(
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     harness.check_names(names, include_path)
     asked = harness.parse_conditions(conditions)
-    settings = {"data_dir": data_dir, "include_path": include_path, "metadata": told}
+    settings: dict[str, Any] = {"data_dir": data_dir, "include_path": include_path, "metadata": told}
+    asking = {"answer_prefix": answer_prefix, "num_fewshot": num_fewshot}
     if dry_run:
         first = models.load(models.model[0])
         words = [condition.name for condition in asked]
-        prompts = harness.first_prompts(first, names, words, answer_prefix=answer_prefix, **settings)
+        prompts = harness.first_prompts(first, names, words, **asking, **settings)
         for task, condition, prompt in prompts:
             _screen.note(f"--- {task}, {condition}")
             _screen.say(_screen.printable(prompt))
@@ -178,6 +183,8 @@ def eval(
     }  # fmt: skip
     if any(condition.prefix for condition in asked):
         config["answer_prefix"] = answer_prefix
+    if num_fewshot is not None:
+        config["num_fewshot"] = num_fewshot
     run = store.open_together("eval", config, processes)
     with _screen.stage("examples") as progress:
         evaluation = harness.run_evaluation(
@@ -185,12 +192,12 @@ def eval(
             names,
             [condition.name for condition in asked],
             limit=limit,
-            answer_prefix=answer_prefix,
             load=models.load,
             batch_tokens=batch_tokens,
             out=run,
             processes=processes,
             progress=progress,
+            **asking,
             **settings,
         )
     if processes.is_first:

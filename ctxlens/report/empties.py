@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from ctxlens.chat.condition import Condition
 from ctxlens.errors import InputError
@@ -12,10 +14,9 @@ _UNEVEN = 0.05
 """Shares of empty answers that differ by less are not remarked upon."""
 
 
-def describe_faults(evaluation: Evaluation, task: str) -> str:
-    """The shares of empty answers and of answers cut off by variant; empty if a task has neither."""
-    variants = [variant for name, _, variant in evaluation.rows() if name == task]
-    variants = list(dict.fromkeys(variants))
+def describe_faults(evaluation: Evaluation, task: str) -> list[str]:
+    """Shares by variant, one line each of empty answers and of answers cut off, where a task has any."""
+    variants = list(dict.fromkeys(variant for name, _, variant in evaluation.rows() if name == task))
     told = []
     for column, what in (("empty", "empty"), ("cut", "cut off")):
         if any(evaluation.count(column, task, variant) for variant in variants):
@@ -23,7 +24,7 @@ def describe_faults(evaluation: Evaluation, task: str) -> str:
                 f"{_name(evaluation, one)} {evaluation.share(column, task, one):.0%}" for one in variants
             )
             told.append(f"{what}: {', '.join(shares)}")
-    return "; ".join(told)
+    return told
 
 
 def explain_empties(evaluation: Evaluation) -> str:
@@ -34,7 +35,7 @@ def explain_empties(evaluation: Evaluation) -> str:
     more = f", and {others} more" if others else ""
     return (
         f"Conditions differ in their share of empty answers ({worst}{more}), and an empty answer counts as "
-        f"wrong, so their difference is partly one of answering at all: {_advise(conditions)}."
+        f"wrong, so their difference is partly one of answering at all: {_advise(conditions, evaluation.meta)}."
     )
 
 
@@ -59,16 +60,18 @@ def _find_uneven(evaluation: Evaluation) -> tuple[str, list[str], int]:
     return f"{where}: {told}", list(shares), len(found) - 1
 
 
-def _advise(conditions: list[str]) -> str:
-    """What to do: ask with a prefix if the conditions have none."""
+def _advise(conditions: list[str], meta: Mapping[str, Any]) -> str:
+    """What to do: ask with examples, otherwise with a prefix, otherwise read."""
+    if not meta.get("num_fewshot"):
+        return "ask with examples (--num-fewshot 2), which show under every condition that an answer follows"
     try:
         asked = [Condition.parse(one) for one in conditions]
     except InputError:
-        return "read the answers before you compare means"
-    if all(one.prefix for one in asked):
-        return "read the answers before you compare means, or choose another --answer-prefix"
-    names = dict.fromkeys(replace(one, prefix=True).name for one in asked)
-    return f"compare {' with '.join(names)}, under which every answer begins with the same words"
+        asked = []
+    if asked and not any(one.prefix for one in asked):
+        names = ",".join(replace(one, prefix=True).name for one in asked)
+        return f"let every answer begin with the same words (--conditions {names})"
+    return "read the answers before you compare means"
 
 
 def _name(evaluation: Evaluation, variant: tuple[str, str]) -> str:

@@ -53,6 +53,7 @@ def run_evaluation(
     *,
     limit: int | None = None,
     answer_prefix: str = ANSWER_PREFIX,
+    num_fewshot: int | None = None,
     data_dir: str | Path | None = None,
     include_path: str | Path | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -74,6 +75,8 @@ def run_evaluation(
         conditions: spelled as in `ctxlens.chat.condition.SPELLING`, without assistant.
         limit: take only the first examples of each task.
         answer_prefix: how every answer begins under conditions with prefix; see `answers_begin`.
+        num_fewshot: number of examples with their answers before every question, the same under every
+            condition; see `give_examples`. None: as each task is defined.
         data_dir: where tasks find their data; the Hub by default.
         include_path: a folder with further task files.
         metadata: further values that tasks are built with.
@@ -102,6 +105,7 @@ def run_evaluation(
         "limit": limit,
         "metadata": told,
         **_describe_prefix(asked, answer_prefix),
+        **({} if num_fewshot is None else {"num_fewshot": num_fewshot}),
     }
     recorded = _read_recorded_data(out, name)
     if out is not None and recorded is not None:
@@ -109,7 +113,7 @@ def run_evaluation(
     if out is not None and out.has(name):
         return _load_finished(out, name, made_of)
     with watch_files() as read:
-        loaded = load_tasks(tasks, include_path=include_path, metadata=told)
+        loaded = load_tasks(tasks, include_path=include_path, metadata=told, num_fewshot=num_fewshot)
     data = describe_data(read, loaded, data_dir)
     if out is not None:
         _check_or_record_data(out, name, recorded, data, processes)
@@ -140,13 +144,14 @@ def first_prompts(
     conditions: str | Sequence[str | Condition],
     *,
     answer_prefix: str = ANSWER_PREFIX,
+    num_fewshot: int | None = None,
     data_dir: str | Path | None = None,
     include_path: str | Path | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> list[tuple[str, str, str]]:
     """Task, condition and text of each task's first prompt under every condition that fits the model."""
     told = tell_tasks(model.name, metadata, data_dir)
-    loaded = load_tasks(tasks, include_path=include_path, metadata=told)
+    loaded = load_tasks(tasks, include_path=include_path, metadata=told, num_fewshot=num_fewshot)
     shown = []
     for name, task in loaded.items():
         for condition in parse_conditions(conditions):

@@ -9,11 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ctxlens.evals.harness.adapter import CtxlensLM
+from ctxlens.evals.harness.examples import find_text
 from ctxlens.results import Evaluation
-
-_TEXTS = ("context", "passage", "article", "story", "paragraph")
-"""Fields of a document that may hold the text that is asked about, in the order in which they are tried."""
-
 
 _SAYS_NOTHING = re.compile(r"\s*(?:(?:a|answer|response)\s*:)?\s*", re.IGNORECASE)
 """Matches an answer without text, or with nothing but a label such as `A:`."""
@@ -126,8 +123,7 @@ def _fingerprint(doc: Any, task: str, number: int) -> str:
     It hashes a text, not JSON values, and stays as it is: answers are paired over it, also with those of
     files that were written before.
     """
-    texts = (doc.get(name) for name in _TEXTS) if isinstance(doc, Mapping) else ()
-    text = next((one for one in texts if isinstance(one, str) and one.strip()), f"{task}:{number}")
+    text = find_text(doc) or f"{task}:{number}"
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
