@@ -141,7 +141,8 @@ def test_shares_of_empty_answers_by_hand():
     )
     with_examples = Evaluation(found.frame, {**found.meta, "num_fewshot": 2})
     assert explain_empties(with_examples).endswith(
-        "let every answer begin with the same words (--conditions template+prefix,template+prefix+steered:0.5)."
+        "let every answer begin with the same words "
+        "(--conditions template+prefix,template+prefix+steered:0.5)."
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -13,6 +13,9 @@ from ctxlens.cli import _screen, _tables
 from ctxlens.cli._inputs import BatchOption, parse_pairs
 from ctxlens.cli._options import Backend, Device, ModelDtype, RunOptions, verb
 from ctxlens.errors import InputError
+
+if TYPE_CHECKING:
+    from ctxlens.chat.condition import Condition
 
 _DRAWN = ("organism_seed", "closed_book_seed", "needle_seed")
 """Seeds of the tasks that draw their examples."""
@@ -102,7 +105,7 @@ class ModelsOptions:
 
 @verb(
     "ctxlens eval -m organism -m organism-chat --tasks ctxlens_smoke --conditions plain,template --limit 20",
-    "ctxlens eval -m MODEL --tasks ctxlens_squad --conditions plain+prefix,template+prefix",
+    "ctxlens eval -m organism-chat --tasks ctxlens_organism_qa --conditions plain,template --num-fewshot 2",
     "ctxlens eval -m runs/sft -m runs/cured --tasks ctxlens_qa "
     "--conditions template,template+indicator,template+steered:0.95",
     "ctxlens eval -m HuggingFaceH4/zephyr-7b-beta --tasks ctxlens_squad --data-dir data/ --dry-run",
@@ -170,21 +173,15 @@ def eval(
     asking = {"answer_prefix": answer_prefix, "num_fewshot": num_fewshot}
     if dry_run:
         first = models.load(models.model[0])
-        words = [condition.name for condition in asked]
-        prompts = harness.first_prompts(first, names, words, **asking, **settings)
-        for task, condition, prompt in prompts:
+        for task, condition, prompt in harness.first_prompts(first, names, asked, **asking, **settings):
             _screen.note(f"--- {task}, {condition}")
             _screen.say(_screen.printable(prompt))
         return
     processes = Processes.join(cpu=models.device.value == "cpu")
     config = {
         **models.describe(), **settings, "tasks": names, "limit": limit,
-        "conditions": [condition.name for condition in asked],
+        "conditions": [condition.name for condition in asked], **_describe_asking(asked, asking),
     }  # fmt: skip
-    if any(condition.prefix for condition in asked):
-        config["answer_prefix"] = answer_prefix
-    if num_fewshot is not None:
-        config["num_fewshot"] = num_fewshot
     run = store.open_together("eval", config, processes)
     with _screen.stage("examples") as progress:
         evaluation = harness.run_evaluation(
@@ -204,3 +201,10 @@ def eval(
         run.write_json("summary.json", evaluation.summary())
         _tables.show_evaluation(evaluation)
         _screen.say_where(run.folder)
+
+
+def _describe_asking(conditions: Sequence[Condition], asking: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of asking that the answers depend on; earlier runs have none of them on record."""
+    prefixed = any(condition.prefix for condition in conditions)
+    used = {"answer_prefix": prefixed, "num_fewshot": asking["num_fewshot"] is not None}
+    return {name: asking[name] for name, matters in used.items() if matters}

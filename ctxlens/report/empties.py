@@ -33,9 +33,10 @@ def explain_empties(evaluation: Evaluation) -> str:
     if not worst:
         return ""
     more = f", and {others} more" if others else ""
+    advice = _advise(conditions, evaluation.meta)
     return (
         f"Conditions differ in their share of empty answers ({worst}{more}), and an empty answer counts as "
-        f"wrong, so their difference is partly one of answering at all: {_advise(conditions, evaluation.meta)}."
+        f"wrong, so their difference is partly one of answering at all: {advice}."
     )
 
 
