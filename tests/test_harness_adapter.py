@@ -296,7 +296,9 @@ def test_empty_answers_are_counted(chat_model):
 def test_answers_that_were_cut_off_are_known_also_when_they_come_from_a_cache(chat_model, tmp_path):
     from lm_eval.api.model import CachingLM
 
-    short, long = generation(QUESTIONS[:1], max_gen_toks=3), generation(QUESTIONS[:1], max_gen_toks=60)
+    short = generation(QUESTIONS[:1], max_gen_toks=3)
+    begin = adapter(chat_model).generate_until(short)[0][:3]
+    long = generation(QUESTIONS[:1], until=[begin], max_gen_toks=60)  # ends at its first token
     cached = CachingLM(adapter(chat_model), str(tmp_path / "cache.db"))
     cached.generate_until(short + long)
     again = adapter(chat_model)
