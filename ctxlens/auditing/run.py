@@ -106,7 +106,7 @@ def audit(
     model: Model | str | Path,
     *,
     against: Model | str | Path | None = None,
-    budget: float = 10.0,
+    budget: float | int = 10,
     haystack: str | Haystack | None = None,
     facts: Sequence[Needle] = (),
     lengths: Sequence[int] | None = None,
@@ -182,7 +182,7 @@ def audit(
 def prepare(
     run: Run, model: Model, material: Material, budget: float, lengths: Sequence[int] | None, n_models: int
 ) -> tuple[Ready, Plan]:
-    """What is known of the model, and the plan; both are kept, so that an audit resumes with the same plan."""
+    """What is known of the model, and the plan; both are kept, so that a resumed audit has the same."""
     if run.has(PLAN) and run.has(READY):
         return Ready.from_dict(run.read_json(READY)), Plan.from_dict(run.read_json(PLAN))
     ready = look(model, material, MAX_NEW_TOKENS)

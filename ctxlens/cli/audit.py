@@ -120,7 +120,7 @@ def audit(
     arguments = {**asked.arguments(), "overwrite": overwrite, "only_plan": plan}
     sources = [replace(loading, model=name) for name in models or [loading.model]]
     against = None if asked.against is None else replace(loading, model=asked.against)
-    for source in [*sources, *([against] if against else [])]:
+    for source in filter(None, (*sources, against)):
         source.check()
     folders = choose_folders(out, [one.model for one in sources])
     found = [
@@ -133,8 +133,7 @@ def audit(
     elif not plan:
         _show_all(found)
     if not plan and not quiet:
-        for one in found:
-            _screen.note(f"report: {one.folder / 'report.html'}")
+        _screen.note("\n".join(f"report: {one.folder / 'report.html'}" for one in found))
     from ctxlens.results.audit import failed
 
     if any(failed(one.verdicts, names) for one in found):
