@@ -147,6 +147,7 @@ def audit(
     """
     if not budget > 0:
         raise InputError(f"the budget must be a number of minutes above 0, got {budget!r}.")
+    budget = float(budget)
     lm = model if isinstance(model, Model) else load_model(model)
     material = choose_material(lm, haystack=haystack, facts=facts, seed=seed)
     config = {
