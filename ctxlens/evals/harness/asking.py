@@ -33,6 +33,10 @@ def parse_conditions(words: str | Sequence[str | Condition]) -> tuple[Condition,
                 f"condition {condition.name!r} is for needles only: the context of lm-eval's tasks is part "
                 "of the question; use plain or template."
             )
+        if condition.control:
+            raise InputError(
+                f"condition {condition.name!r} is for needles only; leave out its control {condition.control}."
+            )
         steering_of(condition)
     return found
 
