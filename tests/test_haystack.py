@@ -6,13 +6,9 @@ import pytest
 from needle_models import WordTokenizer
 
 from ctxlens.errors import InputError
-from ctxlens.evals.needle.haystack import (
-    TextHaystack,
-    gather_straw,
-    load_haystack,
-    place_needle,
-    split_sentences,
-)
+from ctxlens.evals.needle.contexts import gather_straw, place_needle
+from ctxlens.evals.needle.haystack import TextHaystack, load_haystack
+from ctxlens.evals.needle.sentences import split_sentences
 
 
 def test_sentences_are_split_at_their_ends():
