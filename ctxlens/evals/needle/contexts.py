@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from ctxlens.errors import InputError
 from ctxlens.evals.needle.haystack import Haystack, TextHaystack
-from ctxlens.evals.needle.sentences import LONG_SENTENCE, find_character_ends, find_word_ends
+from ctxlens.evals.needle.sentences import find_character_ends, find_word_ends
 
 _UNITS = ("sentences", "lines", "words", "characters")
 _TOLERATED_SHARE = 0.05
@@ -25,10 +25,13 @@ _TOLERATED_TOKENS = 16
 _DIVISIBLE = 128
 """Tokens above which a sentence, line or word is divided where the needle belongs inside it."""
 
+_CHUNK = 512
+"""Characters of a long sentence that are read at once."""
+
 
 def tolerance(context_tokens: int) -> float:
     """The largest difference between the requested and the built length: 5 %, but at least 16 tokens."""
-    return max(_TOLERATED_TOKENS, _TOLERATED_SHARE * context_tokens)
+    return max(float(_TOLERATED_TOKENS), _TOLERATED_SHARE * context_tokens)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +93,8 @@ def gather_straw(tokenizer: Any, haystack: Haystack, case: int, context_tokens: 
 def _in_chunks(sentences: Iterable[str]) -> Iterator[tuple[str, bool]]:
     """Parts of limited length, so that no more of a long text is read than needed; True ends a sentence."""
     for sentence in sentences:
-        for start in range(0, len(sentence), LONG_SENTENCE):
-            stop = start + LONG_SENTENCE
+        for start in range(0, len(sentence), _CHUNK):
+            stop = start + _CHUNK
             yield sentence[start:stop], stop >= len(sentence)
 
 
@@ -217,7 +220,7 @@ def _find_place(straw: Straw, cut: int, depth_percent: float) -> tuple[int, floa
     sentence and not near its ends, the lines of that sentence follow, then words, then characters.
     """
     total = int(straw.count(np.asarray([cut]))[0])
-    wanted = total * depth_percent / 100
+    wanted, near = total * depth_percent / 100, total * _TOLERATED_SHARE
     place, tokens = 0, 0
     for unit in _UNITS:
         ends = straw.ends(unit)
@@ -225,7 +228,7 @@ def _find_place(straw: Straw, cut: int, depth_percent: float) -> tuple[int, floa
         counts = straw.count(places)
         nearest = int(np.abs(counts - wanted).argmin())
         place, tokens = int(places[nearest]), int(counts[nearest])
-        if abs(tokens - wanted) <= tolerance(total) or _unit_length(straw, ends, wanted) <= _DIVISIBLE:
+        if abs(tokens - wanted) <= near or _unit_length(straw, ends, wanted) <= _DIVISIBLE:
             break
     return place, 100.0 * tokens / total if total else 0.0
 

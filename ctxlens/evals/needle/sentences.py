@@ -18,7 +18,7 @@ LONG_SENTENCE = 2000
 _PARAGRAPH = regex.compile(r"\n\s*\n")
 _SENTENCE_END = regex.compile(
     r"""(?V1x)
-    [.!?…]["'”’»›)\]]?+\s+  # before a blank
+    [.!?…]["'”’“»«›‹)\]]?+\s+  # before a blank
     | [\p{Sentence_Terminal}--[.!?․﹒．]][\p{Pe}\p{Pf}]*+(?![\p{Sentence_Terminal}\p{Pe}\p{Pf}\p{M}])\s*
     | [․﹒．][\p{Pe}\p{Pf}]*+(?![\p{Sentence_Terminal}\p{Pe}\p{Pf}\p{M}\p{Nd}])\s*  # not in 1．5
     """

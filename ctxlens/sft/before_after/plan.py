@@ -79,7 +79,7 @@ def plan_evaluation(
     if haystack is None:
         raise InputError(
             f"the evaluation has no texts in which to hide needles for {model}; give evaluate_haystack: a "
-            "folder of .txt files, a data set, or organism."
+            "folder of .txt or .md files, a data set, or organism."
         )
     folder = PurePath(keys.evaluate_folder)
     if len(folder.parts) != 1 or folder.parts[0] in ("..", "adapter") or folder.is_absolute():
