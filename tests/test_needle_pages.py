@@ -121,9 +121,8 @@ def test_lengths_are_named_by_what_was_built(tmp_path, capsys):
     page = write_report([save(tmp_path / "run", grid)], tmp_path / "page.html").read_text()
     assert "92 (100 requested) tokens" in page
     show_needles(grid)
-    assert "contexts have 92, 200 tokens on average; 100, 200 were requested" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    said = " ".join(capsys.readouterr().err.split())
+    assert "contexts have 92, 200 tokens on average; 100, 200 were requested" in said
 
 
 def save(folder, grid):
