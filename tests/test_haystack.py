@@ -90,6 +90,8 @@ def test_data_set_with_a_page_about_it_stays_a_data_set(tmp_path):
     (tmp_path / "card.md").write_text("About the data.", encoding="utf-8")
     (tmp_path / "train.jsonl").write_text('{"text": "First."}\n', encoding="utf-8")
     assert list(load_haystack(tmp_path).sentences(0, 10)) == ["First."]
+    (tmp_path / "train.jsonl").rename(tmp_path / "train.old")
+    assert list(load_haystack(tmp_path).sentences(0, 10)) == ["About the data."]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "saved", "folder"])

@@ -15,6 +15,9 @@ from ctxlens.files import decode_text
 
 _TEXT_COLUMNS = ("text", "content", "document")
 _TEXT_SUFFIXES = (".txt", ".md")
+_DATA_SUFFIXES = (
+    ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".csv", ".tsv", ".gz", ".xz", ".zst", ".bz2", ".zip",
+)  # fmt: skip
 _ABOUT = ("license", "licence", "readme")
 """How the names of files begin that are about the texts."""
 _MOST_CHARACTERS = 20_000_000
@@ -141,9 +144,10 @@ def _find_texts(path: Path) -> list[Path]:
     if not found:
         raise InputError(f"haystack folder {path} contains no texts; put .txt or .md files there.")
     texts = [file for file in found if file.suffix.lower() in _TEXT_SUFFIXES and file.is_file()]
-    if not any(file.suffix.lower() == ".txt" for file in texts) and len(texts) < len(found):
-        return []  # a data set, which .md files describe
-    return texts
+    if any(file.suffix.lower() == ".txt" for file in texts):
+        return texts
+    has_data = any(file.suffix.lower() in _DATA_SUFFIXES for file in path.rglob("*"))
+    return [] if has_data else texts  # .md files describe the data
 
 
 def _read_text(source: Path, file: Path) -> str:
