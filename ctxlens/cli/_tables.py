@@ -25,8 +25,8 @@ def list_roles(shown: Sequence[str]) -> list[str]:
     return [role for role in ROLE_LABELS if role in shown or role in _ALWAYS]
 
 
-def show_share(share: float) -> str:
-    """A share with three digits, or a dash where there is none."""
+def show_share(share: Any) -> str:
+    """A share (of Python or numpy) with three digits, or a dash where there is none."""
     return "–" if share != share else f"{share:.3f}"
 
 
