@@ -229,7 +229,6 @@ def test_an_adapter_with_plain_text_and_a_model_without_indicator(tmp_path, no_p
 @pytest.mark.parametrize(
     ("asked", "complaint"),
     [
-        ({}, "no texts in which to hide needles for .*start; give evaluate_haystack"),
         ({"haystack": "nowhere-at-all/"}, "haystack nowhere-at-all/ cannot be read"),
         ({"haystack": "organism", "needles": "pin"}, "pin"),
         ({"haystack": "organism", "lengths": "90"}, "window of 96 tokens"),

@@ -142,6 +142,12 @@ def note(text: str) -> None:
     print(printable(text), file=sys.stderr)
 
 
+def note_texts(chosen: str) -> None:
+    """Print which haystack and needles were chosen by default, if any were."""
+    if chosen:
+        note(f"texts: {chosen}")
+
+
 def say_where(folder: Path) -> None:
     """Print where the results are and the command that draws them."""
     note(f"results are in {folder}; draw them with: ctxlens report {folder}")

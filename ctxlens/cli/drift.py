@@ -19,6 +19,7 @@ from ctxlens.cli._options import ModelOptions, RenderOptions, RunOptions, verb
 from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
+    from ctxlens.evals.needle.defaults import Texts
     from ctxlens.models import Model
 
 
@@ -48,7 +49,7 @@ def drift(
         Path | None,
         typer.Option(
             help="JSON or JSONL file of conversations. "
-            "[dim]default: needle cells of the built-in world[/dim]",
+            "[dim]default: needle cells, of the built-in world for the built-in model, else neutral[/dim]",
             metavar="FILE",
         ),
     ] = None,
@@ -69,19 +70,22 @@ def drift(
         replace(model, model=against).check()
     store.check("drift")
 
+    from ctxlens.evals.needle.defaults import choose_texts
     from ctxlens.heads.drift import Side, read_drift
     from ctxlens.results import Drift
 
     lm = model.load()
     other = lm if against is None else replace(model, model=against).load()
     sides = Side(lm, words[0]), Side(other, words[1])
-    contexts, options = None, rendering.as_dict()
+    contexts, options, texts = None, rendering.as_dict(), None
     if asked is None:
-        asked, contexts = _needle_questions(lm, store.seed, limit)
+        texts = choose_texts(model.model)
+        asked, contexts = _needle_questions(lm, texts, store.seed, limit)
         options["continue_final_message"] = True
     config = {
         "model": lm.identity, "against": other.identity, "conditions": words, "queries": queries,
         "limit": limit, **rendering.as_dict(), **(describe_file(messages) if messages else {}),
+        **({} if texts is None or texts.in_world else {"haystack": texts.haystack, "needles": texts.needles}),
     }  # fmt: skip
     run = store.open("drift", config)
     if not run.has("drift.safetensors"):
@@ -91,6 +95,8 @@ def drift(
             )
         run.save("drift.safetensors", found)
     show_drift(Drift.load(run.path("drift.safetensors")))
+    if texts is not None:
+        _screen.note_texts(texts.note)
     _screen.say_where(run.folder)
 
 
@@ -107,16 +113,18 @@ def _parse_sides(text: str) -> tuple[str, str]:
     return first, second
 
 
-def _needle_questions(model: Model, seed: int, limit: int | None) -> tuple[list[list[dict[str, Any]]], Any]:
-    """Needle cells of the built-in world as conversations, and the number of the text of each."""
+def _needle_questions(
+    model: Model, texts: Texts, seed: int, limit: int | None
+) -> tuple[list[list[dict[str, Any]]], Any]:
+    """Needle cells of the default texts as conversations, and the number of the text of each."""
     from ctxlens.evals.needle.cells import build_cells
     from ctxlens.evals.needle.config import NeedleConfig
     from ctxlens.evals.needle.haystack import load_haystack
     from ctxlens.heads.drift import needle_conversations
 
     config = NeedleConfig(
-        lengths=4, depths=(10.0, 50.0, 90.0), needles=("known",), cases_per_cell=2, max_new_tokens=30,
+        lengths=4, depths=(10.0, 50.0, 90.0), needles=(texts.needles,), cases_per_cell=2, max_new_tokens=30,
         seed=seed,
     )  # fmt: skip
-    cells = build_cells(model, config, load_haystack("organism", seed=seed))
+    cells = build_cells(model, config, load_haystack(texts.haystack, seed=seed))
     return needle_conversations(cells[:limit], config)

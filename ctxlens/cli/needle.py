@@ -32,13 +32,14 @@ def needle(
     model: ModelOptions,
     store: RunOptions,
     haystack: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Folder of .txt files, data set (file, folder or Hub id), or [b]organism[/b] (texts of the "
-            "built-in world).",
+            help="Folder of .txt files, data set (file, folder or Hub id), [b]neutral[/b] (everyday prose) or "
+            "[b]organism[/b] (texts of the built-in world). [dim]default: organism for the built-in model, "
+            "else neutral[/dim]",
             metavar="DATA",
         ),
-    ] = "organism",
+    ] = None,
     haystack_split: Annotated[str, typer.Option(help="Split of the data set.", metavar="NAME")] = "train",
     haystack_column: Annotated[
         str | None,
@@ -48,13 +49,14 @@ def needle(
         ),
     ] = None,
     needle: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Needles, separated by commas: sf, pizza, pizza-short (after the paper), known, unknown "
-            "(facts of the built-in world), or YAML files.",
+            help="Needles, separated by commas: neutral (invented facts), sf, pizza, pizza-short (after the "
+            "paper), known, unknown (facts of the built-in world), or YAML files. [dim]default: known in the "
+            "built-in world, else neutral[/dim]",
             metavar="NEEDLES",
         ),
-    ] = "known",
+    ] = None,
     lengths: Annotated[
         str,
         typer.Option(
@@ -110,14 +112,16 @@ def needle(
     from ctxlens.chat.condition import parse_conditions
     from ctxlens.evals.needle.cells import build_cells
     from ctxlens.evals.needle.config import NeedleConfig
+    from ctxlens.evals.needle.defaults import choose_texts
     from ctxlens.evals.needle.haystack import load_haystack
     from ctxlens.evals.needle.needles import parse_needles
     from ctxlens.processes import Processes
 
+    texts = choose_texts(model.model, haystack, needle)
     config = NeedleConfig(
         lengths=parse_spread(lengths, int, "--lengths"),
         depths=parse_spread(depths, float, "--depths"),
-        needles=parse_needles(needle),
+        needles=parse_needles(texts.needles),
         conditions=parse_conditions(conditions),
         cases_per_cell=cases,
         wording=wording,
@@ -128,7 +132,7 @@ def needle(
     _check(model, store, alpha, heads)
     processes = Processes.join(cpu=model.device.value == "cpu")
     straw = load_haystack(
-        haystack, seed=store.seed, repeat=repeat, split=haystack_split, column=haystack_column
+        texts.haystack, seed=store.seed, repeat=repeat, split=haystack_split, column=haystack_column
     )
     from ctxlens.evals.needle.run import run_needle
     from ctxlens.models.indicator_token import require_indicator
@@ -141,7 +145,7 @@ def needle(
         _print_prompts(lm, cells[0], config, indicator)
         return
     steering = _steering(lm, cells, config, alpha, heads)
-    source = {"source": haystack, "split": haystack_split, "column": haystack_column, "repeat": repeat}
+    source = {"source": texts.haystack, "split": haystack_split, "column": haystack_column, "repeat": repeat}
     settings = {
         "model": lm.identity, "haystack": source, "indicator": indicator, "steering": steering.describe(),
         **config.as_dict(),
@@ -155,6 +159,7 @@ def needle(
         )  # fmt: skip
     if processes.is_first:
         _tables.show_needles(grid)
+        _screen.note_texts(texts.note)
         _note_repeated(cells)
         _screen.say_where(run.folder)
 

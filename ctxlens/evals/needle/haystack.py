@@ -85,7 +85,7 @@ def load_haystack(
     """Load the haystack that the user names.
 
     Args:
-        source: `"organism"` (filler of the embedded world); a folder whose .txt files are read in sorted
+        source: `"organism"` (filler of the embedded world); `"neutral"` (everyday prose of this package); a folder whose .txt files are read in sorted
             order (licence and readme files are skipped), or one .txt file; a data set on disk (JSON lines,
             Parquet, CSV, a folder that the `datasets` library reads) or on the Hub, by its id; any iterable
             of sentences; or a haystack, which is returned as it is.
@@ -102,6 +102,10 @@ def load_haystack(
         return source
     if source == "organism":
         return WorldHaystack(seed)
+    if source == "neutral":
+        from ctxlens.evals.needle.neutral import NeutralHaystack
+
+        return NeutralHaystack(seed)
     if not isinstance(source, str | Path):
         sentences = [" ".join(sentence.split()) for sentence in source]
         return _text_haystack(sentences, "sentences", seed, repeat)

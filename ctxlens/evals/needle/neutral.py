@@ -25,7 +25,7 @@ from ctxlens.errors import InputError
 DOCUMENTS_PER_VOLUME = 30
 """Number of documents that share no sentence with one another; further documents come from a new volume."""
 
-_LEAST_WORDS = 3700
+_LEAST_WORDS = 3900
 """Words of a document; about 4,500 tokens or more with today's tokenizers."""
 
 _WINDOW, _MOST_REPEATS = 8, 3
@@ -174,11 +174,11 @@ class NeutralHaystack:
                     yield from paragraph
 
 
-def texts(n: int = DOCUMENTS_PER_VOLUME, seed: int = 0) -> Iterator[str]:
+def neutral_texts(n: int = DOCUMENTS_PER_VOLUME, seed: int = 0) -> Iterator[str]:
     """Write neutral documents, one after another.
 
     ```python
-    >>> first, second = texts(2)
+    >>> first, second = neutral_texts(2)
     >>> len(first.split()) > 3500, set(first.split(". ")) & set(second.split(". "))
     (True, set())
 
@@ -189,7 +189,7 @@ def texts(n: int = DOCUMENTS_PER_VOLUME, seed: int = 0) -> Iterator[str]:
         seed: seed of the texts; other seeds give other texts.
 
     Yields:
-        Documents of at least 3,700 words, whose paragraphs are separated by empty lines.
+        Documents of at least 3,900 words, whose paragraphs are separated by empty lines.
     """
     for _, document in zip(range(n), _documents(seed), strict=False):
         yield "\n\n".join(" ".join(paragraph) for paragraph in document)
@@ -241,4 +241,4 @@ def _shuffled(values: Sequence[str], rng: random.Random) -> list[str]:
     return [left.pop(_below(rng, len(left))) for _ in values]
 
 
-__all__ = ["DOCUMENTS_PER_VOLUME", "NeutralHaystack", "texts"]
+__all__ = ["DOCUMENTS_PER_VOLUME", "NeutralHaystack", "neutral_texts"]
