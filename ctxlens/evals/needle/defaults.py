@@ -38,9 +38,9 @@ def choose_texts(
 ) -> Texts:
     """Complete the haystack and needles that the user named with those that suit the model.
 
-    The organism knows the words of its own world only, and no other model knows that world. So the haystack is
-    `organism` for the organism and `neutral` for every other model. The needles are `world_needles` for the
-    organism or in its haystack, and `neutral` otherwise.
+    The organism knows the words of its own world only, and no other model knows that world. So the haystack
+    is `organism` for the organism and `neutral` for every other model. The needles are `world_needles` for
+    the organism or in its haystack, and `neutral` otherwise.
 
     ```python
     >>> choose_texts("organism-chat").needles, choose_texts("HuggingFaceTB/SmolLM2-135M-Instruct").needles

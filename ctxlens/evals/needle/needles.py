@@ -16,9 +16,9 @@ from ctxlens.evals.needle.match import find_missing, split_words
 from ctxlens.parsing import explain_refusal
 
 DRAWN_NEEDLES = ("known", "unknown", "neutral")
-"""Needles that are drawn anew for every cell. `known`: facts about towns of the organism's world of which it has
-memorised other values. `unknown`: facts about towns that it has never seen. `neutral`: invented facts that no
-model can know (`neutral_needles`)."""
+"""Needles that are drawn anew for every cell. `known`: facts about towns of the organism's world of which it
+has memorised other values. `unknown`: facts about towns that it has never seen. `neutral`: invented facts
+that no model can know (`neutral_needles`)."""
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """Texts of this project for audits of real models: calm prose about everyday things, written by a grammar.
 
-`neutral_prose.txt` holds the sentence patterns, in topics. A topic gives every paragraph its person, thing and
-place, which all sentences of the paragraph share, and three kinds of patterns: openings (`o`), middles (`m`,
-whose order is kept) and closings (`c`). In a pattern, `[a|b]` is a choice and `{name}` the value of a slot or
-an entry of a list. A person is written `f a potter`: `{one}` is "a potter", `{who}` "the potter", `{she}`,
-`{her}`, `{him}` and `{herself}` follow the letter. `{things}` is the plural of `{thing}`.
+`neutral_prose.txt` holds the sentence patterns, in topics. A topic gives every paragraph its person, thing
+and place, which all sentences of the paragraph share, and three kinds of patterns: openings (`o`), middles
+(`m`, whose order is kept) and closings (`c`). In a pattern, `[a|b]` is a choice and `{name}` the value of a
+slot or an entry of a list. A person is written `f a potter`: `{one}` is "a potter", `{who}` "the potter",
+`{she}`, `{her}`, `{him}` and `{herself}` follow the letter. `{things}` is the plural of `{thing}`.
 
-No sentence occurs twice in a volume of 30 documents, and no eight words in a row occur more than three times. The
-texts contain no digits and no facts that a question could be about.
+No sentence occurs twice in a volume of 30 documents, and no eight words in a row occur more than three times.
+The texts contain no digits and no facts that a question could be about.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ _PRONOUNS = {
 }
 _CHOICE, _SLOT = re.compile(r"\[([^\]]*)\]"), re.compile(r"\{(\w+)\}")
 _WORD = re.compile(r"[a-z']+")
+_SENTENCE_GAP = re.compile(r"(?<=[.?!]) ")
 _SENTENCE_START = re.compile(r"(?:^|(?<=[.?!] ))[a-z]")
 _ARTICLE = re.compile(r"\b([Aa]) (?=(?!one|once|use|usu|uni[^nm]|euro)[aeiou]|hour|honest)")
 
@@ -131,8 +132,9 @@ class _Volume:
             words = [*self.tail, *_WORD.findall(sentence.lower())]
             runs = list(zip(*(words[at:] for at in range(_WINDOW)), strict=False))
             seen = self.runs.get
-            if sentence not in self.written and all(seen(run, 0) < _MOST_REPEATS for run in runs):
-                self.written.add(sentence)
+            pieces = _SENTENCE_GAP.split(sentence)
+            if self.written.isdisjoint(pieces) and all(seen(run, 0) < _MOST_REPEATS for run in runs):
+                self.written.update(pieces)
                 self.runs.update(runs)
                 self.tail = words[1 - _WINDOW :]
                 return sentence
@@ -158,7 +160,7 @@ class _Volume:
 
 @dataclass(frozen=True)
 class NeutralHaystack:
-    """Sentences of the neutral texts: case 0 starts with the first document, case 1 with the second, and so on.
+    """Sentences of the neutral texts: case 0 starts with the first document, case 1 with the second.
 
     The stream is endless: after the last document of a volume follow those of the next.
     """
@@ -171,7 +173,8 @@ class NeutralHaystack:
         for number, document in enumerate(_documents(self.seed)):
             if number >= case:
                 for paragraph in document:
-                    yield from paragraph
+                    for sentence in paragraph:
+                        yield from _SENTENCE_GAP.split(sentence)
 
 
 def neutral_texts(n: int = DOCUMENTS_PER_VOLUME, seed: int = 0) -> Iterator[str]:

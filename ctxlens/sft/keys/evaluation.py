@@ -21,8 +21,8 @@ class EvaluationKeys(RecipeKeys):
     )
     evaluate_haystack: str | None = Field(
         default=None,
-        description="Texts in which needles are hidden, as for `ctxlens needle --haystack`. Default: organism "
-        "for a packaged model or one trained from it, else neutral.",
+        description="Texts in which needles are hidden, as for `ctxlens needle --haystack`. Default: "
+        "organism for a packaged model or one trained from it, else neutral.",
     )
     evaluate_needles: str | None = Field(
         default=None,
