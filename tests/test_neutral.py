@@ -1,4 +1,4 @@
-"""The texts of this package for audits of real models: prose, needles, chats, and when they are the default."""
+"""The texts of this package for audits of real models, and when they are the default."""
 
 import hashlib
 import re
@@ -107,7 +107,7 @@ def test_neutral_needles_are_drawn_without_repetition_or_named():
     assert len({draw_neutral(number).sentence for number in range(n)}) == n
     assert draw_neutral(0) == draw_neutral(n)
     assert [draw_neutral(i, 1) for i in range(5)] != [draw_neutral(i, 2) for i in range(5)]
-    with pytest.raises(InputError, match="unknown needle neutral-nothing; choose from .*neutral"):
+    with pytest.raises(InputError, match=r"unknown needle neutral-nothing; choose from .*neutral"):
         NeedleConfig(needles=("neutral-nothing",))
 
 

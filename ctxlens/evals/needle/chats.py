@@ -1,4 +1,4 @@
-"""Short conversations for role shares, written for this package: several turns and speakers, pasted documents."""
+"""Short conversations of this package for role shares: several turns and speakers, pasted documents."""
 
 from __future__ import annotations
 

@@ -86,9 +86,10 @@ def load_haystack(
 
     Args:
         source: `"organism"` (filler of the embedded world); `"neutral"` (everyday prose of this package);
-            a folder whose .txt files are read in sorted order (licence and readme files are skipped), or one .txt file; a data set on disk (JSON lines,
-            Parquet, CSV, a folder that the `datasets` library reads) or on the Hub, by its id; any iterable
-            of sentences; or a haystack, which is returned as it is.
+            a folder whose .txt files are read in sorted order (licence and readme files are skipped), or one
+            .txt file; a data set on disk (JSON lines, Parquet, CSV, a folder that the `datasets` library
+            reads) or on the Hub, by its id; any iterable of sentences; or a haystack, which is returned as it
+            is.
         seed: seed of filler and of starting points.
         repeat: whether a text that is too short may start over.
         split: the split of a data set.
