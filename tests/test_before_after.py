@@ -247,6 +247,12 @@ def test_what_cannot_be_asked_is_told_before_the_training(tmp_path, toy_tokenize
     assert not (tmp_path / "r").exists()
 
 
+def test_texts_are_neutral_for_a_model_that_is_not_the_organism(organism_tokenizer):
+    keys = EvaluationKeys(evaluate_lengths="400", evaluate_depths="50", evaluate_cases=1)
+    plan = plan_evaluation(keys, model="owner/model", tokenizer=organism_tokenizer, n_ctx=2000)
+    assert (plan.haystack, plan.config.needles, plan.questions) == ("neutral", ("neutral",), ())
+
+
 def test_a_loaded_model_has_no_before(tmp_path, organism_tokenizer):
     with pytest.raises(InputError, match="loads the model as it was before the training; give model="):
         train(
