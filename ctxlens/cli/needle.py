@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ctxlens.evals.needle.prompts import Cell
     from ctxlens.models import Model
     from ctxlens.models.attention.steering import Steering
+    from ctxlens.results import NeedleGrid
+    from ctxlens.runs import Run
 
 _READ_CELLS = 64
 
@@ -158,10 +160,7 @@ def needle(
             batch_tokens=batch_tokens, out=run, processes=processes, progress=progress,
         )  # fmt: skip
     if processes.is_first:
-        _tables.show_needles(grid)
-        _screen.note_texts(texts.note)
-        _note_repeated(cells)
-        _screen.say_where(run.folder)
+        _show_results(grid, cells, texts.note, run)
 
 
 def _check(model: ModelOptions, store: RunOptions, alpha: float, heads: str) -> None:
@@ -193,6 +192,14 @@ def _steering(
     steering = Steering(alpha, heads=resolve_heads(model, heads, plain))
     steering.check_heads(model.n_layers, model.n_heads)
     return steering
+
+
+def _show_results(grid: NeedleGrid, cells: Sequence[Cell], chosen: str, run: Run) -> None:
+    """Print the table, the texts that were chosen by default, and where the results are."""
+    _tables.show_needles(grid)
+    _screen.note_texts(chosen)
+    _note_repeated(cells)
+    _screen.say_where(run.folder)
 
 
 def _note_repeated(cells: Sequence[Cell]) -> None:
