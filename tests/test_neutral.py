@@ -25,7 +25,7 @@ def documents() -> list[str]:
 
 
 def test_texts_are_the_same_everywhere(documents):
-    assert hashlib.sha256(documents[0].encode()).hexdigest()[:16] == "9a3a262832bf9eb6"
+    assert hashlib.sha256(documents[0].encode()).hexdigest()[:16] == "2d744e0fab21adae"
     assert documents[:2] == list(neutral_texts(2))
     assert set(documents[:2]).isdisjoint(neutral_texts(2, seed=1))
 
@@ -40,7 +40,7 @@ def test_no_sentence_occurs_twice_and_no_eight_words_more_than_three_times(docum
 
 
 def test_documents_are_long_and_readable(documents):
-    assert min(len(text.split()) for text in documents) >= 3900
+    assert min(len(text.split()) for text in documents) >= 3960
     for text in documents:
         assert re.findall(r"[\[\]{}|\d]|  | ,|\.\.", text) == []
         assert all(re.match("[A-Z]", s) and s[-1] in ".?" for s in split_sentences(text))

@@ -25,7 +25,7 @@ from ctxlens.errors import InputError
 DOCUMENTS_PER_VOLUME = 30
 """Number of documents that share no sentence with one another; further documents come from a new volume."""
 
-_LEAST_WORDS = 3900
+_LEAST_WORDS = 3960
 """Words of a document; about 4,500 tokens or more with today's tokenizers."""
 
 _WINDOW, _MOST_REPEATS = 8, 3
@@ -192,7 +192,7 @@ def neutral_texts(n: int = DOCUMENTS_PER_VOLUME, seed: int = 0) -> Iterator[str]
         seed: seed of the texts; other seeds give other texts.
 
     Yields:
-        Documents of at least 3,900 words, whose paragraphs are separated by empty lines.
+        Documents of at least 3,960 words, whose paragraphs are separated by empty lines.
     """
     for _, document in zip(range(n), _documents(seed), strict=False):
         yield "\n\n".join(" ".join(paragraph) for paragraph in document)
