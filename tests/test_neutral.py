@@ -11,10 +11,10 @@ import pytest
 from ctxlens.errors import InputError
 from ctxlens.evals.needle import NeedleConfig, choose_texts, load_haystack, neutral_chats, neutral_needles
 from ctxlens.evals.needle.cells import _resolve_needles
-from ctxlens.evals.needle.haystack import split_sentences
 from ctxlens.evals.needle.match import find_missing, split_words
 from ctxlens.evals.needle.needles import draw_neutral, parse_needles
 from ctxlens.evals.needle.neutral import _Bag, _Volume, load_patterns, neutral_texts
+from ctxlens.evals.needle.sentences import split_sentences
 from ctxlens.organism import CHAT
 
 

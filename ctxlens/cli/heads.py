@@ -76,7 +76,7 @@ def heads(
     haystack: Annotated[
         str | None,
         typer.Option(
-            help="Folder of .txt files, [b]neutral[/b] or [b]organism[/b]. [dim]default: organism for the "
+            help="Folder of .txt or .md files, [b]neutral[/b] or [b]organism[/b]. [dim]default: organism for the "
             "built-in model, else neutral[/dim]",
             metavar="DIR",
         ),

@@ -13,8 +13,9 @@ from ctxlens.errors import InputError
 from ctxlens.evals.closed_book import Question
 from ctxlens.evals.needle.cells import SPARE_TOKENS, build_cells
 from ctxlens.evals.needle.config import NeedleConfig
+from ctxlens.evals.needle.contexts import count_tokens
 from ctxlens.evals.needle.defaults import choose_texts
-from ctxlens.evals.needle.haystack import count_tokens, load_haystack
+from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.evals.needle.needles import parse_needles
 from ctxlens.evals.needle.prompts import Cell, Window
 from ctxlens.parsing import parse_spread
