@@ -76,8 +76,8 @@ def heads(
     haystack: Annotated[
         str | None,
         typer.Option(
-            help="Folder of .txt or .md files, [b]neutral[/b] or [b]organism[/b]. [dim]default: organism for the "
-            "built-in model, else neutral[/dim]",
+            help="Folder of .txt or .md files, [b]neutral[/b] or [b]organism[/b]. [dim]default: organism "
+            "for the built-in model, else neutral[/dim]",
             metavar="DIR",
         ),
     ] = None,

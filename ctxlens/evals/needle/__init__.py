@@ -6,9 +6,9 @@ grid = run_needle(model, config, haystack=load_haystack("essays/"))
 grid.recall(condition="template+prefix").mean()
 ```
 
-`needles`, `haystack`, `neutral` and `chats` hold the texts, and `defaults` chooses among them. `sentences` says
-where texts may be divided, `contexts` hides a needle, `config` and `cells` hold the grid, `prompts` the wording
-under each condition, `answers` and `run` the model's answers, `match` their scores.
+`needles`, `haystack`, `neutral` and `chats` hold the texts, and `defaults` chooses among them. `sentences`
+says where texts may be divided, `contexts` hides a needle, `config` and `cells` hold the grid, `prompts` the
+wording under each condition, `answers` and `run` the model's answers, `match` their scores.
 """
 
 from ctxlens.evals.needle.answers import Answer, answer_jobs
