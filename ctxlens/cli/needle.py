@@ -37,7 +37,8 @@ def needle(
         str | None,
         typer.Option(
             help="Folder of .txt or .md files, data set (file, folder or Hub id), [b]neutral[/b] (everyday "
-            "prose) or [b]organism[/b] (texts of the built-in world). [dim]default: organism for the built-in "
+            "prose) or [b]organism[/b] (texts of the built-in world). [dim]default: organism for "
+            "the built-in "
             "model, else neutral[/dim]",
             metavar="DATA",
         ),
