@@ -130,15 +130,7 @@ class Condition:
         parts = [part.strip() for part in words.strip().split("+")]
         parts = [_EARLIER.get(part, part) for part in parts]
         kinds = [part.partition(":")[0] for part in parts]
-        for kind, part in zip(kinds, parts, strict=True):
-            known = kind in (*_BASES, *CONTROLS, "prefix", "indicator") and kind == part
-            if not known and (kind != "steered" or part == "steered"):
-                raise InputError(
-                    f"unknown word {part!r} in the condition {words!r}; conditions are {SPELLING}."
-                )
-        controls = [kind for kind in kinds if kind in CONTROLS]
-        if len(set(kinds)) < len(kinds) or len(set(kinds) & set(_BASES)) > 1 or len(controls) > 1:
-            raise InputError(f"condition {words!r} contradicts itself or repeats a word.")
+        _check_words(words, parts, kinds)
         steering = _parse_dose(parts[kinds.index("steered")]) if "steered" in kinds else cls()
         return replace(
             steering,
@@ -146,8 +138,19 @@ class Condition:
             prefix="prefix" in kinds,
             context_in="assistant" if "assistant" in kinds else "user",
             indicator="indicator" in kinds,
-            control=controls[0] if controls else "",
+            control=next((kind for kind in kinds if kind in CONTROLS), ""),
         )
+
+
+def _check_words(words: str, parts: Sequence[str], kinds: Sequence[str]) -> None:
+    """Raise `InputError` if a word is unknown, or words exclude each other or occur twice."""
+    for kind, part in zip(kinds, parts, strict=True):
+        known = kind in (*_BASES, *CONTROLS, "prefix", "indicator") and kind == part
+        if not known and (kind != "steered" or part == "steered"):
+            raise InputError(f"unknown word {part!r} in the condition {words!r}; conditions are {SPELLING}.")
+    several = any(len(set(kinds).intersection(group)) > 1 for group in (_BASES, CONTROLS))
+    if several or len(set(kinds)) < len(kinds):
+        raise InputError(f"condition {words!r} contradicts itself or repeats a word.")
 
 
 def parse_conditions(words: str | Sequence[str | Condition]) -> tuple[Condition, ...]:
