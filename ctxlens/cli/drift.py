@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ctxlens.cli import _screen
 from ctxlens.cli._heads_tables import show_drift
-from ctxlens.cli._inputs import (
-    LimitOption,
-    describe_file,
-    read_conversations,
-)
+from ctxlens.cli._messages import MessagesOptions
 from ctxlens.cli._options import ModelOptions, RenderOptions, RunOptions, verb
 from ctxlens.errors import InputError
 
@@ -28,6 +23,7 @@ if TYPE_CHECKING:
     "ctxlens drift -m runs/train --conditions template,template+indicator --messages chats.jsonl",
 )
 def drift(
+    messages: MessagesOptions,
     model: ModelOptions,
     rendering: RenderOptions,
     store: RunOptions,
@@ -44,14 +40,6 @@ def drift(
             metavar="CONDITIONS",
         ),
     ] = None,
-    messages: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON or JSONL file of conversations. "
-            "[dim]default: needle cells of the built-in world[/dim]",
-            metavar="FILE",
-        ),
-    ] = None,
     queries: Annotated[
         str,
         typer.Option(
@@ -59,11 +47,13 @@ def drift(
             metavar="NAME",
         ),
     ] = "first_answer",
-    limit: LimitOption = None,
 ) -> None:
-    """Compare attention by role between two models or two conditions, with paired differences."""
+    """Compare attention by role between two models or two conditions, with paired differences.
+
+    Without conversations, needle cells of the built-in world are asked.
+    """
     words = _parse_sides(conditions or ("template,template" if against else "plain,template"))
-    asked = None if messages is None else read_conversations(messages, limit)
+    given = messages.read() if messages.given else None
     model.check()
     if against is not None:
         replace(model, model=against).check()
@@ -76,14 +66,17 @@ def drift(
     other = lm if against is None else replace(model, model=against).load()
     sides = Side(lm, words[0]), Side(other, words[1])
     contexts, options = None, rendering.as_dict()
-    if asked is None:
-        asked, contexts = _needle_questions(lm, store.seed, limit)
+    asked = given.conversations if given is not None else []
+    if given is None:
+        asked, contexts = _needle_questions(lm, store.seed, messages.limit)
         options["continue_final_message"] = True
     config = {
         "model": lm.identity, "against": other.identity, "conditions": words, "queries": queries,
-        "limit": limit, **rendering.as_dict(), **(describe_file(messages) if messages else {}),
+        "limit": messages.limit, **rendering.as_dict(), **(given.config if given else {}),
     }  # fmt: skip
     run = store.open("drift", config)
+    if given is not None:
+        given.record(run)
     if not run.has("drift.safetensors"):
         with _screen.stage("attention") as progress:
             found = read_drift(

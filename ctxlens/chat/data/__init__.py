@@ -11,7 +11,8 @@ Layouts (`load_conversations` detects the layout, or takes it as an argument):
 
 Cleaning (paper, appendix on data) drops empty turns, turns before the first user turn except the system's,
 and a last user turn without an answer. On request it also drops conversations that contain a refusal. All
-other columns are kept as labels. `open_conversations` reads row by row, `load_conversations` all at once.
+other columns are kept as labels. `open_conversations` reads row by row, `load_conversations` all at once, and
+`read_messages` reads the same layouts without cleaning, for questions that are asked of a model.
 """
 
 from ctxlens.chat.data.cleaning import REFUSALS
@@ -19,17 +20,20 @@ from ctxlens.chat.data.conversations import (
     Conversation,
     ConversationSet,
     ConversationStream,
+    as_conversations,
     conversation_from_row,
+    describe_reading,
     load_conversations,
     open_conversations,
-    read_messages_file,
     write_conversations,
 )
 from ctxlens.chat.data.fingerprint import Fingerprint, fingerprint_conversations
 from ctxlens.chat.data.layouts import LAYOUTS
+from ctxlens.chat.data.messages import GivenMessages, read_messages, read_messages_file
 
 __all__ = [
     "LAYOUTS", "REFUSALS", "Conversation", "ConversationSet", "ConversationStream", "Fingerprint",
-    "conversation_from_row", "fingerprint_conversations", "load_conversations", "open_conversations",
+    "GivenMessages", "as_conversations", "conversation_from_row", "describe_reading",
+    "fingerprint_conversations", "load_conversations", "open_conversations", "read_messages",
     "read_messages_file", "write_conversations",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ctxlens.chat.data.json_text import decode_turns
 from ctxlens.chat.roles import MESSAGE_ROLES
 from ctxlens.chat.roles.checks import text_of_parts
 from ctxlens.errors import InputError
@@ -69,6 +70,7 @@ def _columns(row: Any) -> str:
 
 
 def _fits(row: Any, layout: str) -> bool:
+    row = decode_turns(row)
     if layout in ("messages", "sharegpt"):
         turns = (
             row if isinstance(row, list) else row.get(_turn_column(row)) if isinstance(row, Mapping) else None
@@ -92,7 +94,7 @@ def parse_row(row: Any, layout: str) -> Parsed:
     Raises:
         InputError: The row is malformed; the message says how, without naming the row.
     """
-    return _PARSERS[layout](row)
+    return _PARSERS[layout](decode_turns(row))
 
 
 def _parse_turns(row: Any) -> Parsed:
