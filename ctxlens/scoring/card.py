@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctxlens.chat.data import Conversation, ConversationSet
+from ctxlens.chat.data import Conversation, ConversationSet, load_conversations
+from ctxlens.chat.data.given_rows import Source
 from ctxlens.errors import InputError
 from ctxlens.results import Scores, Selection
 from ctxlens.scoring.selection import length_bins, score_rows
@@ -31,7 +32,7 @@ _HEAD, _TAIL = 160, 80
 def make_card(
     scores: Scores,
     selection: Selection,
-    data: ConversationSet | None = None,
+    data: ConversationSet | Source | None = None,
     *,
     source_column: str | None = None,
 ) -> dict[str, Any]:
@@ -40,8 +41,8 @@ def make_card(
     Args:
         scores: the scores that the selection was made from.
         selection: the selection.
-        data: the data set, for sources, texts and what was dropped on reading; without it the card lacks
-            these.
+        data: the data set, or what `load_conversations` takes, for sources, texts and what was dropped on
+            reading; without it the card lacks these.
         source_column: the column with the source of a row; by default the first of `SOURCE_COLUMNS` that
             exists.
 
@@ -76,6 +77,7 @@ def make_card(
     }
     texts: Mapping[str, Conversation] = {}
     if data is not None:
+        data = data if isinstance(data, ConversationSet) else load_conversations(data)
         texts = {conversation.id: conversation for conversation in data}
         skipped.update(reason for _, reason in data.skipped)
         card |= {"layout": data.layout, "dropped": dict(data.dropped)}

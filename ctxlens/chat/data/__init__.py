@@ -20,6 +20,7 @@ from ctxlens.chat.data.conversations import (
     Conversation,
     ConversationSet,
     ConversationStream,
+    add_skipped,
     as_conversations,
     conversation_from_row,
     describe_reading,
@@ -33,7 +34,7 @@ from ctxlens.chat.data.messages import GivenMessages, read_messages, read_messag
 
 __all__ = [
     "LAYOUTS", "REFUSALS", "Conversation", "ConversationSet", "ConversationStream", "Fingerprint",
-    "GivenMessages", "as_conversations", "conversation_from_row", "describe_reading",
+    "GivenMessages", "add_skipped", "as_conversations", "conversation_from_row", "describe_reading",
     "fingerprint_conversations", "load_conversations", "open_conversations", "read_messages",
     "read_messages_file", "write_conversations",
 ]  # fmt: skip

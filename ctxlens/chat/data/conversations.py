@@ -262,11 +262,18 @@ def describe_reading(data: Iterable[Conversation]) -> dict[str, Any]:
         n_rows = data.n_rows
     else:
         return {"conversations": sum(1 for _ in data)} if isinstance(data, Sequence) else {}
-    reasons = Counter(reason for _, reason in data.skipped)
+    dropped = dict(sorted(data.dropped.items()))
+    return add_skipped({"layout": data.layout, "rows_read": n_rows, "turns_dropped": dropped}, data.skipped)
+
+
+def add_skipped(reading: Mapping[str, Any], skipped: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """The counts of `describe_reading`, with all rows that were skipped, on reading or later."""
+    if "rows_read" not in reading:
+        return dict(reading)
+    reasons = Counter(reason for _, reason in skipped)
+    left = reading["rows_read"] - reasons.total()
     return {
-        "layout": data.layout, "rows_read": n_rows, "rows_kept": n_rows - len(data.skipped),
-        "rows_skipped": len(data.skipped), "reasons": dict(reasons.most_common()),
-        "turns_dropped": dict(sorted(data.dropped.items())),
+        **reading, "rows_kept": left, "rows_skipped": reasons.total(), "reasons": dict(reasons.most_common()),
     }  # fmt: skip
 
 

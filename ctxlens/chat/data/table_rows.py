@@ -42,7 +42,7 @@ def read_csv(file: DataFile) -> Iterator[dict[str, str]]:
                 continue
             if len(cells) != len(header):
                 raise InputError(
-                    f"{file.name}, line {reader.line_num}: a row of {len(cells)} cells, but the header has "
+                    f"{file.name}, line {reader.line_num}: a row of {len(cells)} cell{'s' * (len(cells) > 1)}, but the header has "
                     f"{len(header)} ({', '.join(header)}); put texts that contain {delimiter!r}, quotes or "
                     "line breaks in double quotes."
                 )
