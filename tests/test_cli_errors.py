@@ -85,10 +85,10 @@ def test_tokenizer_without_chat_template(folder):
         ("", ("chat.json",)),
         ("{not json", ("chat.json",)),
         (json.dumps([ANSWER]), ("conversation 0", "no user turn")),
-        (json.dumps([[USER, ANSWER], []]), ("conversation 1", "empty")),
+        (json.dumps([[], [ANSWER]]), ("conversation 0", "empty", "2 rows, and none can be used")),
         (
-            json.dumps([[USER], [{**USER, "role": "narrator"}]]),
-            ("conversation 1", "'narrator'", "expected one of"),
+            json.dumps([[{**USER, "role": "narrator"}]]),
+            ("conversation 0", "'narrator'", "expected one of"),
         ),
         (json.dumps([{**USER, "content": ["a"]}]), ("Message 0", "content must be text", "list")),
         (json.dumps([USER, {"role": "assistant"}]), ("Message 1", "content", "missing")),

@@ -106,7 +106,7 @@ ENDS = "the text ends within a value"
 SPLIT = LINES.replace("bus 1 stop", "bus\n1 stop")
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
 REFUSED = {
-    "torn.jsonl": (LINES[:-30], f"line 3, column {THIRD.rindex('content')}: {ENDS} that begins with '\"content'"),
+    "torn.jsonl": (LINES[:-30], f"line 3, column {THIRD.rindex('content')}: {ENDS} that begins"),
     "split.jsonl": (SPLIT, f"line 2, column {FIRST.index(' 0 stop') + 1}: {ENDS}"),
     "comma.json": ("[\n" + LINES.replace("}\n", "},\n") + "]", "line 5, column 1: a comma after the last"),
     "commas.jsonl": (LINES.replace("}\n", "},\n"), f"line 1, column {len(FIRST) + 1}: a comma after a row"),

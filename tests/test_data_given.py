@@ -109,19 +109,10 @@ def test_missing_cells_of_a_data_frame_are_nothing():
 
 
 def test_what_was_read_is_counted():
-    rows = [
-        *ROWS,
-        {"id": "mute", "messages": []},
-        {"id": "odd", "messages": 3},
-        {"id": "mute2", "messages": []},
-    ]
+    rows = [*ROWS, {"id": "a", "messages": []}, {"id": "b", "messages": 3}, {"id": "c", "messages": []}]
     found = describe_reading(load_conversations(rows))
-    assert (found["layout"], found["rows_read"], found["rows_kept"], found["rows_skipped"]) == (
-        "messages",
-        8,
-        5,
-        3,
-    )
+    assert found["layout"] == "messages"
+    assert [found[key] for key in ("rows_read", "rows_kept", "rows_skipped")] == [8, 5, 3]
     assert sum(found["reasons"].values()) == 3
     stream = open_conversations(rows)
     list(stream)

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from ctxlens.errors import InputError
 
-Source: TypeAlias = str | Path | Iterable[Any]
+Source: TypeAlias = str | Path | Any
 """A path or Hub id; or a `datasets.Dataset` (also iterable, or by split), a pandas, polars or Arrow table, or
 any iterable of rows."""
 
@@ -22,7 +22,7 @@ def describe_source(source: Source) -> str:
     if isinstance(source, Mapping):
         return f"{kind} with {', '.join(map(str, source))}"
     try:
-        length = len(source)  # pyright: ignore[reportArgumentType]
+        length = len(source)
     except TypeError:
         return kind
     return f"{kind} of {length} row{'' if length == 1 else 's'}"
@@ -40,7 +40,7 @@ def has_columns(source: Any) -> bool:
     return hasattr(source, "column_names") or hasattr(source, "columns")
 
 
-def read_given(source: Iterable[Any], split: str) -> Iterator[Any]:
+def read_given(source: Any, split: str) -> Iterator[Any]:
     """Read the rows of an object.
 
     Args:
@@ -56,9 +56,9 @@ def read_given(source: Iterable[Any], split: str) -> Iterator[Any]:
     if hasattr(source, "to_pylist"):  # an Arrow table
         rows = (row for batch in _batches(source) for row in batch)
     elif hasattr(source, "to_dicts"):  # a polars data frame
-        rows = iter(source.to_dicts())  # pyright: ignore[reportAttributeAccessIssue]
+        rows = iter(source.to_dicts())
     elif hasattr(source, "iterrows") and hasattr(source, "to_dict"):  # a pandas data frame
-        rows = map(_plain_cells, source.to_dict(orient="records"))  # pyright: ignore[reportAttributeAccessIssue]
+        rows = map(_plain_cells, source.to_dict(orient="records"))
     elif isinstance(source, str | bytes) or not isinstance(source, Iterable):
         raise InputError(
             f"expected a path, a Hub id or rows (a data set, a data frame or a list of mappings), not "

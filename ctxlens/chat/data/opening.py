@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ctxlens.errors import InputError, first_line
 from ctxlens.files import decode_text
@@ -138,7 +138,7 @@ def name_suffix(path: Path) -> str:
     return inner.suffix.lower()
 
 
-def _open(raw: BinaryIO, name: str, path: Path | None) -> DataFile:
+def _open(raw: io.BufferedIOBase, name: str, path: Path | None) -> DataFile:
     suffix = name_suffix(path) if path is not None else ""
     file = DataFile(name, suffix, io.BufferedReader(raw, _BUFFER_BYTES), path)  # pyright: ignore
     for compression, magic in COMPRESSIONS.values():

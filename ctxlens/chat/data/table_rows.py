@@ -42,8 +42,9 @@ def read_csv(file: DataFile) -> Iterator[dict[str, str]]:
                 continue
             if len(cells) != len(header):
                 raise InputError(
-                    f"{file.name}, line {reader.line_num}: a row of {len(cells)} cell{'s' * (len(cells) > 1)}, but the header has "
-                    f"{len(header)} ({', '.join(header)}); put texts that contain {delimiter!r}, quotes or "
+                    f"{file.name}, line {reader.line_num}: a row of {len(cells)} "
+                    f"cell{'s' if len(cells) > 1 else ''}, but the header has {len(header)} "
+                    f"({', '.join(header)}); put texts that contain {delimiter!r}, quotes or "
                     "line breaks in double quotes."
                 )
             yield dict(zip(header, cells, strict=True))
