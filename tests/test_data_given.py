@@ -72,7 +72,7 @@ def test_every_form_gives_the_same_conversations(form):
     ]
     assert fingerprint_conversations(FORMS[form]()) == WANTED
     assert read_messages_file(FORMS[form]()) == [row["messages"] for row in ROWS]
-    assert list(as_conversations(FORMS[form]())) == list(data)
+    assert [c.messages for c in as_conversations(FORMS[form]())] == [c.messages for c in data]
     stream = open_conversations(FORMS[form](), limit=4)
     for _ in range(2):
         assert [c.id for c in stream] == ["r0", "r1", "r2", "r3"]
@@ -133,7 +133,7 @@ def test_rows_are_scored_selected_and_marked(toy_tokenizer, tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps(ROWS))
     assert score_conversations(model, tmp_path / "rows.json", out=other).frame.equals(scores.frame)
     assert check_scored(Scores.load(run.path("scores.parquet")), FORMS["arrow"]()) == WANTED
-    turns = select_turns(scores, top_share=0.4).turns
+    turns = select_turns(scores, layer=0, top_share=0.4).turns
     marked = annotate_messages(datasets.Dataset.from_list(ROWS), turns)
     made = write_marked(tmp_path / "out.jsonl", pd.DataFrame(ROWS), marked, layout="messages")
     assert (made.rows, made.marked_rows) == (5, 2)

@@ -95,7 +95,7 @@ class MessagesOptions:
             return _ask_prompt(self.prompt)
         assert self.messages is not None
         found, config = _read(self.messages, self.row, self.limit)
-        _note_rows(str(self.messages), found, self.row)
+        _note_rows("standard input" if str(self.messages) == _STDIN else str(self.messages), found, self.row)
         if self.row is not None:
             config["row"] = self.row
         return Asked(found.conversations, config, found.describe())
