@@ -14,8 +14,9 @@ from typing import Any
 from ctxlens.chat.data.cleaning import clean_messages, has_refusal
 from ctxlens.chat.data.layouts import check_layout, detect_layout, parse_row
 from ctxlens.chat.data.reading import read_json_rows, read_rows
-from ctxlens.chat.roles import check_messages
-from ctxlens.chat.roles.checks import check_unicode
+from ctxlens.chat.data.turns import NO_LOSS
+from ctxlens.chat.roles import TRAIN_KEY, check_messages
+from ctxlens.chat.roles.checks import check_unicode, holds_surrogate
 from ctxlens.errors import InputError
 from ctxlens.files import write_atomic
 
@@ -32,12 +33,19 @@ class Conversation:
         messages: Mappings with ``role`` and text ``content``.
         source: The path or Hub id that it came from.
         labels: The row's other columns.
+        tools: The row's tool schemas.
     """
 
     id: str
     messages: tuple[dict[str, Any], ...]
     source: str
     labels: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of `ctxlens.render` that belong to this conversation."""
+        return {"tools": list(self.tools)} if self.tools else {}
 
 
 @dataclass(frozen=True)
@@ -49,12 +57,14 @@ class ConversationSet(Sequence[Conversation]):
         layout: The layout of the rows.
         dropped: Number of dropped turns, by reason.
         skipped: Rows that were left out entirely, as id and reason.
+        noted: What was read in another way than it is written, or kept out of the loss, with numbers.
     """
 
     conversations: tuple[Conversation, ...]
     layout: str
     dropped: Counter[str] = field(default_factory=Counter)
     skipped: tuple[tuple[str, str], ...] = ()
+    noted: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -75,6 +85,7 @@ class ConversationStream(Iterable[Conversation]):
         layout: The layout of the rows.
         dropped: Number of turns dropped so far, by reason.
         skipped: Rows that were left out entirely so far, as id and reason.
+        noted: What was read in another way than it is written, or kept out of the loss, with numbers.
     """
 
     def __init__(
@@ -105,11 +116,12 @@ class ConversationStream(Iterable[Conversation]):
         self.layout = layout
         self.dropped: Counter[str] = Counter()
         self.skipped: list[tuple[str, str]] = []
+        self.noted: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Conversation]:
         rows = self._opened or read_rows(self.source, **self._reading)
         self._opened = None
-        self.dropped, self.skipped = Counter(), []
+        self.dropped, self.skipped, self.noted = Counter(), [], Counter()
         seen: set[int] = set()
         for number, row in enumerate(rows):
             identity = _identity(row, number, seen)
@@ -120,6 +132,7 @@ class ConversationStream(Iterable[Conversation]):
                     identity=identity,
                     source=self.source,
                     dropped=self.dropped,
+                    noted=self.noted,
                     drop_refusals=self._drop_refusals,
                 )
             except InputError as error:
@@ -133,6 +146,7 @@ def conversation_from_row(
     identity: str,
     source: str,
     dropped: Counter[str] | None = None,
+    noted: Counter[str] | None = None,
     drop_refusals: bool = False,
 ) -> Conversation:
     """Parse and clean one row of a data set.
@@ -143,22 +157,27 @@ def conversation_from_row(
         identity: the conversation's id.
         source: the path or Hub id that it comes from.
         dropped: a counter to which the dropped turns are added, by reason.
+        noted: a counter to which is added what was read in another way than it is written.
         drop_refusals: whether to reject a conversation in which an answer begins like a refusal.
 
     Raises:
         InputError: the row cannot be used; the message is the reason, without naming the row.
     """
     parsed = parse_row(row, layout)
+    labels = {k: v for k, v in row.items() if k not in parsed.used} if isinstance(row, Mapping) else {}
     for number, message in enumerate(parsed.messages):
         check_unicode(message, f"turn {number}")
+    check_unicode({"tools": parsed.tools, **labels}, "the row")
     messages = clean_messages(parsed.messages, Counter() if dropped is None else dropped)
     if not any(message["role"] == "assistant" for message in messages):
         raise InputError("no user turn with an answer")
     if drop_refusals and has_refusal(messages):
         raise InputError("an answer is a refusal")
-    used = {*parsed.used, "id"}
-    labels = {k: v for k, v in row.items() if k not in used} if isinstance(row, Mapping) else {}
-    return Conversation(identity, tuple(messages), source, labels)
+    if noted is not None:
+        noted.update(parsed.notes)
+        noted.update(NO_LOSS for message in messages if message.get(TRAIN_KEY) is False)
+    labels.pop("id", None)
+    return Conversation(identity, tuple(messages), source, labels, parsed.tools)
 
 
 def open_conversations(
@@ -223,21 +242,25 @@ def load_conversations(
         drop_refusals=drop_refusals,
     )
     conversations = tuple(stream)
-    return ConversationSet(conversations, stream.layout, stream.dropped, tuple(stream.skipped))
+    skipped = tuple(stream.skipped)
+    return ConversationSet(conversations, stream.layout, stream.dropped, skipped, stream.noted)
 
 
 def _identity(row: Any, number: int, seen: set[int]) -> str:
     """The row's own id if it has one, else its number; a repeated id gets the row's number as suffix."""
-    given = None
-    if isinstance(row, Mapping):
-        given = next(
-            (row[k] for k in _ID_COLUMNS if isinstance(row.get(k), (str, int)) and row[k] != ""), None
-        )
-    identity = str(number if given is None else given)
+    own = [row[name] for name in _ID_COLUMNS if name in row] if isinstance(row, Mapping) else []
+    identity = next((str(given) for given in own if _is_identity(given)), str(number))
     if _short_digest(identity) in seen:
         identity = f"{identity}#{number}"
     seen.add(_short_digest(identity))
     return identity
+
+
+def _is_identity(given: Any) -> bool:
+    """Whether a value can be an id: a text that can be written to a file, or a number of a usual size."""
+    if isinstance(given, str):
+        return given != "" and not holds_surrogate(given)
+    return isinstance(given, int) and abs(given) < 2**64
 
 
 def _short_digest(text: str) -> int:
