@@ -43,6 +43,7 @@ class Job:
         data: the conversations with their marks.
         replayed: the raw texts to train on.
         unread: id of every conversation that `load_conversations` could not use, and why.
+        noted: what `load_conversations` read in another way than the data have it, and how often.
         recipe: everything that the result depends on, as JSON values for the manifest.
         evaluation: what is asked after the training; None if nothing is.
     """
@@ -57,6 +58,7 @@ class Job:
     data: list[Conversation]
     replayed: list[str]
     unread: tuple[tuple[str, str], ...]
+    noted: Mapping[str, int]
     recipe: Mapping[str, Any]
     evaluation: EvaluationPlan | None
 
@@ -140,7 +142,8 @@ def resolve(
     return Job(
         out=out, config=config, args=args, model_args=model_args, start=start,
         hf_model=model if start is None else None, tokenizer=tokenizer, data=data, replayed=replayed,
-        unread=tuple(getattr(conversations, "skipped", ())), evaluation=evaluation,
+        unread=tuple(getattr(conversations, "skipped", ())),
+        noted=dict(getattr(conversations, "noted", {})), evaluation=evaluation,
         recipe={
             "model": identity,
             **{key: getattr(config, key) for key in _RECORDED},
@@ -195,7 +198,7 @@ def prepare(job: Job) -> Prepared:
         max_tokens=_longest_row(job.args, hf_model), truncation=config.truncation, unusable=config.unusable,
     )  # fmt: skip
     counts = {**rows.counts, "skipped": rows.counts["skipped"] + len(job.unread)}
-    rows = replace(rows, skipped=(*job.unread, *rows.skipped), counts=counts)
+    rows = replace(rows, skipped=(*job.unread, *rows.skipped), counts=counts, noted=job.noted)
     if config.indicator is not None and tokenizer.chat_template is not None:
         install_switch(tokenizer, config.indicator)
     peft_config = make_peft_config(job.model_args, hf_model, indicator_ids)

@@ -14,8 +14,9 @@ from typing import Any
 from ctxlens.chat.data.cleaning import clean_messages, has_refusal
 from ctxlens.chat.data.layouts import check_layout, detect_layout, parse_row
 from ctxlens.chat.data.reading import read_json_rows, read_rows
+from ctxlens.chat.data.tools import carry_tools
 from ctxlens.chat.data.turns import NO_LOSS
-from ctxlens.chat.roles import TRAIN_KEY, check_messages
+from ctxlens.chat.roles import TOOLS_KEY, TRAIN_KEY, check_messages
 from ctxlens.chat.roles.checks import check_unicode, holds_surrogate
 from ctxlens.errors import InputError
 from ctxlens.files import write_atomic
@@ -30,22 +31,16 @@ class Conversation:
 
     Attributes:
         id: The data set's own id, or the row's number; unique in its set and the same at every load.
-        messages: Mappings with ``role`` and text ``content``.
+        messages: Mappings with ``role`` and text ``content``. The first one carries the row's tool schemas
+            (``tools``), and an answer that is not trained on carries ``{"train": False}``.
         source: The path or Hub id that it came from.
         labels: The row's other columns.
-        tools: The row's tool schemas.
     """
 
     id: str
     messages: tuple[dict[str, Any], ...]
     source: str
     labels: Mapping[str, Any] = field(default_factory=dict)
-    tools: tuple[dict[str, Any], ...] = ()
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The arguments of `ctxlens.render` that belong to this conversation."""
-        return {"tools": list(self.tools)} if self.tools else {}
 
 
 @dataclass(frozen=True)
@@ -167,7 +162,7 @@ def conversation_from_row(
     labels = {k: v for k, v in row.items() if k not in parsed.used} if isinstance(row, Mapping) else {}
     for number, message in enumerate(parsed.messages):
         check_unicode(message, f"turn {number}")
-    check_unicode({"tools": parsed.tools, **labels}, "the row")
+    check_unicode(labels, "the row")
     messages = clean_messages(parsed.messages, Counter() if dropped is None else dropped)
     if not any(message["role"] == "assistant" for message in messages):
         raise InputError("no user turn with an answer")
@@ -177,7 +172,8 @@ def conversation_from_row(
         noted.update(parsed.notes)
         noted.update(NO_LOSS for message in messages if message.get(TRAIN_KEY) is False)
     labels.pop("id", None)
-    return Conversation(identity, tuple(messages), source, labels, parsed.tools)
+    tools = next((message[TOOLS_KEY] for message in parsed.messages if TOOLS_KEY in message), ())
+    return Conversation(identity, tuple(carry_tools(messages, tools)), source, labels)
 
 
 def open_conversations(

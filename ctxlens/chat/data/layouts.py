@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ctxlens.chat.data.tools import kind, read_schemas
+from ctxlens.chat.data.tools import carry_tools, kind, read_schemas
 from ctxlens.chat.data.turns import read_turns
-from ctxlens.chat.roles import MESSAGE_ROLES, TRAIN_KEY, Role
+from ctxlens.chat.roles import MESSAGE_ROLES, TOOLS_KEY, TRAIN_KEY, Role
 from ctxlens.errors import InputError
 
 LAYOUTS: Mapping[str, str] = {
@@ -30,15 +29,13 @@ class Parsed(NamedTuple):
     """The messages of a row.
 
     Attributes:
-        messages: The messages, before cleaning.
+        messages: The messages, before cleaning; the first one carries the tool schemas, if there are any.
         used: The columns that they come from.
-        tools: The tool schemas.
         notes: What was read in another way than it is written, in words.
     """
 
     messages: list[dict[str, Any]]
     used: tuple[str, ...]
-    tools: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -80,7 +77,7 @@ def _fits(row: Any, layout: str) -> bool:
     if layout in ("messages", "sharegpt"):
         turns = row if isinstance(row, list) else None
         if isinstance(row, Mapping):
-            turns = _loaded(row.get(_filled(row, _TURNS) or _TURNS[0]))
+            turns = row.get(_filled(row, _TURNS) or _TURNS[0])
         if not isinstance(turns, (list, tuple)) or not turns:
             return False
         first = turns[0]
@@ -96,7 +93,7 @@ def _fits(row: Any, layout: str) -> bool:
 
 
 def parse_row(row: Any, layout: str) -> Parsed:
-    """Return the messages of one row, and its tool schemas.
+    """Return the messages of one row.
 
     Raises:
         InputError: The row is malformed; the message says how, without naming the row.
@@ -105,13 +102,12 @@ def parse_row(row: Any, layout: str) -> Parsed:
     try:
         messages, used = _PARSERS[layout](row, notes)
         if not isinstance(row, Mapping):
-            return Parsed(messages, tuple(used), notes=tuple(notes))
-        tools = read_schemas(row.get("tools"))
-        messages = _with_system(messages, row, notes)
-        messages = _with_preference(messages, row)
+            return Parsed(carry_tools(messages), tuple(used), tuple(notes))
+        tools = read_schemas(row.get(TOOLS_KEY))
+        messages = _with_preference(_with_system(messages, row, notes), row)
     except RecursionError:
         raise InputError("the row is nested too deeply to be a conversation") from None
-    return Parsed(messages, (*used, "system", "tools"), tools, tuple(notes))
+    return Parsed(carry_tools(messages, tools), (*used, "system", TOOLS_KEY), tuple(notes))
 
 
 def _parse_turns(row: Any, notes: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -120,7 +116,7 @@ def _parse_turns(row: Any, notes: list[str]) -> tuple[list[dict[str, Any]], list
     if not isinstance(row, Mapping):
         raise InputError(f"expected a mapping or a list of turns, not {kind(row)}")
     column = _filled(row, _TURNS) or next((name for name in _TURNS if name in row), _TURNS[0])
-    turns = _loaded(row.get(column))
+    turns = row.get(column)
     if not isinstance(turns, (list, tuple)):
         raise InputError(f"no list of turns in {column!r}")
     messages = read_turns(turns, notes)
@@ -224,16 +220,6 @@ def _filled(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
     """The first of these columns that holds something, else the first that exists."""
     found = [name for name in names if name in row]
     return next((name for name in found if row[name] is not None), found[0] if found else None)
-
-
-def _loaded(turns: Any) -> Any:
-    """The turns in a column that holds them as JSON text; anything else is returned as it is."""
-    if not isinstance(turns, str) or not turns.lstrip().startswith("["):
-        return turns
-    try:
-        return json.loads(turns)
-    except (ValueError, RecursionError):
-        return turns
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ctxlens.chat.roles import TOOLS_KEY
 from ctxlens.errors import InputError
 
 _ARGUMENTS = ("arguments", "parameters")
@@ -60,6 +61,20 @@ def read_schemas(value: Any, column: str = "tools") -> tuple[dict[str, Any], ...
             schema = {"type": "function", "function": schema}
         schemas.append(schema)
     return tuple(schemas)
+
+
+def carry_tools(
+    messages: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+) -> list[dict[str, Any]]:
+    """The messages with the tool schemas on the first of them, where `ctxlens.render` finds them.
+
+    Args:
+        messages: The conversation; schemas that one of its messages carries move to the first.
+        tools: Other schemas to carry.
+    """
+    tools = tools or next((message[TOOLS_KEY] for message in messages if TOOLS_KEY in message), ())
+    bare = [{key: item for key, item in message.items() if key != TOOLS_KEY} for message in messages]
+    return [{**bare[0], TOOLS_KEY: list(tools)}, *bare[1:]] if bare and tools else bare
 
 
 def read_calls(value: Any) -> list[dict[str, Any]]:

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ctxlens.chat.data.tools import count_nulls, kind, read_calls, without_nulls
-from ctxlens.chat.roles import MESSAGE_ROLES, TRAIN_KEY, Role
+from ctxlens.chat.data.tools import count_nulls, kind, read_calls, read_schemas, without_nulls
+from ctxlens.chat.roles import MESSAGE_ROLES, TOOLS_KEY, TRAIN_KEY, Role
 from ctxlens.chat.roles.checks import text_of_parts
 from ctxlens.errors import InputError
 
@@ -59,6 +59,7 @@ def _read_turn(turn: Any, number: int, notes: list[str]) -> dict[str, Any]:
         raise InputError(f"{where} has content of {kind(content)}, not text")
     is_trained = _take_training(message, role, where, notes)
     _check_reasoning(message, where)
+    _take_schemas(message, role, number, notes)
     return {
         "role": role,
         "content": content,
@@ -149,11 +150,24 @@ def _take_training(message: dict[str, Any], role: str, where: str, notes: list[s
         return True
     for key in _PARTLY:
         if key in message:
-            raise InputError(f"{where} has {key}, but ctxlens trains on whole answers: weight 0 or 1, or train")
+            raise InputError(
+                f"{where} has {key}, but ctxlens trains on whole answers: weight 0 or 1, or train"
+            )
     for key, value in given.items():
         if not isinstance(value, (bool, int, float)) or value not in (0, 1):
             raise InputError(f"{where} has {key} {str(value)[:40]!r}; expected 0 or 1, false or true")
     return all(given.values())
+
+
+def _take_schemas(message: dict[str, Any], role: str, number: int, notes: list[str]) -> None:
+    """Read the tool schemas that the first turn or a system turn carries; they are the conversation's."""
+    if TOOLS_KEY not in message:
+        return
+    given = message.pop(TOOLS_KEY)
+    if number and MESSAGE_ROLES[role] != Role.SYSTEM:
+        notes.append("tools of turns other than the first, left out")
+    elif schemas := read_schemas(given, f"{TOOLS_KEY} of turn {number}"):
+        message[TOOLS_KEY] = list(schemas)
 
 
 def _check_reasoning(message: Mapping[str, Any], where: str) -> None:

@@ -15,7 +15,9 @@ from ctxlens.errors import InputError
 DEFAULT_INDICATOR = "[IND]"
 INDICATOR_KEY = "indicator"
 TRAIN_KEY = "train"
-"""The key of a message that says, with `False`, that it is context and not trained on; no template gets it."""
+"""The key of an answer that is context and not trained on (`False`); no template gets it."""
+TOOLS_KEY = "tools"
+"""The key of a row, and of the first message of a conversation, that holds the tool schemas."""
 
 Message = Mapping[str, Any]
 
