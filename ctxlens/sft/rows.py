@@ -202,8 +202,8 @@ def _check_not_empty(rows: Sequence[Any], counts: Mapping[str, int]) -> None:
         return
     if counts["conversations_without_loss"]:
         raise InputError(
-            "there is nothing to train on: the data exclude every answer from training (weight 0, or train or "
-            "label false)."
+            "there is nothing to train on: the data exclude every answer from training, by weight 0 or by "
+            "train, trainable or label false."
         )
     raise InputError("there is nothing to train on; give conversations or replay texts.")
 
