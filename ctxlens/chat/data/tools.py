@@ -51,6 +51,8 @@ def read_schemas(value: Any, column: str = "tools") -> tuple[dict[str, Any], ...
         value = _loaded(value, f"{column!r} is text that is not JSON") if value.strip() else None
     schemas = []
     for number, schema in enumerate(_listed(value, f"{column!r} must be a list of tool schemas")):
+        if schema is None:
+            continue
         if isinstance(schema, str):
             schema = _loaded(schema, f"tool schema {number} in {column!r} is text that is not JSON")
         if not isinstance(schema, Mapping):
