@@ -70,16 +70,19 @@ def _misses_something(followed: Followed, messages: Messages) -> bool:
 
 def _forms(template: Template, messages: Messages) -> Iterator[Messages]:
     """Ways of saying the same: with mappings, as it is, with one change at a time, then with several."""
-    changes = [_with_mappings, _without_null, _with_usual_roles, _with_json_text]
-    forms = [change(messages) for change in changes]
-    forms[1:1] = [messages]
-    usual = _with_usual_roles(_without_null(messages))
-    forms += [usual, _with_mappings(usual), _with_json_text(usual)]
+    changes = (
+        (_with_mappings,), (), (_without_null,), (_with_usual_roles,), (_with_json_text,), _USUAL,
+        (*_USUAL, _with_mappings), (*_USUAL, _with_json_text),
+    )  # fmt: skip
     tried: list[Messages] = []
-    for form in forms:
+    for steps in changes:
+        form = messages
+        for step in steps:
+            form = step(form)
+        form = messages if form == messages else form
         if form not in tried:
             tried.append(form)
-            yield messages if form == messages else form
+            yield form
     if _probe(template, _TALK) is None:
         yield from (_in_parts(form) for form in tried)
 
@@ -164,6 +167,9 @@ def _mappings(messages: Messages) -> Iterator[Mapping[str, Any]]:
             given = (function if isinstance(function, Mapping) else call).get("arguments")
             if isinstance(given, Mapping) and given:
                 yield given
+
+
+_USUAL = (_without_null, _with_usual_roles)
 
 
 def _with_arguments(messages: Messages, change: Callable[[Any], Any]) -> Messages:
