@@ -276,6 +276,11 @@ def test_names_of_speakers_and_null_values(conversation):
         ({"role": "user", "content": ["x"]}, "turn 0: content must be text or .* part 0 is of type str"),
         ({"role": "user", "content": [{"type": "audio"}]}, "part 0 is of type audio"),
         ({"role": "assistant", "content": "x", "thinking": 5}, "turn 0 has thinking of int, not text"),
+        (
+            {"role": "assistant", "content": "x", "indicator": True},
+            "carries the indicator; only user",
+        ),
+        ({"role": "user", "content": "x", "indicator": 3}, "turn 0 has indicator of int"),
         (7, "turn 0 is int, not a mapping or a text"),
     ],
 )

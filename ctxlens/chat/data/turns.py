@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ctxlens.chat.data.tools import count_nulls, kind, read_calls, read_schemas, without_nulls
-from ctxlens.chat.roles import MESSAGE_ROLES, TOOLS_KEY, TRAIN_KEY, Role
+from ctxlens.chat.roles import INDICATOR_KEY, MESSAGE_ROLES, TOOLS_KEY, TRAIN_KEY, Role
 from ctxlens.chat.roles.checks import text_of_parts
 from ctxlens.errors import InputError
 
@@ -59,6 +59,7 @@ def _read_turn(turn: Any, number: int, notes: list[str]) -> dict[str, Any]:
         raise InputError(f"{where} has content of {kind(content)}, not text")
     is_trained = _take_training(message, role, where, notes)
     _check_reasoning(message, where)
+    _check_mark(message, role, where)
     _take_schemas(message, role, number, notes)
     return {
         "role": role,
@@ -168,6 +169,14 @@ def _take_schemas(message: dict[str, Any], role: str, number: int, notes: list[s
         notes.append("tools of turns other than the first, left out")
     elif schemas := read_schemas(given, f"{TOOLS_KEY} of turn {number}"):
         message[TOOLS_KEY] = list(schemas)
+
+
+def _check_mark(message: Mapping[str, Any], role: str, where: str) -> None:
+    mark = message.get(INDICATOR_KEY, False)
+    if not isinstance(mark, (bool, str)):
+        raise InputError(f"{where} has {INDICATOR_KEY} of {kind(mark)}, not true, false or a text")
+    if mark and role != "user":
+        raise InputError(f"{where} ({role}) carries the indicator; only user messages may")
 
 
 def _check_reasoning(message: Mapping[str, Any], where: str) -> None:
