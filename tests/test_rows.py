@@ -2,16 +2,24 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from chat_cases import BYTES, assistant, byte_tokenizer, said, user
 from row_cases import CALL, SCHEMA, TALK, TEMPLATES, asked, told
 
 from ctxlens.chat.data import conversation_from_row, fingerprint_conversations, load_conversations
+from ctxlens.chat.data.annotate import annotate_messages
+from ctxlens.chat.data.marked_files import unmark_file, write_marked
 from ctxlens.chat.data.turns import NO_LOSS
 from ctxlens.chat.roles import Role, render
 from ctxlens.errors import InputError, RenderError
+from ctxlens.runs import Run
+from ctxlens.scoring import score_conversations
+from ctxlens.scoring.card import card_markdown, make_card
+from ctxlens.scoring.selection import select_turns
 from ctxlens.sft import build_rows
+from ctxlens.sft.delivery import VARIANTS, model_card
 
 
 def read(row, layout="messages", **counters):
@@ -414,6 +422,41 @@ def test_rejected_answers_of_kto_are_left_out_of_training():
     assert [message.get("train") for message in several.messages] == [None, None, None, False]
 
 
+# What cards and manifests say
+
+
+def test_scores_their_manifest_and_the_card_name_what_was_not_taken(tmp_path):
+    from scoring_cases import FakeModel
+
+    rows = [{"messages": asked(), "tools": [SCHEMA]}, {"messages": corrected(weight=0)}, {"messages": TALK}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = load_conversations(tmp_path / "rows.jsonl")
+    run = Run.open(tmp_path / "run", study="score", config={})
+    scores = score_conversations(FakeModel(with_template("three roles")), data, out=run, layers="all")
+    left_out = {
+        "tool schemas": 1, "the tool calls of assistant messages": 1, "the content of tool messages": 1,
+    }  # fmt: skip
+    assert scores.meta["left_out"] == left_out
+    assert scores.meta["data"]["noted"] == {NO_LOSS: 1}
+    assert Run.read(tmp_path / "run").manifest["data"]["left_out"] == left_out
+    text = card_markdown(make_card(scores, select_turns(scores, beta=0.1, layer=0), data))
+    assert "left out by the chat template | 1: tool schemas" in text
+    assert f"noted | 1: {NO_LOSS}" in text
+
+
+def test_the_model_card_names_what_was_not_taken():
+    data = [read({"messages": asked()}), read({"messages": corrected(weight=0)})]
+    rows = replace(build_rows(with_template("three roles"), data), noted={NO_LOSS: 1})
+    recipe = {
+        "model": {"name": "m"}, "indicator": None, "loss_on": "assistant", "arguments": {},
+        "model_arguments": {}, **VARIANTS,
+    }  # fmt: skip
+    card = model_card(recipe, rows, {"log": [], "steps": 1}, has_switch=False)
+    assert "- answers without loss: 1" in card
+    assert "- left out by the chat template, 1 times: the content of tool messages" in card
+    assert f"- {NO_LOSS}: 1" in card
+
+
 # Preference data
 
 
@@ -509,3 +552,28 @@ def test_a_conversation_that_no_form_fits_keeps_the_templates_reason():
     template = "{{ raise_exception('no calls') if messages[1].tool_calls else messages[0].content }}"
     with pytest.raises(RenderError, match="no calls"):
         render(BYTES, asked(), chat_template=template)
+
+
+@pytest.mark.parametrize(
+    ("layout", "row"),
+    [
+        ("prompt-completion", {"prompt": "Which bird?", "chosen": [QUESTION, CHOSEN], "system": "Be brief."}),
+        ("messages", {"messages": [assistant("Welcome!"), *asked()], "tools": [SCHEMA], "system": None}),
+        ("messages", {"messages": corrected(weight=0)}),
+        ("alpaca", {"instruction": "Which bird?", "input": None, "output": "A gull."}),
+    ],
+)
+def test_rows_are_marked_and_restored(tmp_path, layout, row):
+    source = tmp_path / "rows.jsonl"
+    source.write_text("\n".join(map(json.dumps, [row, {**row, "note": HALF}, {**row, "id": "last"}])))
+    data = load_conversations(source, layout=layout)
+    assert [c.id for c in data] == ["0", "last"]
+    answered = max(at for at, message in enumerate(data[1].messages) if message["role"] == "assistant")
+    marked = annotate_messages(data, [("last", answered)])
+    assert write_marked(tmp_path / "out.jsonl", source, marked, layout=layout).indicators == 1
+    again = load_conversations(tmp_path / "out.jsonl", layout=layout)
+    assert ["[IND]" in str(c.messages) for c in again] == [False, True]
+    assert len(again[1].messages) == len(data[1].messages)
+    unmark_file(tmp_path / "out.jsonl", tmp_path / "back.jsonl")
+    lines = [(tmp_path / name).read_text().splitlines() for name in ("rows.jsonl", "back.jsonl")]
+    assert list(map(json.loads, lines[0])) == list(map(json.loads, lines[1]))

@@ -10,8 +10,8 @@ Layouts (`load_conversations` detects the layout, or takes it as an argument):
 * ``prompt-completion``: ``prompt`` and ``completion`` (or ``response``, ``chosen``), texts or messages; or
   ``chosen`` alone, as messages.
 
-In every layout ``system`` is the system message, ``tools`` the tool schemas, and a ``label`` that is false (KTO)
-keeps the last answer out of the loss, as ``weight: 0`` or ``train: false`` of a message do.
+In every layout ``system`` is the system message and ``tools`` the tool schemas. A ``label`` that is false
+(KTO) keeps the last answer out of the loss, as ``weight: 0`` or ``train: false`` of a message do.
 
 Cleaning (paper, appendix on data) drops empty turns, turns before the first user turn except the system's,
 and a last user turn without an answer. On request it also drops conversations that contain a refusal. All
