@@ -204,6 +204,7 @@ def show_scores(path: Path, meta: Mapping[str, Any], skipped: Sequence[Mapping[s
         note(f"{count} skipped: {reason}")
     for reason, count in meta["data"]["turns_dropped"].items():
         note(f"{count} turns dropped: {reason}")
+    _note_reading(meta.get("left_out", {}), meta["data"].get("noted", {}))
 
 
 def show_selection(selection: Selection) -> None:
@@ -237,6 +238,17 @@ def show_training(folder: Path) -> None:
     note_rows(json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("rows") or {})
     for reason, count in Counter(entry["reason"] for entry in log["skipped"]).most_common(8):
         note(f"{count} skipped: {reason}")
+    _note_reading(log.get("left_out", {}), log.get("noted", {}))
+
+
+def _note_reading(left_out: Mapping[str, int], noted: Mapping[str, int]) -> None:
+    """Print what the chat template leaves out, and what was read in another way than the data have it."""
+    from ctxlens.chat.roles.left_out import describe_left_out
+
+    for line in describe_left_out(left_out):
+        note(line)
+    for what, count in noted.items():
+        note(f"{count} {what}")
 
 
 def note_rows(counts: Mapping[str, Any]) -> None:

@@ -74,6 +74,7 @@ def allocate(
     plain, template = (RoleAllocation.load(run.path(f"allocation-{name}.safetensors")) for name in chats)
     _tables.show_allocation(plain, template)
     _screen.note_truncated(chats["template"])
+    run.record("left_out", _screen.note_left_out(chats["template"]))
     _screen.say_where(run.folder)
 
 

@@ -83,7 +83,9 @@ def drift(
                 *sides, asked, queries=queries, contexts=contexts, render_options=options, progress=progress
             )
         run.save("drift.safetensors", found)
-    show_drift(Drift.load(run.path("drift.safetensors")))
+    found = Drift.load(run.path("drift.safetensors"))
+    run.record("left_out", found.meta.get("left_out", {}))
+    show_drift(found)
     _screen.say_where(run.folder)
 
 

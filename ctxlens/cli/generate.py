@@ -80,4 +80,5 @@ def generate(
     with steer_:
         answers = lm.generate(chats, max_new_tokens=max_new_tokens)
     _screen.note_truncated(chats)
+    _screen.note_left_out(chats)
     _screen.say_answers(answers)

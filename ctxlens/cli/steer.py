@@ -82,4 +82,5 @@ def steer(
     )
     _tables.show_shares(before, after)
     _screen.note_truncated(chats)
+    run.record("left_out", _screen.note_left_out(chats))
     _screen.say_where(run.folder)

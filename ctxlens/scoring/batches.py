@@ -91,6 +91,9 @@ class ScoreBatch:
         conversations: list[Conversation] = []
         skipped: list[tuple[str, str]] = []
         for row in batch.to_pylist():
+            if row[self.id_column] is None:
+                skipped.append(("", f"the column {self.id_column!r} is null"))
+                continue
             name = str(row[self.id_column])
             try:
                 conversations.append(

@@ -50,9 +50,11 @@ def make_card(
         `rule`, `threshold`, `layer`, `reduction`, `model`; `turns`, `selected`, `conversations`,
         `truncated`; `uniform` (mean user share under uniform attention, of the selected and of the other
         turns); `length_correlation` (Spearman's, of score and context tokens); `bins` (thresholds by
-        length, if the rule has them); `dropped` and `skipped` (counts by reason); `shares` (groups by
-        source, context and response length, each with turns, selected, mean score and mean uniform
-        share); `examples` (highest, lowest, and nearest the threshold on both sides).
+        length, if the rule has them); `dropped` and `skipped` (counts by reason); `left_out` (what the
+        template does not show) and `noted` (what was read in another way than the data have it, and answers
+        that the data exclude from training); `shares` (groups by source, context and response length, each
+        with turns, selected, mean score and mean uniform share); `examples` (highest, lowest, and nearest the
+        threshold on both sides).
 
     Raises:
         InputError: the source column does not exist.
@@ -74,13 +76,15 @@ def make_card(
         "length_correlation": _rank_correlation(rows["score"], rows["context_tokens"]),
         "shares": {},
         "dropped": {},
+        "left_out": scores.meta.get("left_out", {}),
+        "noted": scores.meta.get("data", {}).get("noted", {}),
     }
     texts: Mapping[str, Conversation] = {}
     if data is not None:
         data = data if isinstance(data, ConversationSet) else load_conversations(data)
         texts = {conversation.id: conversation for conversation in data}
         skipped.update(reason for _, reason in data.skipped)
-        card |= {"layout": data.layout, "dropped": dict(data.dropped)}
+        card |= {"layout": data.layout, "dropped": dict(data.dropped), "noted": dict(data.noted)}
         column = _source_column(data, source_column)
         if column is not None:
             sources = rows["conversation"].map(lambda name: _source(texts.get(str(name)), column))
@@ -246,7 +250,10 @@ def card_facts(card: Mapping[str, Any]) -> list[tuple[str, str]]:
         facts.append(("rank correlation of score and context length", f"{card['length_correlation']:+.2f}"))
     if card.get("layout"):
         facts.append(("layout", card["layout"]))
-    for kind in ("dropped", "skipped"):
+    facts += [
+        ("left out by the chat template", f"{n}: {what}") for what, n in card.get("left_out", {}).items()
+    ]
+    for kind in ("dropped", "skipped", "noted"):
         facts += [(kind, f"{count}: {reason}") for reason, count in card.get(kind, {}).items()]
     return facts
 

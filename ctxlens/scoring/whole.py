@@ -242,6 +242,7 @@ class _DataPass:
                 "layout": data.layout if known else None,
                 "rows_left_out": len(unread),
                 "turns_dropped": dict(sorted(data.dropped.items())) if known else {},
+                **({"noted": dict(sorted(data.noted.items()))} if known and data.noted else {}),
             },
             "unread": [{"conversation": name, "reason": reason} for name, reason in unread],
         }

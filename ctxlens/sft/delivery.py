@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ctxlens.chat.roles.left_out import describe_left_out
 from ctxlens.files import write_atomic
 from ctxlens.results.markdown import code_block, code_span, escape_markdown
 from ctxlens.runs import Run, package_versions
@@ -61,12 +62,14 @@ def deliver(
         file.replace(run.path(file.name))
     shutil.rmtree(saving)
     skipped = [{"conversation": name, "reason": reason} for name, reason in rows.skipped]
-    record = {"recipe": recipe, "counts": dict(rows.counts), "skipped": skipped, **log}
+    told = {"left_out": dict(rows.left_out), "noted": dict(rows.noted)}
+    record = {"recipe": recipe, "counts": dict(rows.counts), "skipped": skipped, **told, **log}
     has_switch = SWITCH in str(tokenizer.chat_template)
     write_atomic(
         run.path("README.md"),
         model_card(recipe, rows, log, has_switch=has_switch, provenance=provenance, folder=str(run.folder)),
     )
+    run.record("data", {"counts": dict(rows.counts), **told})
     run.write_json(LOG, record)
 
 
@@ -117,7 +120,9 @@ def model_card(
         "## Data", "",
         f"- loss on: {recipe['loss_on']} tokens",
         f"- optimizer steps: {log['steps']}, last logged loss: {last}",
-        *(f"- {key.replace('_', ' ')}: {value}" for key, value in rows.counts.items()), "",
+        *(f"- {key.replace('_', ' ')}: {value}" for key, value in rows.counts.items()),
+        *(f"- {escape_markdown(line)}" for line in describe_left_out(rows.left_out)),
+        *(f"- {escape_markdown(what)}: {count}" for what, count in rows.noted.items()), "",
         *(chosen if selection else ()),
         "## Recipe", "",
         *(

@@ -45,6 +45,7 @@ class Job:
         replayed: the raw texts to train on.
         reading: layout and counts of the rows that were read, for the manifest.
         unread: id of every conversation that `load_conversations` could not use, and why.
+        noted: what `load_conversations` read in another way than the data have it, and how often.
         recipe: everything that the result depends on, as JSON values for the manifest.
         evaluation: what is asked after the training; None if nothing is.
     """
@@ -60,6 +61,7 @@ class Job:
     replayed: list[str]
     reading: Mapping[str, Any]
     unread: tuple[tuple[str, str], ...]
+    noted: Mapping[str, int]
     recipe: Mapping[str, Any]
     evaluation: EvaluationPlan | None
 
@@ -146,7 +148,8 @@ def resolve(
         out=out, config=config, args=args, model_args=model_args, start=start,
         hf_model=model if start is None else None, tokenizer=tokenizer, data=data, replayed=replayed,
         reading=describe_reading(conversations),
-        unread=tuple(getattr(conversations, "skipped", ())), evaluation=evaluation,
+        unread=tuple(getattr(conversations, "skipped", ())),
+        noted=dict(getattr(conversations, "noted", {})), evaluation=evaluation,
         recipe={
             "model": identity,
             **{key: getattr(config, key) for key in _RECORDED},
@@ -201,7 +204,7 @@ def prepare(job: Job) -> Prepared:
         max_tokens=_longest_row(job.args, hf_model), truncation=config.truncation, unusable=config.unusable,
     )  # fmt: skip
     counts = {**rows.counts, "skipped": rows.counts["skipped"] + len(job.unread)}
-    rows = replace(rows, skipped=(*job.unread, *rows.skipped), counts=counts)
+    rows = replace(rows, skipped=(*job.unread, *rows.skipped), counts=counts, noted=job.noted)
     if config.indicator is not None and tokenizer.chat_template is not None:
         install_switch(tokenizer, config.indicator)
     peft_config = make_peft_config(job.model_args, hf_model, indicator_ids)

@@ -5,9 +5,13 @@ Layouts (`load_conversations` detects the layout, or takes it as an argument):
 * ``messages``: a column ``messages`` (or ``conversations``) of mappings with ``role`` and ``content``;
 * ``sharegpt``: a column ``conversations`` of mappings with ``from`` and ``value``, or of bare texts that
   alternate between user and assistant; a ``chosen`` turn beside it is the last answer;
-* ``alpaca``: ``instruction``, ``output`` (or ``response``), optionally ``input`` (or ``context``),
-  ``history`` and ``system``;
-* ``prompt-completion``: ``prompt`` and ``completion`` (or ``response``, ``chosen``), texts or messages.
+* ``alpaca``: ``instruction``, ``output`` (or ``response``, ``chosen``), optionally ``input`` (or ``context``)
+  and ``history``;
+* ``prompt-completion``: ``prompt`` and ``completion`` (or ``response``, ``chosen``), texts or messages; or
+  ``chosen`` alone, as messages.
+
+In every layout ``system`` is the system message and ``tools`` the tool schemas. A ``label`` that is false
+(KTO) keeps the last answer out of the loss, as ``weight: 0`` or ``train: false`` of a message do.
 
 Cleaning (paper, appendix on data) drops empty turns, turns before the first user turn except the system's,
 and a last user turn without an answer. On request it also drops conversations that contain a refusal. All

@@ -15,7 +15,10 @@ from ctxlens.chat.data.cleaning import clean_messages, has_refusal
 from ctxlens.chat.data.given_rows import Source, describe_source, has_columns, hold_rows
 from ctxlens.chat.data.layouts import check_layout, detect_layout, parse_row
 from ctxlens.chat.data.reading import read_rows
-from ctxlens.chat.roles.checks import check_unicode
+from ctxlens.chat.data.tools import carry_tools
+from ctxlens.chat.data.turns import NO_LOSS
+from ctxlens.chat.roles import TOOLS_KEY, TRAIN_KEY
+from ctxlens.chat.roles.checks import check_unicode, holds_surrogate
 from ctxlens.errors import InputError
 from ctxlens.files import write_atomic
 
@@ -29,7 +32,8 @@ class Conversation:
 
     Attributes:
         id: The data set's own id, or the row's number; unique in its set and the same at every load.
-        messages: Mappings with ``role`` and text ``content``.
+        messages: Mappings with ``role`` and text ``content``. The first one carries the row's tool schemas
+            (``tools``), and an answer that is not trained on carries ``{"train": False}``.
         source: The path or Hub id that it came from, or the kind of the object.
         labels: The row's other columns.
     """
@@ -49,12 +53,14 @@ class ConversationSet(Sequence[Conversation]):
         layout: The layout of the rows.
         dropped: Number of dropped turns, by reason.
         skipped: Rows that were left out entirely, as id and reason.
+        noted: What was read in another way than it is written, or kept out of the loss, with numbers.
     """
 
     conversations: tuple[Conversation, ...]
     layout: str
     dropped: Counter[str] = field(default_factory=Counter)
     skipped: tuple[tuple[str, str], ...] = ()
+    noted: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -77,6 +83,7 @@ class ConversationStream(Iterable[Conversation]):
         n_rows: Number of rows read so far.
         dropped: Number of turns dropped so far, by reason.
         skipped: Rows that were left out entirely so far, as id and reason.
+        noted: What was read in another way than it is written, or kept out of the loss, with numbers.
     """
 
     def __init__(
@@ -109,11 +116,12 @@ class ConversationStream(Iterable[Conversation]):
         self.n_rows = 0
         self.dropped: Counter[str] = Counter()
         self.skipped: list[tuple[str, str]] = []
+        self.noted: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Conversation]:
         rows = self._opened or read_rows(self._source, **self._reading)
         self._opened = None
-        self.dropped, self.skipped, self.n_rows = Counter(), [], 0
+        self.dropped, self.skipped, self.noted, self.n_rows = Counter(), [], Counter(), 0
         seen: set[int] = set()
         for number, row in enumerate(rows):
             self.n_rows = number + 1
@@ -125,6 +133,7 @@ class ConversationStream(Iterable[Conversation]):
                     identity=identity,
                     source=self.source,
                     dropped=self.dropped,
+                    noted=self.noted,
                     drop_refusals=self._drop_refusals,
                 )
             except InputError as error:
@@ -138,6 +147,7 @@ def conversation_from_row(
     identity: str,
     source: str,
     dropped: Counter[str] | None = None,
+    noted: Counter[str] | None = None,
     drop_refusals: bool = False,
 ) -> Conversation:
     """Parse and clean one row of a data set.
@@ -148,22 +158,28 @@ def conversation_from_row(
         identity: the conversation's id.
         source: the path or Hub id that it comes from.
         dropped: a counter to which the dropped turns are added, by reason.
+        noted: a counter to which is added what was read in another way than it is written.
         drop_refusals: whether to reject a conversation in which an answer begins like a refusal.
 
     Raises:
         InputError: the row cannot be used; the message is the reason, without naming the row.
     """
     parsed = parse_row(row, layout)
+    labels = {k: v for k, v in row.items() if k not in parsed.used} if isinstance(row, Mapping) else {}
     for number, message in enumerate(parsed.messages):
         check_unicode(message, f"turn {number}")
+    check_unicode(labels, "the row")
     messages = clean_messages(parsed.messages, Counter() if dropped is None else dropped)
     if not any(message["role"] == "assistant" for message in messages):
         raise InputError("no user turn with an answer")
     if drop_refusals and has_refusal(messages):
         raise InputError("an answer is a refusal")
-    used = {*parsed.used, "id"}
-    labels = {k: v for k, v in row.items() if k not in used} if isinstance(row, Mapping) else {}
-    return Conversation(identity, tuple(messages), source, labels)
+    if noted is not None:
+        noted.update(parsed.notes)
+        noted.update(NO_LOSS for message in messages if message.get(TRAIN_KEY) is False)
+    labels.pop("id", None)
+    tools = next((message[TOOLS_KEY] for message in parsed.messages if TOOLS_KEY in message), ())
+    return Conversation(identity, tuple(carry_tools(messages, tools)), source, labels)
 
 
 def open_conversations(
@@ -230,7 +246,8 @@ def load_conversations(
         drop_refusals=drop_refusals,
     )
     conversations = tuple(stream)
-    return ConversationSet(conversations, stream.layout, stream.dropped, tuple(stream.skipped))
+    skipped = tuple(stream.skipped)
+    return ConversationSet(conversations, stream.layout, stream.dropped, skipped, stream.noted)
 
 
 def as_conversations(data: Source | Iterable[Conversation]) -> Iterable[Conversation]:
@@ -262,8 +279,9 @@ def describe_reading(data: Iterable[Conversation]) -> dict[str, Any]:
         n_rows = data.n_rows
     else:
         return {"conversations": sum(1 for _ in data)} if isinstance(data, Sequence) else {}
-    dropped = dict(sorted(data.dropped.items()))
-    return add_skipped({"layout": data.layout, "rows_read": n_rows, "turns_dropped": dropped}, data.skipped)
+    dropped, noted = (dict(sorted(counts.items())) for counts in (data.dropped, data.noted))
+    reading = {"layout": data.layout, "rows_read": n_rows, "turns_dropped": dropped, "noted": noted}
+    return add_skipped(reading, data.skipped)
 
 
 def add_skipped(reading: Mapping[str, Any], skipped: Iterable[tuple[str, str]]) -> dict[str, Any]:
@@ -279,16 +297,19 @@ def add_skipped(reading: Mapping[str, Any], skipped: Iterable[tuple[str, str]]) 
 
 def _identity(row: Any, number: int, seen: set[int]) -> str:
     """The row's own id if it has one, else its number; a repeated id gets the row's number as suffix."""
-    given = None
-    if isinstance(row, Mapping):
-        given = next(
-            (row[k] for k in _ID_COLUMNS if isinstance(row.get(k), (str, int)) and row[k] != ""), None
-        )
-    identity = str(number if given is None else given).encode("utf-8", "backslashreplace").decode()
+    own = [row[name] for name in _ID_COLUMNS if name in row] if isinstance(row, Mapping) else []
+    identity = next((str(given) for given in own if _is_identity(given)), str(number))
     if _short_digest(identity) in seen:
         identity = f"{identity}#{number}"
     seen.add(_short_digest(identity))
     return identity
+
+
+def _is_identity(given: Any) -> bool:
+    """Whether a value can be an id: a text that can be written to a file, or a number of a usual size."""
+    if isinstance(given, str):
+        return given != "" and not holds_surrogate(given)
+    return isinstance(given, int) and abs(given) < 2**64
 
 
 def _short_digest(text: str) -> int:

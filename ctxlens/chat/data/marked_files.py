@@ -33,7 +33,8 @@ from ctxlens.chat.data.places import (
     write_pointer,
 )
 from ctxlens.chat.data.reading import read_rows
-from ctxlens.chat.roles import DEFAULT_INDICATOR, INDICATOR_KEY
+from ctxlens.chat.roles import DEFAULT_INDICATOR, INDICATOR_KEY, TOOLS_KEY
+from ctxlens.chat.roles.checks import check_unicode
 from ctxlens.errors import InputError
 from ctxlens.files import write_atomic
 
@@ -196,7 +197,7 @@ class _Marker:
         if conversation is None:
             return row
         parsed, kept = _read(row, self.layout)
-        if [parsed[number] for number in kept] != _unannotated(conversation):
+        if [_own(parsed[number]) for number in kept] != [_own(message) for message in conversation.messages]:
             return row
         self._next = next(self._waiting, None)
         marked = [kept[at] for at, message in enumerate(conversation.messages) if message.get(INDICATOR_KEY)]
@@ -239,14 +240,16 @@ def _read(row: Any, layout: str) -> tuple[list[dict[str, Any]], list[int]]:
     """A row's messages, and the indices of those that cleaning keeps; both are empty if it is malformed."""
     try:
         parsed = parse_row(row, layout).messages
+        check_unicode(row if isinstance(row, Mapping) else {"turns": row}, "the row")
     except InputError:
         return [], []
     numbered = [{**message, _NUMBER: number} for number, message in enumerate(parsed)]
     return parsed, [message[_NUMBER] for message in clean_messages(numbered, Counter())]
 
 
-def _unannotated(conversation: Conversation) -> list[dict[str, Any]]:
-    return [{k: v for k, v in message.items() if k != INDICATOR_KEY} for message in conversation.messages]
+def _own(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message without what it carries for the whole conversation, or for its marks."""
+    return {key: value for key, value in message.items() if key not in (INDICATOR_KEY, TOOLS_KEY)}
 
 
 def _find(row: Any, content: str, expected: list[dict[str, Any]], layout: str, suffix: str) -> Place | None:
