@@ -142,9 +142,7 @@ def test_values_of_any_kind_survive(tmp_path):
     mark(source, out, {("1", 1)})
     assert "[IND]" not in out.read_text().splitlines()[0]
     unmark_file(out, back)
-    assert list(map(json.dumps, map(json.loads, back.open()))) == list(
-        map(json.dumps, map(json.loads, source.open()))
-    )
+    assert list(map(json.dumps, read_lines(back))) == list(map(json.dumps, read_lines(source)))
 
 
 texts = st.text(st.sampled_from("a \n/~[]IND☃"), min_size=0, max_size=6)
