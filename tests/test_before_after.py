@@ -3,9 +3,11 @@
 import json
 import math
 import xml.etree.ElementTree as ET
+from statistics import fmean
 
 import numpy as np
 import pytest
+from needle_models import UNPUNCTUATED, check_lengths
 from sft_cases import ARGUMENTS, make_data, tiny
 from typer.testing import CliRunner
 
@@ -308,6 +310,23 @@ def test_rows_of_earlier_versions_are_read_in_the_one_spelling(measure, written,
     record = {**make_row(measure).as_dict(), "first": "base, template+prefix", "second": written}
     row = Row.of(record)
     assert (row.first, row.second) == ("base, template+prefix", read)
+
+
+@pytest.mark.parametrize("script", ["transcript", "lines", "thai", "hindi", "chinese"])
+def test_contexts_are_as_long_as_they_say_in_every_script(tmp_path, organism_tokenizer, script):
+    (tmp_path / "hay.txt").write_text(UNPUNCTUATED[script], encoding="utf-8")
+    keys = EvaluationKeys(
+        evaluate_haystack=str(tmp_path), evaluate_lengths="100,384", evaluate_depths="0,50",
+        evaluate_needles="known", evaluate_new_tokens=16,
+    )  # fmt: skip
+    plan = plan_evaluation(keys, model="m", tokenizer=organism_tokenizer, n_ctx=576)
+    check_lengths(plan.cells)
+    built = {
+        length: round(fmean(cell.context.tokens for cell in plan.cells if cell.context_tokens == length))
+        for length in (100, 384)
+    }
+    named = [f"{n}" if n == length else f"{n} ({length} requested)" for length, n in built.items()]
+    assert f"contexts of {', '.join(named)} tokens" in make_section(plan, "b", [], [], [], no_drift="x")
 
 
 def test_names_in_the_card_are_text(organism_tokenizer):

@@ -78,6 +78,9 @@ def show_needles(grid: NeedleGrid) -> None:
     if len(names) > 1:
         first = next(iter(names.values()))
         note(f"difference: minus {first}, paired by cell; p is that of a sign-flip test over contexts")
+    if any(built != length for length, built in grid.built_lengths.items()):
+        lengths, built = (", ".join(map(str, some)) for some in zip(*grid.built_lengths.items(), strict=True))
+        note(f"contexts have {built} tokens on average; {lengths} were requested")
     if len(failed := grid.failed):
         reason, count = Counter(failed["error"]).most_common(1)[0]
         note(f"{len(failed)} of {len(grid)} answers failed and are left out ({count} times: {reason})")

@@ -74,7 +74,7 @@ def heads(
         bool, typer.Option("--indicator", help="Append the model's indicator to the question.")
     ] = False,
     haystack: Annotated[
-        str, typer.Option(help="Folder of .txt files, or [b]organism[/b].", metavar="DIR")
+        str, typer.Option(help="Folder of .txt or .md files, or [b]organism[/b].", metavar="DIR")
     ] = "organism",
     needle: Annotated[
         str,

@@ -34,8 +34,8 @@ def needle(
     haystack: Annotated[
         str,
         typer.Option(
-            help="Folder of .txt files, data set (file, folder or Hub id), or [b]organism[/b] (texts of the "
-            "built-in world).",
+            help="Folder of .txt or .md files, data set (file, folder or Hub id), or [b]organism[/b] (texts "
+            "of the built-in world).",
             metavar="DATA",
         ),
     ] = "organism",

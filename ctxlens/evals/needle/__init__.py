@@ -6,14 +6,16 @@ grid = run_needle(model, config, haystack=load_haystack("essays/"))
 grid.recall(condition="template+prefix").mean()
 ```
 
-`needles` and `haystack` hold the texts, `config` and `cells` the grid, `prompts` the wording under each
-condition, `answers` and `run` the model's answers, `match` their scores.
+`needles` and `haystack` hold the texts, `sentences` says where these may be divided, `contexts` hides a
+needle, `config` and `cells` hold the grid, `prompts` the wording under each condition, `answers` and `run`
+the model's answers, `match` their scores.
 """
 
 from ctxlens.evals.needle.answers import Answer, answer_jobs
 from ctxlens.evals.needle.cells import build_cells
 from ctxlens.evals.needle.config import SCORES, WORDINGS, NeedleConfig
-from ctxlens.evals.needle.haystack import Context, Haystack, load_haystack
+from ctxlens.evals.needle.contexts import Context
+from ctxlens.evals.needle.haystack import Haystack, load_haystack
 from ctxlens.evals.needle.match import score_containment, score_recall
 from ctxlens.evals.needle.needles import DRAWN_NEEDLES, NEEDLES, Needle, load_needles
 from ctxlens.evals.needle.prompts import Cell, NeedleModel, Renderer, Window, describe_cell, render_cell

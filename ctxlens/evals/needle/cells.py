@@ -14,7 +14,8 @@ import numpy as np
 from ctxlens.chat.condition import Condition
 from ctxlens.errors import InputError, RenderError
 from ctxlens.evals.needle.config import NeedleConfig
-from ctxlens.evals.needle.haystack import Context, Haystack, count_tokens, gather_straw, place_needle
+from ctxlens.evals.needle.contexts import Context, count_tokens, gather_straw, place_needle
+from ctxlens.evals.needle.haystack import Haystack
 from ctxlens.evals.needle.needles import NEEDLES, Needle, draw_needle
 from ctxlens.evals.needle.prompts import Cell, Renderer, render_cell
 

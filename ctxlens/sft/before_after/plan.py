@@ -13,7 +13,8 @@ from ctxlens.errors import InputError
 from ctxlens.evals.closed_book import Question
 from ctxlens.evals.needle.cells import SPARE_TOKENS, build_cells
 from ctxlens.evals.needle.config import NeedleConfig
-from ctxlens.evals.needle.haystack import count_tokens, load_haystack
+from ctxlens.evals.needle.contexts import count_tokens
+from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.evals.needle.needles import parse_needles
 from ctxlens.evals.needle.prompts import Cell, Window
 from ctxlens.parsing import parse_spread
@@ -78,7 +79,7 @@ def plan_evaluation(
     if haystack is None:
         raise InputError(
             f"the evaluation has no texts in which to hide needles for {model}; give evaluate_haystack: a "
-            "folder of .txt files, a data set, or organism."
+            "folder of .txt or .md files, a data set, or organism."
         )
     folder = PurePath(keys.evaluate_folder)
     if len(folder.parts) != 1 or folder.parts[0] in ("..", "adapter") or folder.is_absolute():
