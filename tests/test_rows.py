@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from chat_cases import BYTES, assistant, byte_tokenizer, said, user
+from chat_cases import BYTES, assistant, by_template, byte_tokenizer, said, user
 from row_cases import CALL, SCHEMA, TALK, TEMPLATES, asked, told
 
 from ctxlens.chat.data import conversation_from_row, fingerprint_conversations, load_conversations
@@ -54,6 +54,7 @@ FLAT = {"name": "tide", "arguments": {"port": "Saltby"}}
 def test_schemas_of_a_row_reach_the_template():
     expected = text_of(asked(), tools=[SCHEMA])
     assert expected.startswith('{"type": "function"')
+    assert expected == by_template(with_template("json"), asked(), tools=[SCHEMA], tokenize=False)
     calls = told(
         ("human", "How high is the water in Saltby?"),
         ("function_call", json.dumps({"name": "tide", "arguments": {"port": "Saltby"}})),
@@ -439,7 +440,7 @@ def test_scores_their_manifest_and_the_card_name_what_was_not_taken(tmp_path):
     assert scores.meta["left_out"] == left_out
     assert scores.meta["data"]["noted"] == {NO_LOSS: 1}
     assert Run.read(tmp_path / "run").manifest["data"]["left_out"] == left_out
-    text = card_markdown(make_card(scores, select_turns(scores, beta=0.1, layer=0), data))
+    text = card_markdown(make_card(scores, select_turns(scores, beta=0.1, layer=0), data)).replace("\\", "")
     assert "left out by the chat template | 1: tool schemas" in text
     assert f"noted | 1: {NO_LOSS}" in text
 
@@ -451,7 +452,7 @@ def test_the_model_card_names_what_was_not_taken():
         "model": {"name": "m"}, "indicator": None, "loss_on": "assistant", "arguments": {},
         "model_arguments": {}, **VARIANTS,
     }  # fmt: skip
-    card = model_card(recipe, rows, {"log": [], "steps": 1}, has_switch=False)
+    card = model_card(recipe, rows, {"log": [], "steps": 1}, has_switch=False).replace("\\", "")
     assert "- answers without loss: 1" in card
     assert "- left out by the chat template, 1 times: the content of tool messages" in card
     assert f"- {NO_LOSS}: 1" in card

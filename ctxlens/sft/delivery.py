@@ -119,10 +119,7 @@ def model_card(
         f"# Fine-tuned from {escape_markdown(name)}", "", *_use(recipe["indicator"], has_switch), "",
         "## Data", "",
         f"- loss on: {recipe['loss_on']} tokens",
-        f"- optimizer steps: {log['steps']}, last logged loss: {last}",
-        *(f"- {key.replace('_', ' ')}: {value}" for key, value in rows.counts.items()),
-        *(f"- {escape_markdown(line)}" for line in describe_left_out(rows.left_out)),
-        *(f"- {escape_markdown(what)}: {count}" for what, count in rows.noted.items()), "",
+        f"- optimizer steps: {log['steps']}, last logged loss: {last}", *_data_lines(rows), "",
         *(chosen if selection else ()),
         "## Recipe", "",
         *(
@@ -139,6 +136,13 @@ def model_card(
         "Versions: " + ", ".join(f"{key} {value}" for key, value in package_versions().items()), "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _data_lines(rows: TrainRows) -> list[str]:
+    """The counts of the data, what the template leaves out, and what was read in another way."""
+    lines = [f"- {key.replace('_', ' ')}: {value}" for key, value in rows.counts.items()]
+    lines += [f"- {escape_markdown(line)}" for line in describe_left_out(rows.left_out)]
+    return lines + [f"- {escape_markdown(what)}: {count}" for what, count in rows.noted.items()]
 
 
 _COMMANDS = {"command": "train", "evaluate": "compare it with the model before the training"}

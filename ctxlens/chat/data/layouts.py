@@ -77,21 +77,23 @@ def _columns(row: Any) -> str:
 def _fits(row: Any, layout: str) -> bool:
     row = decode_turns(row)
     if layout in ("messages", "sharegpt"):
-        turns = row if isinstance(row, list) else None
-        if isinstance(row, Mapping):
-            turns = row.get(_filled(row, _TURNS) or _TURNS[0])
-        if not isinstance(turns, (list, tuple)) or not turns:
-            return False
-        first = turns[0]
-        if layout == "messages":
-            return isinstance(first, Mapping) and first.get("role") is not None
-        return isinstance(first, str) or (isinstance(first, Mapping) and "from" in first)
+        return _has_turns(row, "role" if layout == "messages" else "from")
     if not isinstance(row, Mapping):
         return False
     if layout == "alpaca":
         return "instruction" in row and any(name in row for name in _OUTPUTS)
     implied = isinstance(row.get("chosen"), (list, tuple)) and bool(row["chosen"])
     return implied or ("prompt" in row and any(name in row for name in _COMPLETIONS))
+
+
+def _has_turns(row: Any, speaker: str) -> bool:
+    """Whether a row holds turns that name their speakers so; bare texts count as turns of ShareGPT."""
+    turns = row.get(_filled(row, _TURNS) or _TURNS[0]) if isinstance(row, Mapping) else row
+    if not isinstance(turns, (list, tuple)) or not turns:
+        return False
+    if isinstance(turns[0], Mapping):
+        return turns[0].get(speaker) is not None or (speaker == "from" and speaker in turns[0])
+    return speaker == "from" and isinstance(turns[0], str)
 
 
 def parse_row(row: Any, layout: str) -> Parsed:

@@ -100,13 +100,8 @@ def _read_call(call: Any, number: int) -> dict[str, Any]:
         call = _loaded(call, f"item {number} of tool_calls is text that is not JSON")
     if not isinstance(call, Mapping):
         raise InputError(f"item {number} of tool_calls is {kind(call)}, not a mapping")
-    call = without_nulls(call)
-    function = call.get("function")
-    if not isinstance(function, Mapping):
-        name = function if isinstance(function, str) else call.get("name")
-        function = {"name": name, **{key: call[key] for key in _ARGUMENTS if key in call}}
-        around = {key: item for key, item in call.items() if key not in ("name", "function", *_ARGUMENTS)}
-        call = {"type": "function", **around}
+    call = _nested(without_nulls(call))
+    function = call["function"]
     if not isinstance(function.get("name"), str) or not function["name"].strip():
         raise InputError(f"item {number} of tool_calls has no function with a name")
     given = next((function[key] for key in _ARGUMENTS if key in function), {})
@@ -117,6 +112,17 @@ def _read_call(call: Any, number: int) -> dict[str, Any]:
     others = {key: item for key, item in function.items() if key not in _ARGUMENTS}
     empty = isinstance(given, str) and not given.strip()
     return {**call, "function": {**others, "arguments": {} if empty else given}}
+
+
+def _nested(call: dict[str, Any]) -> dict[str, Any]:
+    """A call with its name and arguments in `function`, wherever they are given."""
+    function = call.get("function")
+    if isinstance(function, Mapping):
+        return call
+    name = function if isinstance(function, str) else call.get("name")
+    around = {key: item for key, item in call.items() if key not in ("name", "function", *_ARGUMENTS)}
+    given = {key: call[key] for key in _ARGUMENTS if key in call}
+    return {"type": "function", **around, "function": {"name": name, **given}}
 
 
 def _listed(value: Any, expected: str) -> Sequence[Any]:
