@@ -282,7 +282,7 @@ class TestCommandLine:
         ("arguments", "words"),
         [
             (["--model", "no/such/place"], "neither a folder here nor a Hub id"),
-            (["--messages", "missing.json"], "no file missing.json"),
+            (["--messages", "missing.json"], "no file or folder missing.json"),
             (["--limit", "2"], "--limit is for --messages"),
             (["--json", "no/such/folder/x.json"], "is not a folder"),
             (["--json", ".", "--overwrite"], "which is a folder"),

@@ -19,17 +19,6 @@ if TYPE_CHECKING:
 
 Messages = Sequence[Mapping[str, Any]]
 
-MessagesFile = Annotated[
-    Path,
-    typer.Option(
-        "--messages",
-        help="JSON or JSONL file: one conversation (a list of {role, content}) or several.",
-        metavar="FILE",
-    ),
-]
-LimitOption = Annotated[
-    int | None, typer.Option(min=1, help="Use only the first N conversations.", metavar="N")
-]
 HeadsOption = Annotated[
     str,
     typer.Option(
@@ -46,13 +35,6 @@ NewTokensOption = Annotated[
 BatchOption = Annotated[
     int, typer.Option(min=1, help="Upper bound on the tokens of one batch, prompts and answers.", metavar="N")
 ]
-
-
-def read_conversations(path: Path, limit: int | None = None) -> list[list[dict[str, Any]]]:
-    """The conversations of a --messages file, or the first `limit` of them."""
-    from ctxlens.chat.data import read_messages_file
-
-    return read_messages_file(path)[:limit]
 
 
 def describe_file(path: Path) -> dict[str, str]:

@@ -200,6 +200,16 @@ def note_truncated(chats: Sequence[RenderedChat]) -> None:
         )
 
 
+def note_left_out(chats: Sequence[RenderedChat]) -> dict[str, int]:
+    """Print what the chat template leaves out of conversations; returns it, with the number of messages."""
+    from ctxlens.chat.roles.left_out import count_left_out, describe_left_out
+
+    counts = count_left_out(chats)
+    for line in describe_left_out(counts):
+        note(line)
+    return counts
+
+
 def show_table(
     title: str,
     columns: Sequence[str],
@@ -315,5 +325,6 @@ def show_roles(chat: RenderedChat) -> None:
         note(f"special tokens typed by a speaker: {', '.join(chat.spoofed_special_tokens)}")
     if chat.left_out_turns():
         note(f"the template leaves out the content of turn {', '.join(map(str, chat.left_out_turns()))}")
+    note_left_out([chat])
     if chat.truncated:
         note(chat.truncated)

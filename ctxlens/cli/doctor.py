@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ctxlens.cli import _screen
-from ctxlens.cli._inputs import LimitOption, read_conversations
+from ctxlens.cli._messages import MessagesOptions
 from ctxlens.cli._options import CheckpointOptions, verb
 from ctxlens.errors import InputError
 
@@ -27,15 +27,7 @@ _MARKS = {"pass": "✓", "fail": "✗", "skipped": "–"}
 )
 def doctor(
     model: CheckpointOptions,
-    messages: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON or JSONL file of your own conversations: the roles of all are checked, and "
-            "attention is read from the first.",
-            metavar="FILE",
-        ),
-    ] = None,
-    limit: LimitOption = None,
+    messages: MessagesOptions,
     length: Annotated[
         int | None,
         typer.Option(
@@ -63,6 +55,7 @@ def doctor(
 ) -> None:
     """Check a model: roles, attention shares in three ways, steering and memory. Exit code 1 on failure.
 
+    Of conversations that are given, the roles of all are checked, and attention is read from the first.
     The model is loaded with transformers, released, and loaded with TransformerLens: one copy at a time.
     """
     if json_file is not None and json_file.is_dir():
@@ -74,9 +67,9 @@ def doctor(
             f"{json_file.parent} is not a folder, so {json_file.name} cannot be written there; name "
             "another file."
         )
-    conversations = [] if messages is None else read_conversations(messages, limit)
-    if messages is None and limit is not None:
-        raise InputError("--limit is for --messages; give --messages FILE, or leave out --limit.")
+    conversations = messages.read().conversations if messages.given else []
+    if messages.messages is None and messages.limit is not None:
+        raise InputError("--limit is for --messages; give --messages DATA, or leave out --limit.")
 
     from ctxlens.models.doctor import diagnose
 

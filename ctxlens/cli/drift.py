@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ctxlens.cli import _screen
 from ctxlens.cli._heads_tables import show_drift
-from ctxlens.cli._inputs import (
-    LimitOption,
-    describe_file,
-    read_conversations,
-)
+from ctxlens.cli._messages import MessagesOptions
 from ctxlens.cli._options import ModelOptions, RenderOptions, RunOptions, verb
 from ctxlens.errors import InputError
 
@@ -29,6 +24,7 @@ if TYPE_CHECKING:
     "ctxlens drift -m runs/train --conditions template,template+indicator --messages chats.jsonl",
 )
 def drift(
+    messages: MessagesOptions,
     model: ModelOptions,
     rendering: RenderOptions,
     store: RunOptions,
@@ -45,14 +41,6 @@ def drift(
             metavar="CONDITIONS",
         ),
     ] = None,
-    messages: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON or JSONL file of conversations. "
-            "[dim]default: needle cells, of the built-in world for the built-in model, else neutral[/dim]",
-            metavar="FILE",
-        ),
-    ] = None,
     queries: Annotated[
         str,
         typer.Option(
@@ -60,11 +48,13 @@ def drift(
             metavar="NAME",
         ),
     ] = "first_answer",
-    limit: LimitOption = None,
 ) -> None:
-    """Compare attention by role between two models or two conditions, with paired differences."""
+    """Compare attention by role between two models or two conditions, with paired differences.
+
+    Without conversations, needle cells are asked: of the built-in world for the built-in model, else neutral.
+    """
     words = _parse_sides(conditions or ("template,template" if against else "plain,template"))
-    asked = None if messages is None else read_conversations(messages, limit)
+    given = messages.read() if messages.given else None
     model.check()
     if against is not None:
         replace(model, model=against).check()
@@ -78,23 +68,28 @@ def drift(
     other = lm if against is None else replace(model, model=against).load()
     sides = Side(lm, words[0]), Side(other, words[1])
     contexts, options, texts = None, rendering.as_dict(), None
-    if asked is None:
+    asked = given.conversations if given is not None else []
+    if given is None:
         texts = choose_texts(model.model)
-        asked, contexts = _needle_questions(lm, texts, store.seed, limit)
+        asked, contexts = _needle_questions(lm, texts, store.seed, messages.limit)
         options["continue_final_message"] = True
     config = {
         "model": lm.identity, "against": other.identity, "conditions": words, "queries": queries,
-        "limit": limit, **rendering.as_dict(), **(describe_file(messages) if messages else {}),
+        "limit": messages.limit, **rendering.as_dict(), **(given.config if given else {}),
         **({} if texts is None or texts.in_world else {"haystack": texts.haystack, "needles": texts.needles}),
     }  # fmt: skip
     run = store.open("drift", config)
+    if given is not None:
+        given.record(run)
     if not run.has("drift.safetensors"):
         with _screen.stage("attention") as progress:
             found = read_drift(
                 *sides, asked, queries=queries, contexts=contexts, render_options=options, progress=progress
             )
         run.save("drift.safetensors", found)
-    show_drift(Drift.load(run.path("drift.safetensors")))
+    found = Drift.load(run.path("drift.safetensors"))
+    run.record("left_out", found.meta.get("left_out", {}))
+    show_drift(found)
     if texts is not None:
         _screen.note_texts(texts.note)
     _screen.say_where(run.folder)

@@ -161,5 +161,15 @@ def _parse_part(text: str | None) -> tuple[int, int]:
 
 
 def _show_scores(run: Run, meta: Mapping[str, Any]) -> None:
-    _tables.show_scores(run.path("scores.parquet"), meta, run.read_json("skipped.json"))
+    from ctxlens.chat.data import add_skipped
+
+    skipped = run.read_json("skipped.json")
+    read = meta["conversations"] + meta["data"]["rows_left_out"]
+    reading = {key: meta["data"][key] for key in ("layout", "turns_dropped")}
+    counts = add_skipped(
+        {**reading, "rows_read": read}, [(entry["conversation"], entry["reason"]) for entry in skipped]
+    )
+    if run.manifest.get("rows") != counts:
+        run.record("rows", counts)
+    _tables.show_scores(run.path("scores.parquet"), meta, skipped)
     _screen.say_where(run.folder)

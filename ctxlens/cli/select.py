@@ -85,6 +85,7 @@ def select(
     ] = None,
 ) -> None:
     """Select context-dependent answers by their scores; with --dataset, also write the marked data."""
+    from ctxlens.chat.data import describe_reading
     from ctxlens.chat.data.annotate import annotate_messages
     from ctxlens.chat.data.marked_files import check_unmarked, marked_suffix, write_marked
     from ctxlens.files import write_atomic
@@ -119,6 +120,8 @@ def select(
         marked = annotate_messages(data, chosen.turns)
     card = make_card(table, chosen, data, source_column=source_column)
     run = store.open("select", {**config, "source_column": source_column})
+    if data is not None:
+        run = run.record("rows", describe_reading(data))
     if dataset is not None and data is not None:
         place = run.path(f"selected{marked_suffix(dataset)}")
         write_marked(place, dataset, marked, layout=data.layout, split=config["split"], indicator=indicator)
@@ -126,6 +129,7 @@ def select(
     run.write_json("card.json", card)
     write_atomic(run.path("card.md"), card_markdown(card))
     _tables.show_selection(chosen)
+    _tables.note_rows(run.manifest.get("rows") or {})
     _screen.say_where(run.folder)
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ctxlens.chat.data import Conversation
+from ctxlens.chat.data import Conversation, as_conversations, describe_reading
+from ctxlens.chat.data.given_rows import Source
 from ctxlens.errors import InputError
 from ctxlens.models.checkpoint import read_chat_template
 from ctxlens.results import Selection
@@ -43,7 +44,9 @@ class Job:
         tokenizer: the tokenizer with the chat template of the training, without the indicator.
         data: the conversations with their marks.
         replayed: the raw texts to train on.
+        reading: layout and counts of the rows that were read, for the manifest.
         unread: id of every conversation that `load_conversations` could not use, and why.
+        noted: what `load_conversations` read in another way than the data have it, and how often.
         recipe: everything that the result depends on, as JSON values for the manifest.
         evaluation: what is asked after the training; None if nothing is.
     """
@@ -57,7 +60,9 @@ class Job:
     tokenizer: Any
     data: list[Conversation]
     replayed: list[str]
+    reading: Mapping[str, Any]
     unread: tuple[tuple[str, str], ...]
+    noted: Mapping[str, int]
     recipe: Mapping[str, Any]
     evaluation: EvaluationPlan | None
 
@@ -108,7 +113,7 @@ class Prepared:
 
 
 def resolve(
-    conversations: Iterable[Conversation],
+    conversations: Iterable[Conversation] | Source,
     config: TrainConfig,
     *,
     out: Path,
@@ -137,12 +142,16 @@ def resolve(
     if template is not None:
         tokenizer.chat_template = template
     evaluation = plan(as_keys(evaluate), start, tokenizer)
-    data = mark_data(list(conversations), selection, config, seed=args.seed)
+    conversations = as_conversations(conversations)
+    read = list(conversations)
+    data = mark_data(read, selection, config, seed=args.seed)
     replayed = draw_replay(replay_texts, len(data), config.replay_share, args.seed)
     return Job(
         out=out, config=config, args=args, model_args=model_args, start=start,
         hf_model=model if start is None else None, tokenizer=tokenizer, data=data, replayed=replayed,
-        unread=tuple(getattr(conversations, "skipped", ())), evaluation=evaluation,
+        reading=describe_reading(conversations),
+        unread=tuple(getattr(conversations, "skipped", ())),
+        noted=dict(getattr(conversations, "noted", {})), evaluation=evaluation,
         recipe={
             "model": identity,
             **{key: getattr(config, key) for key in _RECORDED},
@@ -197,7 +206,7 @@ def prepare(job: Job) -> Prepared:
         max_tokens=_longest_row(job.args, hf_model), truncation=config.truncation, unusable=config.unusable,
     )  # fmt: skip
     counts = {**rows.counts, "skipped": rows.counts["skipped"] + len(job.unread)}
-    rows = replace(rows, skipped=(*job.unread, *rows.skipped), counts=counts)
+    rows = replace(rows, skipped=(*job.unread, *rows.skipped), counts=counts, noted=job.noted)
     if config.indicator is not None and tokenizer.chat_template is not None:
         install_switch(tokenizer, config.indicator)
     peft_config = make_peft_config(job.model_args, hf_model, indicator_ids)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctxlens.chat.data import Conversation, load_conversations
+from ctxlens.chat.data import Conversation, add_skipped, load_conversations
+from ctxlens.chat.data.given_rows import Source
 from ctxlens.errors import InputError
 from ctxlens.results import Selection
 from ctxlens.runs import Progress, Run, StageProgress
@@ -21,7 +22,7 @@ from ctxlens.sft.replay import read_replay
 
 
 def train(
-    conversations: Iterable[Conversation],
+    conversations: Iterable[Conversation] | Source,
     *,
     out: str | Path,
     model: str | Path | Any = "organism",
@@ -47,8 +48,9 @@ def train(
     `args` save any; otherwise it starts again.
 
     Args:
-        conversations: the data; user messages may already carry `{"indicator": True}`. Rows that
-            `load_conversations` has skipped are counted and recorded too.
+        conversations: the data; user messages may already carry `{"indicator": True}`. Anything else that
+            `load_conversations` takes is loaded: a path, a `datasets.Dataset`, a data frame, a list of rows.
+            Rows that it has skipped are counted and recorded too.
         out: folder of the run: the checkpoint (safetensors, tokenizer, chat template), its `README.md`,
             `train.json` (loss log and counts) and `manifest.json`. If an adapter is trained, it is saved in
             `adapter/`, and the checkpoint contains it merged.
@@ -104,6 +106,8 @@ def _fit_and_deliver(job: Job, progress: Progress | None, provenance: Mapping[st
     """Train and write the checkpoint; the models are released, because the evaluation needs the memory."""
     prepared = prepare(job)
     run = job.open_run()
+    if job.is_main:
+        run = run.record("rows", add_skipped(job.reading, prepared.rows.skipped))
     with removed_if_empty(run, is_main=job.is_main):
         allow = job.config.allow_cross_sample_attention
         log, trained = fit(prepared, job.args, run, progress, allow_cross_sample=allow)

@@ -14,6 +14,11 @@ from ctxlens.errors import InputError
 
 DEFAULT_INDICATOR = "[IND]"
 INDICATOR_KEY = "indicator"
+TRAIN_KEY = "train"
+"""The key of an answer that is context and not trained on (`False`); no template gets it."""
+TOOLS_KEY = "tools"
+"""The key of a row, and of the first message of a conversation, that holds the tool schemas."""
+
 Message = Mapping[str, Any]
 
 
@@ -104,6 +109,8 @@ class RenderedChat:
         open_ended: Whether a model continues the text (generation prompt, or final message left open).
         beheaded_turns: Assistant turns whose first token was cut; never the final response.
         template_args: The values that were given for the template's own variables.
+        left_out: What the template leaves out, in words such as "the content of system messages", with the
+            number of messages; for "tool schemas" the number of schemas.
         emphasised: Tokens marked by `ctxlens.emphasise`, ``[pos]`` booleans, or ``None``.
     """
 
@@ -121,6 +128,7 @@ class RenderedChat:
     open_ended: bool = False
     beheaded_turns: tuple[int, ...] = ()
     template_args: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
     emphasised: Bool[np.ndarray, "pos"] | None = None
 
     def __len__(self) -> int:

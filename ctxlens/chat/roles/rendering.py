@@ -11,14 +11,16 @@ import numpy as np
 from ctxlens.chat.roles.chat import (
     INDICATOR_KEY,
     MESSAGE_ROLES,
+    TOOLS_KEY,
     Message,
     RenderedChat,
     Role,
     content_text,
 )
-from ctxlens.chat.roles.checks import check_messages
+from ctxlens.chat.roles.checks import check_messages, check_unicode
 from ctxlens.chat.roles.forms import follow_in_form
 from ctxlens.chat.roles.labels import Stretch, find_openings, find_stops, label
+from ctxlens.chat.roles.left_out import find_left_out
 from ctxlens.chat.roles.locate import Followed, Template
 from ctxlens.chat.roles.spans import encode_with_spans
 from ctxlens.chat.roles.tokenizer import (
@@ -59,7 +61,7 @@ def render(
             tokenizer's own template by default.
         add_generation_prompt: Whether to end with the template's opening of an assistant turn.
         continue_final_message: Whether to leave the final assistant message open, as a response prefix.
-        tools: Tool schemas for the template.
+        tools: Tool schemas for the template; by default those that the first message carries under ``tools``.
         template_args: Values for the template's own variables, such as ``{"enable_thinking": False}``.
         indicator: The indicator, such as ``"[IND]"``. It is appended, after one space, to the user
             messages that carry ``{"indicator": True}``. A message that carries a text there, such as
@@ -84,6 +86,7 @@ def render(
         RenderError: The template refuses the conversation, there is no template, or it changes a text so
             that it cannot be followed.
     """
+    tools, messages = _take_tools(messages, tools)
     messages, marks = _prepared(messages, system, indicator, add_generation_prompt, continue_final_message)
     check_side(truncation)
     options = {
@@ -105,6 +108,7 @@ def render(
         openings=find_openings(chat, said, assistant_headers(template)),
         open_ended=add_generation_prompt or continue_final_message,
         template_args=dict(template.arguments),
+        left_out=find_left_out(template, followed, messages),
     )
     return fit_to_window(chat, max_tokens, truncate, truncation)
 
@@ -186,6 +190,16 @@ def _joined_contents(
     return separator.join(parts), said
 
 
+def _take_tools(messages: Any, tools: list[Any] | None) -> tuple[list[Any] | None, Any]:
+    """The tool schemas, given or carried by the first message, and the messages without them."""
+    first = messages[0] if isinstance(messages, Sequence) and len(messages) else None
+    if isinstance(first, Mapping) and isinstance(first.get(TOOLS_KEY), (list, tuple)):
+        rest = {key: value for key, value in first.items() if key != TOOLS_KEY}
+        tools, messages = (tools or list(first[TOOLS_KEY])), [rest, *messages[1:]]
+    check_unicode({"tools": tools}, "The conversation")
+    return tools or None, messages
+
+
 def _prepared(
     messages: Sequence[Message],
     system: str | None,
@@ -197,6 +211,7 @@ def _prepared(
     check_messages(messages)
     if system is not None and not any(MESSAGE_ROLES[m["role"]] == Role.SYSTEM for m in messages):
         messages = [{"role": "system", "content": system}, *messages]
+        check_unicode(messages[0], "The system message")
     _check_ending(messages, add_generation_prompt, continue_final_message)
     return list(messages), _indicators(messages, indicator)
 
