@@ -175,4 +175,5 @@ class TestPlacement:
             "device_map": "balanced",
             "load_in_4bit": True,
             "load_in_8bit": True,
+            "template_args": {},
         }

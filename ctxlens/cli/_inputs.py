@@ -207,6 +207,26 @@ def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Any]:
     return found
 
 
+def parse_template_args(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """The values of --template-arg: JSON where a value is JSON, otherwise text.
+
+    Raises:
+        InputError: a word is not KEY=VALUE, or its key cannot be a variable.
+    """
+    found = {}
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        if not key.isidentifier() or not equals:
+            raise InputError(
+                f"--template-arg got {pair!r}; expected KEY=VALUE, such as enable_thinking=false."
+            )
+        try:
+            found[key] = json.loads(value, parse_constant=str)
+        except (ValueError, RecursionError):
+            found[key] = value
+    return found
+
+
 def parse_threshold(text: str) -> float | str:
     """A threshold as a number; any other word is returned as it is, as the name of a rule."""
     try:

@@ -54,18 +54,21 @@ def allocate(
     limit: LimitOption = None,
 ) -> None:
     """Measure attention by role, layer and head, with and without the chat template."""
+    conversations, how = read_conversations(messages, limit), rendering.as_dict()
+    asked = {"queries": queries.value, "limit": limit, **how, **describe_file(messages)}
+    model.check()
+    store.check("allocate", {"model": model.known, **asked})
+
     from ctxlens.results import RoleAllocation
 
-    conversations = read_conversations(messages, limit)
-    lm, how = model.load(), rendering.as_dict()
+    lm = model.load()
     chats = {
         condition: render_all(lm, conversations, plain=condition == "plain", **how)
         for condition in ("plain", "template")
     }
     for rendered in chats.values():
         check_queries(rendered, queries.value)
-    config = {"model": lm.identity, "queries": queries.value, "limit": limit, **how}
-    run = store.open("allocate", {**config, **describe_file(messages)})
+    run = store.open("allocate", {"model": lm.identity, **asked}, lm)
     for condition, rendered in chats.items():
         name = f"allocation-{condition}.safetensors"
         if not run.has(name):

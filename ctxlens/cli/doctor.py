@@ -74,6 +74,7 @@ def doctor(
             f"{json_file.parent} is not a folder, so {json_file.name} cannot be written there; name "
             "another file."
         )
+    model.check()
     conversations = [] if messages is None else read_conversations(messages, limit)
     if messages is None and limit is not None:
         raise InputError("--limit is for --messages; give --messages FILE, or leave out --limit.")

@@ -67,7 +67,9 @@ def drift(
     model.check()
     if against is not None:
         replace(model, model=against).check()
-    store.check("drift")
+    told = {"conditions": words, "queries": queries, "limit": limit, **rendering.as_dict()}
+    told |= {} if messages is None else describe_file(messages)
+    store.check("drift", {"model": model.known, **told})
 
     from ctxlens.heads.drift import Side, read_drift
     from ctxlens.results import Drift
@@ -83,7 +85,7 @@ def drift(
         "model": lm.identity, "against": other.identity, "conditions": words, "queries": queries,
         "limit": limit, **rendering.as_dict(), **(describe_file(messages) if messages else {}),
     }  # fmt: skip
-    run = store.open("drift", config)
+    run = store.open("drift", config, *dict.fromkeys((lm, other)))
     if not run.has("drift.safetensors"):
         with _screen.stage("attention") as progress:
             found = read_drift(

@@ -63,13 +63,15 @@ def generate(
     limit: LimitOption = None,
 ) -> None:
     """Answer the last user turn greedily. Only the answer is printed to stdout."""
-    from ctxlens.models.indicator_token import require_indicator
-
     conversations = read_conversations(messages, limit)
     if alpha is None and target_share is None:
         alpha = 1.0
     check_steering(alpha, heads, target_share)
     questions = open_questions(conversations, prefix, indicator=indicator)
+    model.check()
+
+    from ctxlens.models.indicator_token import require_indicator
+
     lm = model.load()
     if indicator:
         require_indicator(lm)

@@ -124,7 +124,7 @@ def heads(
         seed=store.seed,
     )
     model.check()
-    store.check("heads")
+    store.check("heads", {"model": model.known, "haystack": haystack, "question_file": questions})
 
     from ctxlens.heads import Answers
     from ctxlens.heads.study import HeadStudy, check_kinds
@@ -142,7 +142,7 @@ def heads(
     study = HeadStudy(
         lm, answers, None, alpha, strengths, heads=chosen, n_draws=draws, questions=asked, seed=store.seed
     )
-    run = store.open("heads", {"haystack": haystack, "question_file": questions, **study.describe()})
+    run = store.open("heads", {"haystack": haystack, "question_file": questions, **study.describe()}, lm)
     with _screen.stages({}) as progress:
         replace(study, run=run).run_kinds(kinds, lambda stage: partial(progress, stage))
     show_head_study(run)

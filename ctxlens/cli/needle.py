@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -125,7 +125,7 @@ def needle(
         seed=store.seed,
         score=tuple(score.split(",")),
     )
-    _check(model, store, alpha, heads)
+    _check(model, store, {"indicator": indicator, **config.as_dict()}, alpha, heads)
     processes = Processes.join(cpu=model.device.value == "cpu")
     straw = load_haystack(
         haystack, seed=store.seed, repeat=repeat, split=haystack_split, column=haystack_column
@@ -146,7 +146,7 @@ def needle(
         "model": lm.identity, "haystack": source, "indicator": indicator, "steering": steering.describe(),
         **config.as_dict(),
     }  # fmt: skip
-    run = store.open_together("needle", settings, processes)
+    run = store.open_together("needle", settings, processes, lm)
     with _screen.stage("needles") as progress:
         grid = run_needle(
             lm, config, haystack=straw, indicator=indicator,
@@ -159,10 +159,12 @@ def needle(
         _screen.say_where(run.folder)
 
 
-def _check(model: ModelOptions, store: RunOptions, alpha: float, heads: str) -> None:
+def _check(
+    model: ModelOptions, store: RunOptions, known: Mapping[str, Any], alpha: float, heads: str
+) -> None:
     """Refuse a model, run folder or steering that cannot be used, before anything heavy is imported."""
     model.check()
-    store.check("needle")
+    store.check("needle", {"model": model.known, **known})
     check_steering(alpha, heads)
 
 

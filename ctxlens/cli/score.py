@@ -97,11 +97,11 @@ def score(
     if lp_gap and part is not None:
         raise InputError("--lp-gap needs all scores: merge the parts first, then give it without --part.")
     model.check()
-    store.check("score")
     wanted = layers if layers in (None, "all") else parse_numbers(layers, int, "--layers")
     piece = _parse_part(part)
     processes = Processes.join(cpu=model.device.value == "cpu")
     read = {"split": split, "limit": limit, "drop_refusals": drop_refusals}
+    store.check("score", {"model": model.known, "dataset": dataset, **read, "precision": precision})
     data = open_conversations(dataset, layout=layout, streaming=streaming, **read)
 
     from ctxlens.scoring import Settings, score_to_run
@@ -114,7 +114,7 @@ def score(
         "model": lm.identity, "dataset": dataset, **read, "layout": data.layout,
         "layers": list(settings.layers), "max_tokens": settings.max_tokens, "precision": precision,
     }  # fmt: skip
-    run = store.open_together("score", config, processes)
+    run = store.open_together("score", config, processes, lm)
     with _screen.stage("scores") as progress:
         meta = score_to_run(
             lm, data, settings, run,

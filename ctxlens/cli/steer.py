@@ -41,25 +41,27 @@ def steer(
     limit: LimitOption = None,
 ) -> None:
     """Answer the last user turn with and without attention steered to the user's tokens."""
-    from ctxlens.models.attention.steering import Steering
-    from ctxlens.results import RoleAllocation
-
     conversations = read_conversations(messages, limit)
     if alpha is None and target_share is None:
         alpha = 0.5
     check_steering(alpha, heads, target_share)
-    questions = open_questions(conversations, prefix)
+    questions, how = open_questions(conversations, prefix), rendering.as_dict()
+    asked = {
+        "prefix": prefix, "limit": limit, **how, "max_new_tokens": max_new_tokens, **describe_file(messages),
+    }  # fmt: skip
+    model.check()
+    store.check("steer", {"model": model.known, **asked})
+
+    from ctxlens.models.attention.steering import Steering
+    from ctxlens.results import RoleAllocation
+
     lm = model.load()
-    how = rendering.as_dict()
     chats = render_questions(lm, questions, max_new_tokens=max_new_tokens, **how)
     plain = render_questions(lm, questions, max_new_tokens=max_new_tokens, **how, plain=True)
     steering = Steering(alpha, heads=resolve_heads(lm, heads, plain), target_share=target_share)
     steering.check_heads(lm.n_layers, lm.n_heads)
-    config = {
-        "model": lm.identity, "steering": steering.describe(), "prefix": prefix, "limit": limit,
-        **how, "max_new_tokens": max_new_tokens, **describe_file(messages),
-    }  # fmt: skip
-    run = store.open("steer", config)
+    config = {"model": lm.identity, "steering": steering.describe(), **asked}
+    run = store.open("steer", config, lm)
     if not run.has("steer.json"):
         answers = {}
         for label, context in {

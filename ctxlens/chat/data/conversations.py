@@ -14,7 +14,7 @@ from typing import Any
 from ctxlens.chat.data.cleaning import clean_messages, has_refusal
 from ctxlens.chat.data.layouts import check_layout, detect_layout, parse_row
 from ctxlens.chat.data.reading import read_json_rows, read_rows
-from ctxlens.chat.roles import check_messages
+from ctxlens.chat.roles import TEMPLATE_ARGS_KEY, check_messages, put_arguments
 from ctxlens.chat.roles.checks import check_unicode
 from ctxlens.errors import InputError
 from ctxlens.files import write_atomic
@@ -29,7 +29,8 @@ class Conversation:
 
     Attributes:
         id: The data set's own id, or the row's number; unique in its set and the same at every load.
-        messages: Mappings with ``role`` and text ``content``.
+        messages: Mappings with ``role`` and text ``content``. If the row has a column
+            ``chat_template_kwargs``, the first message carries these values for the chat template.
         source: The path or Hub id that it came from.
         labels: The row's other columns.
     """
@@ -158,6 +159,7 @@ def conversation_from_row(
         raise InputError("an answer is a refusal")
     used = {*parsed.used, "id"}
     labels = {k: v for k, v in row.items() if k not in used} if isinstance(row, Mapping) else {}
+    messages = put_arguments(messages, labels.get(TEMPLATE_ARGS_KEY))
     return Conversation(identity, tuple(messages), source, labels)
 
 
@@ -251,8 +253,8 @@ def read_messages_file(path: str | Path) -> list[list[dict[str, Any]]]:
 
     Args:
         path: JSON or JSON lines with one conversation, or a list (or lines) of them. A conversation is a
-            list of messages, or a mapping with ``messages``. A message is a mapping with ``role`` and
-            ``content``.
+            list of messages, or a mapping with ``messages`` and, if needed, ``chat_template_kwargs`` (values
+            for the chat template's variables). A message is a mapping with ``role`` and ``content``.
 
     Returns:
         The messages of each conversation.
@@ -271,6 +273,8 @@ def read_messages_file(path: str | Path) -> list[list[dict[str, Any]]]:
         messages: Any = item.get("messages") if isinstance(item, Mapping) else item
         try:
             check_messages(messages)
+            if isinstance(item, Mapping):
+                messages = put_arguments(messages, item.get(TEMPLATE_ARGS_KEY))
         except InputError as error:
             raise InputError(f"{path}: conversation {index}: {error}") from error
         conversations.append([dict(message) for message in messages])

@@ -14,6 +14,9 @@ from ctxlens.errors import InputError
 
 DEFAULT_INDICATOR = "[IND]"
 INDICATOR_KEY = "indicator"
+TEMPLATE_ARGS_KEY = "chat_template_kwargs"
+"""The key of a message, and of a data set's rows, that holds values for the chat template's variables."""
+
 Message = Mapping[str, Any]
 
 
@@ -103,7 +106,7 @@ class RenderedChat:
             appearance. The tokenizer encodes them as special tokens; their role is still the speaker's.
         open_ended: Whether a model continues the text (generation prompt, or final message left open).
         beheaded_turns: Assistant turns whose first token was cut; never the final response.
-        template_args: The values that were given for the template's own variables.
+        template_args: The values that this conversation, or the call, gave to the template's own variables.
         emphasised: Tokens marked by `ctxlens.emphasise`, ``[pos]`` booleans, or ``None``.
     """
 
