@@ -62,6 +62,8 @@ def drift(
     limit: LimitOption = None,
 ) -> None:
     """Compare attention by role between two models or two conditions, with paired differences."""
+    if queries not in ("first_answer", "response_mean"):
+        raise InputError(f"unknown queries {queries!r}; choose first_answer or response_mean.")
     words = _parse_sides(conditions or ("template,template" if against else "plain,template"))
     asked = None if messages is None else read_conversations(messages, limit)
     model.check()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -16,6 +17,7 @@ from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
     from ctxlens.models import Model
+    from ctxlens.runs import Run
 
 _DRAWN = ("organism_seed", "closed_book_seed", "needle_seed")
 """Seeds of the tasks that draw their examples."""
@@ -128,7 +130,6 @@ def eval(
     """Evaluate models on lm-eval's tasks under several conditions and compare them example by example."""
     from ctxlens.evals import harness
     from ctxlens.processes import Processes
-    from ctxlens.runs import Run
 
     harness.require()
     if data_dir is not None and not data_dir.exists():
@@ -155,20 +156,13 @@ def eval(
         "conditions": [condition.name for condition in asked],
     }  # fmt: skip
     run = store.open_together("eval", config, processes)
-
-    def load(name: str) -> Model:
-        lm = models.load(name)
-        if processes.is_first:
-            record_choice(Run.read(run.folder), lm)
-        return lm
-
     with _screen.stage("examples") as progress:
         evaluation = harness.run_evaluation(
             models.model,
             names,
             [condition.name for condition in asked],
             limit=limit,
-            load=load,
+            load=partial(_load, models, run if processes.is_first else None),
             batch_tokens=batch_tokens,
             out=run,
             processes=processes,
@@ -178,3 +172,13 @@ def eval(
     if processes.is_first:
         _tables.show_evaluation(evaluation)
         _screen.say_where(run.folder)
+
+
+def _load(models: ModelsOptions, run: Run | None, name: str) -> Model:
+    """Load one of the models and record in the run how; without a run nothing is recorded."""
+    from ctxlens.runs import Run
+
+    loaded = models.load(name)
+    if run is not None:
+        record_choice(Run.read(run.folder), loaded)
+    return loaded

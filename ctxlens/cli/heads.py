@@ -13,7 +13,8 @@ from ctxlens.cli import _screen
 from ctxlens.cli._heads_tables import show_head_study
 from ctxlens.cli._inputs import NewTokensOption
 from ctxlens.cli._options import ModelOptions, RunOptions, verb
-from ctxlens.parsing import parse_numbers, parse_spread
+from ctxlens.errors import InputError
+from ctxlens.parsing import check_choice, parse_heads, parse_numbers, parse_spread
 
 if TYPE_CHECKING:
     from ctxlens.heads import Head
@@ -103,6 +104,11 @@ def heads(
     max_new_tokens: NewTokensOption = 30,
 ) -> None:
     """Find the heads that carry the needle: maps, ablations and steering, with controls and side effects."""
+    check_choice(measure, ("logprob", "recall"), "measure")
+    kinds = tuple(kind.split(","))
+    for each in kinds:
+        check_choice(each, _EVERYTHING.split(","), "kind")
+    chosen = _parse_pairs(only)
     from ctxlens.chat.condition import Condition, parse_conditions
     from ctxlens.evals.needle.cells import build_cells
     from ctxlens.evals.needle.config import NeedleConfig
@@ -124,17 +130,16 @@ def heads(
         seed=store.seed,
     )
     model.check()
-    store.check("heads", {"model": model.known, "haystack": haystack, "question_file": questions})
+    known = {"model": model.known, "haystack": haystack, "question_file": questions, **config.as_dict()}
+    store.check("heads", known)
 
-    from ctxlens.heads import Answers
-    from ctxlens.heads.study import HeadStudy, check_kinds
-    from ctxlens.models.indicator_token import require_indicator
-
-    kinds = tuple(kind.split(","))
-    check_kinds(kinds)
-    chosen = _parse_pairs(only)
     straw = load_haystack(haystack, seed=store.seed)
     asked = _read_questions(questions, haystack, store.seed)
+
+    from ctxlens.heads import Answers
+    from ctxlens.heads.study import HeadStudy
+    from ctxlens.models.indicator_token import require_indicator
+
     lm = model.load()
     if indicator:
         require_indicator(lm)
@@ -153,11 +158,10 @@ def heads(
 
 def _parse_pairs(text: str | None) -> tuple[Head, ...] | None:
     """The heads of --heads; None: all heads."""
-    from ctxlens.models.attention.steering import as_heads
-
-    if text is None or text.strip() == "all":
-        return None
-    return as_heads(text)  # pyright: ignore[reportReturnType]
+    heads = parse_heads(text or "all")
+    if heads == "retrieval":
+        raise InputError("the retrieval heads depend on a model and an input; give all or layer.head pairs.")
+    return None if heads == "all" else heads
 
 
 def _read_questions(path: Path | None, haystack: str, seed: int) -> tuple[AnsweredQuestion, ...]:
