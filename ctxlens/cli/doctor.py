@@ -118,6 +118,8 @@ def _show(diagnosis: Diagnosis) -> None:
     skipped = sum(finding.outcome == "skipped" for finding in diagnosis.findings)
     verdict = "nothing failed" if diagnosis.ok else f"{failed} of {len(diagnosis.findings)} checks failed"
     _screen.say(verdict + (f"; {skipped} were skipped" if skipped else ""))
+    for sentence in diagnosis.summary:
+        _screen.say(_screen.printable(sentence))
 
 
 def _show_memory(diagnosis: Diagnosis) -> None:

@@ -52,6 +52,7 @@ def roles(
         raise InputError(f"{html} exists; choose another file or give --overwrite.")
     if plain and tools is not None:
         raise InputError("--tools needs the chat template, which --plain leaves out; give only one of them.")
+    model.check()
     conversations = read_conversations(messages, limit)
     options = {**rendering.as_dict(), "max_tokens": window}
     if tools is not None:
