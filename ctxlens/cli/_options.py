@@ -210,14 +210,22 @@ class CheckpointOptions(LoadOptions):
         """Load the model that the options name, as `auto`, `lens` or `native`."""
         return self.load_one(self.model, backend)
 
-    def load_tokenizer(self) -> Any:
-        """Load only the tokenizer, with the chosen chat template and the values of its variables."""
+    def load_tokenizer(self, *, renders_only: bool = False) -> Any:
+        """Load only the tokenizer, with the chosen chat template and the values of its variables.
+
+        Args:
+            renders_only: whether a tokenizer that can only render is enough, which is loaded faster.
+        """
         from ctxlens.chat.roles import bind_arguments
+        from ctxlens.models.bare_tokenizer import read_bare_tokenizer
         from ctxlens.models.checkpoint import load_tokenizer, locate_checkpoint, read_chat_template
 
         template = read_chat_template(self.chat_template)
         source = locate_checkpoint(self.model)
-        tokenizer = load_tokenizer(source, trust_remote_code=self.trust_remote_code, revision=self.revision)
+        tokenizer = read_bare_tokenizer(source) if renders_only else None
+        if tokenizer is None:
+            found = {"trust_remote_code": self.trust_remote_code, "revision": self.revision}
+            tokenizer = load_tokenizer(source, **found)
         if template is not None:
             tokenizer.chat_template = template
         if given := self.template_args:

@@ -57,7 +57,7 @@ def roles(
     options = {**rendering.as_dict(), "max_tokens": window}
     if tools is not None:
         options["tools"] = read_tools(tools)
-    render_one = partial(render_plain if plain else render, model.load_tokenizer())
+    render_one = partial(render_plain if plain else render, model.load_tokenizer(renders_only=True))
     chats = render_each(render_one, conversations, **options)
     if html is None:
         for chat in chats:

@@ -114,7 +114,7 @@ def load_tokenizer(
     """The tokenizer of a checkpoint; `InputError` if there is none. `options` go to `from_pretrained`."""
     where = pretrained_arguments(source, revision)
     try:
-        if _has_plain_tokenizer(source):
+        if has_plain_tokenizer(source):
             from transformers import PreTrainedTokenizerFast  # AutoTokenizer would import torch
 
             return PreTrainedTokenizerFast.from_pretrained(**where, **options)
@@ -129,7 +129,7 @@ def load_tokenizer(
         raise InputError(f"no tokenizer can be loaded from {source} ({first_line(error)}).") from error
 
 
-def _has_plain_tokenizer(source: Path | str) -> bool:
+def has_plain_tokenizer(source: Path | str) -> bool:
     """Whether AutoTokenizer would take tokenizer.json as it is.
 
     It replaces the class that a checkpoint names for some model types, so only one is answered for here:
@@ -208,6 +208,6 @@ def hash_checkpoint(source: Path | str) -> str | None:
 
 
 __all__ = [
-    "GGUF", "PACKAGED", "find_chat_template", "hash_checkpoint", "is_gguf", "load_tokenizer",
-    "locate_checkpoint", "pretrained_arguments", "read_chat_template",
+    "GGUF", "PACKAGED", "find_chat_template", "has_plain_tokenizer", "hash_checkpoint", "is_gguf",
+    "load_tokenizer", "locate_checkpoint", "pretrained_arguments", "read_chat_template",
 ]  # fmt: skip
