@@ -26,7 +26,8 @@ CONVERSATIONS = [
 SHOWS_ALL = (
     "{{ bos_token }}{% for m in messages %}<|user|>{{ m.role }}:{{ m.reasoning_content }}{{ m.thinking }}"
     "{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls is defined }}{{ m.name is defined }}"
-    "{{ eos_token }}{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}{{ strftime_now('%Y') }}{{ style }}"
+    "{{ eos_token }}{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}"
+    "{{ strftime_now('%Y') }}{{ style }}"
 )
 
 TRUNCATION = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
