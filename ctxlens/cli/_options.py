@@ -148,11 +148,11 @@ class LoadOptions:
             check_arguments(known, given)
 
     def load_one(self, name: str, backend: str) -> Model:
-        """Load a model as `auto`, `lens` or `native`, and print how it was loaded."""
+        """Load a model as `auto`, `lens` or `native`; `note_choice` prints how it was loaded."""
         self.check_one(name)
         from ctxlens.models import load_model
 
-        loaded = load_model(
+        return load_model(
             name,
             backend=backend,
             device=self.device.value,
@@ -165,8 +165,6 @@ class LoadOptions:
             load_in_8bit=self.load_in_8bit,
             template_args=self.template_args,
         )
-        note_choice(loaded)
-        return loaded
 
 
 BackendOption = Annotated[
@@ -245,7 +243,7 @@ class ModelOptions(CheckpointOptions):
 
 
 def note_choice(model: Model) -> None:
-    """Print how a model was loaded; only the first of several processes does."""
+    """Print how a model was loaded, once the input is known to be good; the first process does it for all."""
     from ctxlens.models.choice import describe_choice
 
     if os.environ.get("RANK", "0") == "0":
@@ -311,12 +309,19 @@ class RunOptions:
             known: the settings that are known already; in a nested mapping, only these keys are compared.
 
         Raises:
-            RunExistsError: the folder holds another study, or a run with other settings.
+            RunExistsError: the folder holds something else, another study, or a run with other settings.
+            InputError: it is a file.
         """
-        from ctxlens.errors import RunExistsError
+        from ctxlens.errors import InputError, RunExistsError
         from ctxlens.runs import MANIFEST, Run
 
         folder = self.out or Path("runs") / study
+        if folder.is_file():
+            raise InputError(f"{folder} is a file; give a folder for the results.")
+        if not (folder / MANIFEST).is_file() and folder.is_dir() and any(folder.iterdir()):
+            raise RunExistsError(
+                f"{folder} already holds files that are not a ctxlens run; choose an empty or new folder."
+            )
         if self.overwrite or not (folder / MANIFEST).is_file():
             return
         manifest = Run.read(folder).manifest
@@ -335,11 +340,13 @@ class RunOptions:
             )
 
     def open(self, study: str, config: Mapping[str, Any], *models: Model) -> Run:
-        """Open the run folder and record how the models were loaded; call this after all other checks."""
+        """Open the run folder; record and print how the models were loaded. Call this after all checks."""
         from ctxlens.runs import Run
 
         config = {**config, "seed": self.seed}
         run = Run.open(self.out or Path("runs") / study, study=study, config=config, overwrite=self.overwrite)
+        for model in models:
+            note_choice(model)
         return record_choice(run, *models) if models else run
 
     def open_together(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,10 +12,11 @@ import typer
 
 from ctxlens.cli import _screen
 from ctxlens.cli._inputs import LimitOption, read_conversations
-from ctxlens.cli._options import CheckpointOptions, verb
+from ctxlens.cli._options import CheckpointOptions, note_choice, verb
 from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
+    from ctxlens.models import Model
     from ctxlens.models.doctor import Diagnosis
 
 _MARKS = {"pass": "✓", "fail": "✗", "skipped": "–"}
@@ -85,7 +87,7 @@ def doctor(
     with _screen.stage("self-check") as progress:
         diagnosis = diagnose(
             tokenizer,
-            model.load_as,
+            partial(_load, model),
             conversations=conversations,
             length=length,
             with_lens=not skip_lens,
@@ -98,6 +100,13 @@ def doctor(
         _screen.note(f"all findings are in {json_file}")
     if not diagnosis.ok:
         raise typer.Exit(1)
+
+
+def _load(model: CheckpointOptions, backend: str) -> Model:
+    """Load the model and say how it was loaded."""
+    loaded = model.load_as(backend)
+    note_choice(loaded)
+    return loaded
 
 
 def _show(diagnosis: Diagnosis) -> None:

@@ -12,7 +12,15 @@ import typer
 
 from ctxlens.cli import _screen, _tables
 from ctxlens.cli._inputs import BatchOption, parse_pairs
-from ctxlens.cli._options import Backend, BackendOption, LoadOptions, RunOptions, record_choice, verb
+from ctxlens.cli._options import (
+    Backend,
+    BackendOption,
+    LoadOptions,
+    RunOptions,
+    note_choice,
+    record_choice,
+    verb,
+)
 from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
@@ -144,7 +152,7 @@ def eval(
     asked = harness.parse_conditions(conditions)
     settings = {"data_dir": data_dir, "include_path": include_path, "metadata": told}
     if dry_run:
-        first = models.load(models.model[0])
+        first = _load(models, None, models.model[0])
         words = [condition.name for condition in asked]
         for task, condition, prompt in harness.first_prompts(first, names, words, **settings):
             _screen.note(f"--- {task}, {condition}")
@@ -179,6 +187,7 @@ def _load(models: ModelsOptions, run: Run | None, name: str) -> Model:
     from ctxlens.runs import Run
 
     loaded = models.load(name)
+    note_choice(loaded)
     if run is not None:
         record_choice(Run.read(run.folder), loaded)
     return loaded

@@ -20,7 +20,7 @@ from ctxlens.cli._inputs import (
     render_questions,
     resolve_heads,
 )
-from ctxlens.cli._options import ModelOptions, RenderOptions, verb
+from ctxlens.cli._options import ModelOptions, RenderOptions, note_choice, verb
 
 _ALPHA = "Steer to the user: factor on the attention to all other tokens, in (0, 1]."
 AlphaOption = Annotated[
@@ -82,6 +82,7 @@ def generate(
         plain = render_questions(lm, questions, max_new_tokens=max_new_tokens, **how, plain=True)
         steer_ = lm.steer(alpha, heads=resolve_heads(lm, heads, plain), target_share=target_share)
     with steer_:
+        note_choice(lm)
         answers = lm.generate(chats, max_new_tokens=max_new_tokens)
     _screen.note_truncated(chats)
     _screen.say_answers(answers)

@@ -10,7 +10,7 @@ import typer
 
 from ctxlens.cli import _screen, _tables
 from ctxlens.cli._inputs import BatchOption, HeadsOption, NewTokensOption, check_steering, resolve_heads
-from ctxlens.cli._options import ModelOptions, RunOptions, verb
+from ctxlens.cli._options import ModelOptions, RunOptions, note_choice, verb
 from ctxlens.parsing import parse_spread
 
 if TYPE_CHECKING:
@@ -172,6 +172,7 @@ def _print_prompts(model: Model, cell: Cell, config: NeedleConfig, indicator: bo
     """Print the prompt of one cell under every condition."""
     from ctxlens.evals.needle.prompts import describe_cell
 
+    note_choice(model)
     for condition in config.conditions:
         _screen.say(
             _screen.printable(describe_cell(model, cell, config, replace(condition, indicator=indicator)))

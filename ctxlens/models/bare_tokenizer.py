@@ -131,18 +131,20 @@ def _is_exact(encoder: Any, config: Mapping[str, Any]) -> bool:
     if not set(config) <= _WITHOUT_EFFECT or not isinstance(more, list):
         return False
     added = {token.content: token for token in encoder.get_added_tokens_decoder().values()}
-    plain = {
-        name
-        for name, token in added.items()
-        if token.special and not (token.normalized or token.lstrip or token.rstrip or token.single_word)
-    }
     return (
-        all(isinstance(token, str) and token in plain for token in [*special, *more])
+        all(isinstance(token, str) and _is_plain(added.get(token)) for token in [*special, *more])
         and encoder.truncation is None
         and encoder.padding is None
         and encoder.post_processor is not None
         and encoder.get_vocab_size() <= _MOST_TOKENS
     )
+
+
+def _is_plain(token: Any) -> bool:
+    """Whether an added token is what transformers makes of a special one."""
+    if token is None or not token.special:
+        return False
+    return not (token.normalized or token.lstrip or token.rstrip or token.single_word)
 
 
 __all__ = ["BareTokenizer", "read_bare_tokenizer"]
