@@ -87,7 +87,8 @@ def _sinks(model: Model, chat: RenderedChat) -> Iterator[str]:
     if not named:
         yield "no attention rests on sinks"
         return
-    yield f"{100 * share:.0f} % of the attention at the last position rests on sinks: {' and '.join(named)}"
+    amount = f"{100 * share:.0f} %" if share >= 0.01 else "less than 1 %"
+    yield f"{amount} of the attention at the last position rests on sinks: {' and '.join(named)}"
 
 
 def name_sinks(
