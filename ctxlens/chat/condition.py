@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ctxlens.errors import InputError
 
@@ -129,7 +129,7 @@ class Condition:
         )
 
 
-def check_strength(alpha: float | None, target_share: float | None) -> None:
+def check_strength(alpha: Any, target_share: Any) -> None:
     """Check that steering has one strength, within its range.
 
     Raises:

@@ -136,9 +136,11 @@ def eval(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the first prompts and stop.")] = False,
 ) -> None:
     """Evaluate models on lm-eval's tasks under several conditions and compare them example by example."""
+    from ctxlens.chat.condition import parse_conditions
     from ctxlens.evals import harness
     from ctxlens.processes import Processes
 
+    parse_conditions(conditions)
     harness.require()
     if data_dir is not None and not data_dir.exists():
         raise InputError(f"--data-dir {data_dir} does not exist; give the folder or file with the data.")
