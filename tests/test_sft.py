@@ -250,7 +250,7 @@ def test_values_of_template_variables_reach_rows_and_checkpoint(tokenizer, data,
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["config"]["template_args"] == {"style": "xyz"}
     assert [one["backend"] for one in manifest["loaded"].values()] == ["trl"]
-    with pytest.raises(RunExistsError, match="other settings: .*template_args"):
+    with pytest.raises(RunExistsError, match=r"other settings: .*template_args"):
         train(data, out=out, model=tiny(tokenizer), template_args={"style": "other"}, **options)
     with pytest.raises(InputError, match="no variable 'think' of its own; it uses style"):
         train(data, out=tmp_path / "n", model=tiny(tokenizer), template_args={"think": 1}, **options)
