@@ -301,4 +301,8 @@ def test_real_model_with_a_foreign_template(test_data):
     done = CliRunner().invoke(app, ["doctor", "-m", str(folder), "--chat-template", str(template)])
     assert done.exit_code == 0, done.output
     assert "5 fused" in " ".join(done.stdout.split())
-    assert done.stdout.splitlines()[-1] == "nothing failed"
+    *_, verdict, fits, minds = done.stdout.splitlines()
+    assert verdict == "nothing failed"
+    assert fits.startswith("auto takes the native backend and float32 on cpu; conversations of up to 512 tok")
+    assert "rests on sinks" in minds
+    assert minds.endswith("; the tokenizer adds no BOS by itself.")

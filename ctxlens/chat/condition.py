@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ctxlens.errors import InputError
 
@@ -84,12 +84,8 @@ class Condition:
             raise InputError("the context cannot be in the assistant's turn without a chat template.")
         if self.control and (self.control == "nosystem") != self.template:
             raise InputError(f"the control {self.control} is {CONTROLS[self.control]}.")
-        if self.alpha is not None and self.target_share is not None:
-            raise InputError("steer either by alpha or by a target share, not by both.")
-        if self.alpha is not None and not 0 < self.alpha <= 1:
-            raise InputError(f"alpha must be greater than 0 and at most 1, got {self.alpha!r}.")
-        if self.target_share is not None and not 0 < self.target_share < 1:
-            raise InputError(f"the target share must lie between 0 and 1, got {self.target_share!r}.")
+        if self.steered:
+            check_strength(self.alpha, self.target_share)
 
     @property
     def name(self) -> str:
@@ -153,6 +149,24 @@ def _check_words(words: str, parts: Sequence[str], kinds: Sequence[str]) -> None
         raise InputError(f"condition {words!r} contradicts itself or repeats a word.")
 
 
+def check_strength(alpha: Any, target_share: Any) -> None:
+    """Check that steering has one strength, within its range.
+
+    Raises:
+        InputError: there is not exactly one of `alpha` and `target_share`, or it is out of range.
+    """
+    if (alpha is None) == (target_share is None):
+        given = "neither" if alpha is None else "both"
+        raise InputError(f"give either alpha or a target share, not {given}.")
+    is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if alpha is not None and not (is_number and 0 < alpha <= 1):
+        raise InputError(f"alpha must be in (0, 1], got {alpha!r}; 1 changes nothing, smaller steers more.")
+    if target_share is not None and not (isinstance(target_share, float) and 0 < target_share < 1):
+        raise InputError(
+            f"the target share must be in (0, 1), got {target_share!r}; 0.6 means 60 % of the attention."
+        )
+
+
 def parse_conditions(words: str | Sequence[str | Condition]) -> tuple[Condition, ...]:
     """Read conditions from their spellings, or from one comma-separated text.
 
@@ -184,4 +198,4 @@ def _parse_dose(part: str) -> Condition:
     return Condition(alpha=strength, heads=heads)
 
 
-__all__ = ["CONTROLS", "SPELLING", "Condition", "parse_conditions"]
+__all__ = ["CONTROLS", "SPELLING", "Condition", "check_strength", "parse_conditions"]

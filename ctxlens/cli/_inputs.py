@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ctxlens.errors import InputError
+from ctxlens.parsing import parse_heads
 
 if TYPE_CHECKING:
     from ctxlens.chat.roles import RenderedChat
@@ -149,23 +150,20 @@ def render_questions(
 
 def check_steering(alpha: float | None, heads: str, target_share: float | None = None) -> None:
     """Raise `InputError`, before a model is loaded, if strength or heads are wrong for every model."""
-    if alpha == 1 and target_share is None and heads in ("all", "retrieval"):
-        return
-    from ctxlens.models.attention.steering import Steering, parse_heads
+    from ctxlens.chat.condition import check_strength
 
-    Steering(alpha, target_share=target_share)
+    check_strength(alpha, target_share)
     parse_heads(heads)
 
 
 def resolve_heads(model: Model, text: str, plain: Sequence[RenderedChat]) -> Heads:
     """The heads of --heads; retrieval heads are read from the conversations without template (paper B.3)."""
-    from ctxlens.heads import find_retrieval_heads
-    from ctxlens.models.attention.steering import parse_heads
-    from ctxlens.results import RoleAllocation
-
     heads = parse_heads(text)
     if heads != "retrieval":
         return heads
+    from ctxlens.heads import find_retrieval_heads
+    from ctxlens.results import RoleAllocation
+
     return find_retrieval_heads(RoleAllocation.concat(model.read_roles(plain)))
 
 
@@ -185,6 +183,26 @@ def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Any]:
         try:
             found[key] = yaml.safe_load(value)
         except yaml.YAMLError:
+            found[key] = value
+    return found
+
+
+def parse_template_args(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """The values of --template-arg: JSON where a value is JSON, otherwise text.
+
+    Raises:
+        InputError: a word is not KEY=VALUE, or its key cannot be a variable.
+    """
+    found = {}
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        if not key.isidentifier() or not equals:
+            raise InputError(
+                f"--template-arg got {pair!r}; expected KEY=VALUE, such as enable_thinking=false."
+            )
+        try:
+            found[key] = json.loads(value, parse_constant=str)
+        except (ValueError, RecursionError):
             found[key] = value
     return found
 

@@ -50,18 +50,21 @@ def allocate(
     ] = Queries.first_answer,
 ) -> None:
     """Measure attention by role, layer and head, with and without the chat template."""
+    asked, how = messages.read(), rendering.as_dict()
+    told = {"queries": queries.value, "limit": messages.limit, **how, **asked.config}
+    model.check()
+    store.check("allocate", {"model": model.known, **told})
+
     from ctxlens.results import RoleAllocation
 
-    asked = messages.read()
-    lm, how = model.load(), rendering.as_dict()
+    lm = model.load()
     chats = {
         condition: render_all(lm, asked.conversations, plain=condition == "plain", **how)
         for condition in ("plain", "template")
     }
     for rendered in chats.values():
         check_queries(rendered, queries.value)
-    config = {"model": lm.identity, "queries": queries.value, "limit": messages.limit, **how}
-    run = store.open("allocate", {**config, **asked.config})
+    run = store.open("allocate", {"model": lm.identity, **told}, lm)
     asked.record(run)
     for condition, rendered in chats.items():
         name = f"allocation-{condition}.safetensors"

@@ -53,12 +53,16 @@ def drift(
 
     Without conversations, needle cells are asked: of the built-in world for the built-in model, else neutral.
     """
+    if queries not in ("first_answer", "response_mean"):
+        raise InputError(f"unknown queries {queries!r}; choose first_answer or response_mean.")
     words = _parse_sides(conditions or ("template,template" if against else "plain,template"))
     given = messages.read() if messages.given else None
     model.check()
     if against is not None:
         replace(model, model=against).check()
-    store.check("drift")
+    told = {"conditions": words, "queries": queries, "limit": messages.limit, **rendering.as_dict()}
+    told |= given.config if given else {}
+    store.check("drift", {"model": model.known, **told})
 
     from ctxlens.evals.needle.defaults import choose_texts
     from ctxlens.heads.drift import Side, read_drift
@@ -74,11 +78,10 @@ def drift(
         asked, contexts = _needle_questions(lm, texts, store.seed, messages.limit)
         options["continue_final_message"] = True
     config = {
-        "model": lm.identity, "against": other.identity, "conditions": words, "queries": queries,
-        "limit": messages.limit, **rendering.as_dict(), **(given.config if given else {}),
+        "model": lm.identity, "against": other.identity, **told,
         **({} if texts is None or texts.in_world else {"haystack": texts.haystack, "needles": texts.needles}),
     }  # fmt: skip
-    run = store.open("drift", config)
+    run = store.open("drift", config, *dict.fromkeys((lm, other)))
     if given is not None:
         given.record(run)
     if not run.has("drift.safetensors"):

@@ -18,7 +18,7 @@ from ctxlens.cli._inputs import (
     resolve_heads,
 )
 from ctxlens.cli._messages import MessagesOptions
-from ctxlens.cli._options import ModelOptions, RenderOptions, verb
+from ctxlens.cli._options import ModelOptions, RenderOptions, note_choice, verb
 
 _ALPHA = "Steer to the user: factor on the attention to all other tokens, in (0, 1]."
 AlphaOption = Annotated[
@@ -61,13 +61,15 @@ def generate(
     max_new_tokens: NewTokensOption = 100,
 ) -> None:
     """Answer the last user turn greedily. Only the answer is printed to stdout."""
-    from ctxlens.models.indicator_token import require_indicator
-
     asked = messages.read()
     if alpha is None and target_share is None:
         alpha = 1.0
     check_steering(alpha, heads, target_share)
     questions = open_questions(asked.conversations, prefix, indicator=indicator)
+    model.check()
+
+    from ctxlens.models.indicator_token import require_indicator
+
     lm = model.load()
     if indicator:
         require_indicator(lm)
@@ -78,6 +80,7 @@ def generate(
         plain = render_questions(lm, questions, max_new_tokens=max_new_tokens, **how, plain=True)
         steer_ = lm.steer(alpha, heads=resolve_heads(lm, heads, plain), target_share=target_share)
     with steer_:
+        note_choice(lm)
         answers = lm.generate(chats, max_new_tokens=max_new_tokens)
     _screen.note_truncated(chats)
     _screen.note_left_out(chats)

@@ -13,7 +13,8 @@ from ctxlens.cli import _screen
 from ctxlens.cli._heads_tables import show_head_study
 from ctxlens.cli._inputs import NewTokensOption
 from ctxlens.cli._options import ModelOptions, RunOptions, verb
-from ctxlens.parsing import parse_numbers, parse_spread
+from ctxlens.errors import InputError
+from ctxlens.parsing import check_choice, parse_heads, parse_numbers, parse_spread
 
 if TYPE_CHECKING:
     from ctxlens.heads import Head
@@ -110,6 +111,11 @@ def heads(
     max_new_tokens: NewTokensOption = 30,
 ) -> None:
     """Find the heads that carry the needle: maps, ablations and steering, with controls and side effects."""
+    check_choice(measure, ("logprob", "recall"), "measure")
+    kinds = tuple(kind.split(","))
+    for each in kinds:
+        check_choice(each, _EVERYTHING.split(","), "kind")
+    chosen = _parse_pairs(only)
     from ctxlens.chat.condition import Condition, parse_conditions
     from ctxlens.evals.needle.cells import build_cells
     from ctxlens.evals.needle.config import NeedleConfig
@@ -131,17 +137,16 @@ def heads(
         seed=store.seed,
     )
     model.check()
-    store.check("heads")
+    known = {"model": model.known, "haystack": texts.haystack, "question_file": questions, **config.as_dict()}
+    store.check("heads", known)
 
-    from ctxlens.heads import Answers
-    from ctxlens.heads.study import HeadStudy, check_kinds
-    from ctxlens.models.indicator_token import require_indicator
-
-    kinds = tuple(kind.split(","))
-    check_kinds(kinds)
-    chosen = _parse_pairs(only)
     straw = load_haystack(texts.haystack, seed=store.seed)
     asked = _read_questions(questions, texts.in_world, store.seed)
+
+    from ctxlens.heads import Answers
+    from ctxlens.heads.study import HeadStudy
+    from ctxlens.models.indicator_token import require_indicator
+
     lm = model.load()
     if indicator:
         require_indicator(lm)
@@ -149,7 +154,8 @@ def heads(
     study = HeadStudy(
         lm, answers, None, alpha, strengths, heads=chosen, n_draws=draws, questions=asked, seed=store.seed
     )
-    run = store.open("heads", {"haystack": texts.haystack, "question_file": questions, **study.describe()})
+    told = {"haystack": texts.haystack, "question_file": questions, **study.describe()}
+    run = store.open("heads", told, lm)
     with _screen.stages({}) as progress:
         replace(study, run=run).run_kinds(kinds, lambda stage: partial(progress, stage))
     show_head_study(run)
@@ -161,11 +167,10 @@ def heads(
 
 def _parse_pairs(text: str | None) -> tuple[Head, ...] | None:
     """The heads of --heads; None: all heads."""
-    from ctxlens.models.attention.steering import as_heads
-
-    if text is None or text.strip() == "all":
-        return None
-    return as_heads(text)  # pyright: ignore[reportReturnType]
+    heads = parse_heads(text or "all")
+    if heads == "retrieval":
+        raise InputError("the retrieval heads depend on a model and an input; give all or layer.head pairs.")
+    return None if heads == "all" else heads
 
 
 def _read_questions(path: Path | None, in_world: bool, seed: int) -> tuple[AnsweredQuestion, ...]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ctxlens.cli import _screen, _tables
 from ctxlens.cli._inputs import BatchOption, HeadsOption, NewTokensOption, check_steering, resolve_heads
-from ctxlens.cli._options import ModelOptions, RunOptions, verb
+from ctxlens.cli._options import ModelOptions, RunOptions, note_choice, verb
 from ctxlens.parsing import parse_spread
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def needle(
         seed=store.seed,
         score=tuple(score.split(",")),
     )
-    _check(model, store, alpha, heads)
+    _check(model, store, {"indicator": indicator, **config.as_dict()}, alpha, heads)
     processes = Processes.join(cpu=model.device.value == "cpu")
     straw = load_haystack(
         texts.haystack, seed=store.seed, repeat=repeat, split=haystack_split, column=haystack_column
@@ -153,7 +153,7 @@ def needle(
         "model": lm.identity, "haystack": source, "indicator": indicator, "steering": steering.describe(),
         **config.as_dict(),
     }  # fmt: skip
-    run = store.open_together("needle", settings, processes)
+    run = store.open_together("needle", settings, processes, lm)
     with _screen.stage("needles") as progress:
         grid = run_needle(
             lm, config, haystack=straw, indicator=indicator,
@@ -164,10 +164,12 @@ def needle(
         _show_results(grid, cells, texts.note, run)
 
 
-def _check(model: ModelOptions, store: RunOptions, alpha: float, heads: str) -> None:
+def _check(
+    model: ModelOptions, store: RunOptions, known: Mapping[str, Any], alpha: float, heads: str
+) -> None:
     """Refuse a model, run folder or steering that cannot be used, before anything heavy is imported."""
     model.check()
-    store.check("needle")
+    store.check("needle", {"model": model.known, **known})
     check_steering(alpha, heads)
 
 
@@ -175,6 +177,7 @@ def _print_prompts(model: Model, cell: Cell, config: NeedleConfig, indicator: bo
     """Print the prompt of one cell under every condition."""
     from ctxlens.evals.needle.prompts import describe_cell
 
+    note_choice(model)
     for condition in config.conditions:
         _screen.say(
             _screen.printable(describe_cell(model, cell, config, replace(condition, indicator=indicator)))

@@ -50,11 +50,12 @@ def roles(
         raise InputError(f"{html} exists; choose another file or give --overwrite.")
     if plain and tools is not None:
         raise InputError("--tools needs the chat template, which --plain leaves out; give only one of them.")
+    model.check()
     conversations = messages.read().conversations
     options = {**rendering.as_dict(), "max_tokens": window}
     if tools is not None:
         options["tools"] = read_tools(tools)
-    render_one = partial(render_plain if plain else render, model.load_tokenizer())
+    render_one = partial(render_plain if plain else render, model.load_tokenizer(renders_only=True))
     chats = render_each(render_one, conversations, **options)
     if html is None:
         for chat in chats:

@@ -37,25 +37,27 @@ def steer(
     max_new_tokens: NewTokensOption = 100,
 ) -> None:
     """Answer the last user turn with and without attention steered to the user's tokens."""
-    from ctxlens.models.attention.steering import Steering
-    from ctxlens.results import RoleAllocation
-
     asked = messages.read()
     if alpha is None and target_share is None:
         alpha = 0.5
     check_steering(alpha, heads, target_share)
-    questions = open_questions(asked.conversations, prefix)
+    questions, how = open_questions(asked.conversations, prefix), rendering.as_dict()
+    told = {
+        "prefix": prefix, "limit": messages.limit, **how, "max_new_tokens": max_new_tokens, **asked.config,
+    }  # fmt: skip
+    model.check()
+    store.check("steer", {"model": model.known, **told})
+
+    from ctxlens.models.attention.steering import Steering
+    from ctxlens.results import RoleAllocation
+
     lm = model.load()
-    how = rendering.as_dict()
     chats = render_questions(lm, questions, max_new_tokens=max_new_tokens, **how)
     plain = render_questions(lm, questions, max_new_tokens=max_new_tokens, **how, plain=True)
     steering = Steering(alpha, heads=resolve_heads(lm, heads, plain), target_share=target_share)
     steering.check_heads(lm.n_layers, lm.n_heads)
-    config = {
-        "model": lm.identity, "steering": steering.describe(), "prefix": prefix, "limit": messages.limit,
-        **how, "max_new_tokens": max_new_tokens, **asked.config,
-    }  # fmt: skip
-    run = store.open("steer", config)
+    config = {"model": lm.identity, "steering": steering.describe(), **told}
+    run = store.open("steer", config, lm)
     asked.record(run)
     if not run.has("steer.json"):
         answers = {}

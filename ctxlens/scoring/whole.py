@@ -20,6 +20,7 @@ from ctxlens.chat.data import (
 )
 from ctxlens.chat.data.given_rows import Source
 from ctxlens.errors import InputError
+from ctxlens.parsing import check_part
 from ctxlens.processes import ALONE, Processes
 from ctxlens.results import Scores
 from ctxlens.results.scores import Precision
@@ -147,15 +148,6 @@ def score_to_run(
         found = merge_shards(out)
     processes.wait()
     return merge_shards(out) if found is None else found
-
-
-def check_part(part: tuple[int, int]) -> None:
-    """Raise `InputError` if the number of a job does not fit the number of jobs."""
-    number, jobs = part
-    if jobs < 1:
-        raise InputError(f"the number of parts must be at least 1, got {jobs}.")
-    if not 0 <= number < jobs:
-        raise InputError(f"the part must be from 0/{jobs} to {jobs - 1}/{jobs}, got {number}/{jobs}.")
 
 
 class _DataPass:

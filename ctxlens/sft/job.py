@@ -18,16 +18,21 @@ from ctxlens.sft.adapter import check_model_arguments, make_peft_config
 from ctxlens.sft.arguments import changed_arguments, check_arguments, make_model_config, make_sft_config
 from ctxlens.sft.before_after import EvaluationPlan
 from ctxlens.sft.delivery import LOG
+from ctxlens.sft.early import STUDY
 from ctxlens.sft.evaluation import as_keys, plan
-from ctxlens.sft.keys import EvaluationKeys, TrainConfig
+from ctxlens.sft.keys import RECORDED_KEYS, EvaluationKeys, TrainConfig
 from ctxlens.sft.marks import Turns, hash_data, mark_data
 from ctxlens.sft.packing import check_strategy
 from ctxlens.sft.replay import draw_replay
 from ctxlens.sft.rows import TrainRows, build_rows
-from ctxlens.sft.start import Start, give_indicator, hash_weights, stop_where_turns_end
+from ctxlens.sft.start import (
+    Start,
+    choose_template,
+    give_indicator,
+    hash_weights,
+    stop_where_turns_end,
+)
 from ctxlens.sft.switch import install_switch
-
-STUDY = "train"
 
 
 @dataclass(frozen=True)
@@ -132,15 +137,16 @@ def resolve(
     if isinstance(model, str | Path):
         config = config.model_copy(update={"model": str(model)})
         start = Start.locate(config, args, model_args)
-        tokenizer = start.load_tokenizer() if tokenizer is None else tokenizer
         identity = start.identity
     elif tokenizer is None:
         raise InputError("a loaded model needs its tokenizer; give tokenizer=.")
     else:
         identity = {"name": getattr(model.config, "_name_or_path", ""), "sha256": hash_weights(model)}
+    if tokenizer is not None:
+        choose_template(tokenizer, config)
+    elif start is not None:
+        tokenizer = start.load_tokenizer()
     template = read_chat_template(config.chat_template)
-    if template is not None:
-        tokenizer.chat_template = template
     evaluation = plan(as_keys(evaluate), start, tokenizer)
     conversations = as_conversations(conversations)
     read = list(conversations)
@@ -154,8 +160,9 @@ def resolve(
         noted=dict(getattr(conversations, "noted", {})), evaluation=evaluation,
         recipe={
             "model": identity,
-            **{key: getattr(config, key) for key in _RECORDED},
+            **{key: getattr(config, key) for key in RECORDED_KEYS},
             "chat_template": template,
+            **({"template_args": config.template_args} if config.template_args else {}),
             "selection": _describe(selection),
             "data": hash_data(data, replayed),
             "arguments": changed_arguments(args),
@@ -173,13 +180,6 @@ def _resolve_arguments(out: Path, args: Any, model_args: Any) -> tuple[Any, Any]
     check_arguments(args)
     check_model_arguments(model_args)
     return args, model_args
-
-
-_RECORDED = (
-    "indicator", "indicator_as", "indicator_init", "indicator_dropout", "negative_indicator",
-    "selection_control", "upsample_selected", "loss_on", "truncation", "unusable", "replay_share",
-)  # fmt: skip
-"""The keys that stand in the manifest; the others do not change what is trained, or are hashed."""
 
 
 def _describe(selection: Selection | Turns | None) -> dict[str, Any] | None:

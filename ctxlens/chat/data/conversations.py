@@ -17,7 +17,7 @@ from ctxlens.chat.data.layouts import check_layout, detect_layout, parse_row
 from ctxlens.chat.data.reading import read_rows
 from ctxlens.chat.data.tools import carry_tools
 from ctxlens.chat.data.turns import NO_LOSS
-from ctxlens.chat.roles import TOOLS_KEY, TRAIN_KEY
+from ctxlens.chat.roles import TEMPLATE_ARGS_KEY, TOOLS_KEY, TRAIN_KEY, put_arguments
 from ctxlens.chat.roles.checks import check_unicode, holds_surrogate
 from ctxlens.errors import InputError
 from ctxlens.files import write_atomic
@@ -33,7 +33,8 @@ class Conversation:
     Attributes:
         id: The data set's own id, or the row's number; unique in its set and the same at every load.
         messages: Mappings with ``role`` and text ``content``. The first one carries the row's tool schemas
-            (``tools``), and an answer that is not trained on carries ``{"train": False}``.
+            (``tools``) and its values for the chat template (``chat_template_kwargs``), and an answer that
+            is not trained on carries ``{"train": False}``.
         source: The path or Hub id that it came from, or the kind of the object.
         labels: The row's other columns.
     """
@@ -179,6 +180,7 @@ def conversation_from_row(
         noted.update(NO_LOSS for message in messages if message.get(TRAIN_KEY) is False)
     labels.pop("id", None)
     tools = next((message[TOOLS_KEY] for message in parsed.messages if TOOLS_KEY in message), ())
+    messages = put_arguments(messages, labels.get(TEMPLATE_ARGS_KEY))
     return Conversation(identity, tuple(carry_tools(messages, tools)), source, labels)
 
 

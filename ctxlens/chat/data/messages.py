@@ -13,7 +13,7 @@ from ctxlens.chat.data.given_rows import Source, describe_source
 from ctxlens.chat.data.json_rows import is_conversation
 from ctxlens.chat.data.layouts import detect_layout, parse_row
 from ctxlens.chat.data.reading import read_rows
-from ctxlens.chat.roles import check_messages
+from ctxlens.chat.roles import TEMPLATE_ARGS_KEY, check_messages, put_arguments
 from ctxlens.errors import InputError
 
 _ROWS_TO_DETECT = 20
@@ -76,6 +76,8 @@ def parse_messages(
             continue
         try:
             messages = parse_row(one, layout).messages
+            if isinstance(one, Mapping):
+                messages = put_arguments(messages, one.get(TEMPLATE_ARGS_KEY))
             check_messages(messages)
         except InputError as error:
             skipped.append((number, _reason(one, error)))

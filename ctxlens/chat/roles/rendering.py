@@ -26,12 +26,12 @@ from ctxlens.chat.roles.spans import encode_with_spans
 from ctxlens.chat.roles.tokenizer import (
     assistant_headers,
     begins_with_bos,
-    check_arguments,
     special_ids,
     template_text,
     turn_ends,
 )
 from ctxlens.chat.roles.truncation import check_side, fit_to_window
+from ctxlens.chat.roles.variables import check_arguments, take_arguments
 from ctxlens.errors import InputError, RenderError
 
 
@@ -62,7 +62,8 @@ def render(
         add_generation_prompt: Whether to end with the template's opening of an assistant turn.
         continue_final_message: Whether to leave the final assistant message open, as a response prefix.
         tools: Tool schemas for the template; by default those that the first message carries under ``tools``.
-        template_args: Values for the template's own variables, such as ``{"enable_thinking": False}``.
+        template_args: Values for the template's own variables, such as ``{"enable_thinking": False}``. They
+            take precedence over those that a message carries under ``chat_template_kwargs``.
         indicator: The indicator, such as ``"[IND]"``. It is appended, after one space, to the user
             messages that carry ``{"indicator": True}``. A message that carries a text there, such as
             ``{"indicator": "[MEM]"}``, gets that text instead. These tokens get the role ``indicator``; the
@@ -86,6 +87,8 @@ def render(
         RenderError: The template refuses the conversation, there is no template, or it changes a text so
             that it cannot be followed.
     """
+    check_messages(messages)
+    messages, given = take_arguments(messages)
     tools, messages = _take_tools(messages, tools)
     messages, marks = _prepared(messages, system, indicator, add_generation_prompt, continue_final_message)
     check_side(truncation)
@@ -95,7 +98,8 @@ def render(
         "continue_final_message": continue_final_message,
     }
     source = template_text(tokenizer, chat_template, tools)
-    template = Template(tokenizer, source, options, check_arguments(source, template_args))
+    arguments = check_arguments(source, {**given, **(template_args or {})})
+    template = Template(tokenizer, source, options, arguments)
     followed = follow_in_form(template, messages, marks)
     _check_shown(followed, messages, marks)
     said = [Stretch(start, end, field.turn, field.is_indicator) for start, end, field in followed.places]
@@ -107,7 +111,7 @@ def render(
         stops=find_stops(chat, special_ids(tokenizer)[1], turn_ends(template)),
         openings=find_openings(chat, said, assistant_headers(template)),
         open_ended=add_generation_prompt or continue_final_message,
-        template_args=dict(template.arguments),
+        template_args=dict(arguments),
         left_out=find_left_out(template, followed, messages),
     )
     return fit_to_window(chat, max_tokens, truncate, truncation)
@@ -152,6 +156,8 @@ def render_plain(
         InputError: The messages are malformed or too long, or `bos` is set without such a token.
         RenderError: The tokenizer cannot be followed exactly.
     """
+    check_messages(messages)
+    messages, _ = take_arguments(messages)
     messages, marks = _prepared(messages, system, indicator, add_generation_prompt, continue_final_message)
     messages = _with_texts(messages)
     check_side(truncation)
@@ -207,8 +213,7 @@ def _prepared(
     add_generation_prompt: bool,
     continue_final_message: bool,
 ) -> tuple[list[Message], dict[int, str]]:
-    """The conversation with its system message, checked, and the indicators to append to its messages."""
-    check_messages(messages)
+    """The conversation with its system message, and the indicators to append to its messages."""
     if system is not None and not any(MESSAGE_ROLES[m["role"]] == Role.SYSTEM for m in messages):
         messages = [{"role": "system", "content": system}, *messages]
         check_unicode(messages[0], "The system message")
