@@ -232,7 +232,6 @@ def test_an_adapter_with_plain_text_and_a_model_without_indicator(tmp_path, no_p
 @pytest.mark.parametrize(
     ("asked", "complaint"),
     [
-        ({}, "no texts in which to hide needles for .*start; give evaluate_haystack"),
         ({"haystack": "nowhere-at-all/"}, "haystack nowhere-at-all/ cannot be read"),
         ({"haystack": "organism", "needles": "pin"}, "pin"),
         ({"haystack": "organism", "lengths": "90"}, "window of 96 tokens"),
@@ -249,6 +248,12 @@ def test_what_cannot_be_asked_is_told_before_the_training(tmp_path, toy_tokenize
     with pytest.raises(InputError, match=complaint):
         train(make_data(), out=tmp_path / "r", model=start, args=ARGUMENTS, evaluate=asked)
     assert not (tmp_path / "r").exists()
+
+
+def test_texts_are_neutral_for_a_model_that_is_not_the_organism(organism_tokenizer):
+    keys = EvaluationKeys(evaluate_lengths="400", evaluate_depths="50", evaluate_cases=1)
+    plan = plan_evaluation(keys, model="owner/model", tokenizer=organism_tokenizer, n_ctx=2000)
+    assert (plan.haystack, plan.config.needles, plan.questions) == ("neutral", ("neutral",), ())
 
 
 def test_a_loaded_model_has_no_before(tmp_path, organism_tokenizer):

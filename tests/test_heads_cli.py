@@ -125,8 +125,8 @@ def test_two_models_are_held_against_one_another(tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("heads", "--kind", "magic"), "unknown kind magic; choose from retrieval, gradient"),
-        (("heads", "--alpha", "1.5"), "alpha must be greater than 0 and at most 1, got 1.5"),
+        (("heads", "--kind", "magic"), "unknown kind 'magic'; choose from retrieval, gradient"),
+        (("heads", "--alpha", "1.5"), "alpha must be in (0, 1], got 1.5"),
         (("heads", "--heads", "one"), "heads 'one' cannot be read"),
         ((*SMALL, "--heads", "7.0"), "head 7.0 does not exist"),
         ((*SMALL, "--measure", "luck"), "unknown measure 'luck'"),

@@ -98,9 +98,11 @@ def _show_sweep(run: Run) -> None:
 
 def show_drift(drift: Drift) -> None:
     """Print the user's share by layer on both sides and its paired change, in several views."""
-    first, second = drift.sides
     import numpy as np
 
+    from ctxlens.chat.roles.left_out import describe_left_out
+
+    first, second = drift.sides
     view = "without sinks" if "without sinks" in drift.views else "raw"
     for heads in ("mean", "retrieval"):
         rows = []
@@ -119,6 +121,8 @@ def show_drift(drift: Drift) -> None:
     uniform = drift.uniform("user", view).mean(1)
     note(f"first: {first}; second: {second}; {drift.shares.shape[3]} conversations")
     note(f"if attention were uniform: {uniform[0]:.3f} and {uniform[1]:.3f}")
+    for line in describe_left_out(drift.meta.get("left_out", {})):
+        note(line)
     note("as in the paper: second minus first, renormalised without the template's tokens, sinks counted")
     if view == "raw":
         note(NO_SINKS)

@@ -180,7 +180,8 @@ def place_needles(
     if budget < 0:
         what = "the needle, which has" if len(sentences) == 1 else f"{len(sentences)} needles, which have"
         raise InputError(
-            f"a context of {context_tokens} tokens cannot hold {what} {needle_tokens}; ask for longer contexts."
+            f"a context of {context_tokens} tokens cannot hold {what} {needle_tokens}; "
+            "ask for longer contexts."
         )
     total = len(straw.starts)
     if total < budget:

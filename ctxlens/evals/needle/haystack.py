@@ -103,10 +103,11 @@ def load_haystack(
     Text files are decoded as their byte-order mark says, without one as UTF-8. Hidden files are skipped.
 
     Args:
-        source: `"organism"` (filler of the embedded world); a folder whose .txt and .md files are read in
-            sorted order (licence and readme files are skipped), or one such file; a data set on disk (JSON
-            lines, Parquet, CSV, a folder that the `datasets` library reads) or on the Hub, by its id; any
-            iterable of sentences; or a haystack, which is returned as it is.
+        source: `"organism"` (filler of the embedded world); `"neutral"` (everyday prose of this package); a
+            folder whose .txt and .md files are read in sorted order (licence and readme files are skipped),
+            or one such file; a data set on disk (JSON lines, Parquet, CSV, a folder that the `datasets`
+            library reads) or on the Hub, by its id; any iterable of sentences; or a haystack, which is
+            returned as it is.
         seed: seed of filler and of starting points.
         repeat: whether a text that is too short may start over.
         split: the split of a data set.
@@ -121,6 +122,10 @@ def load_haystack(
         return source
     if source == "organism":
         return WorldHaystack(seed)
+    if source == "neutral":
+        from ctxlens.evals.needle.neutral import NeutralHaystack
+
+        return NeutralHaystack(seed)
     if not isinstance(source, str | Path):
         return _text_haystack(tidy_sentences(source), "sentences", seed, repeat)
     path = Path(source).expanduser()
