@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     "ctxlens score -m seed-model --dataset data.jsonl --part 0/16 --out shared/scores",
     "ctxlens score --merge shared/scores",
 )
+# long: one verb with its steps in order
 def score(
     model: ModelOptions,
     store: RunOptions,

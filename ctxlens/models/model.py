@@ -325,6 +325,7 @@ class Model:
             result[i] = found.mean(-1, keepdims=True) if queries == "response_mean" else found
         return result
 
+    # long: two ways of reading share the bookkeeping of turns
     def reduce_responses(
         self,
         chats: Sequence[RenderedChat],
@@ -600,6 +601,7 @@ class Model:
         for i, (shares,) in self._read(chats, layers, positions, batch_tokens, sinks=False):
             yield i, shares
 
+    # long: the batches, and the way out for a model whose sinks cannot be found
     def _read(
         self,
         chats: Sequence[RenderedChat],

@@ -35,6 +35,7 @@ def bias_blocks(run: RunContents, number_of_run: int) -> list[Block]:
     return blocks
 
 
+# long: the data of one page element
 def _explorer(models: dict[str, dict[str, RoleAllocation]], group: str) -> Explorer:
     everything = [one for parts in models.values() for one in parts.values()]
     shown = shown_roles(everything)
