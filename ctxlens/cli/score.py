@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ctxlens.runs import Run
 
 
+# long: one verb with its steps in order
 @verb(
     "ctxlens score --dataset data.jsonl",
     "ctxlens score -m seed-model --dataset HuggingFaceH4/ultrachat_200k --split train_sft --limit 5000",
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     "ctxlens score -m seed-model --dataset data.jsonl --part 0/16 --out shared/scores",
     "ctxlens score --merge shared/scores",
 )
-# long: one verb with its steps in order
 def score(
     model: ModelOptions,
     store: RunOptions,
