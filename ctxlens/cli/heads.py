@@ -111,21 +111,15 @@ def heads(
     max_new_tokens: NewTokensOption = 30,
 ) -> None:
     """Find the heads that carry the needle: maps, ablations and steering, with controls and side effects."""
-    check_choice(measure, ("logprob", "recall"), "measure")
-    kinds = tuple(kind.split(","))
-    for each in kinds:
-        check_choice(each, _EVERYTHING.split(","), "kind")
+    kinds, strengths = _check_words(kind, measure, alpha, alphas)
     chosen = _parse_pairs(only)
-    from ctxlens.chat.condition import Condition, parse_conditions
+    from ctxlens.chat.condition import parse_conditions
     from ctxlens.evals.needle.cells import build_cells
     from ctxlens.evals.needle.config import NeedleConfig
     from ctxlens.evals.needle.defaults import choose_texts
     from ctxlens.evals.needle.haystack import load_haystack
     from ctxlens.evals.needle.needles import parse_needles
 
-    strengths = parse_numbers(alphas, float, "--alphas")
-    for strength in (alpha, *strengths):
-        Condition(alpha=strength)
     texts = choose_texts(model.model, haystack, needle)
     config = NeedleConfig(
         lengths=parse_spread(lengths, int, "--lengths"),
@@ -163,6 +157,26 @@ def heads(
     if "sweep" in kinds and not asked:
         _screen.note("the cost of steering was not measured; give --questions FILE to measure it")
     _screen.say_where(run.folder)
+
+
+def _check_words(
+    kind: str, measure: str, alpha: float, alphas: str
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """The experiments and the strengths of steering.
+
+    Raises:
+        InputError: one of them, or the measure, cannot be used.
+    """
+    from ctxlens.chat.condition import Condition
+
+    check_choice(measure, ("logprob", "recall"), "measure")
+    kinds = tuple(kind.split(","))
+    for each in kinds:
+        check_choice(each, _EVERYTHING.split(","), "kind")
+    strengths = parse_numbers(alphas, float, "--alphas")
+    for strength in (alpha, *strengths):
+        Condition(alpha=strength)
+    return kinds, strengths
 
 
 def _parse_pairs(text: str | None) -> tuple[Head, ...] | None:
