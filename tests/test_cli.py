@@ -165,7 +165,10 @@ def test_command_line_is_quiet(messages):
         [sys.executable, "-m", "ctxlens", *words, *chosen], capture_output=True, text=True
     )
     assert result.returncode == 0
-    assert result.stderr == f"{messages}: 2 rows (layout messages); row 0 is used\n"
+    assert result.stderr.splitlines() == [
+        f"{messages}: 2 rows (layout messages); row 0 is used",
+        "organism: native backend, float32, cpu",
+    ]
     assert result.stdout.count("\n") >= 1
 
 
