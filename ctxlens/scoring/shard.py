@@ -68,7 +68,7 @@ class Scorer(Protocol):
         *,
         layers: Sequence[int],
         batch_tokens: int,
-        **options: Any,
+        resting: TurnReduce | None = None,
     ) -> list[dict[int, Float[np.ndarray, "layer value"]]]:
         """The result of a function of the role shares, for every chat and assistant turn.
 

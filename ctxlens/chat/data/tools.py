@@ -66,7 +66,7 @@ def read_schemas(value: Any, column: str = "tools") -> tuple[dict[str, Any], ...
 
 
 def carry_tools(
-    messages: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
 ) -> list[dict[str, Any]]:
     """The messages with the tool schemas on the first of them, where `ctxlens.render` finds them.
 
