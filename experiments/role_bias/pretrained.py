@@ -2,9 +2,9 @@
 
 Question: the user's share of attention falls under the chat template; how much of that fall is left without
           attention sinks, or if both conditions begin with the same token?
-Run:      python -m experiments.role_bias.pretrained --model SMOLLM2 --name NAME --essays FOLDER --conversations FILE
+Run:      the commands in README.md, section "On pretrained models"
 Expected: written beforehand in README.md, with the rule of the verdict.
-Cost:     20 minutes on two idle cores for SmolLM2-135M.
+Cost:     30 minutes on one idle core.
 """
 
 from __future__ import annotations
