@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ctxlens.chat.condition import Condition
 from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import InputError
 from ctxlens.evals.needle.cells import build_cells
@@ -17,6 +18,7 @@ from ctxlens.evals.needle.prompts import render_cell
 from ctxlens.models.model import Model
 
 NEEDLES = ("sf", "pizza-short")
+PREFIXED = Condition.parse("plain+prefix")
 DEPTHS = (50.0, 10.0, 90.0)
 SPARE = 1.05
 CHAT_TOKENS = (60, 600)
@@ -64,13 +66,13 @@ def essays(model: Model, folder: Path, tokens: int, count: int) -> Iterator[Text
             lengths=(tokens,),
             depths=(DEPTHS[found % len(DEPTHS)],),
             needles=(NEEDLES[found % len(NEEDLES)],),
-            conditions=("plain+prefix",),
+            conditions=(PREFIXED,),
             cases_per_cell=1,
             max_new_tokens=8,
         )
         [cell] = build_cells(model, config, load_haystack(file))
         found += 1
-        yield Text(file.stem, list(render_cell(model, cell, config, "plain+prefix").messages), True)
+        yield Text(file.stem, list(render_cell(model, cell, config, PREFIXED).messages), True)
     if not found:
         raise InputError(f"{folder} holds no .txt file of {tokens} tokens or more.")
 
@@ -126,4 +128,4 @@ def count_first_as_bos(model: Model, chat: RenderedChat) -> RenderedChat:
     return replace(chat, role=role)
 
 
-__all__ = ["Text", "chats", "conditions", "essays"]
+__all__ = ["Text", "chats", "conditions", "count_first_as_bos", "essays"]
