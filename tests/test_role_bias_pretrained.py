@@ -1,4 +1,4 @@
-"""The measurement of role bias on pretrained models: texts, conditions, views, and the rules of the verdicts."""
+"""The measurement of role bias on pretrained models: texts, conditions, views, rules of the verdicts."""
 
 from __future__ import annotations
 
