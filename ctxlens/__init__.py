@@ -29,6 +29,7 @@ _EXPORTS = {
     "chat.data.annotate": ("annotate_messages",),
     "evals.harness": ("run_evaluation",),
     "sft": ("TrainConfig", "train"),
+    "auditing": ("Audit", "audit"),
     "demo": ("run_demo",),
 }  # fmt: skip
 _MODULES = {
@@ -49,6 +50,7 @@ _MODULES = {
     **{
         name: name
         for name in (
+            "auditing",
             "chat",
             "demo",
             "errors",
@@ -68,6 +70,8 @@ _MODULES = {
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 
 if TYPE_CHECKING:
+    from ctxlens.auditing import Audit as Audit
+    from ctxlens.auditing import audit as audit
     from ctxlens.chat.data import load_conversations as load_conversations
     from ctxlens.chat.data import read_messages_file as read_messages_file
     from ctxlens.chat.data.annotate import annotate_messages as annotate_messages

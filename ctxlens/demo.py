@@ -10,12 +10,11 @@ A stage is a `Stage` in a table, and `run_stages` runs a table. `measure_needles
 from __future__ import annotations
 
 import gc
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from ctxlens.chat.condition import Condition, parse_conditions
 from ctxlens.chat.data import Conversation
@@ -40,7 +39,7 @@ from ctxlens.results.claims import (
     claim_source,
     conflicting,
 )
-from ctxlens.runs import Progress, Run, StageProgress
+from ctxlens.runs import Progress, Run, Stage, StageProgress, run_stages
 from ctxlens.scoring import score_conversations
 from ctxlens.scoring.selection import DEFAULT_RULE, check_threshold, choose_layer, select_turns
 from ctxlens.sft import train
@@ -52,7 +51,6 @@ NOTE = (
 )
 
 CONDITIONS = parse_conditions("plain+prefix,template+prefix")
-TIMINGS = "timings.json"
 TUNED = ("base", "vanilla")
 """The models before and after the fine-tuning without indicator."""
 
@@ -100,66 +98,6 @@ FULL = Budget(
     questions=100,
 )
 SMOKE = Budget((64, 160), (0.0, 100.0), 1, (96,), (0.0, 100.0), 1, (0.3, 0.03), 1, 96, 4, 12)
-
-Work = TypeVar("Work")
-
-
-@dataclass(frozen=True)
-class Stage(Generic[Work]):
-    """One stage of a study.
-
-    Attributes:
-        name: its name in files and progress.
-        title: what it does, in words.
-        run: does it, on what the stages share, and reports the progress.
-        always: whether it runs again although it is finished, because it only reads the other stages' files.
-    """
-
-    name: str
-    title: str
-    run: Callable[[Work, Progress], None]
-    always: bool = False
-
-
-def run_stages(
-    run: Run, stages: Sequence[Stage[Work]], work: Work, progress: StageProgress | None = None
-) -> None:
-    """Run the stages that are not finished, in order, and keep their times in `timings.json`.
-
-    Args:
-        run: the run folder.
-        stages: the stages.
-        work: what the stages share; each stage gets it.
-        progress: called as progress(stage, done, total); with (0, 1) at the start of a stage, and with
-            done = total at its end.
-    """
-    timings = run.read_json(TIMINGS) if run.has(TIMINGS) else {}
-    for stage in stages:
-        tell = _Teller(stage.name, progress)
-        tell(0, 1)
-        if stage.always or stage.name not in timings:
-            wall, cpu = time.perf_counter(), time.process_time()
-            stage.run(work, tell)
-            timings[stage.name] = {
-                "what": stage.title,
-                "wall_seconds": round(time.perf_counter() - wall, 1),
-                "cpu_seconds": round(time.process_time() - cpu, 1),
-            }
-            run.write_json(TIMINGS, timings)
-        tell(tell.total, tell.total)
-
-
-class _Teller:
-    """Reports the progress of one stage, and remembers how much there was to do."""
-
-    def __init__(self, stage: str, progress: StageProgress | None) -> None:
-        self.stage, self.progress, self.total = stage, progress, 1
-
-    def __call__(self, done: int, total: int) -> None:
-        self.total = total
-        if self.progress:
-            self.progress(self.stage, done, total)
-
 
 # Measurements that any model can be given.
 

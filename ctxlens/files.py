@@ -1,10 +1,11 @@
-"""Atomic writing of files, and files of JSON lines that grow while work is in progress.
+"""Atomic writing of files, files of JSON lines that grow, and text in any Unicode encoding.
 
 A killed process never damages what was written before.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import tempfile
@@ -14,6 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from ctxlens.errors import InputError
+
+_BYTE_ORDER_MARKS = {  # UTF-32 first: its little-endian mark begins with that of UTF-16
+    codecs.BOM_UTF32_LE: "UTF-32-LE",
+    codecs.BOM_UTF32_BE: "UTF-32-BE",
+    codecs.BOM_UTF8: "UTF-8",
+    codecs.BOM_UTF16_LE: "UTF-16-LE",
+    codecs.BOM_UTF16_BE: "UTF-16-BE",
+}
 
 
 def write_atomic(path: str | Path, content: bytes | str | Callable[[Path], object]) -> Path:
@@ -55,6 +64,40 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[Path], objec
         temporary.unlink(missing_ok=True)
         raise
     return path
+
+
+def decode_text(content: bytes, name: str | Path) -> str:
+    """Decode the bytes of a text file: UTF-8, or the encoding that its byte-order mark names.
+
+    Args:
+        content: all bytes of the file.
+        name: the name of the file, for the message.
+
+    Returns:
+        The text without its byte-order mark. Line ends are kept as they are.
+
+    Raises:
+        InputError: the bytes are not text in that encoding, or contain a NUL; the message states the offset
+            of the first such byte.
+    """
+    mark = next((mark for mark in _BYTE_ORDER_MARKS if content.startswith(mark)), b"")
+    encoding = _BYTE_ORDER_MARKS.get(mark, "UTF-8")
+    problem = None
+    text = ""
+    try:
+        text = content[len(mark) :].decode(encoding)
+    except UnicodeDecodeError as error:
+        offset = len(mark) + error.start
+        problem = f"byte 0x{content[offset]:02x} at offset {offset} cannot be decoded"
+    if "\0" in text:
+        offset = len(mark) + len(text[: text.index("\0")].encode(encoding))
+        problem = f"there is a NUL at byte offset {offset}"
+    if problem:
+        raise InputError(
+            f"{name} is not a text file in {encoding}: {problem}; save the text as UTF-8, or leave the file "
+            "out."
+        )
+    return text
 
 
 def without_nan(value: Any) -> Any:
@@ -144,4 +187,4 @@ def _umask() -> int:
     return mask
 
 
-__all__ = ["append_lines", "read_lines", "without_nan", "write_atomic", "write_lines"]
+__all__ = ["append_lines", "decode_text", "read_lines", "without_nan", "write_atomic", "write_lines"]

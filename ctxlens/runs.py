@@ -15,11 +15,12 @@ import importlib.metadata
 import json
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from ctxlens.errors import InputError, RunExistsError
 from ctxlens.files import write_atomic
@@ -144,6 +145,67 @@ class Run:
     def read_json(self, name: str) -> Any:
         """Read a JSON file of this run."""
         return json.loads(self.path(name).read_text(encoding="utf-8"))
+
+
+TIMINGS = "timings.json"
+Work = TypeVar("Work")
+
+
+@dataclass(frozen=True)
+class Stage(Generic[Work]):
+    """One stage of a study.
+
+    Attributes:
+        name: its name in files and progress.
+        title: what it does, in words.
+        run: does it, on what the stages share, and reports the progress.
+        always: whether it runs again although it is finished, because it only reads the other stages' files.
+    """
+
+    name: str
+    title: str
+    run: Callable[[Work, Progress], None]
+    always: bool = False
+
+
+def run_stages(
+    run: Run, stages: Sequence[Stage[Work]], work: Work, progress: StageProgress | None = None
+) -> None:
+    """Run the stages that are not finished, in order, and keep their times in `timings.json`.
+
+    Args:
+        run: the run folder.
+        stages: the stages.
+        work: what the stages share; each stage gets it.
+        progress: called as progress(stage, done, total); with (0, 1) at the start of a stage, and with
+            done = total at its end.
+    """
+    timings = run.read_json(TIMINGS) if run.has(TIMINGS) else {}
+    for stage in stages:
+        tell = _Teller(stage.name, progress)
+        tell(0, 1)
+        if stage.always or stage.name not in timings:
+            wall, cpu = time.perf_counter(), time.process_time()
+            stage.run(work, tell)
+            timings[stage.name] = {
+                "what": stage.title,
+                "wall_seconds": round(time.perf_counter() - wall, 1),
+                "cpu_seconds": round(time.process_time() - cpu, 1),
+            }
+            run.write_json(TIMINGS, timings)
+        tell(tell.total, tell.total)
+
+
+class _Teller:
+    """Reports the progress of one stage, and remembers how much there was to do."""
+
+    def __init__(self, stage: str, progress: StageProgress | None) -> None:
+        self.stage, self.progress, self.total = stage, progress, 1
+
+    def __call__(self, done: int, total: int) -> None:
+        self.total = total
+        if self.progress:
+            self.progress(self.stage, done, total)
 
 
 def digest(value: Any) -> str:

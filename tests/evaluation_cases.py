@@ -18,7 +18,7 @@ def evaluation(text="", right=None):
             "model": model + text, "condition": condition + text, "task": "quiz" + text, "example": number,
             "filter": "none", "context": f"text {number // 2}", "prompt": f"context {number // 2}{text} ask",
             "response": f"{model} says {value}{text}", "gold": f"gold {number}{text}",
-            "truncated": number == 3, "empty": False, "contains": float(value), "f1": value / 2,
+            "truncated": number == 3, "empty": False, "cut": False, "contains": float(value), "f1": value / 2,
         }
         for (model, condition), values in (right or RIGHT).items()
         for number, value in enumerate(values)

@@ -56,6 +56,7 @@ class Say:
     body: bytes | None = None
     after: float = 0.0
     drip: bool = False
+    finish: str = "stop"
 
 
 Script = Callable[[dict[str, Any], int], Say]
@@ -92,7 +93,8 @@ def serve(script: Script) -> Iterator[Stub]:
             time.sleep(say.after)
             with stub.lock:
                 stub.at_once -= 1
-            completion = {"choices": [{"message": {"role": "assistant", "content": say.text}}]}
+            message = {"role": "assistant", "content": say.text}
+            completion = {"choices": [{"message": message, "finish_reason": say.finish}]}
             body = json.dumps(completion).encode() if say.body is None else say.body
             try:
                 self.send_response(say.status)

@@ -6,6 +6,7 @@ import pytest
 from evaluation_cases import RIGHT, evaluation
 
 from ctxlens.cli._tables import show_evaluation, show_evaluations
+from ctxlens.results import Evaluation
 
 
 def shown(capsys, monkeypatch, columns, table):
@@ -42,6 +43,23 @@ def test_one_model_and_one_condition_stand_in_the_title(capsys, monkeypatch):
     lines = shown(capsys, monkeypatch, 80, evaluation(right={("base", "template"): (1, 1, 1, 0)}))
     assert lines[:2] == ["evaluation, base, template", " " * 25 + "mean"]
     assert lines[3] == "  template  0.75 [0.50, 1.00]"
+
+
+def test_empty_answers_and_answers_cut_off_stand_below_their_task(capsys, monkeypatch):
+    found = evaluation(right={("base", "plain"): (0, 0, 0, 1), ("base", "template"): (1, 1, 1, 0)})
+    plain = found.frame["condition"] == "plain"
+    frame = found.frame.assign(empty=plain & (found.frame["example"] < 3), cut=~plain)
+    lines = shown(capsys, monkeypatch, 80, Evaluation(frame, found.meta))
+    assert lines[2:5] == [
+        "quiz: contains, 4 examples", "  empty: plain 75%, template 0%", "  cut off: plain 0%, template 100%",
+    ]  # fmt: skip
+    assert sum("cut off" in line for line in lines) == 1
+    show_evaluation(Evaluation(frame, found.meta))
+    notes = capsys.readouterr().err
+    assert "3 of 8 answers are empty" in notes
+    assert "4 of 8 answers were cut off at their longest" in notes
+    assert "(quiz: plain 75%, template 0%)" in notes
+    assert "ask with examples (--num-fewshot 2)" in notes
 
 
 def test_a_label_too_long_for_its_numbers_stands_above_them(capsys, monkeypatch):

@@ -23,6 +23,7 @@ from ctxlens.evals.harness import (
     run_evaluation,
 )
 from ctxlens.evals.harness import require as require_lm_eval
+from ctxlens.evals.harness.samples import says_nothing
 from ctxlens.evals.harness.tasks import _read_lm_eval_names
 from ctxlens.models import Model, load_model
 from ctxlens.models.indicator_token import add_indicator
@@ -82,6 +83,7 @@ def folder(tmp_path):
     ("words", "names"),
     [
         ("plain", ["plain"]),
+        ("plain+prefix,template+prefix", ["plain+prefix", "template+prefix"]),
         ("vanilla,indicator", ["template", "template+indicator"]),  # as earlier versions spelled them
         (["template+steered:0.95", "plain+steered:share=0.5"],
          ["template+steered:0.95", "plain+steered:share=0.5"]),
@@ -98,7 +100,6 @@ def test_conditions_are_read_from_words(words, names):
         ("vanila", "unknown word 'vanila' in the condition 'vanila'; conditions are plain"),
         ("vanilla,template", "given twice"),
         (" , ", "no condition is given"),
-        ("template+prefix", r"'template\+prefix' is for needles only"),
         ("assistant", "'assistant' is for needles only"),
         ("template+steered:0.5:retrieval", "the retrieval heads depend on a model"),
         ("template+steered:0.5:1.x", "heads '1.x' cannot be read"),
@@ -136,6 +137,90 @@ def test_every_combination_has_its_rows(chat_model, folder):
     contexts = found.frame["context"]
     assert contexts[0] == contexts[1] != contexts[2]
     assert found.mean("pets_write", "exact_match", found.variants[0]).n == 2
+
+
+def test_answers_begin_with_a_prefix(chat_model, folder):
+    """Without template on a line of its own, with it in the assistant's turn; then the model goes on."""
+    found = run_evaluation(
+        [chat_model], ["pets_write", "pets_choose"], "plain+prefix,template+prefix,template",
+        include_path=folder, limit=1, answer_prefix="It is",
+    )  # fmt: skip
+    user = [{"role": "user", "content": "Tom has a cat.\nWhat has Tom?"}]
+    begun = chat_model.render([*user, {"role": "assistant", "content": "It is"}], continue_final_message=True)
+    chats = {
+        "plain+prefix": CtxlensLM(chat_model, processes=ALONE).prompts.chat(user[0]["content"] + "\nIt is"),
+        "template+prefix": begun,
+        "template": chat_model.render(user, add_generation_prompt=True),
+    }
+    for condition, chat in chats.items():
+        [row] = found.where(task="pets_write", condition=condition).frame.to_dict("records")
+        assert row["prompt"] == chat.text
+        cut = []
+        assert row["response"] == chat_model.generate(chat, max_new_tokens=6, on_cut=cut.append)
+        assert row["cut"] == bool(cut)
+    assert begun.text.endswith("It is")
+    [chosen] = found.where(task="pets_choose", condition="plain+prefix").frame.to_dict("records")
+    assert chosen["prompt"].endswith("\nIt is")
+    assert found.meta["answer_prefix"] == "It is"
+    assert not found.frame["cut"][found.frame["task"] == "pets_choose"].any()
+
+
+def test_a_prefix_without_text_is_refused(chat_model, folder):
+    with pytest.raises(InputError, match="the answer prefix has no text"):
+        run_evaluation([chat_model], ["pets_write"], "plain+prefix", include_path=folder, answer_prefix=" ")
+
+
+def test_examples_are_the_same_under_every_condition_and_about_other_texts(chat_model, folder):
+    """The last documents about other texts: for the questions about Tom, the one about Ann."""
+    options = {"include_path": folder, "num_fewshot": 1, "answer_prefix": "So:"}
+    conditions = "plain,template,plain+prefix"
+    found = run_evaluation([chat_model], ["pets_write"], conditions, **options)
+    prompts = {name: list(rows["prompt"]) for name, rows in found.frame.groupby("condition")}
+    ann, tom = "Ann has a dog.\nWhat has Ann?", "Tom has a cat.\nWhat has Tom?"
+    assert prompts["plain"][0] == f"{ann} a dog\n\n{tom}"
+    assert prompts["plain"][2] == f"Tom has a cat.\nWho has a cat? Tom\n\n{ann}"
+    assert prompts["plain+prefix"][0] == f"{ann}\nSo: a dog\n\n{tom}\nSo:"
+    turns = [("user", ann), ("assistant", "a dog"), ("user", tom)]
+    asked = chat_model.render(
+        [{"role": role, "content": text} for role, text in turns], add_generation_prompt=True
+    )
+    assert prompts["template"][0] == asked.text
+    assert found.meta["num_fewshot"] == 1
+    shared = run_evaluation([chat_model], ["pets_write"], "plain", limit=1, **options)
+    assert shared.frame["prompt"][0] == prompts["plain"][0]  # whatever other questions are asked
+
+
+def test_too_few_texts_for_the_examples_and_tasks_without_examples_are_refused(chat_model, folder):
+    with pytest.raises(InputError, match=r"only 1 other texts for 2 examples \(--num-fewshot\)"):
+        run_evaluation([chat_model], ["pets_write"], "plain", include_path=folder, num_fewshot=2)
+    file = folder / "write.yaml"
+    file.write_text(file.read_text() + "num_fewshot: 0\n")
+    with pytest.raises(InputError, match="pets_write is defined to be asked without examples"):
+        load_tasks(["pets_write"], include_path=folder, num_fewshot=1)
+
+
+def test_a_task_whose_answers_have_a_beginning_keeps_it(chat_model):
+    options = {"metadata": {"needle_lengths": [64], "needle_depths": [0]}}
+    tasks = ["ctxlens_needle_known_prefix"]
+    shown = first_prompts(chat_model, tasks, "template,template+prefix", **options)
+    assert shown[0][2] == shown[1][2]
+    assert "Answer:" not in shown[1][2]
+
+
+@pytest.mark.parametrize(
+    ("response", "nothing"),
+    [
+        ("", True),
+        (" \n", True),
+        ("\nA:", True),
+        ("Answer: ", True),
+        ("A", False),
+        ("A: x", False),
+        ("0", False),
+    ],
+)
+def test_an_answer_that_is_only_a_label_says_nothing(response, nothing):
+    assert says_nothing(response) == nothing
 
 
 def test_lm_evals_own_figures_are_the_means(chat_model, monkeypatch):

@@ -9,6 +9,7 @@ from evaluation_cases import evaluation
 from ctxlens.errors import InputError
 from ctxlens.report import write_report
 from ctxlens.report.collect import collect_runs
+from ctxlens.report.empties import describe_faults, explain_empties
 from ctxlens.report.evaluation import evaluation_blocks
 from ctxlens.report.plots import evaluation_means
 from ctxlens.results import Evaluation, load_result
@@ -105,7 +106,7 @@ def test_the_page_shows_differences_and_answers(tmp_path):
     rows = re.findall(r'<tr data-task="quiz".*?</tr>', page, re.DOTALL)
     assert len(rows) == 8
     tuned = next(row for row in rows if 'data-model="tuned"' in row and 'condition="template"' in row)
-    for text in ("−0.75", "3 : 0", "p 0.250", "too few to tell", "1 truncated"):
+    for text in ("−0.75", "3 : 0", "p 0.250", "too few to tell", "1 truncated (25%)"):
         assert text in tuned
     assert "old was not asked under the condition template+indicator: it has no token." in page
     _, answers, _ = evaluation_blocks(collect_runs([run.folder])[0])
@@ -113,6 +114,71 @@ def test_the_page_shows_differences_and_answers(tmp_path):
     assert first["gold"] == "gold 0"
     assert [one["text"] for one in first["answers"]][2:] == ["tuned says 0"] * 2
     assert [one["name"] for one in answers.data["tasks"]["quiz"]["examples"]][-1] == "example 3"
+
+
+def with_empties(found):
+    """The first three answers of the base model with template are empty, and its last is cut."""
+    frame = found.frame.assign()
+    of_base = (frame["model"] == "base") & (frame["condition"] == "template")
+    frame["empty"] = of_base & (frame["example"] < 3)
+    frame["cut"] = of_base & (frame["example"] == 3)
+    return Evaluation(frame, found.meta)
+
+
+def test_shares_of_empty_answers_by_hand():
+    found = with_empties(evaluation())
+    assert found.share("empty", "quiz", BASE) == 0.75
+    assert found.share("empty", "quiz", TUNED) == 0.0
+    empty, cut = describe_faults(found, "quiz")
+    assert empty.startswith("empty: base template 75%, base template+steered:0.5 0%, tuned template 0%")
+    assert cut.startswith("cut off: base template 25%, ")
+    assert describe_faults(evaluation(), "quiz") == []
+    assert explain_empties(evaluation()) == ""
+    assert explain_empties(found) == (
+        "Conditions differ in their share of empty answers (quiz, base: template 75%, template+steered:0.5 "
+        "0%), and an empty answer counts as wrong, so their difference is partly one of answering at all: "
+        "ask with examples (--num-fewshot 2), which show under every condition that an answer follows."
+    )
+    with_examples = Evaluation(found.frame, {**found.meta, "num_fewshot": 2})
+    assert explain_empties(with_examples).endswith(
+        "let every answer begin with the same words "
+        "(--conditions template+prefix,template+prefix+steered:0.5)."
+    )
+
+
+def test_conditions_with_a_prefix_are_not_advised_to_take_one():
+    right = {("base", "plain+prefix"): (1, 1, 1, 0), ("base", "template+prefix"): (0, 0, 0, 0)}
+    found = evaluation(right=right)
+    frame = found.frame.assign(empty=found.frame["condition"] == "plain+prefix")
+    told = explain_empties(Evaluation(frame, {**found.meta, "num_fewshot": 2}))
+    assert told.endswith("read the answers before you compare means.")
+
+
+def test_the_summary_has_a_row_for_every_mean():
+    rows = with_empties(evaluation()).summary()
+    assert len(rows) == 8  # two metrics of four variants
+    first, second = (row for row in rows if row["model"] == "base" and row["metric"] == "contains")
+    assert (first["examples"], first["truncated"], first["empty"], first["cut"]) == (4, 1, 3, 1)
+    assert (second["mean"]["estimate"], second["difference"]["estimate"], second["empty"]) == (0.5, -0.25, 0)
+    json.dumps(rows)
+
+
+def test_the_page_warns_of_uneven_empty_answers_and_counts_what_was_cut(tmp_path):
+    page, _ = report_on(tmp_path, with_empties(evaluation()))
+    assert "Conditions differ in their share of empty answers (quiz, base: template 75%" in page
+    rows = re.findall(r'<tr data-task="quiz".*?</tr>', page, re.DOTALL)
+    base = next(row for row in rows if 'data-model="base"' in row and 'condition="template"' in row)
+    assert "3 empty (75%), 1 cut (25%)" in base
+
+
+def test_files_of_earlier_versions_do_not_say_what_was_cut(tmp_path):
+    frame = evaluation().frame.drop(columns="cut")
+    Evaluation(frame, evaluation().meta).save(tmp_path / "evaluation.parquet")
+    again = Evaluation.load(tmp_path / "evaluation.parquet")
+    assert again.count("cut", "quiz", BASE) == 0
+    both = Evaluation.concat([again, with_empties(evaluation())])
+    both.save(tmp_path / "both.parquet")
+    assert Evaluation.load(tmp_path / "both.parquet").count("cut", "quiz", BASE) == 1
 
 
 def test_a_long_evaluation_keeps_the_answers_that_differ_most(tmp_path):

@@ -280,7 +280,7 @@ def test_a_long_prompt_loses_the_middle_of_its_context(chat_model, caplog):
     with caplog.at_level("WARNING"):
         answer = ours.generate_until(generation([text, QUESTIONS[3]]))
     assert answer[0] == chat_model.generate(cut, max_new_tokens=24)
-    assert vars(ours.counts) == {"requests": 2, "truncated": 1, "empty": 0}
+    assert vars(ours.counts) == {"requests": 2, "truncated": 1, "empty": 0, "cut": 1}
     [(found, _)] = ours.loglikelihood(choices([text], ["steamed chicken"]))
     assert np.isfinite(found)
     assert ours.counts.truncated == 2
@@ -291,6 +291,24 @@ def test_empty_answers_are_counted(chat_model):
     first = ours.generate_until(generation(QUESTIONS[:1]))[0]
     assert ours.generate_until(generation(QUESTIONS[:1], until=[first[:3]])) == [""]
     assert ours.counts.empty == 1
+
+
+def test_answers_that_were_cut_off_are_known_also_when_they_come_from_a_cache(chat_model, tmp_path):
+    from lm_eval.api.model import CachingLM
+
+    short = generation(QUESTIONS[:1], max_gen_toks=3)
+    begin = adapter(chat_model).generate_until(short)[0][:3]
+    long = generation(QUESTIONS[:1], until=[begin], max_gen_toks=60)  # ends at its first token
+    cached = CachingLM(adapter(chat_model), str(tmp_path / "cache.db"))
+    cached.generate_until(short + long)
+    again = adapter(chat_model)
+    assert not again.was_cut(short[0])
+    cached_again = CachingLM(again, str(tmp_path / "cache.db"))
+    cached_again.generate_until(short + long)
+    assert again.counts.requests == 0  # nothing was asked
+    assert [again.was_cut(one) for one in short + long] == [True, False]
+    for one in (cached, cached_again):
+        one.dbdict.close()
 
 
 @pytest.mark.parametrize(

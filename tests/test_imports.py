@@ -23,7 +23,7 @@ LAYERS = {
     "models": 4, "report": 4,
     "evals": 5, "scoring": 5,
     "heads": 6,
-    "sft": 7,
+    "auditing": 7, "sft": 7,
     "demo": 8,
     "cli": 9, "__main__": 10,
 }  # fmt: skip

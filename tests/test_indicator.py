@@ -71,6 +71,18 @@ def test_row_that_is_there_already_is_used_without_resizing(tokenizer):
     assert torch.equal(rows[keep], before[keep])
 
 
+def test_a_vocabulary_that_is_padded_already_never_shrinks(tokenizer):
+    """Rounding the tokens up to a multiple of 64 would give fewer rows than the model has."""
+    hf = tiny(len(tokenizer) + 300)
+    before = hf.get_input_embeddings().weight.detach().clone()
+    number = add_indicator(hf, tokenizer)
+    after = hf.get_input_embeddings().weight
+    assert after.shape == before.shape
+    assert hf.config.vocab_size == before.shape[0]
+    kept = [row for row in range(len(before)) if row != number]
+    torch.testing.assert_close(after[kept], before[kept], atol=0, rtol=0)
+
+
 def test_token_that_is_there_already_is_left_as_it_is(tokenizer):
     model = tiny(len(tokenizer))
     number = add_indicator(model, tokenizer)

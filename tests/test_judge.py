@@ -13,7 +13,15 @@ import pytest
 from judge_stub import QUESTIONS, REFERENCES, Say, serve, write_jsonl
 
 from ctxlens.errors import InputError, ModelFailureError
-from ctxlens.evals.judge import Endpoint, judge_answers, judgments_path, make_prompt, parse_rating
+from ctxlens.evals.judge import (
+    Endpoint,
+    judge_answers,
+    judgments_path,
+    make_prompt,
+    parse_rating,
+    parse_winner,
+    remove_thinking,
+)
 from ctxlens.evals.mt_bench import MTQuestion, load_questions, load_references
 from ctxlens.files import read_lines, write_lines
 from ctxlens.results import Ratings, load_result
@@ -90,6 +98,12 @@ def test_an_answer_cannot_write_the_line_that_ends_it():
         ("The answer itself says [[10]], but: Rating: [[2]]", 2.0),
         ("[[1]]", 1.0),
         ("[[10]]", 10.0),
+        ("[[7.]]", 7.0),  # FastChat's pattern
+        ("[7]", 7.0),  # FastChat's second pattern, where there are no double brackets
+        ("As [2] says, x[9] is right. Rating: [4.5]", 4.5),
+        ("[[3]], although others say [9]", 3.0),
+        ("<think>At most [[9]], or [[10]].</think>Rating: [[2]]", 2.0),
+        ("It leaks a `<think>` mark. Rating: [[5]]", 5.0),
     ],
 )
 def test_ratings_are_found(text, rating):
@@ -102,8 +116,12 @@ def test_ratings_are_found(text, rating):
         ("I like it.", "no rating"),
         ("Rating: 7", "no rating"),
         ("[[seven]]", "no rating"),
-        ("[7]", "no rating"),
+        ("x[3], and see [3](page.html)", "no rating"),
         ("", "empty"),
+        ("<think>Rating: [[7]]", "ends inside its thinking"),
+        ("<think>[[7]]</think>", "nothing after the thinking"),
+        ("<think>[[7]]</think>A fine answer.", "no rating"),
+        ("[[11.5]]", "11.5, which is not from 1 to 10"),
         ("[[0]]", "0, which is not from 1 to 10"),
         ("[[11]]", "11"),
         ("[[-3]]", "-3"),
@@ -112,6 +130,79 @@ def test_ratings_are_found(text, rating):
 def test_what_is_no_rating_is_said(text, reason):
     rating, why = parse_rating(text)
     assert rating is None
+    assert reason in why
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ("no thinking", "no thinking"),
+        ("<think>[[9]]</think>rest", "rest"),
+        ("<THINK>[[9]]</THINK>rest", "rest"),
+        ("<thinking>[[9]]</thinking>rest", "rest"),
+        ("<thought>[[9]]</thought>rest", "rest"),
+        ("<reasoning>[[9]]</reasoning>rest", "rest"),
+        ("<seed:think>[[9]]</seed:think>rest", "rest"),
+        ("[THINK][[9]][/THINK]rest", "rest"),
+        ("<|START_THINKING|>[[9]]<|END_THINKING|>rest", "rest"),
+        ("<|channel>thought\n[[9]]<channel|>rest", "rest"),
+        ("\u25c1think\u25b7[[9]]\u25c1/think\u25b7rest", "rest"),
+        ("one <think>[[9]]</think>two <think>[[8]]</think>three", "one two three"),
+        ("[[9]]</think>rest", "rest"),  # the chat template wrote the opening mark
+        ("[[9]]</think>a <think>[[8]]</think>b", "a b"),
+        ("<think>a <think>b</think>[[9]]</think>rest", "rest"),
+        (
+            "<|channel|>analysis<|message|>[[9]]<|end|><|start|>assistant<|channel|>final<|message|>rest",
+            "rest",
+        ),
+        (
+            "<|channel|>analysis<|message|>[[9]]<|channel|>final <|constrain|>x<|message|>rest<|return|>",
+            "rest",
+        ),
+        ("analysisWe see [[9]].assistantfinalrest", "rest"),
+        ("analysis of the answer: [[9]]", "analysis of the answer: [[9]]"),
+        ("<think>[[9]]", None),
+        ("[[9]] <think>wait", None),
+        ("<think>a</think>[[9]]<think>wait", None),
+        ("<|channel|>analysis<|message|>[[9]]", None),
+        ("analysisWe see [[9]].", None),
+        ("[THINK][[9]]", None),
+    ],
+)
+def test_thinking_is_removed(reply, said):
+    assert remove_thinking(reply) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "winner"),
+    [
+        ("[[A]]", "A"),
+        ("My verdict: [[ B ]]", "B"),
+        ("[[C]]", "tie"),
+        ("Not [[A]] but [[B]]", "B"),  # FastChat says A, because it looks for [[A]] first
+        ("<think>[[A]]</think>[[C]]", "tie"),
+        ("[[7, 8.5]]", "B"),
+        ("[9,2]", "A"),
+        ("[[7, 7.1]]", "tie"),
+    ],
+)
+def test_the_better_of_two_answers_is_found(text, winner):
+    assert parse_winner(text) == (winner, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("A is better", "neither [[A]], [[B]] nor [[C]]"),
+        ("[A]", "neither"),
+        ("<think>[[A]]", "ends inside its thinking"),
+        ("[[7, 12]]", "7 and 12, which are not both from 1 to 10"),
+        (" ", "empty"),
+    ],
+)
+def test_why_no_answer_is_the_better_one(text, reason):
+    winner, why = parse_winner(text)
+    assert winner is None
     assert reason in why
 
 
@@ -179,7 +270,7 @@ def test_published_reader_of_results_agrees(questions, tmp_path):
 @pytest.mark.parametrize(
     ("say", "reason"),
     [
-        (Say("I would rather talk about boats."), "no rating in double brackets"),
+        (Say("I would rather talk about boats."), "no rating in brackets"),
         (Say("[[12]]"), "a rating of 12"),
         (Say(body=b"<html>busy</html>"), "not a chat completion"),
         (Say(body=b'{"choices": []}'), "not a chat completion"),
@@ -202,16 +293,53 @@ def test_nonsense_is_recorded_with_the_reply_and_asked_once(questions, tmp_path,
     assert math.isnan(ratings.mean().estimate)
 
 
-def test_a_reply_that_was_cut_counts_if_it_holds_a_rating(questions, tmp_path):
-    def cut(text):
-        return json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "length"}]}).encode()
+def test_a_reply_that_was_cut_has_no_rating(questions, tmp_path):
+    """The rating in it may be one that the judge only considers."""
 
-    with serve(lambda asked, _: Say(body=cut("[[6]]" if "turn 1." in said_to(asked) else "so far"))) as stub:
-        judge_answers(quick(stub), questions[:1], answers_of("m"), path=tmp_path / "j.jsonl")
-    found = {row["turn"]: (row["score"], row["error"]) for row in read_lines(tmp_path / "j.jsonl")}
-    assert found[1] == (6, "")
-    assert found[2][0] == -1
-    assert "truncated at its longest" in found[2][1]
+    def script(asked, _):
+        return Say("Perhaps [[6]]?", finish="length" if "turn 1." in said_to(asked) else "stop")
+
+    path = tmp_path / "j.jsonl"
+    with serve(script) as stub:
+        judge_answers(quick(stub, max_tokens=9), questions[:1], answers_of("m"), path=path)
+    assert {request["max_tokens"] for request in stub.requests} == {9}
+    found = {row["turn"]: (row["score"], row["error"]) for row in read_lines(path)}
+    assert found == {1: (-1, "the reply was cut off at 9 tokens (--judge-max-tokens)"), 2: (6, "")}
+    with serve(lambda *_: Say("[[4]]")) as stub:
+        judge_answers(quick(stub), questions[:1], answers_of("m"), path=path)
+    assert len(stub.requests) == 1
+
+
+def test_a_judge_that_only_thinks_is_given_up(questions, tmp_path):
+    """A thinking judge that reaches the limit has no content at all."""
+    body = json.dumps({"choices": [{"message": {"content": None}, "finish_reason": "length"}]}).encode()
+    with (
+        serve(lambda *_: Say(body=body)) as stub,
+        pytest.raises(ModelFailureError, match=r"none of 8 questions .*cut off at 4096 tokens"),
+    ):
+        judge_answers(quick(stub), questions, answers_of("m", "n"), path=tmp_path / "j.jsonl", threads=1)
+    assert len(stub.requests) <= 9
+
+
+def test_a_rating_that_was_taken_from_the_thinking_is_asked_for_again(questions, tmp_path):
+    path = tmp_path / "j.jsonl"
+    with serve(lambda *_: Say("[[7]]")) as stub:
+        judge_answers(quick(stub), questions[:1], answers_of("m"), path=path)
+    rows = read_lines(path)
+    rows[0]["judgment"] = "<think>It could be a [[7]]"
+    write_lines(path, rows)
+    with serve(lambda *_: Say("<think>[[7]]</think> Rating: [[2]]")) as stub:
+        ratings = judge_answers(quick(stub), questions[:1], answers_of("m"), path=path)
+    assert len(stub.requests) == 1
+    assert sorted(ratings.frame["score"]) == [2, 7]
+
+
+def test_of_a_reply_in_parts_the_text_is_read(questions, tmp_path):
+    parts = [{"type": "thinking", "thinking": "[[9]]"}, {"type": "text", "text": "[[3]]"}]
+    body = json.dumps({"choices": [{"message": {"content": parts}}]}).encode()
+    with serve(lambda *_: Say(body=body)) as stub:
+        ratings = judge_answers(quick(stub), questions[:1], answers_of("m"), path=tmp_path / "j.jsonl")
+    assert list(ratings.frame["score"]) == [3, 3]
 
 
 def test_only_what_has_no_rating_is_asked_again(questions, tmp_path):
@@ -352,6 +480,7 @@ def test_key_is_sent_and_written_nowhere(questions, tmp_path, monkeypatch, capsy
         ("http://host/v1", {"model": " "}, "no model name"),
         ("http://host/v1", {"key_env": "NO_SUCH_KEY_HERE"}, "NO_SUCH_KEY_HERE"),
         ("http://host/v1", {"timeout_s": 0.0}, "timeout"),
+        ("http://host/v1", {"max_tokens": 0}, "tokens at least 1"),
     ],
 )
 def test_an_endpoint_that_cannot_be_is_refused(url, options, reason):

@@ -44,7 +44,7 @@ class Speaker:
     def render(self, messages, **options):
         return render(self.tokenizer, messages, **{"indicator": self.indicator, **options})
 
-    def generate(self, chats, *, max_new_tokens=100, batch_tokens=8192):
+    def generate(self, chats, *, max_new_tokens=100, batch_tokens=8192, on_cut=None):
         time.sleep(self.pause)
         self.asked += chats
         self.rooms.append(max_new_tokens)
@@ -125,7 +125,7 @@ def test_layout_is_fastchats(toy_tokenizer, questions, tmp_path):
     assert list(found) == ["one", "two"]
     assert list(found["one"]) == [1, 2, 3]
     row = found["one"][3]
-    assert set(row) == {"question_id", "answer_id", "model_id", "choices", "tstamp", "truncated"}
+    assert set(row) == {"question_id", "answer_id", "model_id", "choices", "tstamp", "truncated", "cut"}
     assert row["model_id"] == "one"
     assert len(row["answer_id"]) == 22
     assert found == read_all_answers(tmp_path)
@@ -158,7 +158,22 @@ def test_long_conversations_are_cut_and_counted_and_so_are_empty_answers(toy_tok
     assert "start" in kept
     assert "end" in kept
     assert [row["truncated"] for row in rows] == [[True, True], [False, False]]
-    assert count_answers(rows) == {"turns": 4, "empty": 4, "truncated": 2}
+    assert count_answers(rows) == {"turns": 4, "empty": 4, "truncated": 2, "cut": 0}
+
+
+def test_answers_that_reach_their_longest_are_counted(toy_tokenizer, questions, tmp_path):
+    class Rambler(Speaker):
+        """Its answer to the second of several questions, and only that, is cut."""
+
+        def generate(self, chats, *, on_cut=None, **options):
+            if len(chats) > 1:
+                on_cut(1)
+            return super().generate(chats, **options)
+
+    rows = answer_questions(Rambler(toy_tokenizer), questions, path=tmp_path / "a.jsonl", model_id="a")
+    assert [row["cut"] for row in rows] == [[False, False], [True, True], [False, False]]
+    assert count_answers(rows)["cut"] == 2
+    assert count_answers([{"choices": [{"turns": ["a"]}]}])["cut"] is None
 
 
 def test_what_is_answered_is_not_asked_again(toy_tokenizer, questions, tmp_path, monkeypatch):

@@ -93,11 +93,24 @@ def test_answers_of_others_are_judged_without_a_model(folder):
         said = call("--limit", "1", *judged_by(stub, *QUICK, "--judge-only"))
     assert len(stub.requests) == 4
     assert "\x1b" not in said.output
-    assert "2 of 4 answers have no rating (most often: no rating in double brackets)" in said.stderr
+    assert "2 of 4 answers have no rating (most often: no rating in brackets)" in said.stderr
     assert "run the same command again" in said.stderr
-    line = next(line for line in said.stdout.splitlines() if line.startswith("gpt"))
-    assert line.split()[:3] == ["gpt", "9.00", "nan"]
-    assert line.split()[-3:] == ["1/2", "1", "0"]
+    lines = [line.split() for line in said.stdout.splitlines()]  # labels stand above their numbers
+    of_gpt, of_first = (lines[lines.index([name]) + 1] for name in ("gpt", "first"))
+    assert of_gpt[:2] == ["9.00", "nan"]
+    assert of_gpt[-4:] == ["1/2", "1", "0", "–"]
+    assert of_first[-4:] == ["1/2", "0", "0", "2"]  # both answers reach six tokens
+
+
+def test_nothing_rated_is_a_failure(folder):
+    call("--limit", "1", *QUICK)
+    words = ("--limit", "1", *QUICK, "--judge-only", "--judge-max-tokens", "77")
+    with serve(lambda *_: Say("<think>[[7]]")) as stub:
+        said = call(*judged_by(stub, *words), code=1)
+    assert {request["max_tokens"] for request in stub.requests} == {77}
+    assert "no answer could be rated (most often: the reply ends inside its thinking)" in said.stderr
+    with serve(lambda *_: Say("<think>[[7]]</think>[[3]]")) as stub:
+        call(*judged_by(stub, *words))
 
 
 @pytest.mark.parametrize(

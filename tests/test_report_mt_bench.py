@@ -36,7 +36,7 @@ def answer(model, question, text=""):
             {"index": 0, "turns": [f"{model} says {question}{text}", "" if question == 3 else "yes"]}
         ],
         "truncated": [False, question == 2],
-    }
+    } | ({"cut": [question == 1, question == 2]} if "+" in model else {})
 
 
 def judgment(model, question, turn, score, *, judge="j", at=1.0, text=""):
@@ -113,6 +113,7 @@ def test_questions_answers_and_judgments_stand_side_by_side_and_folded(tmp_path)
     for text in ("turn 1, the user How much is 6 times 7?",
                  "vanilla says 2 j: 2 of 10 It is worth 2.",
                  "vanilla, prompt truncated yes j: no rating, it hung It is worth -1.",
+                 "vanilla+indicator, prompt truncated, answer cut yes",
                  "(empty)"):  # fmt: skip
         assert text in words, text
 
@@ -122,8 +123,9 @@ def test_answers_without_a_judge_are_counted_and_shown(tmp_path):
     words = page.words
     assert "No judge has rated these answers" in words
     assert "Mean ratings" not in words
-    assert "vanilla 6 3 questions 3 [3, 3] 1 [0, 1] 1 1 –" in words
-    assert "vanilla+indicator with the indicator 6 3 questions 3 [3, 3] 1 [0, 1] 1 1 3 of 6" in words
+    assert "empty prompt truncated answer cut" in words
+    assert "vanilla 6 3 questions 3 [3, 3] 1 [0, 1] 1 1 – –" in words  # its file does not say what was cut
+    assert "vanilla+indicator with the indicator 6 3 questions 3 [3, 3] 1 [0, 1] 1 1 2 3 of 6" in words
     assert page.tags.count("details") == 3
     places = [words.index(f"{n}, {kind}:") for n, kind in ((1, "writing"), (2, "math"), (3, "extraction"))]
     assert places == sorted(places)

@@ -44,7 +44,8 @@ def adapted_logits(start, adapter, tied):
     base = AutoModelForCausalLM.from_pretrained(start, tie_word_embeddings=False)
     if tied:
         base.lm_head.weight = torch.nn.Parameter(base.model.embed_tokens.weight.detach().clone())
-    base.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
+    if len(tokenizer) > base.get_input_embeddings().weight.shape[0]:
+        base.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
     ids = torch.tensor([tokenizer("Hello [IND] I am fine", add_special_tokens=False)["input_ids"]])
     return ids, PeftModel.from_pretrained(base, adapter).eval()(ids).logits.detach()
 

@@ -186,6 +186,36 @@ def test_packed_rows_are_trained_on(tmp_path):
     assert len(json.loads((folder / "train.json").read_text())["log"]) == 2
 
 
+def test_packing_without_borders_needs_a_confirmation(tmp_path):
+    tokenizer = build_toy_tokenizer()
+    arguments = ARGUMENTS | {"packing": True, "max_length": 64, "packing_strategy": "wrapped", "max_steps": 1}
+    options = {"out": tmp_path / "r", "tokenizer": tokenizer, "args": arguments, "loss_on": "all"}
+    with pytest.raises(
+        InputError, match=r"wrapped joins conversations .*bfd.*allow_cross_sample_attention: true"
+    ):
+        train(DATA, model=tiny(tokenizer), **options)
+    assert not (tmp_path / "r").exists()
+    folder = train(DATA, model=tiny(tokenizer), allow_cross_sample_attention=True, **options)
+    assert (folder / "train.json").is_file()
+
+
+@pytest.mark.parametrize("more", [{"packing": True, "max_length": 64}, {"padding_free": True}])
+def test_a_model_that_sees_into_other_packed_rows_is_refused(tmp_path, more):
+    """The model is one that drops the positions, from which the mask between rows is made."""
+    tokenizer = build_toy_tokenizer()
+    model = tiny(tokenizer)
+    read = model.model.forward
+    model.model.forward = lambda *words, position_ids=None, **options: read(*words, **options)
+    options = {"out": tmp_path / "r", "tokenizer": tokenizer, "args": ARGUMENTS | {"max_steps": 1} | more}
+    with pytest.raises(
+        InputError, match=r"LlamaForCausalLM\) does not separate the conversations of a packed"
+    ):
+        train(DATA, model=model, **options)
+    assert (train(DATA, model=model, allow_cross_sample_attention=True, **options) / "train.json").is_file()
+    separate = {**options, "out": tmp_path / "s"}
+    assert (train(DATA, model=tiny(tokenizer), **separate) / "train.json").is_file()
+
+
 def test_packing_that_cuts_conversations_apart_is_an_error(tmp_path):
     tokenizer = build_toy_tokenizer()
     arguments = ARGUMENTS | {"packing": True, "max_length": 10, "packing_strategy": "wrapped"}

@@ -93,6 +93,22 @@ def test_generation_ends_at_a_string(organism, shares, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("shares", [True, False])
+def test_continuations_that_reach_the_limit_are_named(organism, shares, monkeypatch):
+    """Neither the end of a text nor a stop string on the last token is a cut."""
+    monkeypatch.setattr(organism, "_reuses_prefixes", shares)
+    chats = [ask(organism, text) for text in QUESTIONS]
+    cut = []
+    texts = organism.generate(chats, max_new_tokens=8, on_cut=cut.append)
+    assert texts[0] == "The favorite dish in Millport is shredded lamb"
+    assert texts[2] == "The is minced lobster and nutmeg."  # seven tokens and the end
+    assert cut == [0, 1]
+    organism.generate(chats, max_new_tokens=8, stop_strings=["lamb"], on_cut=cut.append)
+    assert cut == [0, 1, 1]
+    organism.generate(chats, max_new_tokens=7, on_cut=cut.append)
+    assert cut == [0, 1, 1, 0, 1, 2]
+
+
 def naive(model, chat, count):
     """Log-probabilities at the last positions of one conversation, from the logits of the whole of it."""
     batch = model._batch([chat], "right")

@@ -5,7 +5,8 @@ A condition is written as words joined by `+`, in this order:
 | word | meaning |
 |---|---|
 | `plain`, `template` or `assistant` | without the chat template; with it; with it, and the context in the assistant's turn |
-| `prefix` | the answer starts with the first words of the expected answer |
+| `matched`, `bos`, `nobos` or `nosystem` | a control, see `CONTROLS` |
+| `prefix` | the answer starts with given words: the first ones of the expected answer (needles), or `Answer:` (tasks of lm-eval) |
 | `indicator` | the question carries the model's indicator |
 | `steered:DOSE` | attention is steered to the user's tokens: `steered:0.5` multiplies the attention to all other tokens by 0.5 and renormalises it, `steered:share=0.6` gives the user's tokens 0.6 of the attention, and `steered:0.5:1.2/3.0` steers only head 2 of layer 1 and head 0 of layer 3 |
 
@@ -22,7 +23,7 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -30,10 +31,18 @@ from ctxlens.errors import InputError
 
 SPELLING = (
     "plain (no chat template), template, or assistant (template, context in the assistant's turn), followed "
-    "as needed by +prefix, +indicator and +steered:ALPHA, +steered:share=SHARE or "
-    "+steered:ALPHA:LAYER.HEAD/LAYER.HEAD"
+    "as needed by a control (+matched, +bos, +nobos, +nosystem), +prefix, +indicator and +steered:ALPHA, "
+    "+steered:share=SHARE or +steered:ALPHA:LAYER.HEAD/LAYER.HEAD"
 )
 """The grammar in one sentence, for help texts and error messages."""
+
+CONTROLS: Mapping[str, str] = {
+    "matched": "plain, after neutral text with as many tokens as the chat template would add",
+    "bos": "plain, after the tokenizer's BOS token",
+    "nobos": "plain, without a BOS token",
+    "nosystem": "template, with an empty system message instead of the template's default one",
+}
+"""Variations of a prompt beside its content. `nosystem` needs the template, the others are for `plain`."""
 
 _BASES = ("plain", "template", "assistant")
 _EARLIER = {"vanilla": "template"}
@@ -46,7 +55,8 @@ class Condition:
 
     Attributes:
         template: whether the chat template is applied.
-        prefix: whether the answer starts with the first words of the expected answer.
+        prefix: whether the answer starts with given words: in needle studies the first words of the expected
+            answer, in evaluations the same words for every question.
         context_in: whose turn holds the context. `assistant` requires the template.
         indicator: whether the last user message carries the model's indicator.
         alpha: factor on the attention to all tokens except the user's, in (0, 1]; None if not steered by a
@@ -54,6 +64,7 @@ class Condition:
         target_share: the share of every query's attention that the user's tokens get, in (0, 1), instead
             of `alpha`.
         heads: the heads that are steered: `all`, `retrieval`, or `LAYER.HEAD` pairs separated by `/`.
+        control: the name of one of `CONTROLS`, or empty.
 
     Raises:
         InputError: parts exclude each other, or a dose is out of range.
@@ -66,10 +77,13 @@ class Condition:
     alpha: float | None = None
     target_share: float | None = None
     heads: str = "all"
+    control: str = ""
 
     def __post_init__(self) -> None:
         if self.context_in == "assistant" and not self.template:
             raise InputError("the context cannot be in the assistant's turn without a chat template.")
+        if self.control and (self.control == "nosystem") != self.template:
+            raise InputError(f"the control {self.control} is {CONTROLS[self.control]}.")
         if self.alpha is not None and self.target_share is not None:
             raise InputError("steer either by alpha or by a target share, not by both.")
         if self.alpha is not None and not 0 < self.alpha <= 1:
@@ -81,7 +95,8 @@ class Condition:
     def name(self) -> str:
         """The condition in its one spelling."""
         base = "assistant" if self.context_in == "assistant" else "template" if self.template else "plain"
-        words = [base, *(word for word in ("prefix", "indicator") if getattr(self, word))]
+        words = [base, *([self.control] if self.control else [])]
+        words += [word for word in ("prefix", "indicator") if getattr(self, word)]
         if self.steered:
             dose = f"share={self.target_share:g}" if self.alpha is None else f"{self.alpha:g}"
             words.append(f"steered:{dose}" + ("" if self.heads == "all" else f":{self.heads}"))
@@ -116,12 +131,13 @@ class Condition:
         parts = [_EARLIER.get(part, part) for part in parts]
         kinds = [part.partition(":")[0] for part in parts]
         for kind, part in zip(kinds, parts, strict=True):
-            known = kind in (*_BASES, "prefix", "indicator") and kind == part
+            known = kind in (*_BASES, *CONTROLS, "prefix", "indicator") and kind == part
             if not known and (kind != "steered" or part == "steered"):
                 raise InputError(
                     f"unknown word {part!r} in the condition {words!r}; conditions are {SPELLING}."
                 )
-        if len(set(kinds)) < len(kinds) or len(set(kinds) & set(_BASES)) > 1:
+        controls = [kind for kind in kinds if kind in CONTROLS]
+        if len(set(kinds)) < len(kinds) or len(set(kinds) & set(_BASES)) > 1 or len(controls) > 1:
             raise InputError(f"condition {words!r} contradicts itself or repeats a word.")
         steering = _parse_dose(parts[kinds.index("steered")]) if "steered" in kinds else cls()
         return replace(
@@ -130,6 +146,7 @@ class Condition:
             prefix="prefix" in kinds,
             context_in="assistant" if "assistant" in kinds else "user",
             indicator="indicator" in kinds,
+            control=controls[0] if controls else "",
         )
 
 
@@ -164,4 +181,4 @@ def _parse_dose(part: str) -> Condition:
     return Condition(alpha=strength, heads=heads)
 
 
-__all__ = ["SPELLING", "Condition", "parse_conditions"]
+__all__ = ["CONTROLS", "SPELLING", "Condition", "parse_conditions"]

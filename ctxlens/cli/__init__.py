@@ -12,6 +12,7 @@ import typer
 import ctxlens
 from ctxlens.cli import _screen
 from ctxlens.cli.allocate import allocate
+from ctxlens.cli.audit import audit
 from ctxlens.cli.demo import demo
 from ctxlens.cli.doctor import doctor
 from ctxlens.cli.drift import drift
@@ -37,6 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=_screen.examples(
         "ctxlens demo",
+        "ctxlens audit path/or/hub-id --budget 10m",
         "ctxlens allocate --model path/or/hub-id --messages chat.json --out runs/allocate",
         "ctxlens report runs/allocate",
     ),
@@ -72,7 +74,7 @@ def _common(
 
 
 _VERBS = (
-    allocate, roles, drift, needle, heads, steer, generate, score, select, train, eval, mt_bench,
+    audit, allocate, roles, drift, needle, heads, steer, generate, score, select, train, eval, mt_bench,
     report, demo, doctor,
 )  # fmt: skip
 for _verb in _VERBS:

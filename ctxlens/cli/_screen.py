@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -95,12 +96,16 @@ def stage(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def stages(titles: Mapping[str, str]) -> Iterator[Callable[[str, int, int], None]]:
+def stages(titles: Mapping[str, str], *, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     """Show a progress bar for each stage when it begins; yields a function (stage, done, total).
 
-    A total of 0 means that the total is not known. Nothing is drawn if stderr is not a terminal. A stage that
-    `titles` does not name is shown by its own name.
+    A total of 0 means that the total is not known. If stderr is not a terminal, a line is printed at most
+    every ten seconds instead. A stage that `titles` does not name is shown by its own name. With `quiet`
+    nothing is shown.
     """
+    if quiet or not sys.stderr.isatty():
+        yield (lambda stage, done, total: None) if quiet else _Lines(titles)
+        return
     with _progress() as bars:
         tasks: dict[str, Any] = {}
 
@@ -110,6 +115,21 @@ def stages(titles: Mapping[str, str]) -> Iterator[Callable[[str, int, int], None
             bars.update(tasks[stage], completed=done, total=total or None)
 
         yield progress
+
+
+class _Lines:
+    """Progress as lines, at most one every ten seconds; what takes less time is not mentioned."""
+
+    EVERY = 10.0
+
+    def __init__(self, titles: Mapping[str, str]) -> None:
+        self.titles, self.told = titles, time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.told >= self.EVERY:
+            self.told = now
+            note(f"{self.titles.get(stage, stage)}: {done}" + (f" of {total}" if total else ""))
 
 
 def _progress() -> Progress:
@@ -128,7 +148,6 @@ def _progress() -> Progress:
         MofNCompleteColumn(),
         TimeColumn(elapsed_when_finished=True),
         console=console,
-        disable=not console.is_terminal,
     )
 
 
@@ -140,6 +159,17 @@ def say(text: str) -> None:
 def note(text: str) -> None:
     """Print a remark to stderr."""
     print(printable(text), file=sys.stderr)
+
+
+def say_wrapped(lines: Sequence[str]) -> None:
+    """Print paragraphs to stdout, wrapped at the width of the terminal; unwrapped if stdout is not one."""
+    import shutil
+    import textwrap
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    for line in map(printable, lines):
+        indent = line[: len(line) - len(line.lstrip())]
+        print(textwrap.fill(line, width, subsequent_indent=indent) if width else line)
 
 
 def say_where(folder: Path) -> None:

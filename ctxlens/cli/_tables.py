@@ -111,8 +111,17 @@ def _needle_rows(grid: NeedleGrid, column: str, names: Mapping[str, str]) -> lis
 _READINGS = {"no difference shown": "no diff. shown"}
 
 
+_FAULTS = {
+    "truncated": "prompts were truncated",
+    "empty": "answers are empty",
+    "cut": "answers were cut off at their longest",
+}
+
+
 def show_evaluation(evaluation: Evaluation) -> None:
     """Print every metric by task, model and condition, with paired differences from the first variant."""
+    from ctxlens.report.empties import explain_empties
+
     models, conditions = ({variant[i] for variant in evaluation.variants} for i in (0, 1))
     compared = len(evaluation.variants) > 1
     head = ["", "mean", "difference", "reading", "McNemar"][: 5 if compared else 2]
@@ -125,9 +134,11 @@ def show_evaluation(evaluation: Evaluation) -> None:
     if compared:
         note(f"difference: minus {', '.join(evaluation.variants[0])}, paired by example; interval and")
         note("sign-flip test over the texts of the questions; McNemar: exact p over examples")
-    for column, what in (("truncated", "prompts were truncated"), ("empty", "answers are empty")):
-        if count := int(evaluation.frame[column].sum()):
+    for column, what in _FAULTS.items():
+        if column in evaluation.frame and (count := int(evaluation.frame[column].sum())):
             note(f"{count} of {len(evaluation)} {what}")
+    if sentence := explain_empties(evaluation):
+        note(sentence)
     for one in evaluation.meta["left_out"]:
         note(f"left out: {one['model']}, {one['condition']}: {one['reason']}")
 
@@ -136,13 +147,18 @@ def _evaluation_lines(
     evaluation: Evaluation, many_models: bool, many_conditions: bool
 ) -> Iterator[str | list[str]]:
     """A heading for every task and metric, one for every model if needed, and a row for every variant."""
+    from ctxlens.report.empties import describe_faults
+
     examples = evaluation.frame.groupby("task")["example"].nunique()
     heading, model_heading = None, None
     for task, metric, variant in evaluation.rows():
         model, condition = variant
         if (task, metric) != heading:
+            is_new = heading is None or heading[0] != task
             heading, model_heading = (task, metric), None
             yield f"{task}: {metric}, {_count(int(examples[task]), 'example')}"
+            if is_new:
+                yield from (f"  {line}" for line in describe_faults(evaluation, task))
         if many_models and many_conditions and model != model_heading:
             model_heading = model
             yield f" {model}"

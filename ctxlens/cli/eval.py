@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -13,6 +13,9 @@ from ctxlens.cli import _screen, _tables
 from ctxlens.cli._inputs import BatchOption, parse_pairs
 from ctxlens.cli._options import Backend, Device, ModelDtype, RunOptions, verb
 from ctxlens.errors import InputError
+
+if TYPE_CHECKING:
+    from ctxlens.chat.condition import Condition
 
 _DRAWN = ("organism_seed", "closed_book_seed", "needle_seed")
 """Seeds of the tasks that draw their examples."""
@@ -102,6 +105,7 @@ class ModelsOptions:
 
 @verb(
     "ctxlens eval -m organism -m organism-chat --tasks ctxlens_smoke --conditions plain,template --limit 20",
+    "ctxlens eval -m organism-chat --tasks ctxlens_organism_qa --conditions plain,template --num-fewshot 2",
     "ctxlens eval -m runs/sft -m runs/cured --tasks ctxlens_qa "
     "--conditions template,template+indicator,template+steered:0.95",
     "ctxlens eval -m HuggingFaceH4/zephyr-7b-beta --tasks ctxlens_squad --data-dir data/ --dry-run",
@@ -121,11 +125,19 @@ def eval(
     conditions: Annotated[
         str,
         typer.Option(
-            help="Conditions, separated by commas: plain (no chat template) or template, then +indicator and "
-            "+steered:ALPHA as needed, such as template+indicator+steered:0.5.",
+            help="Conditions, separated by commas: plain (no chat template) or template, then +prefix, "
+            "+indicator and +steered:ALPHA as needed, such as template+indicator+steered:0.5.",
             metavar="CONDITIONS",
         ),
     ] = "template",
+    answer_prefix: Annotated[
+        str,
+        typer.Option(help="First words of every answer under conditions with +prefix.", metavar="TEXT"),
+    ] = "Answer:",
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option(min=0, help="Examples with answers before each question.", metavar="N"),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use only the first N examples of each task.", metavar="N")
     ] = None,
@@ -157,18 +169,18 @@ def eval(
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     harness.check_names(names, include_path)
     asked = harness.parse_conditions(conditions)
-    settings = {"data_dir": data_dir, "include_path": include_path, "metadata": told}
+    settings: dict[str, Any] = {"data_dir": data_dir, "include_path": include_path, "metadata": told}
+    asking = {"answer_prefix": answer_prefix, "num_fewshot": num_fewshot}
     if dry_run:
         first = models.load(models.model[0])
-        words = [condition.name for condition in asked]
-        for task, condition, prompt in harness.first_prompts(first, names, words, **settings):
+        for task, condition, prompt in harness.first_prompts(first, names, asked, **asking, **settings):
             _screen.note(f"--- {task}, {condition}")
             _screen.say(_screen.printable(prompt))
         return
     processes = Processes.join(cpu=models.device.value == "cpu")
     config = {
         **models.describe(), **settings, "tasks": names, "limit": limit,
-        "conditions": [condition.name for condition in asked],
+        "conditions": [condition.name for condition in asked], **_describe_asking(asked, asking),
     }  # fmt: skip
     run = store.open_together("eval", config, processes)
     with _screen.stage("examples") as progress:
@@ -182,8 +194,17 @@ def eval(
             out=run,
             processes=processes,
             progress=progress,
+            **asking,
             **settings,
         )
     if processes.is_first:
+        run.write_json("summary.json", evaluation.summary())
         _tables.show_evaluation(evaluation)
         _screen.say_where(run.folder)
+
+
+def _describe_asking(conditions: Sequence[Condition], asking: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of asking that the answers depend on; earlier runs have none of them on record."""
+    prefixed = any(condition.prefix for condition in conditions)
+    used = {"answer_prefix": prefixed, "num_fewshot": asking["num_fewshot"] is not None}
+    return {name: asking[name] for name, matters in used.items() if matters}

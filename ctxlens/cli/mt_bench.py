@@ -72,6 +72,12 @@ def mt_bench(
     judge_tries: Annotated[
         int, typer.Option(min=1, help="Upper bound on the attempts for one judgment.", metavar="N")
     ] = 5,
+    judge_max_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Longest reply, with its thinking; a rating in a longer one is not used.", metavar="N"
+        ),
+    ] = 4096,
     judge_threads: Annotated[
         int, typer.Option(min=1, help="Number of judgments requested at once.", metavar="N")
     ] = 4,
@@ -100,7 +106,8 @@ def mt_bench(
     check_steering(alpha, heads)
     if label is not None:
         check_label(label)
-    judge = _open_judge(judge_url, judge_model, judge_key_env, judge_timeout, judge_tries)
+    limits = {"timeout_s": judge_timeout, "tries": judge_tries, "max_tokens": judge_max_tokens}
+    judge = _open_judge(judge_url, judge_model, judge_key_env, **limits)
     if judge is None and (judge_only or references or judge_key_env):
         raise InputError(
             "--judge-only, --judge-key-env and --references need a judge; give --judge-url and --judge-model."
@@ -116,18 +123,18 @@ def mt_bench(
         run = _answer(model, store, asked, config, label, indicator, alpha, heads, **answering)
     ratings = _grade(judge, asked, run, good, judge_threads) if judge else None
     _show(run, asked, ratings)
+    if ratings is not None and len(ratings.unrated) == len(ratings):
+        raise typer.Exit(1)
 
 
-def _open_judge(
-    url: str | None, model: str | None, key_env: str | None, timeout: float, tries: int
-) -> Endpoint | None:
+def _open_judge(url: str | None, model: str | None, key_env: str | None, **limits: Any) -> Endpoint | None:
     from ctxlens.evals.judge import Endpoint
 
     if (url is None) != (model is None):
         raise InputError("a judge needs both --judge-url and --judge-model.")
     if url is None or model is None:
         return None
-    return Endpoint(url, model, key_env, timeout_s=timeout, tries=tries)
+    return Endpoint(url, model, key_env, **limits)
 
 
 def _answer(
@@ -237,10 +244,12 @@ def _show(run: Run, questions: list[MTQuestion], ratings: Ratings | None) -> Non
             of_model = ratings.where(model=model)
             row = [model, *(f"{of_model.mean(turn=turn).estimate:.2f}" for turn in turns)]
             row += [of_model.mean().format(), f"{len(of_model) - len(of_model.unrated)}/{len(of_model)}"]
-        rows.append([*row, str(counts["empty"]), str(counts["truncated"])])
+        cut = "–" if counts["cut"] is None else str(counts["cut"])
+        rows.append([*row, str(counts["empty"]), str(counts["truncated"]), cut])
     told = ["answers"] if ratings is None else [*(f"turn {turn}" for turn in turns), "all turns", "rated"]
     title = f"{len(questions)} questions" + (f", rated by {ratings.meta['judge']}" if ratings else "")
-    _screen.show_table(title, ["model", *told, "empty", "truncated"], rows)
+    _screen.show_table(title, ["model", *told, "empty", "truncated", "cut"], rows)
+    _screen.note("truncated: prompts that were shortened; cut: answers that reached --max-new-tokens")
     if ratings is not None:
         _note_ratings(ratings)
     _screen.say_where(run.folder)
@@ -253,7 +262,10 @@ def _note_ratings(ratings: Ratings) -> None:
         _screen.note(f"{other} minus {first}: {found.difference.format()}, {found.reading}")
     if len(ratings.unrated):
         reason = ratings.unrated["error"].value_counts().index[0]
-        _screen.note(
-            f"{len(ratings.unrated)} of {len(ratings)} answers have no rating (most often: {reason[:100]}); "
-            "run the same command again to request them"
+        none = len(ratings.unrated) == len(ratings)
+        told = (
+            "no answer could be rated"
+            if none
+            else f"{len(ratings.unrated)} of {len(ratings)} answers have no rating"
         )
+        _screen.note(f"{told} (most often: {reason[:100]}); run the same command again to request them")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -458,6 +458,7 @@ class Model:
         max_new_tokens: int = 100,
         stop_strings: Sequence[str] = (),
         batch_tokens: int = 8192,
+        on_cut: Callable[[int], None] | None = None,
         progress: Progress | None = None,
     ) -> str: ...
 
@@ -469,6 +470,7 @@ class Model:
         max_new_tokens: int = 100,
         stop_strings: Sequence[str] = (),
         batch_tokens: int = 8192,
+        on_cut: Callable[[int], None] | None = None,
         progress: Progress | None = None,
     ) -> list[str]: ...
 
@@ -479,6 +481,7 @@ class Model:
         max_new_tokens: int = 100,
         stop_strings: Sequence[str] = (),
         batch_tokens: int = 8192,
+        on_cut: Callable[[int], None] | None = None,
         progress: Progress | None = None,
     ) -> str | list[str]:
         """Continue conversations greedily, up to a stop token, the limit or the end of the window.
@@ -490,6 +493,8 @@ class Model:
             max_new_tokens: the longest continuation, in tokens.
             stop_strings: texts that end a continuation. The result ends before the first of them.
             batch_tokens: padded prompt and new tokens in one batch.
+            on_cut: called with the index of every conversation whose continuation was cut off at the limit or
+                the end of the window.
             progress: called with the number of conversations done and the total.
 
         Returns:
@@ -504,6 +509,9 @@ class Model:
         limits = [min(max_new_tokens, self.n_ctx - len(chat.tokens)) for chat in several]
         stop = stop_at(self.tokenizer, stop_strings)
         new = self._continue(several, limits, stop, batch_tokens, progress)
+        for i, (tokens, limit) in enumerate(zip(new, limits, strict=True)):
+            if on_cut and len(tokens) >= limit and not (stop and stop(tokens)):
+                on_cut(i)
         texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in new]
         texts = [cut_at(text, stop_strings) for text in texts]
         return texts[0] if isinstance(chats, RenderedChat) else texts

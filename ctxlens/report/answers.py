@@ -26,6 +26,8 @@ _MOST_QUESTIONS = 120
 """Upper bound on the questions on the page; the files hold all of them."""
 _LONGEST = 4000
 _PREVIEW = 70
+_FAULTS = {"prompt truncated": "truncated", "answer cut": "cut"}
+"""What a page says beside an answer, and the column that is true for it."""
 
 
 def answer_blocks(dialogues: Dialogues, ratings: Mapping[str, Ratings], settings: Any) -> list[Block]:
@@ -75,6 +77,7 @@ def _counts(dialogues: Dialogues, settings: Any) -> Table:
         cells = [Cell(f"{len(own)}", f"{own['question_id'].nunique()} questions")]
         cells += [_words(bootstrap_mean(length)) for length in lengths]
         cells += [Cell(str(empty)), Cell(str(int(own["truncated"].sum())))]
+        cells.append(Cell(str(int(own["cut"].sum())) if own["cut"].notna().any() else "–"))
         if len(models) > 1:
             other = own.set_index(["question_id", "turn"])["answer"]
             both = first.index.intersection(other.index)
@@ -82,10 +85,12 @@ def _counts(dialogues: Dialogues, settings: Any) -> Table:
             cells.append(Cell("–" if model == models[0] else f"{same} of {len(both)}"))
         rows.append([Cell(model, _describe(settings.get(model))), *cells])
     head = ["model", "answers", *(f"words, turn {turn}" for turn in turns), "empty", "prompt truncated"]
+    head += ["answer cut"]
     head += ["identical to the first model"] if len(models) > 1 else []
     caption = (
         "Number of answers and mean number of words, with a 95 % bootstrap interval over questions. Empty "
-        "answers and truncated prompts make ratings hard to compare."
+        "answers, truncated prompts, and answers that were cut off at their longest make ratings hard to "
+        "compare. A dash means that the file does not say which answers were cut."
     )
     return Table(head, rows, caption, title="The answers")
 
@@ -176,7 +181,8 @@ def _turn(
             continue
         text = _cut(row["answer"]) if row["answer"].strip() else "(empty)"
         marks = [_as_judged(judge, one) for judge, one in judged.get((model, question, turn), ())]
-        boxes.append(Said(model, text, "prompt truncated" if row["truncated"] else "", marks))
+        told = [what for what, column in _FAULTS.items() if row[column] == 1]
+        boxes.append(Said(model, text, ", ".join(told), marks))
     return Turn(_cut(asked), boxes)
 
 

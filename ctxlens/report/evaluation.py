@@ -19,6 +19,7 @@ from ctxlens.report.blocks import (
     number,
 )
 from ctxlens.report.collect import RunContents, short_name
+from ctxlens.report.empties import explain_empties
 from ctxlens.report.plots.conditions import explain_conditions
 from ctxlens.report.plots.evaluation import evaluation_means
 from ctxlens.results import Evaluation
@@ -38,6 +39,8 @@ def evaluation_blocks(run: RunContents) -> list[Block]:
             continue
         shown = _shortened(evaluation)
         blocks.append(_figures(shown))
+        if sentence := explain_empties(shown):
+            blocks.append(Note(sentence))
         blocks.append(_answers(shown))
         for one in shown.meta.get("left_out", ()):
             name, why = short_name(one["model"]), one["reason"]
@@ -103,8 +106,8 @@ def _mean_cells(evaluation: Evaluation, task: str, metric: str, variant: tuple[s
         cells.append(_mcnemar_cell(evaluation, task, metric, variant))
     examples = len(evaluation.where(task=task, model=variant[0], condition=variant[1]))
     spoiled = [
-        f"{count} {name}"
-        for name in ("truncated", "empty")
+        f"{count} {name} ({evaluation.share(name, task, variant):.0%})"
+        for name in evaluation.FAULTS
         if (count := evaluation.count(name, task, variant))
     ]
     return [*cells, Cell(str(examples), ", ".join([f"{mean.n} texts", *spoiled]))]
@@ -156,6 +159,7 @@ def _gather(evaluation: Evaluation, task: str, metrics: list[str]) -> list[dict[
             "scores": [_score(row, metric) for metric in metrics],
             "truncated": bool(row["truncated"]),
             "empty": bool(row["empty"]),
+            "cut": bool(row.get("cut", False)),
         }
     return list(found.values())
 

@@ -46,8 +46,10 @@ RULES: Mapping[str, str] = {
 }  # fmt: skip
 
 
-def judge(difference: Interval, *, direction: int) -> str:
+def judge(difference: Interval, *, direction: int, margin: float = MARGIN) -> str:
     """Verdict on a difference that is claimed to be positive (`direction` 1) or negative (-1).
+
+    A difference that is surely smaller than `margin` in the claimed direction does not support the claim.
 
     Raises:
         ValueError: another direction, which would scale the interval against `MARGIN`.
@@ -59,7 +61,7 @@ def judge(difference: Interval, *, direction: int) -> str:
         return INCONCLUSIVE
     if low > 0:
         return SUPPORTED
-    return NOT_SUPPORTED if high < MARGIN else INCONCLUSIVE
+    return NOT_SUPPORTED if high < margin else INCONCLUSIVE
 
 
 def combine(parts: Iterable[str]) -> str:

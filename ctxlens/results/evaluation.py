@@ -29,15 +29,20 @@ class Evaluation(_Table):
     several models and conditions to the same example are paired); `filter` (lm-eval's filter of answers);
     `context` (identifies the text that is asked about; examples with the same text are not independent);
     `prompt` (as rendered for the model, before truncation); `response`; `gold`; `truncated` (the prompt was
-    truncated to the window); `empty` (the response has no text); and one column per metric, NaN if the task
-    does not have it. `meta` holds `metrics` (by task), `higher_is_better` (by metric) and `left_out` (why a
-    model was not asked under a condition).
+    truncated to the window); `empty` (the response has no text, or only a label such as `A:`); `cut` (the
+    response was cut off at its longest; missing in files of earlier versions); and one column per metric, NaN
+    if the task does not have it. `meta` holds `metrics` (by task), `higher_is_better` (by metric) and
+    `left_out` (why a model was not asked under a condition).
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = (
         "model", "condition", "task", "example", "filter", "context", "prompt", "response", "gold",
         "truncated", "empty",
     )  # fmt: skip
+    KNOWN: ClassVar[tuple[str, ...]] = (*COLUMNS, "cut")
+    """All columns that are not metrics."""
+    FAULTS: ClassVar[tuple[str, ...]] = ("truncated", "empty", "cut")
+    """The columns that say what is wrong with an example."""
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
@@ -112,8 +117,32 @@ class Evaluation(_Table):
                 yield from ((task, metric, variant) for variant in self.variants if variant in have)
 
     def count(self, column: str, task: str, variant: Variant) -> int:
-        """The number of rows in which a column, `truncated` or `empty`, is true."""
-        return int(self._select(task, variant)[column].sum())
+        """The number of rows in which one of `FAULTS` is true; 0 if the file does not say."""
+        return int(self._select(task, variant)[column].sum()) if column in self.frame else 0
+
+    def share(self, column: str, task: str, variant: Variant) -> float:
+        """The share of rows in which one of `FAULTS` is true; NaN if the variant has no rows."""
+        rows = len(self._select(task, variant))
+        return self.count(column, task, variant) / rows if rows else float("nan")
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Mean and difference from the first variant by task, metric and variant, and counts of faults."""
+        found = []
+        for task, metric, variant in self.rows():
+            counts = {name: self.count(name, task, variant) for name in self.FAULTS}
+            pair = self.compare(task, metric, self.variants[0], variant)
+            found.append(
+                {
+                    "task": task, "metric": metric, "model": variant[0], "condition": variant[1],
+                    "examples": len(self._select(task, variant)), **counts,
+                    "mean": self.mean(task, metric, variant).as_dict(),
+                    "difference": {
+                        **pair.difference.as_dict(), "p_value": pair.p_value, "pairs": pair.pairs,
+                        "reading": pair.reading,
+                    },
+                }
+            )  # fmt: skip
+        return found
 
     def _of(self, task: str) -> pd.DataFrame:
         return self.frame[self.frame["task"] == task]

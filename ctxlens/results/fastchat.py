@@ -41,11 +41,12 @@ class Dialogues(_Table):
     """Models' answers to questions of several turns, one row per answer.
 
     Columns: `model`, `question_id`, `category`, `turn` (from 1), `asked` (empty if the question is not
-    known), `answer`, `truncated` (the prompt was truncated to the window).
+    known), `answer`, `truncated` (the prompt was truncated to the window), `cut` (1: the answer was cut off
+    at its longest, 0: it was not, NaN: the file does not say).
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = (
-        "model", "question_id", "category", "turn", "asked", "answer", "truncated",
+        "model", "question_id", "category", "turn", "asked", "answer", "truncated", "cut",
     )  # fmt: skip
 
     @property
@@ -83,18 +84,23 @@ def read_dialogues(path: Path, questions: Questions) -> Dialogues:
     for number, row in enumerate(read_lines(path), start=1):
         question_id, turns = read_answer_row(row, f"{path}, row {number},")
         key = str(question_id)
-        question, cut = questions.get(key, Question("general")), row.get("truncated")
-        cut = cut if isinstance(cut, list) else []
+        question = questions.get(key, Question("general"))
+        truncated, cut = (_as_list(row.get(name)) for name in ("truncated", "cut"))
         rows[key] = [
             {
                 "model": path.stem, "question_id": key, "category": question.category, "turn": turn,
                 "asked": "".join(question.turns[turn - 1 : turn]), "answer": text,
-                "truncated": any(cut[turn - 1 : turn]),
+                "truncated": any(truncated[turn - 1 : turn]),
+                "cut": float(bool(cut[turn - 1])) if len(cut) >= turn else math.nan,
             }
             for turn, text in enumerate(turns, start=1)
         ]  # fmt: skip
     ordered = [*(key for key in questions if key in rows), *(key for key in rows if key not in questions)]
     return Dialogues.from_rows([row for key in ordered for row in rows[key]])
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def read_ratings(path: Path, questions: Questions) -> dict[str, Ratings]:

@@ -17,7 +17,12 @@ from ctxlens.sft.job import Prepared
 
 
 def fit(
-    prepared: Prepared, args: Any, run: Run, progress: Progress | None = None
+    prepared: Prepared,
+    args: Any,
+    run: Run,
+    progress: Progress | None = None,
+    *,
+    allow_cross_sample: bool = False,
 ) -> tuple[dict[str, Any], Any]:
     """Train, and save the model to the folder `.saving` of the run.
 
@@ -26,6 +31,7 @@ def fit(
         args: TRL's `SFTConfig`.
         run: the run.
         progress: called with the number of optimizer steps that are done, and of all.
+        allow_cross_sample: whether packed rows may see each other.
 
     Returns:
         The log (steps, seconds, losses), and the trained model.
@@ -39,7 +45,7 @@ def fit(
         args.max_length = None  # we have already truncated the rows, by turns instead of by tokens
     _give_pad_token(prepared.tokenizer)
     hf_model.train()
-    trainer = _build_trainer(prepared, args, progress)
+    trainer = _build_trainer(prepared, args, progress, allow_cross_sample)
     checkpoint = choose_checkpoint(args.resume_from_checkpoint, run.folder)
     start, cpu = time.perf_counter(), time.process_time()
     with _without_bars(progress is not None):
@@ -67,7 +73,7 @@ def _give_pad_token(tokenizer: Any) -> None:
         )
 
 
-def _build_trainer(prepared: Prepared, args: Any, progress: Progress | None) -> Any:
+def _build_trainer(prepared: Prepared, args: Any, progress: Progress | None, allow_cross_sample: bool) -> Any:
     from ctxlens.sft.trainer import make_trainer
 
     try:
@@ -75,8 +81,10 @@ def _build_trainer(prepared: Prepared, args: Any, progress: Progress | None) -> 
             warnings.filterwarnings("ignore", message=".*pad_token.*")
             return make_trainer(
                 prepared.hf_model, prepared.tokenizer, prepared.rows.rows, args,
-                progress=progress, peft_config=prepared.peft_config,
+                progress=progress, peft_config=prepared.peft_config, allow_cross_sample=allow_cross_sample,
             )  # fmt: skip
+    except InputError:
+        raise
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         raise InputError(f"TRL refuses these arguments: {first_line(error)}.") from error
 

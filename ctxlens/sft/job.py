@@ -20,6 +20,7 @@ from ctxlens.sft.delivery import LOG
 from ctxlens.sft.evaluation import as_keys, plan
 from ctxlens.sft.keys import EvaluationKeys, TrainConfig
 from ctxlens.sft.marks import Turns, hash_data, mark_data
+from ctxlens.sft.packing import check_strategy
 from ctxlens.sft.replay import draw_replay
 from ctxlens.sft.rows import TrainRows, build_rows
 from ctxlens.sft.start import Start, give_indicator, hash_weights, stop_where_turns_end
@@ -121,6 +122,7 @@ def resolve(
 ) -> Job:
     """Resolve and check what `train` was asked for, without loading weights or writing files; see `train`."""
     args, model_args = _resolve_arguments(out, args, model_args)
+    check_strategy(args, allowed=config.allow_cross_sample_attention)
     start = None
     if isinstance(model, str | Path):
         config = config.model_copy(update={"model": str(model)})

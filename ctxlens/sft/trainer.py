@@ -14,6 +14,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from ctxlens.errors import InputError
 from ctxlens.runs import Progress
+from ctxlens.sft.packing import check_separation
 from ctxlens.sft.rows import IGNORED
 
 
@@ -79,13 +80,15 @@ def make_trainer(
     progress: Progress | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     peft_config: Any = None,
+    allow_cross_sample: bool = False,
 ) -> RowTrainer:
     """Build a trainer for rows that are already truncated and labelled.
 
-    With `peft_config` it trains an adapter.
+    With `peft_config` it trains an adapter. With `allow_cross_sample`, packed rows may see each other.
 
     Raises:
-        InputError: packing splits rows so that one has no token to train on.
+        InputError: packing splits rows so that one has no token to train on, or the model sees from one
+            packed row into another.
     """
     columns = {name: [row[name] for row in rows] for name in ("input_ids", "labels")}
     trainer = RowTrainer(
@@ -98,6 +101,8 @@ def make_trainer(
     )
     if args.packing:
         _check_packed(trainer.train_dataset)
+    if trainer.padding_free and not allow_cross_sample:
+        check_separation(trainer)
     if progress is not None:
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)

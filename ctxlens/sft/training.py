@@ -105,7 +105,8 @@ def _fit_and_deliver(job: Job, progress: Progress | None, provenance: Mapping[st
     prepared = prepare(job)
     run = job.open_run()
     with removed_if_empty(run, is_main=job.is_main):
-        log, trained = fit(prepared, job.args, run, progress)
+        allow = job.config.allow_cross_sample_attention
+        log, trained = fit(prepared, job.args, run, progress, allow_cross_sample=allow)
         if job.is_main:
             deliver(
                 run, job.recipe, prepared.rows, log, prepared.tokenizer, provenance=provenance,

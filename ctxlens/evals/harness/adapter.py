@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from lm_eval.api.model import TemplateLM
+from lm_eval.api.model import TemplateLM, hash_args
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -39,11 +39,12 @@ _GREEDY = {"do_sample", "temperature", "top_p", "top_k", "until", "max_gen_toks"
 
 @dataclass
 class Counts:
-    """Numbers of an adapter's requests, of truncated prompts, and of empty answers."""
+    """Numbers of an adapter's requests, of truncated prompts, and of empty answers and answers cut off."""
 
     requests: int = 0
     truncated: int = 0
     empty: int = 0
+    cut: int = 0
 
 
 class CtxlensLM(TemplateLM):
@@ -134,6 +135,7 @@ class CtxlensLM(TemplateLM):
         self.batch_tokens = batch_tokens
         self.on_batch = on_batch
         self.counts = Counts()
+        self._cut: set[str] = set()
 
     @property
     def device(self) -> torch.device:
@@ -243,9 +245,11 @@ class CtxlensLM(TemplateLM):
             chats = [self.prompts.fit(whole[i], new_tokens) for i in members]
             sizes = [chat.n_tokens + new_tokens for chat in chats]
             for batch in plan_requests(chats, sizes, self.batch_tokens, self.rows):
-                texts = self._generate([chats[k] for k in batch], new_tokens, until)
-                for k, text in zip(batch, texts, strict=True):
+                found = self._generate([chats[k] for k in batch], new_tokens, until)
+                for k, (text, cut) in zip(batch, found, strict=True):
                     answers[members[k]] = text
+                    if cut:
+                        self._note_cut(requests[members[k]])
                     self.counts.empty += not text.strip()
                     self.cache_hook.add_partial("generate_until", requests[members[k]].args, text)
                 done += len(batch)
@@ -254,17 +258,32 @@ class CtxlensLM(TemplateLM):
             self._count(chats)
         return [answer for answer in answers if answer is not None]
 
-    def _generate(self, chats: list[RenderedChat], new_tokens: int, until: tuple[str, ...]) -> Iterator[str]:
+    def _generate(
+        self, chats: list[RenderedChat], new_tokens: int, until: tuple[str, ...]
+    ) -> Iterator[tuple[str, bool]]:
+        """Each answer, and whether it was cut off at its longest."""
         budget = self.batch_tokens
         if self.rows:
             budget = len(chats) * (max(chat.n_tokens for chat in chats) + new_tokens + 1)
+        cut: set[int] = set()
         with self._steered():
             texts = self.model.generate(
-                chats, max_new_tokens=new_tokens, stop_strings=until, batch_tokens=budget
+                chats, max_new_tokens=new_tokens, stop_strings=until, batch_tokens=budget, on_cut=cut.add
             )
         eos = self.tokenizer.decode(self.eot_token_id, skip_special_tokens=False)
-        for text in texts:
-            yield postprocess_generated_text(text, [*until, eos], None)
+        for i, text in enumerate(texts):
+            yield postprocess_generated_text(text, [*until, eos], None), i in cut
+
+    def _note_cut(self, request: Any) -> None:
+        """Remember that the answer to a request was cut off, in lm-eval's cache as well."""
+        self.counts.cut += 1
+        self._cut.add(hash_args("cut", request.args))
+        self.cache_hook.add_partial("cut", request.args, True)
+
+    def was_cut(self, request: Any) -> bool:
+        """Whether the answer to a request was cut off at its longest, now or when it was cached."""
+        key, kept = hash_args("cut", request.args), self.cache_hook.dbdict
+        return key in self._cut or (kept is not None and key in kept)
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Each continuation's log-probability in nats, and whether greedy decoding would say the same."""

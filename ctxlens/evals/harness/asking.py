@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,27 @@ from ctxlens.models import Model
 from ctxlens.models.attention.steering import steering_of
 from ctxlens.processes import ALONE
 
+ANSWER_PREFIX = "Answer:"
+"""How answers begin under a condition with `prefix`."""
+
 
 def parse_conditions(words: str | Sequence[str | Condition]) -> tuple[Condition, ...]:
     """Conditions that tasks can be asked under, from their spellings (`ctxlens.chat.condition.SPELLING`).
 
     Raises:
         InputError: no condition is given, one cannot be read, one occurs twice, or one asks for what
-            lm-eval's tasks do not have: a response prefix, a context that stands apart from the question,
-            or retrieval heads.
+            lm-eval's tasks do not have: a context that stands apart from the question, or retrieval heads.
     """
     found = conditions.parse_conditions(words)
     for condition in found:
-        if condition.prefix or condition.context_in == "assistant":
+        if condition.context_in == "assistant":
             raise InputError(
-                f"condition {condition.name!r} is for needles only: lm-eval's tasks have no response prefix, "
-                "and their context is part of the question; leave out prefix and assistant."
+                f"condition {condition.name!r} is for needles only: the context of lm-eval's tasks is part "
+                "of the question; use plain or template."
+            )
+        if condition.control:
+            raise InputError(
+                f"condition {condition.name!r} is for needles only; leave out its control {condition.control}."
             )
         steering_of(condition)
     return found
@@ -64,6 +71,34 @@ def adapt(model: Model, condition: Condition, **options: Any) -> CtxlensLM:
     )
 
 
+@contextmanager
+def answers_begin(task: Any, condition: Condition, prefix: str = ANSWER_PREFIX) -> Iterator[None]:
+    """Let the answers to a task begin with a prefix during a `with` block, if the condition says so.
+
+    With the chat template, the prefix opens the assistant's turn; without, it stands on a line of its own
+    after the question. A task whose answers begin with words of its own (`ctxlens_needle_known_prefix`) keeps
+    them.
+
+    Args:
+        task: a task of lm-eval.
+        condition: how the model is asked.
+        prefix: the first words of every answer; a template of lm-eval (`gen_prefix`).
+    """
+    if not condition.prefix or task.get_config("gen_prefix"):
+        yield
+        return
+    opening = prefix if condition.template else f"\n{prefix}"
+    examples = task.fewshot_cfg
+    before = examples.gen_prefix
+    task.set_config("gen_prefix", opening)
+    examples.gen_prefix = opening
+    try:
+        yield
+    finally:
+        task.set_config("gen_prefix", None)
+        examples.gen_prefix = before
+
+
 def tell_tasks(
     first_model: str, metadata: Mapping[str, Any] | None, data_dir: str | Path | None
 ) -> dict[str, Any]:
@@ -72,4 +107,4 @@ def tell_tasks(
     return told if data_dir is None else {**told, "data_dir": str(data_dir)}
 
 
-__all__ = ["adapt", "find_misfit", "parse_conditions", "tell_tasks"]
+__all__ = ["ANSWER_PREFIX", "adapt", "answers_begin", "find_misfit", "parse_conditions", "tell_tasks"]

@@ -23,9 +23,16 @@ from ctxlens.chat.condition import Condition
 from ctxlens.chat.data.reading import watch_files
 from ctxlens.errors import InputError, RunExistsError
 from ctxlens.evals.harness.adapter import CtxlensLM
-from ctxlens.evals.harness.asking import adapt, find_misfit, parse_conditions, tell_tasks
+from ctxlens.evals.harness.asking import (
+    ANSWER_PREFIX,
+    adapt,
+    answers_begin,
+    find_misfit,
+    parse_conditions,
+    tell_tasks,
+)
 from ctxlens.evals.harness.documents import check_data, check_files, describe_data
-from ctxlens.evals.harness.samples import describe_requests, find_metrics, make_rows
+from ctxlens.evals.harness.samples import Asked, describe_requests, find_metrics, make_rows
 from ctxlens.evals.harness.tasks import load_tasks
 from ctxlens.models import Model, load_model
 from ctxlens.models.checkpoint import hash_checkpoint, locate_checkpoint
@@ -45,6 +52,8 @@ def run_evaluation(
     conditions: str | Sequence[str | Condition] = ("template",),
     *,
     limit: int | None = None,
+    answer_prefix: str = ANSWER_PREFIX,
+    num_fewshot: int | None = None,
     data_dir: str | Path | None = None,
     include_path: str | Path | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -63,8 +72,11 @@ def run_evaluation(
     Args:
         models: folders, Hub ids, packaged models, or loaded ones. Differences are from the first.
         tasks: tasks and groups of ctxlens (such as `ctxlens_qa`), of lm-eval, or of `include_path`.
-        conditions: spelled as in `ctxlens.chat.condition.SPELLING`, without prefix and assistant.
+        conditions: spelled as in `ctxlens.chat.condition.SPELLING`, without assistant.
         limit: take only the first examples of each task.
+        answer_prefix: how every answer begins under conditions with prefix; see `answers_begin`.
+        num_fewshot: number of examples with their answers before every question, the same under every
+            condition; see `give_examples`. None: as each task is defined.
         data_dir: where tasks find their data; the Hub by default.
         include_path: a folder with further task files.
         metadata: further values that tasks are built with.
@@ -92,6 +104,8 @@ def run_evaluation(
         "tasks": list(tasks),
         "limit": limit,
         "metadata": told,
+        **_describe_prefix(asked, answer_prefix),
+        **({} if num_fewshot is None else {"num_fewshot": num_fewshot}),
     }
     recorded = _read_recorded_data(out, name)
     if out is not None and recorded is not None:
@@ -99,15 +113,29 @@ def run_evaluation(
     if out is not None and out.has(name):
         return _load_finished(out, name, made_of)
     with watch_files() as read:
-        loaded = load_tasks(tasks, include_path=include_path, metadata=told)
+        loaded = load_tasks(tasks, include_path=include_path, metadata=told, num_fewshot=num_fewshot)
     data = describe_data(read, loaded, data_dir)
     if out is not None:
         _check_or_record_data(out, name, recorded, data, processes)
     units = _list_units(named, asked, loaded, limit)
     parts = Parts(out, Path(name).stem, made_of, form=_EVALUATION_PARTS)
-    worker = _Worker(named, loaded, load, batch_tokens, processes, parts, _Report(progress, units))
+    report = _Report(progress, units)
+    worker = _Worker(named, loaded, load, batch_tokens, answer_prefix, processes, parts, report)
     worker.answer(units)
     return _collect(parts, units, {**made_of, "data": data}, out, name, processes)
+
+
+def _describe_prefix(conditions: Sequence[Condition], prefix: str) -> dict[str, str]:
+    """The prefix of answers for the record of a run; nothing if no condition has one.
+
+    Raises:
+        InputError: it is needed, and has no text.
+    """
+    if not any(condition.prefix for condition in conditions):
+        return {}
+    if not prefix.strip():
+        raise InputError("the answer prefix has no text; give words with which every answer begins.")
+    return {"answer_prefix": prefix}
 
 
 def first_prompts(
@@ -115,23 +143,26 @@ def first_prompts(
     tasks: Sequence[str],
     conditions: str | Sequence[str | Condition],
     *,
+    answer_prefix: str = ANSWER_PREFIX,
+    num_fewshot: int | None = None,
     data_dir: str | Path | None = None,
     include_path: str | Path | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> list[tuple[str, str, str]]:
     """Task, condition and text of each task's first prompt under every condition that fits the model."""
     told = tell_tasks(model.name, metadata, data_dir)
-    loaded = load_tasks(tasks, include_path=include_path, metadata=told)
+    loaded = load_tasks(tasks, include_path=include_path, metadata=told, num_fewshot=num_fewshot)
     shown = []
     for name, task in loaded.items():
         for condition in parse_conditions(conditions):
             if find_misfit(model, condition):
                 continue
             lm = adapt(model, condition)
-            task.build_all_requests(
-                limit=1, apply_chat_template=condition.template, fewshot_as_multiturn=condition.template,
-                chat_template=lm.apply_chat_template if condition.template else None,
-            )  # fmt: skip
+            with answers_begin(task, condition, answer_prefix):
+                task.build_all_requests(
+                    limit=1, apply_chat_template=condition.template, fewshot_as_multiturn=condition.template,
+                    chat_template=lm.apply_chat_template if condition.template else None,
+                )  # fmt: skip
             shown.append((name, condition.name, lm.describe(task.instances[0])[0]))
     return shown
 
@@ -219,6 +250,7 @@ class _Worker:
         tasks: lm-eval's tasks by name.
         load: loads a model by its name; None: natively.
         batch_tokens: upper bound on the prompt and new tokens in one batch.
+        answer_prefix: how answers begin under conditions with prefix.
         processes: the processes that share the examples.
         parts: where answers are kept.
         report: told after every batch.
@@ -228,6 +260,7 @@ class _Worker:
     tasks: Mapping[str, Any]
     load: Callable[[str], Model] | None
     batch_tokens: int
+    answer_prefix: str
     processes: Processes
     parts: Parts
     report: _Report
@@ -263,8 +296,8 @@ class _Worker:
         meta = {"metrics": {unit.task: metrics}, "higher_is_better": better, "left_out": []}
         return Evaluation.from_rows(rows, meta)
 
-    def _answer_own_share(self, model: Model, unit: _Unit) -> tuple[list[Any], dict[int, tuple[str, bool]]]:
-        """What lm-eval logs of this process's examples, and the prompt of each (see `describe_requests`)."""
+    def _answer_own_share(self, model: Model, unit: _Unit) -> tuple[list[Any], dict[int, Asked]]:
+        """What lm-eval logs of this process's examples, and what became of their requests."""
         from lm_eval.evaluator import evaluate
 
         # Processes divide the examples here: lm-eval's own division needs every metric to have a value in
@@ -276,7 +309,8 @@ class _Worker:
         lm = adapt(model, unit.condition, batch_tokens=self.batch_tokens)
         lm.on_batch = lambda done, total: self.report.show(unit.examples * done // max(total, 1))
         _set_seeds()
-        with _cached(lm, self.parts.side_path(unit.part, f"rank{self.processes.rank}.db")) as caching:
+        kept_in = self.parts.side_path(unit.part, f"rank{self.processes.rank}.db")
+        with _cached(lm, kept_in) as caching, answers_begin(task, unit.condition, self.answer_prefix):
             found: Any = evaluate(
                 caching,
                 {"tasks": {unit.task: task}},
@@ -285,7 +319,7 @@ class _Worker:
                 apply_chat_template=unit.condition.template,
                 fewshot_as_multiturn=unit.condition.template,
             )
-        requests = {mine[number]: one for number, one in describe_requests(lm, task).items()}
+            requests = {mine[number]: one for number, one in describe_requests(lm, task).items()}
         return found["samples"][unit.task], requests
 
     def _model(self, label: str) -> Model:

@@ -42,7 +42,11 @@ def check_names(names: Sequence[str], include_path: str | Path | None = None) ->
 
 
 def load_tasks(
-    names: Sequence[str], *, include_path: str | Path | None = None, metadata: Mapping[str, Any] | None = None
+    names: Sequence[str],
+    *,
+    include_path: str | Path | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    num_fewshot: int | None = None,
 ) -> dict[str, Any]:
     """Load tasks with their documents; groups become their tasks.
 
@@ -50,13 +54,18 @@ def load_tasks(
         names: tasks, groups or tags of ctxlens, of `include_path` or of lm-eval; or YAML files.
         include_path: a folder with further task files.
         metadata: values that tasks are built with, such as `data_dir`.
+        num_fewshot: number of examples with their answers before every question; see `give_examples`. None:
+            as each task is defined.
 
     Returns:
         lm-eval's tasks by name, ready to build their requests.
 
     Raises:
-        InputError: a task does not exist (the message suggests similar names), or its data cannot be loaded.
+        InputError: a task does not exist (the message suggests similar names), its data cannot be loaded, or
+            it takes no examples.
     """
+    from ctxlens.evals.harness.examples import give_examples
+
     manager = _open(names, include_path, metadata)
     try:
         loaded = manager.load(list(names))["tasks"]
@@ -65,10 +74,12 @@ def load_tasks(
     except Exception as error:  # data sets and task files may raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(f"the tasks {', '.join(names)} cannot be loaded: {reason}.") from error
-    for task in loaded.values():
-        if task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
+    for name, task in loaded.items():
         task.set_fewshot_seed(seed=_SEED)
+        if num_fewshot:
+            give_examples(name, task, num_fewshot)
+        elif num_fewshot == 0 or task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
     return dict(loaded)
 
 

@@ -6,6 +6,10 @@ and nothing in them is executed.
 
 from ctxlens.evals.judge.endpoint import Endpoint, Reply
 from ctxlens.evals.judge.grading import judge_answers, judgments_path
-from ctxlens.evals.judge.prompts import Prompt, make_prompt, parse_rating
+from ctxlens.evals.judge.prompts import Prompt, make_prompt
+from ctxlens.evals.judge.replies import parse_rating, parse_winner, remove_thinking
 
-__all__ = ["Endpoint", "Prompt", "Reply", "judge_answers", "judgments_path", "make_prompt", "parse_rating"]
+__all__ = [
+    "Endpoint", "Prompt", "Reply", "judge_answers", "judgments_path", "make_prompt", "parse_rating",
+    "parse_winner", "remove_thinking",
+]  # fmt: skip

@@ -32,15 +32,13 @@ class Reply:
 
     Attributes:
         text: the judge's text; if the reply is not a chat completion, the body of the response.
-        error: why there is no answer; empty if there is one.
+        error: why there is no complete answer; empty if there is one.
         fatal: whether every other request would fail, too (a wrong key, address or model).
-        cut: whether the server truncated `text` at the longest reply.
     """
 
     text: str
     error: str = ""
     fatal: bool = False
-    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,8 @@ class Endpoint:
         first_wait_s: the pause before the second try, in seconds. It doubles with each try, unless the server
             asks for a longer pause.
         longest_wait_s: upper bound on every pause, in seconds, whatever the server asks for.
-        max_tokens: upper bound on the tokens of a reply.
+        max_tokens: upper bound on the tokens of a reply, its thinking included. A reply that reaches it is
+            cut off, and its rating does not count.
 
     Raises:
         InputError: the address or a number is not valid, or the environment variable is not set.
@@ -70,7 +69,7 @@ class Endpoint:
     tries: int = 5
     first_wait_s: float = 1.0
     longest_wait_s: float = 60.0
-    max_tokens: int = 1024
+    max_tokens: int = 4096
 
     def __post_init__(self) -> None:
         try:
@@ -87,8 +86,10 @@ class Endpoint:
             raise InputError(f"the judge's address {self.url!r} must begin with http:// or https://.")
         if not self.model.strip():
             raise InputError("the judge has no model name; give the name of the model on its server.")
-        if self.timeout_s <= 0 or self.tries < 1:
-            raise InputError("the judge's timeout must be above 0 seconds, and its tries at least 1.")
+        if self.timeout_s <= 0 or self.tries < 1 or self.max_tokens < 1:
+            raise InputError(
+                "the judge's timeout must be above 0 seconds, and its tries and tokens at least 1."
+            )
         self._key()
 
     def _key(self) -> str | None:
@@ -182,7 +183,7 @@ class Session:
             error = f"HTTP {status}: {' '.join(text[:_SHOWN].split())}".rstrip(": ")
             again = status in _AGAIN or status >= 500
             return Reply(text, error, status in _FATAL), _retry_after(headers) if again else None
-        reply = _read_completion(text)
+        reply = _read_completion(text, self._endpoint.max_tokens)
         return replace(reply, text=self._clean(reply.text)), None
 
     def _receive(self, response: httpx.Response) -> bytes:
@@ -206,18 +207,24 @@ class Session:
         return text.replace(self._key, "[key]") if self._key else text
 
 
-def _read_completion(text: str) -> Reply:
+def _read_completion(text: str, max_tokens: int) -> Reply:
+    """The reply in the body of a response; what was cut off at `max_tokens` has an error."""
     try:
         choice = json.loads(text)["choices"][0]
-        said: Any = choice["message"]["content"]
+        said = _join_texts(choice["message"]["content"])
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         return Reply(text, "the reply is not a chat completion")
-    if not isinstance(said, str):
-        return Reply(text, "the reply holds no text")
-    said = said.encode("utf-8", "replace").decode()
     if choice.get("finish_reason") == "length":
-        return Reply(said, "the reply was truncated at its longest", cut=True)
-    return Reply(said)
+        return Reply(said or text, f"the reply was cut off at {max_tokens} tokens (--judge-max-tokens)")
+    return Reply(text, "the reply holds no text") if said is None else Reply(said)
+
+
+def _join_texts(content: Any) -> str | None:
+    """The text of a message; of one in parts, the parts that are text. None if there is none."""
+    if isinstance(content, list):
+        texts = [part["text"] for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        content = "".join(texts) if texts else None
+    return content.encode("utf-8", "replace").decode() if isinstance(content, str) else None
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:

@@ -14,7 +14,8 @@ from typing import Any
 
 from ctxlens.errors import InputError, ModelFailureError
 from ctxlens.evals.judge.endpoint import Endpoint, Reply, Session
-from ctxlens.evals.judge.prompts import Prompt, make_prompt, parse_rating
+from ctxlens.evals.judge.prompts import Prompt, make_prompt
+from ctxlens.evals.judge.replies import parse_rating
 from ctxlens.evals.mt_bench import MTQuestion
 from ctxlens.files import append_lines, read_lines, write_lines
 from ctxlens.results import Ratings
@@ -43,7 +44,10 @@ class _Task:
     prompt: Prompt
 
     def is_answered_by(self, row: Mapping[str, Any] | None) -> bool:
-        return row is not None and row["score"] != NO_RATING and row.get("user_prompt") == self.prompt.user
+        """Whether a row rates exactly this; a rating that was taken from the judge's thinking does not."""
+        if row is None or row["score"] == NO_RATING or row.get("user_prompt") != self.prompt.user:
+            return False
+        return parse_rating(str(row.get("judgment", "")))[0] == row["score"]
 
 
 def judge_answers(
@@ -59,7 +63,8 @@ def judge_answers(
     """Let a judge grade every answer separately, each turn shown with the turns before it.
 
     If the file holds a rating by this judge for exactly the same prompt, the judge is not asked again. If it
-    holds a judgment without rating (the judge did not answer, or gave no rating), the judge is asked again.
+    holds a judgment without rating (the judge did not answer, its reply was cut off, or it gave no rating),
+    the judge is asked again.
 
     Args:
         endpoint: the judge.
@@ -142,7 +147,7 @@ def _ask_all(
                     f"the judge {endpoint.model} at {endpoint.url} cannot be asked: {reply.error}"
                 )
             yield task, _as_row(endpoint, task, reply)
-            failed, succeeded = failed + _is_failure(reply), succeeded + (not _is_failure(reply))
+            failed, succeeded = failed + bool(reply.error), succeeded + (not reply.error)
             if failed >= _GIVE_UP and not succeeded:
                 raise ModelFailureError(
                     f"the judge {endpoint.model} at {endpoint.url} has answered none of {failed} "
@@ -182,7 +187,7 @@ def _ask_in_threads(session: Session, tasks: Sequence[_Task], threads: int) -> I
 
 
 def _as_row(endpoint: Endpoint, task: _Task, reply: Reply) -> dict[str, Any]:
-    rating, missing = parse_rating(reply.text) if not _is_failure(reply) else (None, "")
+    rating, missing = (None, reply.error) if reply.error else parse_rating(reply.text)
     return {
         "question_id": task.question.question_id,
         "model": task.model,
@@ -192,13 +197,8 @@ def _as_row(endpoint: Endpoint, task: _Task, reply: Reply) -> dict[str, Any]:
         "score": NO_RATING if rating is None else rating,
         "turn": task.turn,
         "tstamp": time.time(),
-        "error": "" if rating is not None else "; ".join(filter(None, (reply.error, missing))),
+        "error": missing,
     }
-
-
-def _is_failure(reply: Reply) -> bool:
-    """Whether the judge said nothing; a truncated reply may still hold a rating."""
-    return bool(reply.error) and not reply.cut
 
 
 def _as_ratings(

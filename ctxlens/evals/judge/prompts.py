@@ -1,15 +1,13 @@
-"""The prompt for a judge, and the rating in its reply."""
+"""The prompt that asks a judge for a rating."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ctxlens.evals.mt_bench import MTQuestion
 
-LOWEST, HIGHEST = 1.0, 10.0
 REFERENCED = ("math", "reasoning", "coding")
 """Categories that are graded against a reference answer if there is one, as in FastChat."""
 
@@ -26,8 +24,6 @@ from 1 (of no use) to 10 (could not be better) in double brackets, for instance:
 
 _REFERENCE = """ A good answer is given for comparison: find out first where the assistant's answer differs \
 from it and whether that is a mistake, and let mistakes weigh heavily."""
-
-_RATING = re.compile(r"\[\[\s*(-?\d+(?:\.\d+)?)\s*\]\]")
 
 
 @dataclass(frozen=True)
@@ -72,19 +68,4 @@ def make_prompt(question: MTQuestion, answers: Sequence[str], turn: int) -> Prom
     )
 
 
-def parse_rating(text: str) -> tuple[float | None, str]:
-    """The rating in a judge's reply, or None and the reason why there is none.
-
-    The last rating in double brackets counts, because a judge explains first and may quote other ratings
-    there.
-    """
-    found = _RATING.findall(text)
-    if not found:
-        return None, "no rating in double brackets" if text.strip() else "an empty reply"
-    rating = float(found[-1])
-    if not LOWEST <= rating <= HIGHEST:
-        return None, f"a rating of {found[-1][:20]}, which is not from 1 to 10"
-    return rating, ""
-
-
-__all__ = ["HIGHEST", "LOWEST", "REFERENCED", "Prompt", "make_prompt", "parse_rating"]
+__all__ = ["REFERENCED", "Prompt", "make_prompt"]

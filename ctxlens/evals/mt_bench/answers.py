@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -37,7 +37,14 @@ class Answerer(Protocol):
     @property
     def n_ctx(self) -> int: ...
     def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> RenderedChat: ...
-    def generate(self, chats: Any, *, max_new_tokens: int = ..., batch_tokens: int = ...) -> Any: ...
+    def generate(
+        self,
+        chats: Any,
+        *,
+        max_new_tokens: int = ...,
+        batch_tokens: int = ...,
+        on_cut: Callable[[int], None] | None = ...,
+    ) -> Any: ...
 
 
 def answers_path(folder: Path, model_id: str) -> Path:
@@ -140,7 +147,8 @@ def answer_questions(
 
     Returns:
         One row per question, in their order: `question_id`, `answer_id`, `model_id`, `choices` (one, with its
-        `turns`) and `tstamp` in FastChat's layout, and `truncated` with one entry per turn.
+        `turns`) and `tstamp` in FastChat's layout. Two more lists have one entry per turn: `truncated` (the
+        prompt was truncated) and `cut` (the answer was cut off at its longest).
 
     Raises:
         InputError: the indicator is asked for and the model has none, the file answers other questions, or
@@ -198,11 +206,20 @@ def read_all_answers(folder: Path) -> dict[str, dict[QuestionId, dict[str, Any]]
     return {path.stem: read_answers(path) for path in paths}
 
 
-def count_answers(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Numbers of answers (`turns`), of empty answers, and of answers to a truncated prompt."""
+def count_answers(rows: Sequence[Mapping[str, Any]]) -> dict[str, int | None]:
+    """Numbers of answers (`turns`), of empty and cut answers, and of answers to a truncated prompt.
+
+    `cut` is None if no row says which answers were cut, as in files of other tools.
+    """
     turns = [text for row in rows for text in row["choices"][0]["turns"]]
-    cut = [one for row in rows for one in row.get("truncated", ()) if one]
-    return {"turns": len(turns), "empty": sum(not text.strip() for text in turns), "truncated": len(cut)}
+    truncated = [one for row in rows for one in row.get("truncated", ()) if one]
+    cut = [one for row in rows for one in row.get("cut", ())]
+    return {
+        "turns": len(turns),
+        "empty": sum(not text.strip() for text in turns),
+        "truncated": len(truncated),
+        "cut": sum(map(bool, cut)) if cut else None,
+    }
 
 
 def _answer_chunk(
@@ -215,14 +232,17 @@ def _answer_chunk(
 ) -> list[dict[str, Any]]:
     """The rows of several questions, asked together turn by turn."""
     said: list[list[str]] = [[] for _ in questions]
+    truncated: list[list[bool]] = [[] for _ in questions]
     cut: list[list[bool]] = [[] for _ in questions]
     for turn in range(max(len(question.turns) for question in questions)):
         asked = [i for i, question in enumerate(questions) if len(question.turns) > turn]
         chats = [_render(model, questions[i], said[i], indicator, room) for i in asked]
-        texts = model.generate(chats, max_new_tokens=room, batch_tokens=batch_tokens)
-        for i, chat, text in zip(asked, chats, texts, strict=True):
+        reached: set[int] = set()
+        texts = model.generate(chats, max_new_tokens=room, batch_tokens=batch_tokens, on_cut=reached.add)
+        for at, (i, chat, text) in enumerate(zip(asked, chats, texts, strict=True)):
             said[i].append(text)
-            cut[i].append(chat.truncated is not None)
+            truncated[i].append(chat.truncated is not None)
+            cut[i].append(at in reached)
     return [
         {
             "question_id": question.question_id,
@@ -230,9 +250,10 @@ def _answer_chunk(
             "model_id": model_id,
             "choices": [{"index": 0, "turns": turns}],
             "tstamp": time.time(),
-            "truncated": flags,
+            "truncated": truncated[i],
+            "cut": cut[i],
         }
-        for question, turns, flags in zip(questions, said, cut, strict=True)
+        for i, (question, turns) in enumerate(zip(questions, said, strict=True))
     ]
 
 

@@ -14,26 +14,11 @@ from jaxtyping import Int64
 from ctxlens.chat.condition import Condition
 from ctxlens.chat.roles import RenderedChat, render, render_plain
 from ctxlens.evals.needle.config import NeedleConfig
+from ctxlens.evals.needle.controls import Renderer, render_controlled
 from ctxlens.evals.needle.haystack import Context
 from ctxlens.evals.needle.needles import Needle
 
 _ASSISTANT_REQUEST = "Write a text and a question about it, then answer the question from the text."
-
-
-@runtime_checkable
-class Renderer(Protocol):
-    """What building cells needs of a model: its tokenizer, template and window, but no weights."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def tokenizer(self) -> Any: ...
-    @property
-    def indicator(self) -> str | None: ...
-    @property
-    def n_ctx(self) -> int: ...
-    def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> RenderedChat: ...
-    def render_plain(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> RenderedChat: ...
 
 
 @runtime_checkable
@@ -121,10 +106,10 @@ def render_cell(
     if condition.context_in == "assistant":
         request, begun = _ASSISTANT_REQUEST, request if begun is None else f"{request}\n{begun}"
     user = {"role": "user", "content": request, **({"indicator": True} if condition.indicator else {})}
-    render_messages = model.render if condition.template else model.render_plain
     if begun is None:
-        return render_messages([user], add_generation_prompt=True)
-    return render_messages([user, {"role": "assistant", "content": begun}], continue_final_message=True)
+        return render_controlled(model, [user], condition, add_generation_prompt=True)
+    messages = [user, {"role": "assistant", "content": begun}]
+    return render_controlled(model, messages, condition, continue_final_message=True)
 
 
 def fill_wording(template: str, context: str, question: str) -> str:

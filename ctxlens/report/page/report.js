@@ -219,6 +219,7 @@
         neither: (a, b) => !good(a) && !good(b),
         truncated: (a, b) => a.truncated || b.truncated,
         empty: (a, b) => a.empty || b.empty,
+        cut: (a, b) => a.cut || b.cut,
       }[pick("show").value];
       const worse = (one) => sign * ((value(one.answers[left]) || 0) - (value(one.answers[right]) || 0));
       const found = task.examples.filter((one) => one.answers[left] && one.answers[right] && keep(one.answers[left], one.answers[right]));
@@ -236,7 +237,7 @@
           const answer = one.answers[side], box = make("div", undefined, {class: good(answer) ? "said right" : "said wrong"});
           const score = value(answer) === null ? "not scored" : `${good(answer) ? "✓ right" : "✗ wrong"}, ${task.metrics[metric]} ${format(value(answer))}`;
           box.append(make("small", data.variants[side]), make("pre", answer.text.trim() ? answer.text : "(empty)"),
-            make("small", score + (answer.truncated ? ", prompt truncated" : "")));
+            make("small", score + (answer.truncated ? ", prompt truncated" : "") + (answer.cut ? ", answer cut" : "")));
           sides.append(box);
         }
         item.append(sides);

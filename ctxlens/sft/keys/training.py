@@ -106,6 +106,10 @@ class TrainConfig(EvaluationKeys):
         default=None,
         description="Share of raw texts among all rows, at least 0, below 1. Default: every text once.",
     )
+    allow_cross_sample_attention: bool = Field(
+        default=False,
+        description="Train although conversations that share a packed row see each other.",
+    )
     chat_template: str | None = Field(
         default=None, description="File with a Jinja chat template that replaces the tokenizer's own."
     )

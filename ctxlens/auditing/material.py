@@ -1,0 +1,54 @@
+"""Which texts an audit uses: the project's own for real models, the embedded world for embedded ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ctxlens.auditing.knowledge import KNOWLEDGE
+from ctxlens.auditing.texts import Material
+from ctxlens.evals.needle.haystack import Haystack, load_haystack
+from ctxlens.evals.needle.needles import Needle, draw_needle
+from ctxlens.models import Model
+from ctxlens.organism.world import load_world
+
+_DRAWN = 60
+_ASKED = 40
+
+
+def choose_material(
+    model: Model, *, haystack: str | Haystack | None = None, facts: Sequence[Needle] = (), seed: int = 0
+) -> Material:
+    """The texts, facts and questions for a model.
+
+    Args:
+        model: the model.
+        haystack: the user's own haystack; None for the default.
+        facts: the user's own facts; empty for the default.
+        seed: seed of texts and drawn facts.
+    """
+    if model.name in ("organism", "organism-chat") or knows_only_world(model):
+        drawn = {}
+        for number in range(_DRAWN):
+            fact = draw_needle("known", f"audit-{seed}-{number}")
+            drawn.setdefault(fact.question, fact)
+        named = tuple(_rename(fact, f"known-{number}") for number, fact in enumerate(drawn.values()))
+        questions = tuple(load_world().closed_book(_ASKED, seed=seed))
+        straw = load_haystack(haystack or "organism", seed=seed)
+        return Material("the embedded model's own world", straw, tuple(facts) or named, questions)
+    from ctxlens.evals.needle.neutral import NEUTRAL_NEEDLES
+
+    straw = load_haystack(haystack or "neutral", seed=seed)
+    name = "neutral texts and invented facts" if haystack is None else f"{straw.name} and invented facts"
+    return Material(name, straw, tuple(facts) or NEUTRAL_NEEDLES, KNOWLEDGE)
+
+
+def knows_only_world(model: Model) -> bool:
+    """Whether a model has the vocabulary of the embedded models, so that it cannot read ordinary English."""
+    return len(model.tokenizer) < 4000 and model.n_ctx <= 1024
+
+
+def _rename(fact: Needle, name: str) -> Needle:
+    return Needle(name, fact.sentence, fact.question, fact.keywords, fact.prefix, fact.memory_keywords)
+
+
+__all__ = ["choose_material"]

@@ -1,0 +1,223 @@
+"""The plan of an audit: which lengths, how many texts and which stages fit the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ctxlens.auditing.speed import QUESTIONS, Speed
+from ctxlens.chat.condition import Condition, parse_conditions
+from ctxlens.errors import InputError
+
+PER_TEXT = QUESTIONS
+"""Facts, and so questions, in every text."""
+CONDITIONS = parse_conditions("plain+prefix,template+prefix")
+"""What is compared: the same weights and texts without and with the chat template."""
+LADDER = (250, 500, 750, 1000, 1500, 2000, 3000, 4000, 6000, 8000, 12000, 16000, 24000, 32000, 64000, 128000)
+"""Context lengths to choose from, in tokens."""
+LEAST_TEXTS, MOST_TEXTS = 20, 80
+"""Texts of each length; half of them judge the cause, which needs ten."""
+FEW_TEXTS = 12
+"""Texts of each length where the cause is left out."""
+ROLE_TEXTS, ROLE_LENGTH = 16, 2000
+"""Texts whose attention by role is read, and their greatest length in tokens."""
+ALPHAS = (0.5, 0.2, 0.07)
+"""Steering strengths to choose from, on one half of the texts."""
+DRAWS = 2
+"""Random sets of heads."""
+SHORT_ENOUGH = 1000
+"""A plan that leaves stages out is preferred only if the complete one stays below this length."""
+_SPARE = 0.9
+"""The part of the budget that is planned; loading and the report take the rest."""
+_READ_ROLES = 1.25
+"""Time of reading attention by role with sinks, in readings."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an audit does.
+
+    Attributes:
+        lengths: context lengths in tokens, ascending; the verdicts are about the longest.
+        n_texts: texts of each length.
+        controls: further conditions at the longest length.
+        role_length: length of the texts whose attention by role is read.
+        role_texts: number of these texts.
+        alphas: steering strengths to choose from; empty: the cause is not asked for.
+        draws: random sets of heads.
+        seconds: expected seconds by stage.
+        left_out: what the budget leaves out, one sentence each.
+    """
+
+    lengths: tuple[int, ...]
+    n_texts: int
+    controls: tuple[Condition, ...]
+    role_length: int
+    role_texts: int
+    alphas: tuple[float, ...]
+    draws: int
+    seconds: Mapping[str, float]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def total_seconds(self) -> float:
+        """Expected seconds of all stages."""
+        return sum(self.seconds.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        return {**asdict(self), "controls": [condition.name for condition in self.controls]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """The plan that `as_dict` has described."""
+        tuples = {name: tuple(values[name]) for name in ("lengths", "alphas", "left_out")}
+        return cls(**{**values, **tuples, "controls": tuple(map(Condition.parse, values["controls"]))})
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a plan has to fit into.
+
+    Attributes:
+        speed: the measured speed.
+        budget: seconds for everything that is planned.
+        longest: the longest context that window and memory hold.
+        overhead: tokens that a prompt has beside its context.
+        models: how many models are measured for loss and bias.
+        controls: the controls that this model's template and tokenizer allow.
+    """
+
+    speed: Speed
+    budget: float
+    longest: int
+    overhead: int = 0
+    models: int = 1
+    controls: tuple[Condition, ...] = ()
+
+    def seconds(self, plan: Plan) -> dict[str, float]:
+        """Expected seconds of a plan, by stage."""
+        by_length = [self.speed.text(length + self.overhead) for length in plan.lengths]
+        at = by_length[-1]
+        half = plan.n_texts / 2
+        steered = self.speed.steered * half * at
+        roles = _READ_ROLES * self.speed.reading(plan.role_length + self.overhead)
+        return {
+            "loss": self.models * len(CONDITIONS) * plan.n_texts * sum(by_length),
+            "controls": len(plan.controls) * plan.n_texts * at,
+            "bias": self.models * len(CONDITIONS) * plan.role_texts * roles,
+            "cause": steered * (2 * len(plan.alphas) + 3 + plan.draws) if plan.alphas else 0.0,
+        }
+
+    def plan(self, lengths: Sequence[int], n_texts: int, *, alphas: Sequence[float], draws: int,
+             controls: bool = True, left_out: Sequence[str] = ()) -> Plan:  # fmt: skip
+        """A plan with its expected times."""
+        plan = Plan(
+            lengths=tuple(lengths),
+            n_texts=n_texts,
+            controls=self.controls if controls else (),
+            role_length=min(ROLE_LENGTH, lengths[-1]),
+            role_texts=min(ROLE_TEXTS, n_texts),
+            alphas=tuple(alphas),
+            draws=draws,
+            seconds={},
+            left_out=tuple(left_out),
+        )
+        return replace(plan, seconds=self.seconds(plan))
+
+    def fits(self, plan: Plan) -> bool:
+        """Whether a plan stays within the budget."""
+        return plan.total_seconds <= _SPARE * self.budget
+
+
+_NO_CAUSE = "steering (the cause) is left out: it needs more time than the budget leaves"
+_NO_CONTROLS = "the controls are left out: they need more time than the budget leaves"
+
+
+def make_plan(frame: Frame, lengths: Sequence[int] | None = None) -> Plan:
+    """Choose lengths and numbers of texts that keep the budget.
+
+    The longest length for which the stages fit with the fewest texts that can decide comes first; what time
+    is left goes into a shorter length beside it and into more texts. Stages are left out only where the
+    complete plan would not reach 1,000 tokens.
+
+    Args:
+        frame: speed, budget and window.
+        lengths: lengths in tokens that the user wants; by default they are chosen.
+
+    Raises:
+        InputError: not even the smallest plan fits the budget, or a length does not fit the window.
+    """
+    if lengths and max(lengths) > frame.longest:
+        raise InputError(
+            f"contexts of {max(lengths)} tokens do not fit: the window holds contexts of at most "
+            f"{frame.longest}; give shorter --lengths."
+        )
+    plans = [plan for variant in _VARIANTS if (plan := _longest(frame, variant, lengths)) is not None]
+    if not plans:
+        smallest = frame.plan(sorted(lengths or LADDER[:1]), FEW_TEXTS, **_VARIANTS[-1][1])
+        raise InputError(
+            f"a budget of {frame.budget / 60:.0f} minutes is too small: the smallest audit of this model "
+            f"takes about {smallest.total_seconds / 60 / _SPARE + 1:.0f} minutes here; give a larger --budget"
+            + (" or shorter --lengths." if lengths else ".")
+        )
+    wanted = min(SHORT_ENOUGH, frame.longest)
+    chosen = next((plan for plan in plans if plan.lengths[-1] >= wanted), max(plans, key=lambda p: p.lengths))
+    return _fill(frame, chosen, fixed=lengths is not None)
+
+
+_VARIANTS: tuple[tuple[int, dict[str, Any]], ...] = (
+    (LEAST_TEXTS, {"alphas": ALPHAS, "draws": DRAWS}),
+    (LEAST_TEXTS, {"alphas": ALPHAS[1:], "draws": 1}),
+    (FEW_TEXTS, {"alphas": (), "draws": 0, "left_out": (_NO_CAUSE,)}),
+    (FEW_TEXTS, {"alphas": (), "draws": 0, "controls": False, "left_out": (_NO_CAUSE, _NO_CONTROLS)}),
+)
+"""Numbers of texts and stages, from the complete audit to the smallest."""
+
+
+def _longest(frame: Frame, variant: tuple[int, dict[str, Any]], lengths: Sequence[int] | None) -> Plan | None:
+    """The plan of a variant with the longest length that fits, or None."""
+    n_texts, options = variant
+    if lengths:
+        plan = frame.plan(sorted(lengths), n_texts, **options)
+        return plan if frame.fits(plan) else None
+    steps = [length for length in LADDER if length < frame.longest] + [frame.longest]
+    plans = [frame.plan([length], n_texts, **options) for length in steps]
+    return next((plan for plan in reversed(plans) if frame.fits(plan)), None)
+
+
+def _fill(frame: Frame, plan: Plan, *, fixed: bool) -> Plan:
+    """Use the time that is left: a quarter of the length beside the longest, then more texts."""
+
+    def again(lengths: Sequence[int], n_texts: int) -> Plan:
+        return frame.plan(
+            lengths, n_texts, alphas=plan.alphas, draws=plan.draws, controls=bool(plan.controls),
+            left_out=plan.left_out,
+        )  # fmt: skip
+
+    best = plan
+    if not fixed and plan.lengths[-1] >= 4 * LADDER[0]:
+        wider = again([plan.lengths[-1] // 4, *plan.lengths], plan.n_texts)
+        best = wider if frame.fits(wider) else best
+    while best.n_texts + 2 <= MOST_TEXTS and frame.fits(more := again(best.lengths, best.n_texts + 2)):
+        best = more
+    return best
+
+
+def describe_plan(plan: Plan) -> list[str]:
+    """The plan in lines, for the terminal."""
+    many = ", ".join(f"{length:,}" for length in plan.lengths)
+    controls = ", ".join(condition.name for condition in plan.controls) or "none"
+    minutes = {stage: f"{seconds / 60:.1f}" for stage, seconds in plan.seconds.items() if seconds}
+    lines = [
+        f"{plan.n_texts} texts of {many} tokens, {PER_TEXT} facts in each; controls: {controls}",
+        f"attention by role on {plan.role_texts} texts of {plan.role_length:,} tokens",
+        "steering: " + (", ".join(f"{alpha:g}" for alpha in plan.alphas) or "left out"),
+        "expected minutes: " + ", ".join(f"{stage} {value}" for stage, value in minutes.items())
+        + f"; together {plan.total_seconds / 60:.1f}",
+    ]  # fmt: skip
+    return [*lines, *plan.left_out]
+
+
+__all__ = ["CONDITIONS", "PER_TEXT", "Frame", "Plan", "describe_plan", "make_plan"]

@@ -1,0 +1,94 @@
+"""How long this model needs on this machine, measured in a few seconds, to plan an audit by its budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ctxlens.chat.roles import RenderedChat
+from ctxlens.models import Model
+
+QUESTIONS = 4
+"""Questions about one text; see `ctxlens.auditing.plan.PER_TEXT`."""
+_SHORT, _LONG, _NEW = 192, 768, 16
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured times.
+
+    Attributes:
+        per_token: seconds of reading per token.
+        per_square: seconds of reading per token and token before it (attention), 0 or more.
+        answers: seconds to write the answers to the questions about one text.
+        repeats: how many times a text is read in effect for all its questions; 1 if the model keeps what it
+            has read.
+        steered: time of reading with steering, as a factor.
+    """
+
+    per_token: float
+    per_square: float
+    answers: float
+    repeats: float
+    steered: float
+
+    def reading(self, n_tokens: int) -> float:
+        """Seconds to read a prompt once."""
+        return self.per_token * n_tokens + self.per_square * n_tokens**2
+
+    def text(self, n_tokens: int) -> float:
+        """Seconds to read a text and to answer all its questions."""
+        return self.repeats * self.reading(n_tokens) + self.answers
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens read per second in a prompt of 1,000 tokens."""
+        return 1000 / self.reading(1000)
+
+
+def measure_speed(model: Model, words: str) -> Speed:
+    """Time reading and writing on prompts of up to 768 tokens, or half the window if that is less.
+
+    Args:
+        model: the model.
+        words: any text of at least a thousand words.
+    """
+    long = min(_LONG, model.n_ctx // 2)
+    short = max(1, min(_SHORT, long // 4))
+    one = [_prompt(model, words, long, 0)]
+    several = [_prompt(model, words, long, number) for number in range(QUESTIONS)]
+    brief = [_prompt(model, words, 24, number) for number in range(QUESTIONS)]
+    _time(lambda: model.generate(brief, max_new_tokens=1))  # the first call is slower
+    quick = _time(lambda: model.generate([_prompt(model, words, short, 0)], max_new_tokens=1))
+    slow = _time(lambda: model.generate(one, max_new_tokens=1))
+    answers = _time(lambda: model.generate(brief, max_new_tokens=_NEW))
+    together = _time(lambda: model.generate(several, max_new_tokens=_NEW))
+    with model.steer(0.5):
+        steered = _time(lambda: model.generate(one, max_new_tokens=1))
+    square = max(0.0, (slow / long - quick / short) / (long - short))
+    token = max(slow / long - square * long, 0.5 * slow / long)
+    return Speed(
+        per_token=token,
+        per_square=square,
+        answers=answers,
+        repeats=min(QUESTIONS, max(1.0, (together - answers) / slow)),
+        steered=max(1.0, steered / slow),
+    )
+
+
+def _prompt(model: Model, words: str, n_tokens: int, number: int) -> RenderedChat:
+    """A prompt of about this many tokens; prompts of other numbers differ from it only at the end."""
+    ids: Sequence[int] = model.tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]
+    text = model.tokenizer.decode((list(ids) * (n_tokens // len(ids) + 1))[:n_tokens])
+    ending = f"{text}\n{'What is said about the harbour? ' * (number > 0)}Question {number}"
+    return model.render_plain([{"role": "user", "content": ending}], add_generation_prompt=True)
+
+
+def _time(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+__all__ = ["QUESTIONS", "Speed", "measure_speed"]

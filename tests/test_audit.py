@@ -1,0 +1,316 @@
+"""The audit itself: its texts, controls, plan, stages and command."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+import ctxlens as cl
+from ctxlens.auditing import measure, run
+from ctxlens.auditing.material import choose_material
+from ctxlens.auditing.plan import Frame, Plan, describe_plan, make_plan
+from ctxlens.auditing.ready import find_controls
+from ctxlens.auditing.speed import Speed
+from ctxlens.auditing.texts import build_cells, insert_facts
+from ctxlens.chat.condition import Condition
+from ctxlens.chat.roles import Role
+from ctxlens.cli import app
+from ctxlens.cli.audit import check_questions, choose_folders, parse_budget
+from ctxlens.errors import InputError
+from ctxlens.evals.needle.config import NeedleConfig
+from ctxlens.evals.needle.controls import put_before
+from ctxlens.evals.needle.needles import Needle
+from ctxlens.evals.needle.prompts import render_cell
+from ctxlens.heads.answers import needle_tokens
+from ctxlens.models import load_model
+
+SLOW = Speed(per_token=0.01, per_square=0.0, answers=1.0, repeats=1.0, steered=1.0)
+CONTROLS = (Condition(template=False, prefix=True, control="matched"),)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("organism-chat", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def material(model):
+    return choose_material(model)
+
+
+@pytest.fixture(scope="module")
+def cells(model, material):
+    config = NeedleConfig(lengths=(120, 200), cases_per_cell=2, needles=material.facts, max_new_tokens=8)
+    return build_cells(model, material, config, 3)
+
+
+# The plan.
+
+
+def test_expected_times_by_hand():
+    frame = Frame(SLOW, 1e9, 4000, overhead=50, controls=CONTROLS)
+    plan = frame.plan([450, 950], 20, alphas=(0.5, 0.2), draws=1)
+    # A text takes .01 * 500 + 1 = 6 s or .01 * 1000 + 1 = 11 s.
+    assert plan.seconds["loss"] == pytest.approx(2 * 20 * (6 + 11))
+    assert plan.seconds["controls"] == pytest.approx(20 * 11)
+    assert plan.seconds["bias"] == pytest.approx(2 * 16 * 1.25 * 0.01 * 1000)
+    # Ten texts choose (two sets of heads, two strengths); ten judge (all, facts, one random, plain).
+    assert plan.seconds["cause"] == pytest.approx(10 * 11 * (2 * 2 + 3 + 1))
+
+
+@pytest.mark.parametrize("budget", [600.0, 3600.0, 36000.0])
+def test_a_plan_keeps_its_budget_and_reaches_as_far_as_it_can(budget):
+    frame = Frame(replace(SLOW, per_token=0.001), budget, 8000, controls=CONTROLS)
+    plan = make_plan(frame)
+    assert plan.total_seconds <= budget
+    longer = [length for length in (250, 500, 1000, 2000, 4000, 8000) if length > plan.lengths[-1]]
+    for length in longer:
+        assert not frame.fits(frame.plan([length], 20, alphas=plan.alphas, draws=plan.draws))
+
+
+def test_time_that_is_left_goes_into_more_texts():
+    few = make_plan(Frame(SLOW, 4000.0, 500), [500])
+    many = make_plan(Frame(SLOW, 16000.0, 500), [500])
+    assert few.lengths == many.lengths == (500,)
+    assert few.n_texts < many.n_texts
+
+
+def test_what_the_budget_leaves_out_is_said():
+    plan = make_plan(Frame(SLOW, 330.0, 4000, controls=CONTROLS), [250])
+    assert plan.alphas == ()
+    assert any("steering" in line and "left out" in line for line in describe_plan(plan))
+
+
+def test_a_budget_that_is_too_small_says_how_much_is_needed():
+    with pytest.raises(InputError, match=r"budget of 1 minutes is too small.*about \d+ minutes"):
+        make_plan(Frame(SLOW, 60.0, 4000))
+
+
+def test_lengths_beyond_the_window_are_refused():
+    with pytest.raises(InputError, match=r"hold.* at most 4000"):
+        make_plan(Frame(SLOW, 1e9, 4000), [8000])
+
+
+def test_a_plan_survives_its_file():
+    plan = make_plan(Frame(SLOW, 1e5, 4000, controls=CONTROLS))
+    assert Plan.from_dict(json.loads(json.dumps(plan.as_dict()))) == plan
+
+
+# The texts.
+
+
+def test_a_text_holds_all_its_facts_where_they_are_said_to_be(cells):
+    for cell in cells:
+        start, end = cell.context.needle_span
+        assert cell.context.text[start:end] == cell.needle.sentence
+        assert cell.context.text.count(cell.needle.sentence) == 1
+
+
+def test_questions_about_a_text_share_it(cells):
+    for length in (120, 200):
+        for text in range(2):
+            of_text = [cell for cell in cells if (cell.context_tokens, cell.case) == (length, text)]
+            assert len(of_text) == 3
+            assert len({cell.context.text for cell in of_text}) == 1
+            depths = [cell.context.depth_percent for cell in of_text]
+            assert depths == sorted(depths)
+            assert all(length - 16 <= cell.context.tokens <= length for cell in of_text)
+
+
+def test_cells_are_the_same_every_time(model, material, cells):
+    config = NeedleConfig(lengths=(120, 200), cases_per_cell=2, needles=material.facts, max_new_tokens=8)
+    assert build_cells(model, material, config, 3) == cells
+
+
+@given(
+    sentences=st.lists(st.text("ab c.", min_size=1), max_size=6),
+    places=st.lists(st.integers(0, 6), min_size=1, max_size=4),
+)
+@settings(max_examples=200, deadline=None)
+def test_inserting_facts_changes_nothing_else(sentences, places):
+    places = sorted(min(place, len(sentences)) for place in places)
+    facts = [
+        Needle(str(i), f"Fact number{i} is word{i}.", "Which?", (f"word{i}",)) for i in range(len(places))
+    ]
+    text, spans = insert_facts(sentences, facts, places)
+    for fact, (start, end) in zip(facts, spans, strict=True):
+        assert text[start:end] == fact.sentence
+    expected: list[str] = []
+    for number in range(len(sentences) + 1):
+        expected += [fact.sentence for fact, place in zip(facts, places, strict=True) if place == number]
+        expected += sentences[number : number + 1]
+    assert text == " ".join(expected)
+
+
+# The controls.
+
+
+def test_neutral_text_has_as_many_tokens_as_the_template(model, cells):
+    config = NeedleConfig(lengths=(120,), max_new_tokens=8)
+    matched, template, plain = (
+        render_cell(model, cells[0], config, name)
+        for name in ("plain+matched+prefix", "template+prefix", "plain+prefix")
+    )
+    assert matched.n_tokens == template.n_tokens > plain.n_tokens
+    assert not matched.templated
+    bos = int(plain.role[0] == Role.BOS)
+    n = matched.n_tokens - plain.n_tokens
+    assert matched.tokens[bos + n :].tolist() == plain.tokens[bos:].tolist()
+    assert matched.role[bos + n :].tolist() == plain.role[bos:].tolist()
+    assert set(matched.role[bos : bos + n].tolist()) == {int(Role.TEMPLATE)}
+    user = matched.role == Role.USER
+    said = "".join(np.array(matched.token_strings())[user])
+    assert said == "".join(np.array(plain.token_strings())[plain.role == Role.USER])
+
+
+def test_any_number_of_neutral_tokens_can_be_put_before(model):
+    chat = model.render_plain([{"role": "user", "content": "Who is there?"}], add_generation_prompt=True)
+    for n in (0, 1, 7, 400):
+        longer = put_before(chat, model.tokenizer, n)
+        assert longer.n_tokens == chat.n_tokens + n
+        assert longer.text.endswith("Who is there?\n")
+        assert (np.diff(longer.spans[:, 0]) >= 0).all()
+
+
+@pytest.mark.parametrize("words", ["template+matched", "plain+nosystem", "plain+bos+nobos", "template+bos"])
+def test_controls_that_make_no_sense_are_refused(words):
+    with pytest.raises(InputError):
+        Condition.parse(words)
+
+
+def test_controls_are_spelt_once():
+    for words in ("plain+matched+prefix", "plain+bos", "template+nosystem+prefix"):
+        assert Condition.parse(words).name == words
+
+
+def test_the_organism_has_a_bos_and_no_default_system_prompt(model):
+    assert [one.name for one in find_controls(model)] == ["plain+matched+prefix", "plain+nobos+prefix"]
+
+
+# Reading.
+
+
+def test_the_fact_is_read_in_the_same_pass(model, cells):
+    """One pass agrees with the two read-outs that it replaces."""
+    config = NeedleConfig(lengths=(120,), max_new_tokens=8)
+    chat = render_cell(model, cells[1], config, "template+prefix")
+    marked = measure.read_with_fact(model, chat, cells[1])
+    mask = needle_tokens(chat, cells[1])
+    fact = model.read_attention_to([chat], [mask], queries="first_answer")[0]
+    np.testing.assert_allclose(marked.share(Role.INDICATOR), fact, atol=1e-6)
+    plain = model.read_roles(chat, sinks=True)
+    merged = measure.without_fact(marked)
+    np.testing.assert_allclose(merged.shares, plain.shares, atol=1e-6)
+    np.testing.assert_allclose(merged.resting, plain.resting, atol=1e-6)
+    np.testing.assert_array_equal(merged.key_counts, plain.key_counts)
+
+
+def test_random_heads_are_others_even_where_a_layer_has_few():
+    heads = [(0, 0), (0, 1), (0, 2)]
+    for drawn in measure.draw_others(heads, 3, 4, n_draws=3, seed=0):
+        assert len(drawn) == 3
+        assert not set(drawn) & set(heads)
+
+
+# The whole audit, on four short texts.
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """An audit of a few seconds, whatever the budget."""
+
+    def plan(frame, lengths=None):
+        made = frame.plan([140], 4, alphas=(0.5, 0.2), draws=1)
+        return replace(made, role_texts=4)
+
+    monkeypatch.setattr(run, "make_plan", plan)
+
+
+def test_an_audit_answers_all_questions_and_goes_on_where_it_stopped(model, small, tmp_path: Path):
+    whole = cl.audit(model, budget=1, out=tmp_path / "whole")
+    assert [one.claim for one in whole.verdicts] == ["loss", "template", "bias", "cause", "cost"]
+    assert {one.verdict for one in whole.verdicts[:4]} == {"inconclusive"}  # four texts decide nothing
+    assert "<html" in (tmp_path / "whole" / "report.html").read_text(encoding="utf-8")[:200]
+
+    class Stop(Exception):
+        pass
+
+    def stop_at(limit):
+        seen = 0
+
+        def progress(stage, done, total):
+            nonlocal seen
+            seen += 1
+            if seen > limit:
+                raise Stop
+
+        return progress
+
+    for limit in (3, 8, 13, 21):
+        try:
+            cl.audit(model, budget=1, out=tmp_path / "stopped", progress=stop_at(limit))
+        except Stop:
+            continue
+    resumed = cl.audit(model, budget=1, out=tmp_path / "stopped")
+    assert resumed.verdicts == whole.verdicts
+
+
+def test_a_model_without_chat_template_is_refused(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(model.tokenizer, "chat_template", None)
+    with pytest.raises(InputError, match=r"no chat template.*--chat-template"):
+        cl.audit(model, out=tmp_path / "none")
+
+
+# The command.
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"), [("10m", 10), ("90s", 1.5), ("2h", 120), ("5", 5), ("1.5 min", 1.5)]
+)
+def test_budgets(text, minutes):
+    assert parse_budget(text) == pytest.approx(minutes)
+
+
+@pytest.mark.parametrize("text", ["", "0", "0m", "ten", "-3m", "10d"])
+def test_bad_budgets(text):
+    with pytest.raises(InputError, match="--budget got"):
+        parse_budget(text)
+
+
+def test_unknown_questions_are_refused():
+    assert check_questions("loss, bias") == ("loss", "bias")
+    with pytest.raises(InputError, match="--fail-on got gain"):
+        check_questions("gain")
+
+
+def test_every_model_gets_a_folder():
+    assert choose_folders(Path("out"), ["a/b"]) == [Path("out")]
+    assert choose_folders(Path("out"), ["x/step-1", "x/step-2"]) == [Path("out/step-1"), Path("out/step-2")]
+    assert choose_folders(Path("out"), ["x/last", "y/last"]) == [Path("out/x-last"), Path("out/y-last")]
+    with pytest.raises(InputError, match="twice"):
+        choose_folders(Path("out"), ["a", "a"])
+
+
+def test_the_command_prints_answers_and_json_and_its_exit_code_says_what_failed(small, tmp_path, monkeypatch):
+    yes = cl.Verdict(
+        "loss", "It does.", cl.stats.Interval(-0.3, -0.4, -0.2, 12), "change", "rule", "supported"
+    )
+    monkeypatch.setattr(run, "answer_loss", lambda *args, **options: yes)
+    monkeypatch.setattr(run, "write_report", lambda *args, **options: None)
+    command = ["audit", "organism-chat", "--budget", "1m", "-o", str(tmp_path / "run")]
+    text = CliRunner().invoke(app, [*command, "--fail-on", "bias"])
+    assert text.exit_code == 0, text.output
+    assert "loss: YES." in text.stdout
+    assert "cause: UNDECIDED." in text.stdout
+    assert "report: " in text.stderr
+    json_text = CliRunner().invoke(app, [*command, "--json", "--quiet", "--fail-on", "loss"])
+    assert json_text.exit_code == 1
+    found = json.loads(json_text.stdout)
+    assert [one["question"] for one in found["answers"]] == ["loss", "template", "bias", "cause", "cost"]
+    assert found["plan"]["lengths"] == [140]
+    assert CliRunner().invoke(app, [*command, "--fail-on", "nothing"]).exit_code == 2
