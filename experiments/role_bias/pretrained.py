@@ -72,6 +72,15 @@ def read(model: Model, text: Text, names: Iterable[str]) -> dict[str, Any]:
     return found
 
 
+def over_layers(row: dict[str, Any]) -> dict[str, Any]:
+    """The shares of one text as means over layers; the parts hold every layer."""
+    share = {
+        name: {view: round(float(np.nanmean(layers)), 5) for view, layers in views.items()}
+        for name, views in row["share"].items()
+    }
+    return {**row, "share": share}
+
+
 def _marks_turns(model: Model) -> bool:
     """Whether the model's BOS token is a role marker."""
     if not model.tokenizer.chat_template:
@@ -145,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.no_results:
         return
     found["conclusions"] = {group: conclude(rows) for group, rows in found["groups"].items()}
+    found["groups"] = {group: [over_layers(row) for row in rows] for group, rows in found["groups"].items()}
     write_atomic(HERE / f"pretrained-{options.name}.json", json.dumps(found) + "\n")
     print(tables(found["conclusions"]))
 
