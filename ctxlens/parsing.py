@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ctxlens.errors import InputError
 
@@ -42,6 +43,42 @@ def parse_spread(text: str, kind: Callable[[str], Any], option: str) -> tuple[An
     return parse_numbers(text, kind, option)
 
 
+def check_choice(given: str, choices: Iterable[str], what: str) -> None:
+    """Raise `InputError` if a word is none of the choices; `what` is its name in the message."""
+    choices = tuple(choices)
+    if given not in choices:
+        raise InputError(f"unknown {what} {given!r}; choose from {', '.join(choices)}.")
+
+
+def parse_heads(text: str) -> tuple[tuple[int, int], ...] | Literal["all", "retrieval"]:
+    """Read the heads given on a command line: `all`, `retrieval`, or pairs such as `1.2,3.0` (layer.head).
+
+    Raises:
+        InputError: anything else, naming the part that could not be read.
+    """
+    text = text.strip()
+    if text in ("all", "retrieval"):
+        return cast(Literal["all", "retrieval"], text)
+    pairs = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\.(\d+)\s*", part)
+        if not match:
+            raise InputError(
+                f"heads {part.strip()!r} cannot be read; give all, retrieval, or pairs such as 1.2,3.0."
+            )
+        pairs.append((int(match[1]), int(match[2])))
+    return tuple(dict.fromkeys(pairs))
+
+
+def check_part(part: tuple[int, int]) -> None:
+    """Raise `InputError` if the number of a job does not fit the number of jobs."""
+    number, jobs = part
+    if jobs < 1:
+        raise InputError(f"the number of parts must be at least 1, got {jobs}.")
+    if not 0 <= number < jobs:
+        raise InputError(f"the part must be from 0/{jobs} to {jobs - 1}/{jobs}, got {number}/{jobs}.")
+
+
 def explain_refusal(error: ValidationError, known: Iterable[str] = ()) -> str:
     """Say in one sentence, without its full stop, what is wrong with the first value that pydantic rejected.
 
@@ -63,4 +100,4 @@ def explain_refusal(error: ValidationError, known: Iterable[str] = ()) -> str:
     return f"{key} has the value {first['input']!r}: {reason}"
 
 
-__all__ = ["explain_refusal", "parse_numbers", "parse_spread"]
+__all__ = ["check_choice", "check_part", "explain_refusal", "parse_heads", "parse_numbers", "parse_spread"]

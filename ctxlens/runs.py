@@ -122,8 +122,10 @@ class Run:
 
     def record(self, key: str, value: Any) -> Run:
         """Add an entry to the manifest later; reopening the folder does not compare it."""
-        manifest = {**self.manifest, key: json.loads(json.dumps(value, default=str))}
-        write_atomic(self.folder / MANIFEST, json.dumps(manifest, indent=2))
+        path = self.folder / MANIFEST
+        known = _read_manifest(path) if path.is_file() else self.manifest
+        manifest = {**known, key: json.loads(json.dumps(value, default=str))}
+        write_atomic(path, json.dumps(manifest, indent=2))
         return Run(self.folder, manifest)
 
     def path(self, name: str) -> Path:

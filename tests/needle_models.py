@@ -12,6 +12,28 @@ from ctxlens.chat.roles import N_ROLES, Role, render, render_plain
 from ctxlens.models.attention.steering import Steering
 from ctxlens.results import RoleAllocation
 
+UNPUNCTUATED = {
+    "transcript": "river stone market lantern harbour copper " * 400,
+    "lines": "river stone market\nlantern harbour copper\n" * 400,
+    "crlf": "river stone market\r\nlantern harbour copper\r\n" * 400,
+    "paragraphs": "\n\n".join("river stone market lantern " * 100 for _ in range(20)),
+    "code": "\n".join(f"    value_{i} = compute(value_{i + 1}, [])" for i in range(800)),
+    "one word": "0123456789abcdef" * 2000,
+    "thai": "แม่น้ำไหลผ่านเมืองเก่าและสะพานไม้" * 300,
+    "hindi": "नदी पुराने शहर से होकर बहती है। " * 300,
+    "chinese": "河水流过老城和木桥" * 600,
+    "arabic": "النهر يجري عبر المدينة القديمة " * 300,
+    "emoji": "👩🏽🇹🇭🙂" * 900,
+}
+"""Texts without a full stop."""
+
+
+def check_lengths(cells):
+    """What was built is at most 5 % or 16 tokens shorter than what was asked for."""
+    assert cells
+    for cell in cells:
+        assert 0 <= cell.context_tokens - cell.context.tokens <= max(16, 0.05 * cell.context_tokens)
+
 
 class WordTokenizer:
     """One token a word, so that lengths can be counted by hand."""

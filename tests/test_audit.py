@@ -16,15 +16,15 @@ from ctxlens.auditing.material import choose_material
 from ctxlens.auditing.plan import Frame, Plan, describe_plan, make_plan
 from ctxlens.auditing.ready import find_controls
 from ctxlens.auditing.speed import Speed
-from ctxlens.auditing.texts import build_cells, insert_facts
+from ctxlens.auditing.texts import build_cells
 from ctxlens.chat.condition import Condition
 from ctxlens.chat.roles import Role
 from ctxlens.cli import app
 from ctxlens.cli.audit import check_questions, choose_folders, parse_budget
 from ctxlens.errors import InputError
 from ctxlens.evals.needle.config import NeedleConfig
+from ctxlens.evals.needle.contexts import insert_sentences
 from ctxlens.evals.needle.controls import put_before
-from ctxlens.evals.needle.needles import Needle
 from ctxlens.evals.needle.prompts import render_cell
 from ctxlens.heads.answers import needle_tokens
 from ctxlens.models import load_model
@@ -128,22 +128,21 @@ def test_cells_are_the_same_every_time(model, material, cells):
 
 
 @given(
-    sentences=st.lists(st.text("ab c.", min_size=1), max_size=6),
-    places=st.lists(st.integers(0, 6), min_size=1, max_size=4),
+    words=st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, max_size=8),
+    numbers=st.lists(st.integers(0, 8), min_size=1, max_size=4),
 )
 @settings(max_examples=200, deadline=None)
-def test_inserting_facts_changes_nothing_else(sentences, places):
-    places = sorted(min(place, len(sentences)) for place in places)
-    facts = [
-        Needle(str(i), f"Fact number{i} is word{i}.", "Which?", (f"word{i}",)) for i in range(len(places))
-    ]
-    text, spans = insert_facts(sentences, facts, places)
-    for fact, (start, end) in zip(facts, spans, strict=True):
-        assert text[start:end] == fact.sentence
+def test_inserting_facts_changes_nothing_else(words, numbers):
+    """Facts are inserted after some of the words; the place of a word's end is known by hand."""
+    numbers = sorted(min(number, len(words)) for number in numbers)
+    facts = [f"Fact {i}." for i in range(len(numbers))]
+    places = [len(" ".join(words[:number])) for number in numbers]
+    text, spans = insert_sentences(" ".join(words), facts, places)
+    assert [text[start:end] for start, end in spans] == facts
     expected: list[str] = []
-    for number in range(len(sentences) + 1):
-        expected += [fact.sentence for fact, place in zip(facts, places, strict=True) if place == number]
-        expected += sentences[number : number + 1]
+    for number in range(len(words) + 1):
+        expected += [fact for fact, after in zip(facts, numbers, strict=True) if after == number]
+        expected += words[number : number + 1]
     assert text == " ".join(expected)
 
 

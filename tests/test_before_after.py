@@ -3,9 +3,11 @@
 import json
 import math
 import xml.etree.ElementTree as ET
+from statistics import fmean
 
 import numpy as np
 import pytest
+from needle_models import UNPUNCTUATED, check_lengths
 from sft_cases import ARGUMENTS, make_data, tiny
 from typer.testing import CliRunner
 
@@ -229,7 +231,6 @@ def test_an_adapter_with_plain_text_and_a_model_without_indicator(tmp_path, no_p
 @pytest.mark.parametrize(
     ("asked", "complaint"),
     [
-        ({}, "no texts in which to hide needles for .*start; give evaluate_haystack"),
         ({"haystack": "nowhere-at-all/"}, "haystack nowhere-at-all/ cannot be read"),
         ({"haystack": "organism", "needles": "pin"}, "pin"),
         ({"haystack": "organism", "lengths": "90"}, "window of 96 tokens"),
@@ -246,6 +247,12 @@ def test_what_cannot_be_asked_is_told_before_the_training(tmp_path, toy_tokenize
     with pytest.raises(InputError, match=complaint):
         train(make_data(), out=tmp_path / "r", model=start, args=ARGUMENTS, evaluate=asked)
     assert not (tmp_path / "r").exists()
+
+
+def test_texts_are_neutral_for_a_model_that_is_not_the_organism(organism_tokenizer):
+    keys = EvaluationKeys(evaluate_lengths="400", evaluate_depths="50", evaluate_cases=1)
+    plan = plan_evaluation(keys, model="owner/model", tokenizer=organism_tokenizer, n_ctx=2000)
+    assert (plan.haystack, plan.config.needles, plan.questions) == ("neutral", ("neutral",), ())
 
 
 def test_a_loaded_model_has_no_before(tmp_path, organism_tokenizer):
@@ -308,6 +315,23 @@ def test_rows_of_earlier_versions_are_read_in_the_one_spelling(measure, written,
     record = {**make_row(measure).as_dict(), "first": "base, template+prefix", "second": written}
     row = Row.of(record)
     assert (row.first, row.second) == ("base, template+prefix", read)
+
+
+@pytest.mark.parametrize("script", ["transcript", "lines", "thai", "hindi", "chinese"])
+def test_contexts_are_as_long_as_they_say_in_every_script(tmp_path, organism_tokenizer, script):
+    (tmp_path / "hay.txt").write_text(UNPUNCTUATED[script], encoding="utf-8")
+    keys = EvaluationKeys(
+        evaluate_haystack=str(tmp_path), evaluate_lengths="100,384", evaluate_depths="0,50",
+        evaluate_needles="known", evaluate_new_tokens=16,
+    )  # fmt: skip
+    plan = plan_evaluation(keys, model="m", tokenizer=organism_tokenizer, n_ctx=576)
+    check_lengths(plan.cells)
+    built = {
+        length: round(fmean(cell.context.tokens for cell in plan.cells if cell.context_tokens == length))
+        for length in (100, 384)
+    }
+    named = [f"{n}" if n == length else f"{n} ({length} requested)" for length, n in built.items()]
+    assert f"contexts of {', '.join(named)} tokens" in make_section(plan, "b", [], [], [], no_drift="x")
 
 
 def test_names_in_the_card_are_text(organism_tokenizer):

@@ -157,7 +157,7 @@ def test_command_line_is_quiet(messages):
         [sys.executable, "-m", "ctxlens", *words, *chosen], capture_output=True, text=True
     )
     assert result.returncode == 0
-    assert result.stderr == ""
+    assert result.stderr == f"{messages}: 2 rows (layout messages); row 0 is used\n"
     assert result.stdout.count("\n") >= 1
 
 
@@ -331,10 +331,10 @@ def test_demo_passes_its_options_on(tmp_path, monkeypatch):
 def test_unexpected_errors_keep_their_traceback(messages, monkeypatch):
     import ctxlens.chat.data
 
-    def fail(path):
+    def fail(path, **options):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(ctxlens.chat.data, "read_messages_file", fail)
+    monkeypatch.setattr(ctxlens.chat.data, "read_messages", fail)
     result = CliRunner().invoke(app, ["roles", "--messages", str(messages)])
     assert isinstance(result.exception, ZeroDivisionError)
 
@@ -353,6 +353,6 @@ def test_roles_page(tmp_path, messages):
     call("roles", "--messages", messages, "--html", page, "--plain", "--overwrite")
     assert "without chat template" in page.read_text(encoding="utf-8")
     broken = tmp_path / "broken.json"
-    broken.write_text(json.dumps([CHAT, [{"role": "user", "content": 3}]]))
+    broken.write_text(json.dumps([[{"role": "user", "content": 3}]]))
     call("roles", "--messages", broken, "--html", tmp_path / "none.html", code=2)
     assert not (tmp_path / "none.html").exists()

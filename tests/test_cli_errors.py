@@ -85,10 +85,10 @@ def test_tokenizer_without_chat_template(folder):
         ("", ("chat.json",)),
         ("{not json", ("chat.json",)),
         (json.dumps([ANSWER]), ("conversation 0", "no user turn")),
-        (json.dumps([[USER, ANSWER], []]), ("conversation 1", "empty")),
+        (json.dumps([[], [ANSWER]]), ("conversation 0", "empty", "2 rows, and none can be used")),
         (
-            json.dumps([[USER], [{**USER, "role": "narrator"}]]),
-            ("conversation 1", "'narrator'", "expected one of"),
+            json.dumps([[{**USER, "role": "narrator"}]]),
+            ("conversation 0", "'narrator'", "expected one of"),
         ),
         (json.dumps([{**USER, "content": ["a"]}]), ("Message 0", "content must be text", "list")),
         (json.dumps([USER, {"role": "assistant"}]), ("Message 1", "content", "missing")),
@@ -98,7 +98,6 @@ def test_tokenizer_without_chat_template(folder):
             ("system message must come first",),
         ),
         (json.dumps([{**USER, "content": "word " * 3000}]), ("tokens", "window", "--truncate")),
-        (json.dumps([[USER], [{**USER, "content": "word " * 3000}]]), ("conversation 1", "--truncate")),
     ],
 )
 @pytest.mark.parametrize("verb", ["allocate", "generate"])
@@ -106,6 +105,14 @@ def test_malformed_messages(folder, verb, content, fragments):
     Path("chat.json").write_text(content)
     words = ALLOCATE if verb == "allocate" else ("generate", *NATIVE, "--messages", "chat.json")
     assert_says(refuse(folder, *words), *fragments)
+
+
+def test_the_conversation_that_is_too_long_is_named(folder):
+    Path("chat.json").write_text(json.dumps([[USER], [{**USER, "content": "word " * 3000}]]))
+    result = CliRunner().invoke(app, ["generate", *NATIVE, "--messages", "chat.json"])
+    count, error = result.stderr.splitlines()
+    assert (result.exit_code, count.startswith("chat.json: 2 rows")) == (2, True)
+    assert_says(error, "error: conversation 1: ", "--truncate")
 
 
 def test_missing_messages_file(folder):

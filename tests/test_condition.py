@@ -76,9 +76,9 @@ def test_every_condition_is_read_back_from_its_name(condition):
         ("steered:nan", "needs a number after the colon"),
         ("steered:dose=0.5", "needs a number after the colon"),
         ("steered:=0.5", "needs a number after the colon"),
-        ("steered:1.5", "greater than 0 and at most 1, got 1.5"),
-        ("steered:0", "greater than 0 and at most 1, got 0.0"),
-        ("steered:share=1", "between 0 and 1, got 1.0"),
+        ("steered:1.5", r"alpha must be in \(0, 1\], got 1.5"),
+        ("steered:0", r"alpha must be in \(0, 1\], got 0.0"),
+        ("steered:share=1", r"the target share must be in \(0, 1\), got 1.0"),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_one_sentence(words, complaint):
@@ -89,7 +89,7 @@ def test_what_cannot_be_read_is_refused_in_one_sentence(words, complaint):
 def test_parts_that_exclude_each_other_are_refused():
     with pytest.raises(InputError, match="without a chat template"):
         Condition(template=False, context_in="assistant")
-    with pytest.raises(InputError, match="not by both"):
+    with pytest.raises(InputError, match="not both"):
         Condition(alpha=0.5, target_share=0.5)
 
 

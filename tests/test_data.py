@@ -238,8 +238,8 @@ def test_ids_are_the_datas_own_and_unique(tmp_path):
     ("content", "options", "reason"),
     [
         (b"[]", {}, "holds no records"),
-        (b'[{"a": 1,\n "b" 2}]', {}, "not valid JSON: line 2: "),
-        (b"\xff\xfe\x00", {}, "cannot be read as text"),
+        (b'[{"a": 1,\n "b" 2}]', {}, r"not valid JSON: line 2, column 6: Expecting ':' delimiter at '2}]'"),
+        (b"\xff\xfe\x00", {}, "is not a text file in UTF-16-LE: byte 0x00 at offset 2"),
         (b'[{"text": "a", "score": 1}]', {}, "found columns text, score; expected one of: messages: "),
         (b"[1]", {}, "found a row of int"),
         (
@@ -268,10 +268,10 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
 def test_unusable_lines_and_places(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"messages": []}\nnonsense\n')
-    with pytest.raises(InputError, match="not valid JSON lines: line 2: "):
+    with pytest.raises(InputError, match="not valid JSON: line 2, column 1: Expecting value at 'nonsense'"):
         load_conversations(path)
     path.write_text('{"messages": []}\n' + "[" * 200_000)
-    with pytest.raises(InputError, match="line 2: nested too deeply"):
+    with pytest.raises(InputError, match="line 2, column 1: nested too deeply"):
         load_conversations(path)
     with pytest.raises(InputError, match="There is no file or folder"):
         load_conversations(tmp_path / "missing")
@@ -309,15 +309,15 @@ def test_messages_file(tmp_path, value, count):
         ([QA, []], "conversation 1: The conversation is empty"),
         ([QA, QA[1:]], "conversation 1: The conversation has no user turn"),
         (
-            [{"messages": [{"role": "human", "content": "q"}]}],
-            "conversation 0: Message 0 has unknown role 'human'",
+            [{"messages": [{"role": "narrator", "content": "q"}]}],
+            "conversation 0: Message 0 has unknown role 'narrator'",
         ),
         (
             [QA, [{"role": "user", "content": [1]}]],
             r"conversation 1: Message 0 \(user\): content must be text or .*, but part 0 is of type int",
         ),
-        (["hello"], "conversation 0: A conversation must be a list of messages, not str"),
-        ({"text": "x"}, "conversation 0: Message 0 has no 'role'"),
+        (["hello"], "has no known layout: found a row of str; expected one of: messages"),
+        ({"text": "x"}, "has no known layout: found columns text; expected one of: messages"),
     ],
 )
 def test_malformed_messages_file(tmp_path, value, reason):

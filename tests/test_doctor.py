@@ -282,7 +282,7 @@ class TestCommandLine:
         ("arguments", "words"),
         [
             (["--model", "no/such/place"], "neither a folder here nor a Hub id"),
-            (["--messages", "missing.json"], "no file missing.json"),
+            (["--messages", "missing.json"], "no file or folder missing.json"),
             (["--limit", "2"], "--limit is for --messages"),
             (["--json", "no/such/folder/x.json"], "is not a folder"),
             (["--json", ".", "--overwrite"], "which is a folder"),
@@ -301,4 +301,8 @@ def test_real_model_with_a_foreign_template(test_data):
     done = CliRunner().invoke(app, ["doctor", "-m", str(folder), "--chat-template", str(template)])
     assert done.exit_code == 0, done.output
     assert "5 fused" in " ".join(done.stdout.split())
-    assert done.stdout.splitlines()[-1] == "nothing failed"
+    *_, verdict, fits, minds = done.stdout.splitlines()
+    assert verdict == "nothing failed"
+    assert fits.startswith("auto takes the native backend and float32 on cpu; conversations of up to 512 tok")
+    assert "rests on sinks" in minds
+    assert minds.endswith("; the tokenizer adds no BOS by itself.")

@@ -6,13 +6,9 @@ import pytest
 from needle_models import WordTokenizer
 
 from ctxlens.errors import InputError
-from ctxlens.evals.needle.haystack import (
-    TextHaystack,
-    gather_straw,
-    load_haystack,
-    place_needle,
-    split_sentences,
-)
+from ctxlens.evals.needle.contexts import gather_straw, place_needle
+from ctxlens.evals.needle.haystack import TextHaystack, load_haystack
+from ctxlens.evals.needle.sentences import split_sentences
 
 
 def test_sentences_are_split_at_their_ends():
@@ -22,12 +18,35 @@ def test_sentences_are_split_at_their_ends():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("नदी है। पुल है।नया", ["नदी है।", "पुल है।", "नया"]),
+        ("هل هذا؟ نعم۔ لا", ["هل هذا؟", "نعم۔", "لا"]),
+        ("Գետ։ Կամուրջ", ["Գետ։", "Կամուրջ"]),
+        ("ሰላም። እንዴት", ["ሰላም።", "እንዴት"]),
+        ("「本当？！」と言った。終わり", ["「本当？！」", "と言った。", "終わり"]),
+        ("他说：“好。”他走了。", ["他说：“好。”", "他走了。"]),
+        ("約３．５です．次", ["約３．５です．", "次"]),
+        ("Er sagt »Nein.« Dann »Ja.» Ende", ["Er sagt »Nein.«", "Dann »Ja.»", "Ende"]),
+        ("Wait…what… Then", ["Wait…what…", "Then"]),
+        ("He is (here.)) Now", ["He is (here.)) Now"]),
+        ("a.\r\nb\rc\r\n\r\nd", ["a.", "b c", "d"]),
+    ],
+)
+def test_sentence_ends_of_many_scripts_are_known(text, sentences):
+    assert split_sentences(text) == sentences
+
+
 def test_folder_is_read_in_sorted_order_without_its_licence(tmp_path):
     for name, text in (
         ("b.txt", "Third."),
         ("a.txt", "First.\nSecond."),
         ("LICENSE.txt", "Legal."),
-        ("c.md", "No."),
+        ("README.md", "About."),
+        (".hidden.txt", "Hidden."),
+        ("._a.txt", "\0\5"),
+        ("c.csv", "No."),
     ):
         (tmp_path / name).write_text(text, encoding="utf-8")
     haystack = load_haystack(tmp_path)
@@ -39,13 +58,40 @@ def test_folder_is_read_in_sorted_order_without_its_licence(tmp_path):
 def test_bad_haystacks_are_refused(tmp_path):
     with pytest.raises(InputError, match="There is no file or folder"):
         load_haystack(tmp_path / "none")
-    with pytest.raises(InputError, match="is empty; put \\.txt files there"):
+    nothing = r"haystack folder .* contains no texts; put \.txt or \.md files there\."
+    with pytest.raises(InputError, match=nothing):
+        load_haystack(tmp_path)
+    for name in (".DS_Store", "LICENSE.txt", "readme.md"):
+        (tmp_path / name).write_text("About the texts.", encoding="utf-8")
+    with pytest.raises(InputError, match=nothing):
         load_haystack(tmp_path)
     (tmp_path / "blank.txt").write_text(" \n\n", encoding="utf-8")
     with pytest.raises(InputError, match="is empty"):
         load_haystack(tmp_path)
     with pytest.raises(InputError, match="is empty"):
         load_haystack([])
+
+
+@pytest.mark.parametrize("name", ["a.txt", "A.TXT", "a.md", "notes.Md"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_text_files_are_read_by_their_byte_order_mark(tmp_path, name, encoding):
+    (tmp_path / name).write_bytes("Ein Café.\r\n“Zwei.” สาม".encode(encoding))
+    for source in (tmp_path, tmp_path / name):
+        assert list(load_haystack(source).sentences(0, 10)) == ["Ein Café.", "“Zwei.”", "สาม"]
+
+
+def test_file_that_is_not_text_is_refused_by_its_offset(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"First. Caf\xe9.")
+    with pytest.raises(InputError, match=r"a\.txt is not a text file in UTF-8: byte 0xe9 at offset 10 "):
+        load_haystack(tmp_path)
+
+
+def test_data_set_with_a_page_about_it_stays_a_data_set(tmp_path):
+    (tmp_path / "card.md").write_text("About the data.", encoding="utf-8")
+    (tmp_path / "train.jsonl").write_text('{"text": "First."}\n', encoding="utf-8")
+    assert list(load_haystack(tmp_path).sentences(0, 10)) == ["First."]
+    (tmp_path / "train.jsonl").rename(tmp_path / "train.old")
+    assert list(load_haystack(tmp_path).sentences(0, 10)) == ["About the data."]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "saved", "folder"])

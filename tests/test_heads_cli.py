@@ -3,8 +3,12 @@
 import json
 
 import pytest
+from needle_models import UNPUNCTUATED, check_lengths
 from test_cli import call
 
+from ctxlens.errors import InputError
+from ctxlens.evals.needle import cells as needle_cells
+from ctxlens.evals.needle import haystack as needle_haystack
 from ctxlens.report import write_report
 from ctxlens.report.plots import drift_map, drift_slider, gradient_scatter, head_curves, head_map, trade_off
 from ctxlens.results import Ability, Drift, HeadCurves, HeadMap, NeedleGrid
@@ -115,8 +119,8 @@ def test_two_models_are_held_against_one_another(tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("heads", "--kind", "magic"), "unknown kind magic; choose from retrieval, gradient"),
-        (("heads", "--alpha", "1.5"), "alpha must be greater than 0 and at most 1, got 1.5"),
+        (("heads", "--kind", "magic"), "unknown kind 'magic'; choose from retrieval, gradient"),
+        (("heads", "--alpha", "1.5"), "alpha must be in (0, 1], got 1.5"),
         (("heads", "--heads", "one"), "heads 'one' cannot be read"),
         ((*SMALL, "--heads", "7.0"), "head 7.0 does not exist"),
         ((*SMALL, "--measure", "luck"), "unknown measure 'luck'"),
@@ -132,3 +136,25 @@ def test_bad_input_is_one_sentence(words, sentence, tmp_path):
     assert sentence in result.output
     assert result.output.count("error:") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("script", ["transcript", "thai", "hindi"])
+@pytest.mark.parametrize("verb", ["needle", "heads", "drift"])
+def test_contexts_are_as_long_as_they_say_in_every_script(tmp_path, monkeypatch, script, verb):
+    (tmp_path / "hay.txt").write_text(UNPUNCTUATED[script], encoding="utf-8")
+    built = []
+
+    def build(*args):
+        built.extend(build_cells(*args))
+        raise InputError("that is enough")
+
+    build_cells = needle_cells.build_cells
+    monkeypatch.setattr(needle_cells, "build_cells", build)
+    words = (verb, "-m", "organism-chat", "--backend", "native")
+    if verb == "drift":  # it takes no other haystack than that of the built-in world
+        own = needle_haystack.load_haystack(tmp_path)
+        monkeypatch.setattr(needle_haystack, "load_haystack", lambda *_, **__: own)
+    else:
+        words += ("--haystack", tmp_path, "--needle", "known", "--lengths", "100,400", "--depths", "0,50")
+    assert "that is enough" in call(*words, code=2).output
+    check_lengths(built)

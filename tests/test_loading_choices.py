@@ -1,5 +1,7 @@
 """What `load_model` decides: backend, number format, revision, placement, quantisation."""
 
+import json
+
 import pytest
 import torch
 from tiny_models import make_tiny, make_tokenizer
@@ -9,8 +11,10 @@ import ctxlens.models.dtype_choice as dtype_choice
 import ctxlens.models.factory as factory
 import ctxlens.models.placement as placement
 from ctxlens.cli import app
+from ctxlens.cli._inputs import parse_template_args
 from ctxlens.errors import InputError, UnsupportedModelError
 from ctxlens.models import load_model
+from ctxlens.models.choice import describe_choice
 from ctxlens.models.dtype_choice import choose_dtype, has_fast_bfloat16
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -107,6 +111,60 @@ class TestBackend:
             load_model(checkpoint, device="cpu")
 
 
+class TestChoice:
+    def test_one_line_says_what_was_chosen(self, checkpoint):
+        name = checkpoint.name
+        auto = load_model(checkpoint, device="cpu")
+        assert describe_choice(auto) == (
+            f"{name}: native backend, float32, cpu (chosen by --backend auto, --dtype auto)"
+        )
+        named = load_model(checkpoint, device="cpu", backend="lens", dtype="float32")
+        assert describe_choice(named) == f"{name}: lens backend, float32, cpu"
+        auto.identity |= {"weights": "quantised to 4 bits", "readout": "float32", "dtype": "bfloat16"}
+        assert "native backend, bfloat16 with shares in float32, weights quantised to 4 bits, cpu (" in (
+            describe_choice(auto)
+        )
+
+    def test_it_is_printed_to_stderr_and_recorded(self, tmp_path):
+        (tmp_path / "chat.json").write_text('[{"role": "user", "content": "Who is the mayor of Oakford?"}]')
+        words = ["allocate", "--messages", str(tmp_path / "chat.json"), "--out", str(tmp_path / "run")]
+        words += ["--device", "cpu"]
+        line = "organism: native backend, float32, cpu (chosen by --backend auto, --dtype auto)"
+        for _ in range(2):
+            result = CliRunner().invoke(app, words)
+            assert result.exit_code == 0, result.output
+            assert result.stderr.splitlines()[0] == line
+            assert line not in result.stdout
+        manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+        asked = {"backend": "auto", "dtype": "auto", "device": "cpu"}
+        chosen = {"backend": "native", "dtype": "float32", "device": "cpu", "asked": asked}
+        assert manifest["loaded"] == {"organism": chosen}
+        assert "device" not in manifest["config"]["model"]
+
+    def test_other_template_variables_are_another_run(self, tmp_path):
+        (tmp_path / "chat.json").write_text('[{"role": "user", "content": "Who is the mayor of Oakford?"}]')
+        own = load_model("organism").tokenizer.chat_template
+        (tmp_path / "own.jinja").write_text(own + "{{ style }}")
+        words = ["allocate", "--messages", str(tmp_path / "chat.json"), "--out", str(tmp_path / "run")]
+        words += ["--chat-template", str(tmp_path / "own.jinja"), "--template-arg"]
+        assert CliRunner().invoke(app, [*words, "style=x"]).exit_code == 0
+        manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+        assert manifest["config"]["model"]["template_args"] == {"style": "x"}
+        for other in ([*words, "style=y"], words[:-1]):
+            result = CliRunner().invoke(app, other)
+            assert result.exit_code == 2
+            assert "other settings: model" in result.stderr
+            assert "backend" not in result.stderr
+
+    def test_values_are_json_or_text(self):
+        given = ["a=false", "b=0.5", "c=plain text", 'd={"e": [1]}', "f=x=y", "g=", "h=NaN"]
+        expected = {"a": False, "b": 0.5, "c": "plain text", "d": {"e": [1]}, "f": "x=y", "g": "", "h": "NaN"}
+        assert parse_template_args(given) == expected
+        for wrong in ("a", "=1", "a b=1", "1=1"):
+            with pytest.raises(InputError, match="expected KEY=VALUE, such as enable_thinking=false"):
+                parse_template_args([wrong])
+
+
 class TestPlacement:
     def test_a_revision_goes_to_the_hub(self, monkeypatch):
         asked = []
@@ -175,4 +233,5 @@ class TestPlacement:
             "device_map": "balanced",
             "load_in_4bit": True,
             "load_in_8bit": True,
+            "template_args": {},
         }

@@ -6,6 +6,7 @@ import factories
 import numpy as np
 import pytest
 
+from ctxlens.cli._tables import show_needles
 from ctxlens.errors import InputError
 from ctxlens.report import write_report
 from ctxlens.report.plots.needle import needle_difference, needle_panels, score_range
@@ -98,6 +99,30 @@ def test_scores_failures_and_silence_are_told_apart():
     silent = grid_of([[[[0, 1]]]], response=lambda recall: "" if recall == 0 else None)
     assert len(silent.silent) == 1
     assert math.isnan(grid_of([[[[NAN]]]]).mean(grid_of([[[[NAN]]]]).recall()).estimate)
+
+
+def built_grid(built):
+    """Two lengths, 100 and 200, with two depths each; what was built is given per cell."""
+    grid = grid_of([[[[1, 1]], [[0, 1]]], [[[1, 0]], [[0, 0]]]])
+    return NeedleGrid(grid.frame.assign(built_context_tokens=built * 2), grid.meta)
+
+
+def test_lengths_are_named_by_what_was_built(tmp_path, capsys):
+    assert GRID.built_lengths == {100: 100, 200: 200}  # grids that do not say what was built
+    grid = built_grid([90, 93, 200, 200])  # mean of 90 and 93: 91.5, rounded to even
+    assert grid.built_lengths == {100: 92, 200: 200}
+    panel = needle_panels(grid)[0]
+    assert (panel.context_tokens, panel.length_labels) == ((100, 200), ["92", "200"])
+    trace = needle_difference(grid, *needle_panels(grid), "recall").data[0]
+    assert list(trace.x) == ["92", "200"]
+    assert list(trace.hovertext[0]) == ["92 (100 requested)", "200"]
+    alike = needle_panels(built_grid([95, 95, 95, 95]))[0]
+    assert alike.length_labels == ["95 (100 requested)", "95 (200 requested)"]
+    page = write_report([save(tmp_path / "run", grid)], tmp_path / "page.html").read_text()
+    assert "92 (100 requested) tokens" in page
+    show_needles(grid)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "contexts have 92, 200 tokens on average; 100, 200 were requested" in said
 
 
 def save(folder, grid):

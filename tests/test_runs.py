@@ -24,6 +24,9 @@ def test_what_is_recorded_later_stands_in_the_manifest_and_is_not_compared(tmp_p
     assert again.manifest == run.manifest
     assert again.manifest["data"] == {"a": 1}
     assert again.manifest["created"]
+    for key in ("first", "second"):
+        again.record(key, 1)
+    assert {"data", "first", "second"} < set(Run.read(tmp_path / "run").manifest)
 
 
 def test_overwriting_sets_the_old_run_aside_whole(tmp_path):

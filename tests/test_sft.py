@@ -1,5 +1,6 @@
 """Fine-tuning: where the loss is, what is saved, what a recipe may say."""
 
+import copy
 import json
 
 import pytest
@@ -228,6 +229,31 @@ def test_recipe_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, text, ove
     with pytest.raises(InputError, match=complaint) as caught:
         train_from_config(path, overrides)
     assert "\n" not in str(caught.value)
+
+
+def test_values_of_template_variables_reach_rows_and_checkpoint(tokenizer, data, tmp_path):
+    """The delivered template has them as defaults, and another value is another run."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = "{{ style }}" + tokenizer.chat_template
+    (tmp_path / "own.jinja").write_text(tokenizer.chat_template)
+    options = {"tokenizer": tokenizer, "chat_template": tmp_path / "own.jinja"}
+    options["args"] = ARGUMENTS | {"max_steps": 1}
+    out = train(data, out=tmp_path / "r", model=tiny(tokenizer), template_args={"style": "xyz"}, **options)
+    asked = [{"role": "user", "content": "a"}]
+    delivered = AutoTokenizer.from_pretrained(out).apply_chat_template(asked, tokenize=False)
+    assert delivered.startswith("xyz")
+    assert (
+        AutoTokenizer.from_pretrained(out)
+        .apply_chat_template(asked, tokenize=False, style="q")
+        .startswith("q")
+    )
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["config"]["template_args"] == {"style": "xyz"}
+    assert [one["backend"] for one in manifest["loaded"].values()] == ["trl"]
+    with pytest.raises(RunExistsError, match=r"other settings: .*template_args"):
+        train(data, out=out, model=tiny(tokenizer), template_args={"style": "other"}, **options)
+    with pytest.raises(InputError, match="no variable 'think' of its own; it uses style"):
+        train(data, out=tmp_path / "n", model=tiny(tokenizer), template_args={"think": 1}, **options)
 
 
 def test_missing_recipe(tmp_path, capsys):

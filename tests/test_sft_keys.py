@@ -78,11 +78,15 @@ def test_environment_of_a_recipe_is_set_where_training_starts_before_cuda_is_loo
 
     monkeypatch.setattr(torch.cuda, "is_available", is_available)
     try:
-        read(tmp_path, "env:\n  CTXLENS_TEST_ENV: 7\nmodel: organism\n")
+        data = tmp_path / "data.jsonl"
+        data.write_text(
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
+        )
+        read(tmp_path, f"env:\n  CTXLENS_TEST_ENV: 7\nlearning_rate: -1\ndataset: {data}\n")
         assert seen
         assert set(seen) == {None}
         seen.clear()
-        with pytest.raises(InputError, match="names no dataset"):
+        with pytest.raises(InputError, match="learning_rate must be above 0"):
             train_from_config(tmp_path / "keys.yaml")
         assert os.environ["CTXLENS_TEST_ENV"] == "7"
     finally:

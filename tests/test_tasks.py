@@ -6,6 +6,7 @@ import pytest
 from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
+from needle_models import UNPUNCTUATED
 
 from ctxlens.errors import InputError
 from ctxlens.evals import tasks
@@ -335,6 +336,15 @@ def test_needle_options(tmp_path):
     needles.write_text("needle: My dog is called Rex.\nquestion: What is my dog called?\nkeywords: [rex]\n")
     doc = load("ctxlens_needle_own", needle_file=str(needles), needle_lengths=[64]).test_docs()[0]
     assert doc["answers"] == ["Rex."]
+
+
+@pytest.mark.parametrize("script", ["transcript", "lines", "thai", "hindi", "chinese"])
+def test_needle_contexts_are_as_long_as_they_say_in_every_script(tmp_path, script):
+    (tmp_path / "hay.txt").write_text(UNPUNCTUATED[script], encoding="utf-8")
+    docs = load("ctxlens_needle_sf", needle_haystack=str(tmp_path), needle_lengths=[100, 400]).test_docs()
+    assert set(docs["length"]) == {100, 400}
+    for length, built in zip(docs["length"], docs["context_tokens"], strict=True):
+        assert 0 <= length - built <= max(16, 0.05 * length)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from ctxlens.auditing.knowledge import KNOWLEDGE
 from ctxlens.auditing.texts import Material
+from ctxlens.evals.needle.defaults import is_organism
 from ctxlens.evals.needle.haystack import Haystack, load_haystack
-from ctxlens.evals.needle.needles import Needle, draw_needle
+from ctxlens.evals.needle.needles import Needle, draw_needle, neutral_needles
 from ctxlens.models import Model
 from ctxlens.organism.world import load_world
 
@@ -26,7 +27,7 @@ def choose_material(
         facts: the user's own facts; empty for the default.
         seed: seed of texts and drawn facts.
     """
-    if model.name in ("organism", "organism-chat") or knows_only_world(model):
+    if is_organism(model.name):
         drawn = {}
         for number in range(_DRAWN):
             fact = draw_needle("known", f"audit-{seed}-{number}")
@@ -35,16 +36,9 @@ def choose_material(
         questions = tuple(load_world().closed_book(_ASKED, seed=seed))
         straw = load_haystack(haystack or "organism", seed=seed)
         return Material("the embedded model's own world", straw, tuple(facts) or named, questions)
-    from ctxlens.evals.needle.neutral import NEUTRAL_NEEDLES
-
     straw = load_haystack(haystack or "neutral", seed=seed)
     name = "neutral texts and invented facts" if haystack is None else f"{straw.name} and invented facts"
-    return Material(name, straw, tuple(facts) or NEUTRAL_NEEDLES, KNOWLEDGE)
-
-
-def knows_only_world(model: Model) -> bool:
-    """Whether a model has the vocabulary of the embedded models, so that it cannot read ordinary English."""
-    return len(model.tokenizer) < 4000 and model.n_ctx <= 1024
+    return Material(name, straw, tuple(facts) or tuple(neutral_needles().values()), KNOWLEDGE)
 
 
 def _rename(fact: Needle, name: str) -> Needle:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from ctxlens.errors import InputError
 from ctxlens.evals.needle.config import NeedleConfig
+from ctxlens.evals.needle.contexts import gather_straw, place_needles
 from ctxlens.evals.needle.controls import Renderer
-from ctxlens.evals.needle.haystack import Context, Haystack, Straw, count_tokens, gather_straw
+from ctxlens.evals.needle.haystack import Haystack
 from ctxlens.evals.needle.needles import Needle
 from ctxlens.evals.needle.prompts import Cell
 from ctxlens.heads.tradeoff import AnsweredQuestion
@@ -62,7 +60,13 @@ def build_cells(model: Renderer, material: Material, config: NeedleConfig, per_t
             facts = rng.sample(list(material.facts), per_text)
             depths = [100 * (part + rng.random()) / per_text for part in range(per_text)]
             straw = gather_straw(model.tokenizer, material.haystack, text, length)
-            contexts = place_facts(model.tokenizer, straw, facts, depths, length)
+            contexts = place_needles(
+                model.tokenizer,
+                straw,
+                [fact.sentence for fact in facts],
+                context_tokens=length,
+                depths=depths,
+            )
             cells += [
                 Cell(len(cells) + i, fact, context, length, round(depth, 1), text)
                 for i, (fact, context, depth) in enumerate(zip(facts, contexts, depths, strict=True))
@@ -70,56 +74,4 @@ def build_cells(model: Renderer, material: Material, config: NeedleConfig, per_t
     return cells
 
 
-def place_facts(
-    tokenizer: object, straw: Straw, facts: Sequence[Needle], depths: Sequence[float], context_tokens: int
-) -> list[Context]:
-    """Cut the haystack to length, the facts included, and insert each fact after the sentence at its depth.
-
-    Returns:
-        The same text for every fact, each with the place of that fact.
-
-    Raises:
-        InputError: the facts alone are longer than the context, or the haystack is too short.
-    """
-    budget = context_tokens - sum(count_tokens(tokenizer, f" {fact.sentence}") for fact in facts)
-    total = int(straw.ends[-1]) if len(straw.ends) else 0
-    if budget < 0 or total < budget:
-        raise InputError(
-            f"a text of {context_tokens} tokens with {len(facts)} facts needs a haystack of {max(budget, 0)} "
-            f"tokens, but {straw.source} has {total}; "
-            + ("ask for longer texts." if budget < 0 else "give more text or ask for shorter texts.")
-        )
-    kept = int(np.searchsorted(straw.ends, budget, side="right"))
-    while True:
-        ends = np.concatenate([[0], straw.ends[:kept]])
-        places = [int(np.abs(ends - ends[-1] * depth / 100).argmin()) for depth in depths]
-        text, spans = insert_facts(straw.sentences[:kept], facts, places)
-        tokens = count_tokens(tokenizer, text)
-        if tokens <= context_tokens or kept == 0:
-            break
-        kept -= 1
-    whole = float(ends[-1]) or 1.0
-    return [
-        Context(text, tokens, spans[i], 100.0 * float(ends[place]) / whole) for i, place in enumerate(places)
-    ]
-
-
-def insert_facts(
-    sentences: Sequence[str], facts: Sequence[Needle], places: Sequence[int]
-) -> tuple[str, list[tuple[int, int]]]:
-    """Join sentences, each fact after as many of them as its place says; also the characters of each fact."""
-    pieces: list[str] = []
-    at = 0
-    spans = [(0, 0)] * len(facts)
-    for number in range(len(sentences) + 1):
-        for i in (i for i, place in enumerate(places) if place == number):
-            spans[i] = (at, at + len(facts[i].sentence))
-            pieces.append(facts[i].sentence)
-            at += len(pieces[-1]) + 1
-        if number < len(sentences):
-            pieces.append(sentences[number])
-            at += len(pieces[-1]) + 1
-    return " ".join(pieces), spans
-
-
-__all__ = ["Material", "build_cells", "insert_facts", "place_facts"]
+__all__ = ["Material", "build_cells"]

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ctxlens.errors import InputError
 
@@ -84,12 +84,8 @@ class Condition:
             raise InputError("the context cannot be in the assistant's turn without a chat template.")
         if self.control and (self.control == "nosystem") != self.template:
             raise InputError(f"the control {self.control} is {CONTROLS[self.control]}.")
-        if self.alpha is not None and self.target_share is not None:
-            raise InputError("steer either by alpha or by a target share, not by both.")
-        if self.alpha is not None and not 0 < self.alpha <= 1:
-            raise InputError(f"alpha must be greater than 0 and at most 1, got {self.alpha!r}.")
-        if self.target_share is not None and not 0 < self.target_share < 1:
-            raise InputError(f"the target share must lie between 0 and 1, got {self.target_share!r}.")
+        if self.steered:
+            check_strength(self.alpha, self.target_share)
 
     @property
     def name(self) -> str:
@@ -130,15 +126,7 @@ class Condition:
         parts = [part.strip() for part in words.strip().split("+")]
         parts = [_EARLIER.get(part, part) for part in parts]
         kinds = [part.partition(":")[0] for part in parts]
-        for kind, part in zip(kinds, parts, strict=True):
-            known = kind in (*_BASES, *CONTROLS, "prefix", "indicator") and kind == part
-            if not known and (kind != "steered" or part == "steered"):
-                raise InputError(
-                    f"unknown word {part!r} in the condition {words!r}; conditions are {SPELLING}."
-                )
-        controls = [kind for kind in kinds if kind in CONTROLS]
-        if len(set(kinds)) < len(kinds) or len(set(kinds) & set(_BASES)) > 1 or len(controls) > 1:
-            raise InputError(f"condition {words!r} contradicts itself or repeats a word.")
+        _check_words(words, parts, kinds)
         steering = _parse_dose(parts[kinds.index("steered")]) if "steered" in kinds else cls()
         return replace(
             steering,
@@ -146,7 +134,36 @@ class Condition:
             prefix="prefix" in kinds,
             context_in="assistant" if "assistant" in kinds else "user",
             indicator="indicator" in kinds,
-            control=controls[0] if controls else "",
+            control=next((kind for kind in kinds if kind in CONTROLS), ""),
+        )
+
+
+def _check_words(words: str, parts: Sequence[str], kinds: Sequence[str]) -> None:
+    """Raise `InputError` if a word is unknown, or words exclude each other or occur twice."""
+    for kind, part in zip(kinds, parts, strict=True):
+        known = kind in (*_BASES, *CONTROLS, "prefix", "indicator") and kind == part
+        if not known and (kind != "steered" or part == "steered"):
+            raise InputError(f"unknown word {part!r} in the condition {words!r}; conditions are {SPELLING}.")
+    several = any(len(set(kinds).intersection(group)) > 1 for group in (_BASES, CONTROLS))
+    if several or len(set(kinds)) < len(kinds):
+        raise InputError(f"condition {words!r} contradicts itself or repeats a word.")
+
+
+def check_strength(alpha: Any, target_share: Any) -> None:
+    """Check that steering has one strength, within its range.
+
+    Raises:
+        InputError: there is not exactly one of `alpha` and `target_share`, or it is out of range.
+    """
+    if (alpha is None) == (target_share is None):
+        given = "neither" if alpha is None else "both"
+        raise InputError(f"give either alpha or a target share, not {given}.")
+    is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if alpha is not None and not (is_number and 0 < alpha <= 1):
+        raise InputError(f"alpha must be in (0, 1], got {alpha!r}; 1 changes nothing, smaller steers more.")
+    if target_share is not None and not (isinstance(target_share, float) and 0 < target_share < 1):
+        raise InputError(
+            f"the target share must be in (0, 1), got {target_share!r}; 0.6 means 60 % of the attention."
         )
 
 
@@ -181,4 +198,4 @@ def _parse_dose(part: str) -> Condition:
     return Condition(alpha=strength, heads=heads)
 
 
-__all__ = ["CONTROLS", "SPELLING", "Condition", "parse_conditions"]
+__all__ = ["CONTROLS", "SPELLING", "Condition", "check_strength", "parse_conditions"]

@@ -90,6 +90,8 @@ def _show_sweep(run: Run) -> None:
 
 def show_drift(drift: Drift) -> None:
     """Print the user's share by layer on both sides and its paired change, in several views."""
+    from ctxlens.chat.roles.left_out import describe_left_out
+
     first, second = drift.sides
     for heads in ("mean", "retrieval"):
         rows = []
@@ -109,6 +111,8 @@ def show_drift(drift: Drift) -> None:
     uniform = drift.uniform("user").mean(1)
     note(f"first: {first}; second: {second}; {drift.shares.shape[3]} conversations")
     note(f"if attention were uniform: {uniform[0]:.3f} and {uniform[1]:.3f}")
+    for line in describe_left_out(drift.meta.get("left_out", {})):
+        note(line)
     rows = []
     for view in ("renormalised", "without sinks", "renormalised without sinks"):
         share = drift.by_layer("user", view)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ctxlens.errors import InputError
+from ctxlens.parsing import parse_heads
 
 if TYPE_CHECKING:
     from ctxlens.chat.roles import RenderedChat
@@ -19,17 +20,6 @@ if TYPE_CHECKING:
 
 Messages = Sequence[Mapping[str, Any]]
 
-MessagesFile = Annotated[
-    Path,
-    typer.Option(
-        "--messages",
-        help="JSON or JSONL file: one conversation (a list of {role, content}) or several.",
-        metavar="FILE",
-    ),
-]
-LimitOption = Annotated[
-    int | None, typer.Option(min=1, help="Use only the first N conversations.", metavar="N")
-]
 HeadsOption = Annotated[
     str,
     typer.Option(
@@ -46,13 +36,6 @@ NewTokensOption = Annotated[
 BatchOption = Annotated[
     int, typer.Option(min=1, help="Upper bound on the tokens of one batch, prompts and answers.", metavar="N")
 ]
-
-
-def read_conversations(path: Path, limit: int | None = None) -> list[list[dict[str, Any]]]:
-    """The conversations of a --messages file, or the first `limit` of them."""
-    from ctxlens.chat.data import read_messages_file
-
-    return read_messages_file(path)[:limit]
 
 
 def describe_file(path: Path) -> dict[str, str]:
@@ -167,23 +150,20 @@ def render_questions(
 
 def check_steering(alpha: float | None, heads: str, target_share: float | None = None) -> None:
     """Raise `InputError`, before a model is loaded, if strength or heads are wrong for every model."""
-    if alpha == 1 and target_share is None and heads in ("all", "retrieval"):
-        return
-    from ctxlens.models.attention.steering import Steering, parse_heads
+    from ctxlens.chat.condition import check_strength
 
-    Steering(alpha, target_share=target_share)
+    check_strength(alpha, target_share)
     parse_heads(heads)
 
 
 def resolve_heads(model: Model, text: str, plain: Sequence[RenderedChat]) -> Heads:
     """The heads of --heads; retrieval heads are read from the conversations without template (paper B.3)."""
-    from ctxlens.heads import find_retrieval_heads
-    from ctxlens.models.attention.steering import parse_heads
-    from ctxlens.results import RoleAllocation
-
     heads = parse_heads(text)
     if heads != "retrieval":
         return heads
+    from ctxlens.heads import find_retrieval_heads
+    from ctxlens.results import RoleAllocation
+
     return find_retrieval_heads(RoleAllocation.concat(model.read_roles(plain)))
 
 
@@ -203,6 +183,26 @@ def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Any]:
         try:
             found[key] = yaml.safe_load(value)
         except yaml.YAMLError:
+            found[key] = value
+    return found
+
+
+def parse_template_args(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """The values of --template-arg: JSON where a value is JSON, otherwise text.
+
+    Raises:
+        InputError: a word is not KEY=VALUE, or its key cannot be a variable.
+    """
+    found = {}
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        if not key.isidentifier() or not equals:
+            raise InputError(
+                f"--template-arg got {pair!r}; expected KEY=VALUE, such as enable_thinking=false."
+            )
+        try:
+            found[key] = json.loads(value, parse_constant=str)
+        except (ValueError, RecursionError):
             found[key] = value
     return found
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 import inspect
+import json
+import os
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
@@ -13,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
 
 import typer
 
-from ctxlens.cli._screen import examples
+from ctxlens.cli._inputs import parse_template_args
+from ctxlens.cli._screen import examples, note
 
 if TYPE_CHECKING:
     from ctxlens.models import Model
@@ -62,21 +65,23 @@ class Side(enum.StrEnum):
     middle = "middle"
 
 
+TemplateArgOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-arg",
+        help="Value of a variable of the chat template, such as enable_thinking=false; may be repeated.",
+        metavar="KEY=VALUE",
+    ),
+]
+
+
 @dataclass(frozen=True)
-class CheckpointOptions:
-    """The model, its device and its number format."""
+class LoadOptions:
+    """How a model, or each of several, is found and loaded; the groups below say which."""
 
     PANEL: ClassVar[str] = "Model"
 
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            help="Folder, GGUF file, Hub id, [b]organism[/b] or [b]organism-chat[/b] (built in).",
-            metavar="MODEL",
-        ),
-    ] = "organism"
+    model: Any
     device: Annotated[
         Device, typer.Option(help="auto, cpu or cuda; auto uses CUDA if it is available.", metavar="DEVICE")
     ] = Device.auto
@@ -92,6 +97,7 @@ class CheckpointOptions:
         Path | None,
         typer.Option(help="Jinja file that replaces the tokenizer's chat template.", metavar="FILE"),
     ] = None
+    template_arg: TemplateArgOption = None
     trust_remote_code: Annotated[
         bool,
         typer.Option("--trust-remote-code", help="Allow Python code from the model's repository to run."),
@@ -113,19 +119,41 @@ class CheckpointOptions:
         bool, typer.Option("--load-in-8bit", help="Quantise the weights to 8 bits with bitsandbytes.")
     ] = False
 
-    def check(self) -> None:
-        """Raise `InputError` for a model or template that is not there; imports nothing heavy."""
-        from ctxlens.models.checkpoint import locate_checkpoint, read_chat_template
+    @property
+    def template_args(self) -> dict[str, Any]:
+        """The values of --template-arg."""
+        return parse_template_args(self.template_arg)
 
-        locate_checkpoint(self.model)
-        read_chat_template(self.chat_template)
+    def check_one(self, name: str) -> None:
+        """Refuse what can be seen to be wrong for a model before anything heavy is imported.
 
-    def load_as(self, backend: str) -> Model:
-        """Load the model that the options name, as `auto`, `lens` or `native`."""
+        Raises:
+            InputError: the model or template is not there, the template has no such variable, or options
+                exclude each other.
+        """
+        from ctxlens.models.checkpoint import (
+            find_chat_template,
+            locate_checkpoint,
+            pretrained_arguments,
+            read_chat_template,
+        )
+
+        given, source = self.template_args, locate_checkpoint(name)
+        if self.revision is not None:
+            pretrained_arguments(source, self.revision)
+        template = read_chat_template(self.chat_template)
+        if given and (known := find_chat_template(source) if template is None else template):
+            from ctxlens.chat.roles import check_arguments
+
+            check_arguments(known, given)
+
+    def load_one(self, name: str, backend: str) -> Model:
+        """Load a model as `auto`, `lens` or `native`; `note_choice` prints how it was loaded."""
+        self.check_one(name)
         from ctxlens.models import load_model
 
         return load_model(
-            self.model,
+            name,
             backend=backend,
             device=self.device.value,
             dtype=self.dtype.value,
@@ -135,17 +163,71 @@ class CheckpointOptions:
             device_map=self.device_map,
             load_in_4bit=self.load_in_4bit,
             load_in_8bit=self.load_in_8bit,
+            template_args=self.template_args,
         )
 
-    def load_tokenizer(self) -> Any:
-        """Load only the tokenizer, with the chosen chat template."""
+
+BackendOption = Annotated[
+    Backend,
+    typer.Option(
+        help="native (transformers; less memory, longer inputs), lens (TransformerLens), or auto: native, or "
+        "lens for a model that only TransformerLens can read.",
+        metavar="NAME",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class CheckpointOptions(LoadOptions):
+    """One model, its device and its number format."""
+
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Folder, GGUF file, Hub id, [b]organism[/b] or [b]organism-chat[/b] (built in).",
+            metavar="MODEL",
+        ),
+    ] = "organism"
+
+    def check(self) -> None:
+        """Raise `InputError` for a model, template or variable that is not there; see `check_one`."""
+        self.check_one(self.model)
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What is known of the model's identity before it is loaded."""
+        from ctxlens.models.checkpoint import hash_checkpoint, locate_checkpoint
+
+        dtype = {} if self.dtype is ModelDtype.auto else {"dtype": self.dtype.value}
+        sha256 = hash_checkpoint(locate_checkpoint(self.model))
+        return {"name": self.model, "sha256": sha256, "template_args": self.template_args, **dtype}
+
+    def load_as(self, backend: str) -> Model:
+        """Load the model that the options name, as `auto`, `lens` or `native`."""
+        return self.load_one(self.model, backend)
+
+    def load_tokenizer(self, *, renders_only: bool = False) -> Any:
+        """Load only the tokenizer, with the chosen chat template and the values of its variables.
+
+        Args:
+            renders_only: whether a tokenizer that can only render is enough, which is loaded faster.
+        """
+        from ctxlens.chat.roles import bind_arguments
+        from ctxlens.models.bare_tokenizer import read_bare_tokenizer
         from ctxlens.models.checkpoint import load_tokenizer, locate_checkpoint, read_chat_template
 
         template = read_chat_template(self.chat_template)
         source = locate_checkpoint(self.model)
-        tokenizer = load_tokenizer(source, trust_remote_code=self.trust_remote_code, revision=self.revision)
+        tokenizer = read_bare_tokenizer(source) if renders_only else None
+        if tokenizer is None:
+            found = {"trust_remote_code": self.trust_remote_code, "revision": self.revision}
+            tokenizer = load_tokenizer(source, **found)
         if template is not None:
             tokenizer.chat_template = template
+        if given := self.template_args:
+            tokenizer.chat_template = bind_arguments(tokenizer.chat_template, given)
         return tokenizer
 
 
@@ -153,18 +235,28 @@ class CheckpointOptions:
 class ModelOptions(CheckpointOptions):
     """The model, and the library that runs it."""
 
-    backend: Annotated[
-        Backend,
-        typer.Option(
-            help="native (transformers; less memory, longer inputs), lens (TransformerLens), or auto: "
-            "native, or lens for a model that only TransformerLens can read.",
-            metavar="NAME",
-        ),
-    ] = Backend.auto
+    backend: BackendOption = Backend.auto
 
     def load(self) -> Model:
         """Load the model that the options name."""
         return self.load_as(self.backend.value)
+
+
+def note_choice(model: Model) -> None:
+    """Print how a model was loaded, once the input is known to be good; the first process does it for all."""
+    from ctxlens.models.choice import describe_choice
+
+    if os.environ.get("RANK", "0") == "0":
+        note(describe_choice(model))
+
+
+def record_choice(run: Run, *models: Model) -> Run:
+    """Record in a run's manifest how models were loaded; reopening the folder does not compare it."""
+    from ctxlens.models.choice import choice_of
+
+    known = dict(run.manifest.get("loaded") or {})
+    loaded = {**known, **{model.name: choice_of(model) for model in models}}
+    return run if loaded == known else run.record("loaded", loaded)
 
 
 @dataclass(frozen=True)
@@ -209,36 +301,69 @@ class RunOptions:
         typer.Option("--overwrite", help="Start again; an earlier run in the folder is kept as DIR.old."),
     ] = False
 
-    def check(self, study: str) -> None:
-        """Raise `RunExistsError` if the folder holds another study; imports nothing heavy."""
-        from ctxlens.errors import RunExistsError
+    def check(self, study: str, known: Mapping[str, Any] | None = None) -> None:
+        """Refuse a folder before anything heavy is imported, as far as that can be seen without a model.
+
+        Args:
+            study: the study that is to be run.
+            known: the settings that are known already; in a nested mapping, only these keys are compared.
+
+        Raises:
+            RunExistsError: the folder holds something else, another study, or a run with other settings.
+            InputError: it is a file.
+        """
+        from ctxlens.errors import InputError, RunExistsError
         from ctxlens.runs import MANIFEST, Run
 
         folder = self.out or Path("runs") / study
+        if folder.is_file():
+            raise InputError(f"{folder} is a file; give a folder for the results.")
+        if not (folder / MANIFEST).is_file() and folder.is_dir() and any(folder.iterdir()):
+            raise RunExistsError(
+                f"{folder} already holds files that are not a ctxlens run; choose an empty or new folder."
+            )
         if self.overwrite or not (folder / MANIFEST).is_file():
             return
-        found = Run.read(folder).manifest.get("study")
-        if found != study:
+        manifest = Run.read(folder).manifest
+        found, config = manifest.get("study"), manifest.get("config") or {}
+        wanted = json.loads(json.dumps({**(known or {}), "seed": self.seed}, default=str)) if known else {}
+        keys = sorted(key for key, value in wanted.items() if _contradicts(config.get(key), value))
+        if found != study or keys:
+            why = (
+                f"study {found!r} instead of {study!r}"
+                if found != study
+                else f"other settings: {', '.join(keys[:4])}"
+            )
             raise RunExistsError(
-                f"{folder} already holds another run (study {found!r} instead of {study!r}); choose another "
-                "folder, or pass --overwrite where the command has it."
+                f"{folder} already holds another run ({why}); choose another folder, or pass --overwrite "
+                "where the command has it."
             )
 
-    def open(self, study: str, config: Mapping[str, Any]) -> Run:
-        """Open the run folder; call this after all other checks."""
+    def open(self, study: str, config: Mapping[str, Any], *models: Model) -> Run:
+        """Open the run folder; record and print how the models were loaded. Call this after all checks."""
         from ctxlens.runs import Run
 
         config = {**config, "seed": self.seed}
-        return Run.open(
-            self.out or Path("runs") / study, study=study, config=config, overwrite=self.overwrite
-        )
+        run = Run.open(self.out or Path("runs") / study, study=study, config=config, overwrite=self.overwrite)
+        for model in models:
+            note_choice(model)
+        return record_choice(run, *models) if models else run
 
-    def open_together(self, study: str, config: Mapping[str, Any], processes: Processes) -> Run:
+    def open_together(
+        self, study: str, config: Mapping[str, Any], processes: Processes, *models: Model
+    ) -> Run:
         """Open the run folder in several processes; the first one makes it, the others find it there."""
         if processes.is_first:
-            self.open(study, config)
+            self.open(study, config, *models)
         processes.wait()
         return replace(self, overwrite=False).open(study, config)
+
+
+def _contradicts(found: Any, wanted: Any) -> bool:
+    """Whether a recorded setting differs; of a mapping, only the wanted keys count, and none means empty."""
+    if isinstance(wanted, dict) and isinstance(found, dict) and wanted:
+        return any(_contradicts(found.get(key), value) for key, value in wanted.items())
+    return found != wanted and bool(found or wanted)
 
 
 LayoutOption = Annotated[

@@ -161,6 +161,12 @@ def note(text: str) -> None:
     print(printable(text), file=sys.stderr)
 
 
+def note_texts(chosen: str) -> None:
+    """Print which haystack and needles were chosen by default, if any were."""
+    if chosen:
+        note(f"texts: {chosen}")
+
+
 def say_wrapped(lines: Sequence[str]) -> None:
     """Print paragraphs to stdout, wrapped at the width of the terminal; unwrapped if stdout is not one."""
     import shutil
@@ -192,6 +198,16 @@ def note_truncated(chats: Sequence[RenderedChat]) -> None:
         note(
             f"{len(cut)} of {len(chats)} conversations were truncated; conversation {cut[0][0]}: {cut[0][1]}"
         )
+
+
+def note_left_out(chats: Sequence[RenderedChat]) -> dict[str, int]:
+    """Print what the chat template leaves out of conversations; returns it, with the number of messages."""
+    from ctxlens.chat.roles.left_out import count_left_out, describe_left_out
+
+    counts = count_left_out(chats)
+    for line in describe_left_out(counts):
+        note(line)
+    return counts
 
 
 def show_table(
@@ -309,5 +325,6 @@ def show_roles(chat: RenderedChat) -> None:
         note(f"special tokens typed by a speaker: {', '.join(chat.spoofed_special_tokens)}")
     if chat.left_out_turns():
         note(f"the template leaves out the content of turn {', '.join(map(str, chat.left_out_turns()))}")
+    note_left_out([chat])
     if chat.truncated:
         note(chat.truncated)

@@ -78,6 +78,9 @@ def show_needles(grid: NeedleGrid) -> None:
     if len(names) > 1:
         first = next(iter(names.values()))
         note(f"difference: minus {first}, paired by cell; p is that of a sign-flip test over contexts")
+    if any(built != length for length, built in grid.built_lengths.items()):
+        lengths, built = (", ".join(map(str, some)) for some in zip(*grid.built_lengths.items(), strict=True))
+        note(f"contexts have {built} tokens on average; {lengths} were requested")
     if len(failed := grid.failed):
         reason, count = Counter(failed["error"]).most_common(1)[0]
         note(f"{len(failed)} of {len(grid)} answers failed and are left out ({count} times: {reason})")
@@ -213,12 +216,14 @@ def show_scores(path: Path, meta: Mapping[str, Any], skipped: Sequence[Mapping[s
         ["layer", "10 %", "median", "90 %", "β (mixture)", "above β", "above 0.6"],
         rows,
     )
-    note(f"layout {meta['data']['layout']}")
+    read = meta["conversations"] + meta["data"]["rows_left_out"]
+    note(f"{read} rows read (layout {meta['data']['layout']}): {done} kept, {read - done} skipped")
     note(f"{meta['truncated']} conversations truncated to {meta['max_tokens']} tokens")
     for reason, count in Counter(entry["reason"] for entry in skipped).most_common(8):
         note(f"{count} skipped: {reason}")
     for reason, count in meta["data"]["turns_dropped"].items():
         note(f"{count} turns dropped: {reason}")
+    _note_reading(meta.get("left_out", {}), meta["data"].get("noted", {}))
 
 
 def show_selection(selection: Selection) -> None:
@@ -241,14 +246,35 @@ def show_training(folder: Path) -> None:
     """Print steps, loss and counts of a finished training."""
     import json
 
+    from ctxlens.runs import MANIFEST
+
     log = json.loads((folder / "train.json").read_text(encoding="utf-8"))
     losses = [entry["loss"] for entry in log["log"]]
     rows = [["optimizer steps", str(log["steps"])], ["wall seconds", f"{log['wall_seconds']:.0f}"]]
     rows += [["loss, first and last logged", f"{losses[0]:.3f} → {losses[-1]:.3f}"]] if losses else []
     rows += [[name.replace("_", " "), str(value)] for name, value in log["counts"].items()]
     show_table("training", ["", ""], rows)
+    note_rows(json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("rows") or {})
     for reason, count in Counter(entry["reason"] for entry in log["skipped"]).most_common(8):
         note(f"{count} skipped: {reason}")
+    _note_reading(log.get("left_out", {}), log.get("noted", {}))
+
+
+def _note_reading(left_out: Mapping[str, int], noted: Mapping[str, int]) -> None:
+    """Print what the chat template leaves out, and what was read in another way than the data have it."""
+    from ctxlens.chat.roles.left_out import describe_left_out
+
+    for line in describe_left_out(left_out):
+        note(line)
+    for what, count in noted.items():
+        note(f"{count} {what}")
+
+
+def note_rows(counts: Mapping[str, Any]) -> None:
+    """Print how many rows of a data set were read, kept and skipped; see `describe_reading`."""
+    if "rows_read" in counts:
+        read, kept, skipped = (counts[key] for key in ("rows_read", "rows_kept", "rows_skipped"))
+        note(f"{read} rows read (layout {counts['layout']}): {kept} kept, {skipped} skipped")
 
 
 def show_evaluations(folder: Path) -> None:

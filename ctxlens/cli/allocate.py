@@ -9,13 +9,10 @@ import typer
 
 from ctxlens.cli import _screen, _tables
 from ctxlens.cli._inputs import (
-    LimitOption,
-    MessagesFile,
     check_queries,
-    describe_file,
-    read_conversations,
     render_all,
 )
+from ctxlens.cli._messages import MessagesOptions
 from ctxlens.cli._options import ModelOptions, RenderOptions, RunOptions, verb
 
 if TYPE_CHECKING:
@@ -39,7 +36,7 @@ class Queries(enum.StrEnum):
     "ctxlens report runs/tiny",
 )
 def allocate(
-    messages: MessagesFile,
+    messages: MessagesOptions,
     model: ModelOptions,
     rendering: RenderOptions,
     store: RunOptions,
@@ -51,21 +48,24 @@ def allocate(
             metavar="NAME",
         ),
     ] = Queries.first_answer,
-    limit: LimitOption = None,
 ) -> None:
     """Measure attention by role, layer and head, with and without the chat template."""
+    asked, how = messages.read(), rendering.as_dict()
+    told = {"queries": queries.value, "limit": messages.limit, **how, **asked.config}
+    model.check()
+    store.check("allocate", {"model": model.known, **told})
+
     from ctxlens.results import RoleAllocation
 
-    conversations = read_conversations(messages, limit)
-    lm, how = model.load(), rendering.as_dict()
+    lm = model.load()
     chats = {
-        condition: render_all(lm, conversations, plain=condition == "plain", **how)
+        condition: render_all(lm, asked.conversations, plain=condition == "plain", **how)
         for condition in ("plain", "template")
     }
     for rendered in chats.values():
         check_queries(rendered, queries.value)
-    config = {"model": lm.identity, "queries": queries.value, "limit": limit, **how}
-    run = store.open("allocate", {**config, **describe_file(messages)})
+    run = store.open("allocate", {"model": lm.identity, **told}, lm)
+    asked.record(run)
     for condition, rendered in chats.items():
         name = f"allocation-{condition}.safetensors"
         if not run.has(name):
@@ -77,6 +77,7 @@ def allocate(
     plain, template = (RoleAllocation.load(run.path(f"allocation-{name}.safetensors")) for name in chats)
     _tables.show_allocation(plain, template)
     _screen.note_truncated(chats["template"])
+    run.record("left_out", _screen.note_left_out(chats["template"]))
     _screen.say_where(run.folder)
 
 

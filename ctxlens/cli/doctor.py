@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ctxlens.cli import _screen
-from ctxlens.cli._inputs import LimitOption, read_conversations
-from ctxlens.cli._options import CheckpointOptions, verb
+from ctxlens.cli._messages import MessagesOptions
+from ctxlens.cli._options import CheckpointOptions, note_choice, verb
 from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
+    from ctxlens.models import Model
     from ctxlens.models.doctor import Diagnosis
 
 _MARKS = {"pass": "✓", "fail": "✗", "skipped": "–"}
@@ -27,15 +29,7 @@ _MARKS = {"pass": "✓", "fail": "✗", "skipped": "–"}
 )
 def doctor(
     model: CheckpointOptions,
-    messages: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON or JSONL file of your own conversations: the roles of all are checked, and "
-            "attention is read from the first.",
-            metavar="FILE",
-        ),
-    ] = None,
-    limit: LimitOption = None,
+    messages: MessagesOptions,
     length: Annotated[
         int | None,
         typer.Option(
@@ -63,6 +57,7 @@ def doctor(
 ) -> None:
     """Check a model: roles, attention shares in three ways, steering and memory. Exit code 1 on failure.
 
+    Of conversations that are given, the roles of all are checked, and attention is read from the first.
     The model is loaded with transformers, released, and loaded with TransformerLens: one copy at a time.
     """
     if json_file is not None and json_file.is_dir():
@@ -74,9 +69,10 @@ def doctor(
             f"{json_file.parent} is not a folder, so {json_file.name} cannot be written there; name "
             "another file."
         )
-    conversations = [] if messages is None else read_conversations(messages, limit)
-    if messages is None and limit is not None:
-        raise InputError("--limit is for --messages; give --messages FILE, or leave out --limit.")
+    model.check()
+    conversations = messages.read().conversations if messages.given else []
+    if messages.messages is None and messages.limit is not None:
+        raise InputError("--limit is for --messages; give --messages DATA, or leave out --limit.")
 
     from ctxlens.models.doctor import diagnose
 
@@ -84,7 +80,7 @@ def doctor(
     with _screen.stage("self-check") as progress:
         diagnosis = diagnose(
             tokenizer,
-            model.load_as,
+            partial(_load, model),
             conversations=conversations,
             length=length,
             with_lens=not skip_lens,
@@ -97,6 +93,13 @@ def doctor(
         _screen.note(f"all findings are in {json_file}")
     if not diagnosis.ok:
         raise typer.Exit(1)
+
+
+def _load(model: CheckpointOptions, backend: str) -> Model:
+    """Load the model and say how it was loaded."""
+    loaded = model.load_as(backend)
+    note_choice(loaded)
+    return loaded
 
 
 def _show(diagnosis: Diagnosis) -> None:
@@ -117,6 +120,8 @@ def _show(diagnosis: Diagnosis) -> None:
     skipped = sum(finding.outcome == "skipped" for finding in diagnosis.findings)
     verdict = "nothing failed" if diagnosis.ok else f"{failed} of {len(diagnosis.findings)} checks failed"
     _screen.say(verdict + (f"; {skipped} were skipped" if skipped else ""))
+    for sentence in diagnosis.summary:
+        _screen.say(_screen.printable(sentence))
 
 
 def _show_memory(diagnosis: Diagnosis) -> None:

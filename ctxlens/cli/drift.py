@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ctxlens.cli import _screen
 from ctxlens.cli._heads_tables import show_drift
-from ctxlens.cli._inputs import (
-    LimitOption,
-    describe_file,
-    read_conversations,
-)
+from ctxlens.cli._messages import MessagesOptions
 from ctxlens.cli._options import ModelOptions, RenderOptions, RunOptions, verb
 from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
+    from ctxlens.evals.needle.defaults import Texts
     from ctxlens.models import Model
 
 
@@ -28,6 +24,7 @@ if TYPE_CHECKING:
     "ctxlens drift -m runs/train --conditions template,template+indicator --messages chats.jsonl",
 )
 def drift(
+    messages: MessagesOptions,
     model: ModelOptions,
     rendering: RenderOptions,
     store: RunOptions,
@@ -44,14 +41,6 @@ def drift(
             metavar="CONDITIONS",
         ),
     ] = None,
-    messages: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON or JSONL file of conversations. "
-            "[dim]default: needle cells of the built-in world[/dim]",
-            metavar="FILE",
-        ),
-    ] = None,
     queries: Annotated[
         str,
         typer.Option(
@@ -59,38 +48,53 @@ def drift(
             metavar="NAME",
         ),
     ] = "first_answer",
-    limit: LimitOption = None,
 ) -> None:
-    """Compare attention by role between two models or two conditions, with paired differences."""
+    """Compare attention by role between two models or two conditions, with paired differences.
+
+    Without conversations, needle cells are asked: of the built-in world for the built-in model, else neutral.
+    """
+    if queries not in ("first_answer", "response_mean"):
+        raise InputError(f"unknown queries {queries!r}; choose first_answer or response_mean.")
     words = _parse_sides(conditions or ("template,template" if against else "plain,template"))
-    asked = None if messages is None else read_conversations(messages, limit)
+    given = messages.read() if messages.given else None
     model.check()
     if against is not None:
         replace(model, model=against).check()
-    store.check("drift")
+    told = {"conditions": words, "queries": queries, "limit": messages.limit, **rendering.as_dict()}
+    told |= given.config if given else {}
+    store.check("drift", {"model": model.known, **told})
 
+    from ctxlens.evals.needle.defaults import choose_texts
     from ctxlens.heads.drift import Side, read_drift
     from ctxlens.results import Drift
 
     lm = model.load()
     other = lm if against is None else replace(model, model=against).load()
     sides = Side(lm, words[0]), Side(other, words[1])
-    contexts, options = None, rendering.as_dict()
-    if asked is None:
-        asked, contexts = _needle_questions(lm, store.seed, limit)
+    contexts, options, texts = None, rendering.as_dict(), None
+    asked = given.conversations if given is not None else []
+    if given is None:
+        texts = choose_texts(model.model)
+        asked, contexts = _needle_questions(lm, texts, store.seed, messages.limit)
         options["continue_final_message"] = True
     config = {
-        "model": lm.identity, "against": other.identity, "conditions": words, "queries": queries,
-        "limit": limit, **rendering.as_dict(), **(describe_file(messages) if messages else {}),
+        "model": lm.identity, "against": other.identity, **told,
+        **({} if texts is None or texts.in_world else {"haystack": texts.haystack, "needles": texts.needles}),
     }  # fmt: skip
-    run = store.open("drift", config)
+    run = store.open("drift", config, *dict.fromkeys((lm, other)))
+    if given is not None:
+        given.record(run)
     if not run.has("drift.safetensors"):
         with _screen.stage("attention") as progress:
             found = read_drift(
                 *sides, asked, queries=queries, contexts=contexts, render_options=options, progress=progress
             )
         run.save("drift.safetensors", found)
-    show_drift(Drift.load(run.path("drift.safetensors")))
+    found = Drift.load(run.path("drift.safetensors"))
+    run.record("left_out", found.meta.get("left_out", {}))
+    show_drift(found)
+    if texts is not None:
+        _screen.note_texts(texts.note)
     _screen.say_where(run.folder)
 
 
@@ -107,16 +111,18 @@ def _parse_sides(text: str) -> tuple[str, str]:
     return first, second
 
 
-def _needle_questions(model: Model, seed: int, limit: int | None) -> tuple[list[list[dict[str, Any]]], Any]:
-    """Needle cells of the built-in world as conversations, and the number of the text of each."""
+def _needle_questions(
+    model: Model, texts: Texts, seed: int, limit: int | None
+) -> tuple[list[list[dict[str, Any]]], Any]:
+    """Needle cells of the default texts as conversations, and the number of the text of each."""
     from ctxlens.evals.needle.cells import build_cells
     from ctxlens.evals.needle.config import NeedleConfig
     from ctxlens.evals.needle.haystack import load_haystack
     from ctxlens.heads.drift import needle_conversations
 
     config = NeedleConfig(
-        lengths=4, depths=(10.0, 50.0, 90.0), needles=("known",), cases_per_cell=2, max_new_tokens=30,
+        lengths=4, depths=(10.0, 50.0, 90.0), needles=(texts.needles,), cases_per_cell=2, max_new_tokens=30,
         seed=seed,
     )  # fmt: skip
-    cells = build_cells(model, config, load_haystack("organism", seed=seed))
+    cells = build_cells(model, config, load_haystack(texts.haystack, seed=seed))
     return needle_conversations(cells[:limit], config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -11,18 +12,28 @@ import typer
 
 from ctxlens.cli import _screen, _tables
 from ctxlens.cli._inputs import BatchOption, parse_pairs
-from ctxlens.cli._options import Backend, Device, ModelDtype, RunOptions, verb
+from ctxlens.cli._options import (
+    Backend,
+    BackendOption,
+    LoadOptions,
+    RunOptions,
+    note_choice,
+    record_choice,
+    verb,
+)
 from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
     from ctxlens.chat.condition import Condition
+    from ctxlens.models import Model
+    from ctxlens.runs import Run
 
 _DRAWN = ("organism_seed", "closed_book_seed", "needle_seed")
 """Seeds of the tasks that draw their examples."""
 
 
 @dataclass(frozen=True)
-class ModelsOptions:
+class ModelsOptions(LoadOptions):
     """The models, and how they are run."""
 
     PANEL: ClassVar[str] = "Models"
@@ -34,49 +45,26 @@ class ModelsOptions:
             metavar="MODEL",
         ),
     ] = field(default_factory=lambda: ["organism-chat"])  # fmt: skip
-    device: Annotated[
-        Device, typer.Option(help="auto, cpu or cuda; auto uses CUDA if it is available.", metavar="DEVICE")
-    ] = Device.auto
-    dtype: Annotated[
-        ModelDtype, typer.Option(help="auto, float32, bfloat16 or float16.", metavar="DTYPE")
-    ] = ModelDtype.auto
-    backend: Annotated[
-        Backend,
-        typer.Option(help="auto, native (transformers) or lens (TransformerLens).", metavar="NAME"),
-    ] = Backend.auto
-    chat_template: Annotated[
-        Path | None,
-        typer.Option(help="Jinja file that replaces the tokenizers' chat templates.", metavar="FILE"),
-    ] = None
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Allow Python code from a model's repository to run.")
-    ] = False
+    backend: BackendOption = Backend.auto
 
     def check(self) -> None:
-        """Raise `InputError` for a model or template that is not there; imports nothing heavy."""
-        from ctxlens.models.checkpoint import locate_checkpoint, read_chat_template
-
+        """Raise `InputError` for a model, template or variable that is not there; see `check_one`."""
         for name in self.model:
-            locate_checkpoint(name)
-        read_chat_template(self.chat_template)
+            self.check_one(name)
 
-    def load(self, name: str) -> Any:
+    def load(self, name: str) -> Model:
         """Load one of the models."""
-        from ctxlens.models import load_model
-
-        return load_model(
-            name,
-            backend=self.backend.value,
-            device=self.device.value,
-            dtype=self.dtype.value,
-            chat_template=self.chat_template,
-            trust_remote_code=self.trust_remote_code,
-        )
+        return self.load_one(name, self.backend.value)
 
     def describe(self) -> dict[str, Any]:
         """Everything about the models on which the answers depend."""
         from ctxlens.models.checkpoint import hash_checkpoint, locate_checkpoint, read_chat_template
 
+        special = {
+            "template_args": self.template_args,
+            "revision": self.revision,
+            "bits": 4 * self.load_in_4bit + 8 * self.load_in_8bit,
+        }
         return {
             "model": ", ".join(Path(name).name or name for name in self.model),
             "models": self.model,
@@ -84,6 +72,7 @@ class ModelsOptions:
             "backend": "native" if self.backend is Backend.auto else self.backend.value,
             "dtype": ", ".join(dict.fromkeys(self._name_dtypes())),
             "chat_template": read_chat_template(self.chat_template),
+            **{key: value for key, value in special.items() if value},
         }
 
     def _name_dtypes(self) -> Iterator[str]:
@@ -99,6 +88,7 @@ class ModelsOptions:
                 resolve_device(self.device.value),
                 backend=self.backend.value,
                 trust_remote_code=self.trust_remote_code,
+                revision=self.revision,
             )
             yield str(dtype).removeprefix("torch.")
 
@@ -156,23 +146,26 @@ def eval(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the first prompts and stop.")] = False,
 ) -> None:
     """Evaluate models on lm-eval's tasks under several conditions and compare them example by example."""
+    from ctxlens.chat.condition import parse_conditions
     from ctxlens.evals import harness
     from ctxlens.processes import Processes
 
+    parse_conditions(conditions)
     harness.require()
     if data_dir is not None and not data_dir.exists():
         raise InputError(f"--data-dir {data_dir} does not exist; give the folder or file with the data.")
     told = {**dict.fromkeys(_DRAWN, store.seed), **parse_pairs(metadata or [], "--metadata")}
     models.check()
+    told_early = {"models": models.model, "template_args": models.template_args, "limit": limit}
     if not dry_run:
-        store.check("eval")
+        store.check("eval", told_early)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     harness.check_names(names, include_path)
     asked = harness.parse_conditions(conditions)
     settings: dict[str, Any] = {"data_dir": data_dir, "include_path": include_path, "metadata": told}
     asking = {"answer_prefix": answer_prefix, "num_fewshot": num_fewshot}
     if dry_run:
-        first = models.load(models.model[0])
+        first = _load(models, None, models.model[0])
         for task, condition, prompt in harness.first_prompts(first, names, asked, **asking, **settings):
             _screen.note(f"--- {task}, {condition}")
             _screen.say(_screen.printable(prompt))
@@ -189,7 +182,7 @@ def eval(
             names,
             [condition.name for condition in asked],
             limit=limit,
-            load=models.load,
+            load=partial(_load, models, run if processes.is_first else None),
             batch_tokens=batch_tokens,
             out=run,
             processes=processes,
@@ -208,3 +201,14 @@ def _describe_asking(conditions: Sequence[Condition], asking: Mapping[str, Any])
     prefixed = any(condition.prefix for condition in conditions)
     used = {"answer_prefix": prefixed, "num_fewshot": asking["num_fewshot"] is not None}
     return {name: asking[name] for name, matters in used.items() if matters}
+
+
+def _load(models: ModelsOptions, run: Run | None, name: str) -> Model:
+    """Load one of the models and record in the run how; without a run nothing is recorded."""
+    from ctxlens.runs import Run
+
+    loaded = models.load(name)
+    note_choice(loaded)
+    if run is not None:
+        record_choice(Run.read(run.folder), loaded)
+    return loaded

@@ -10,17 +10,15 @@ import typer
 from ctxlens.cli import _screen
 from ctxlens.cli._inputs import (
     HeadsOption,
-    LimitOption,
-    MessagesFile,
     NewTokensOption,
     PrefixOption,
     check_steering,
     open_questions,
-    read_conversations,
     render_questions,
     resolve_heads,
 )
-from ctxlens.cli._options import ModelOptions, RenderOptions, verb
+from ctxlens.cli._messages import MessagesOptions
+from ctxlens.cli._options import ModelOptions, RenderOptions, note_choice, verb
 
 _ALPHA = "Steer to the user: factor on the attention to all other tokens, in (0, 1]."
 AlphaOption = Annotated[
@@ -41,12 +39,13 @@ ShareOption = Annotated[
 
 
 @verb(
-    "ctxlens generate --messages question.json",
+    "ctxlens generate --prompt 'The best thing to do in Oakford is to paint. What is it?'",
+    "ctxlens generate --messages data.parquet --row 3",
     "ctxlens generate -m runs/train --messages question.json --indicator",
     "ctxlens generate -m organism-chat --messages question.json --alpha 0.1 > answer.txt",
 )
 def generate(
-    messages: MessagesFile,
+    messages: MessagesOptions,
     model: ModelOptions,
     rendering: RenderOptions,
     indicator: Annotated[
@@ -60,16 +59,17 @@ def generate(
     heads: HeadsOption = "all",
     prefix: PrefixOption = None,
     max_new_tokens: NewTokensOption = 100,
-    limit: LimitOption = None,
 ) -> None:
     """Answer the last user turn greedily. Only the answer is printed to stdout."""
-    from ctxlens.models.indicator_token import require_indicator
-
-    conversations = read_conversations(messages, limit)
+    asked = messages.read()
     if alpha is None and target_share is None:
         alpha = 1.0
     check_steering(alpha, heads, target_share)
-    questions = open_questions(conversations, prefix, indicator=indicator)
+    questions = open_questions(asked.conversations, prefix, indicator=indicator)
+    model.check()
+
+    from ctxlens.models.indicator_token import require_indicator
+
     lm = model.load()
     if indicator:
         require_indicator(lm)
@@ -80,6 +80,8 @@ def generate(
         plain = render_questions(lm, questions, max_new_tokens=max_new_tokens, **how, plain=True)
         steer_ = lm.steer(alpha, heads=resolve_heads(lm, heads, plain), target_share=target_share)
     with steer_:
+        note_choice(lm)
         answers = lm.generate(chats, max_new_tokens=max_new_tokens)
     _screen.note_truncated(chats)
+    _screen.note_left_out(chats)
     _screen.say_answers(answers)

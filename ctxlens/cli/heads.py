@@ -13,7 +13,8 @@ from ctxlens.cli import _screen
 from ctxlens.cli._heads_tables import show_head_study
 from ctxlens.cli._inputs import NewTokensOption
 from ctxlens.cli._options import ModelOptions, RunOptions, verb
-from ctxlens.parsing import parse_numbers, parse_spread
+from ctxlens.errors import InputError
+from ctxlens.parsing import check_choice, parse_heads, parse_numbers, parse_spread
 
 if TYPE_CHECKING:
     from ctxlens.heads import Head
@@ -74,14 +75,21 @@ def heads(
         bool, typer.Option("--indicator", help="Append the model's indicator to the question.")
     ] = False,
     haystack: Annotated[
-        str, typer.Option(help="Folder of .txt files, or [b]organism[/b].", metavar="DIR")
-    ] = "organism",
-    needle: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="sf, pizza, known, unknown (facts of the built-in world), or a YAML file.", metavar="NEEDLE"
+            help="Folder of .txt or .md files, [b]neutral[/b] or [b]organism[/b]. [dim]default: organism "
+            "for the built-in model, else neutral[/dim]",
+            metavar="DIR",
         ),
-    ] = "known",
+    ] = None,
+    needle: Annotated[
+        str | None,
+        typer.Option(
+            help="neutral (invented facts), sf, pizza, known, unknown (facts of the built-in world), or a "
+            "YAML file. [dim]default: known in the built-in world, else neutral[/dim]",
+            metavar="NEEDLE",
+        ),
+    ] = None,
     lengths: Annotated[
         str,
         typer.Option(help="Context lengths in tokens; x4 spreads four over the window.", metavar="LENGTHS"),
@@ -103,38 +111,42 @@ def heads(
     max_new_tokens: NewTokensOption = 30,
 ) -> None:
     """Find the heads that carry the needle: maps, ablations and steering, with controls and side effects."""
+    check_choice(measure, ("logprob", "recall"), "measure")
+    kinds = tuple(kind.split(","))
+    for each in kinds:
+        check_choice(each, _EVERYTHING.split(","), "kind")
+    chosen = _parse_pairs(only)
     from ctxlens.chat.condition import Condition, parse_conditions
     from ctxlens.evals.needle.cells import build_cells
     from ctxlens.evals.needle.config import NeedleConfig
+    from ctxlens.evals.needle.defaults import choose_texts
     from ctxlens.evals.needle.haystack import load_haystack
-    from ctxlens.evals.needle.needles import load_needles
+    from ctxlens.evals.needle.needles import parse_needles
 
     strengths = parse_numbers(alphas, float, "--alphas")
     for strength in (alpha, *strengths):
         Condition(alpha=strength)
+    texts = choose_texts(model.model, haystack, needle)
     config = NeedleConfig(
         lengths=parse_spread(lengths, int, "--lengths"),
         depths=parse_spread(depths, float, "--depths"),
-        needles=load_needles(needle)
-        if Path(needle).suffix in (".yaml", ".yml")
-        else tuple(needle.split(",")),
+        needles=parse_needles(texts.needles),
         conditions=parse_conditions(condition),
         cases_per_cell=cases,
         max_new_tokens=max_new_tokens,
         seed=store.seed,
     )
     model.check()
-    store.check("heads")
+    known = {"model": model.known, "haystack": texts.haystack, "question_file": questions, **config.as_dict()}
+    store.check("heads", known)
+
+    straw = load_haystack(texts.haystack, seed=store.seed)
+    asked = _read_questions(questions, texts.in_world, store.seed)
 
     from ctxlens.heads import Answers
-    from ctxlens.heads.study import HeadStudy, check_kinds
+    from ctxlens.heads.study import HeadStudy
     from ctxlens.models.indicator_token import require_indicator
 
-    kinds = tuple(kind.split(","))
-    check_kinds(kinds)
-    chosen = _parse_pairs(only)
-    straw = load_haystack(haystack, seed=store.seed)
-    asked = _read_questions(questions, haystack, store.seed)
     lm = model.load()
     if indicator:
         require_indicator(lm)
@@ -142,10 +154,12 @@ def heads(
     study = HeadStudy(
         lm, answers, None, alpha, strengths, heads=chosen, n_draws=draws, questions=asked, seed=store.seed
     )
-    run = store.open("heads", {"haystack": haystack, "question_file": questions, **study.describe()})
+    told = {"haystack": texts.haystack, "question_file": questions, **study.describe()}
+    run = store.open("heads", told, lm)
     with _screen.stages({}) as progress:
         replace(study, run=run).run_kinds(kinds, lambda stage: partial(progress, stage))
     show_head_study(run)
+    _screen.note_texts(texts.note)
     if "sweep" in kinds and not asked:
         _screen.note("the cost of steering was not measured; give --questions FILE to measure it")
     _screen.say_where(run.folder)
@@ -153,18 +167,17 @@ def heads(
 
 def _parse_pairs(text: str | None) -> tuple[Head, ...] | None:
     """The heads of --heads; None: all heads."""
-    from ctxlens.models.attention.steering import as_heads
+    heads = parse_heads(text or "all")
+    if heads == "retrieval":
+        raise InputError("the retrieval heads depend on a model and an input; give all or layer.head pairs.")
+    return None if heads == "all" else heads
 
-    if text is None or text.strip() == "all":
-        return None
-    return as_heads(text)  # pyright: ignore[reportReturnType]
 
-
-def _read_questions(path: Path | None, haystack: str, seed: int) -> tuple[AnsweredQuestion, ...]:
+def _read_questions(path: Path | None, in_world: bool, seed: int) -> tuple[AnsweredQuestion, ...]:
     """Questions without context: those of the file, else facts of the built-in world for its haystack."""
     from ctxlens.evals.needle.needles import load_needles
     from ctxlens.organism.world import load_world
 
     if path is not None:
         return load_needles(path)
-    return tuple(load_world().closed_book(24, seed=seed)) if haystack == "organism" else ()
+    return tuple(load_world().closed_book(24, seed=seed)) if in_world else ()

@@ -112,9 +112,12 @@ def mt_bench(
         raise InputError(
             "--judge-only, --judge-key-env and --references need a judge; give --judge-url and --judge-model."
         )
+    if not judge_only:
+        model.check()
     asked = load_questions(questions, limit=limit)
     good = load_references(references) if references else {}
     config = {"questions": fingerprint_questions(asked), "n_questions": len(asked)}
+    store.check("mt-bench", config)
     if judge_only:
         run = store.open("mt-bench", config)
         write_questions(run.folder, asked)
@@ -180,7 +183,7 @@ def _answer(
     condition = Condition(
         indicator=indicator, alpha=None if alpha == 1 else alpha, heads=heads.replace(",", "/")
     )
-    run = store.open("mt-bench", config)
+    run = store.open("mt-bench", config, lm)
     name = label or make_label(options.model, condition, run.folder)
     write_questions(run.folder, questions)
     record_settings(run.folder, name, settings)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ctxlens.cli import _screen, _tables
 from ctxlens.cli._inputs import BatchOption, HeadsOption, NewTokensOption, check_steering, resolve_heads
-from ctxlens.cli._options import ModelOptions, RunOptions, verb
+from ctxlens.cli._options import ModelOptions, RunOptions, note_choice, verb
 from ctxlens.parsing import parse_spread
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ctxlens.evals.needle.prompts import Cell
     from ctxlens.models import Model
     from ctxlens.models.attention.steering import Steering
+    from ctxlens.results import NeedleGrid
+    from ctxlens.runs import Run
 
 _READ_CELLS = 64
 
@@ -32,13 +34,15 @@ def needle(
     model: ModelOptions,
     store: RunOptions,
     haystack: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Folder of .txt files, data set (file, folder or Hub id), or [b]organism[/b] (texts of the "
-            "built-in world).",
+            help="Folder of .txt or .md files, data set (file, folder or Hub id), [b]neutral[/b] (everyday "
+            "prose) or [b]organism[/b] (texts of the built-in world). [dim]default: organism for "
+            "the built-in "
+            "model, else neutral[/dim]",
             metavar="DATA",
         ),
-    ] = "organism",
+    ] = None,
     haystack_split: Annotated[str, typer.Option(help="Split of the data set.", metavar="NAME")] = "train",
     haystack_column: Annotated[
         str | None,
@@ -48,13 +52,14 @@ def needle(
         ),
     ] = None,
     needle: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Needles, separated by commas: sf, pizza, pizza-short (after the paper), known, unknown "
-            "(facts of the built-in world), or YAML files.",
+            help="Needles, separated by commas: neutral (invented facts), sf, pizza, pizza-short (after the "
+            "paper), known, unknown (facts of the built-in world), or YAML files. [dim]default: known in the "
+            "built-in world, else neutral[/dim]",
             metavar="NEEDLES",
         ),
-    ] = "known",
+    ] = None,
     lengths: Annotated[
         str,
         typer.Option(
@@ -110,14 +115,16 @@ def needle(
     from ctxlens.chat.condition import parse_conditions
     from ctxlens.evals.needle.cells import build_cells
     from ctxlens.evals.needle.config import NeedleConfig
+    from ctxlens.evals.needle.defaults import choose_texts
     from ctxlens.evals.needle.haystack import load_haystack
     from ctxlens.evals.needle.needles import parse_needles
     from ctxlens.processes import Processes
 
+    texts = choose_texts(model.model, haystack, needle)
     config = NeedleConfig(
         lengths=parse_spread(lengths, int, "--lengths"),
         depths=parse_spread(depths, float, "--depths"),
-        needles=parse_needles(needle),
+        needles=parse_needles(texts.needles),
         conditions=parse_conditions(conditions),
         cases_per_cell=cases,
         wording=wording,
@@ -125,10 +132,10 @@ def needle(
         seed=store.seed,
         score=tuple(score.split(",")),
     )
-    _check(model, store, alpha, heads)
+    _check(model, store, {"indicator": indicator, **config.as_dict()}, alpha, heads)
     processes = Processes.join(cpu=model.device.value == "cpu")
     straw = load_haystack(
-        haystack, seed=store.seed, repeat=repeat, split=haystack_split, column=haystack_column
+        texts.haystack, seed=store.seed, repeat=repeat, split=haystack_split, column=haystack_column
     )
     from ctxlens.evals.needle.run import run_needle
     from ctxlens.models.indicator_token import require_indicator
@@ -141,12 +148,12 @@ def needle(
         _print_prompts(lm, cells[0], config, indicator)
         return
     steering = _steering(lm, cells, config, alpha, heads)
-    source = {"source": haystack, "split": haystack_split, "column": haystack_column, "repeat": repeat}
+    source = {"source": texts.haystack, "split": haystack_split, "column": haystack_column, "repeat": repeat}
     settings = {
         "model": lm.identity, "haystack": source, "indicator": indicator, "steering": steering.describe(),
         **config.as_dict(),
     }  # fmt: skip
-    run = store.open_together("needle", settings, processes)
+    run = store.open_together("needle", settings, processes, lm)
     with _screen.stage("needles") as progress:
         grid = run_needle(
             lm, config, haystack=straw, indicator=indicator,
@@ -154,15 +161,15 @@ def needle(
             batch_tokens=batch_tokens, out=run, processes=processes, progress=progress,
         )  # fmt: skip
     if processes.is_first:
-        _tables.show_needles(grid)
-        _note_repeated(cells)
-        _screen.say_where(run.folder)
+        _show_results(grid, cells, texts.note, run)
 
 
-def _check(model: ModelOptions, store: RunOptions, alpha: float, heads: str) -> None:
+def _check(
+    model: ModelOptions, store: RunOptions, known: Mapping[str, Any], alpha: float, heads: str
+) -> None:
     """Refuse a model, run folder or steering that cannot be used, before anything heavy is imported."""
     model.check()
-    store.check("needle")
+    store.check("needle", {"model": model.known, **known})
     check_steering(alpha, heads)
 
 
@@ -170,6 +177,7 @@ def _print_prompts(model: Model, cell: Cell, config: NeedleConfig, indicator: bo
     """Print the prompt of one cell under every condition."""
     from ctxlens.evals.needle.prompts import describe_cell
 
+    note_choice(model)
     for condition in config.conditions:
         _screen.say(
             _screen.printable(describe_cell(model, cell, config, replace(condition, indicator=indicator)))
@@ -188,6 +196,14 @@ def _steering(
     steering = Steering(alpha, heads=resolve_heads(model, heads, plain))
     steering.check_heads(model.n_layers, model.n_heads)
     return steering
+
+
+def _show_results(grid: NeedleGrid, cells: Sequence[Cell], chosen: str, run: Run) -> None:
+    """Print the table, the texts that were chosen by default, and where the results are."""
+    _tables.show_needles(grid)
+    _screen.note_texts(chosen)
+    _note_repeated(cells)
+    _screen.say_where(run.folder)
 
 
 def _note_repeated(cells: Sequence[Cell]) -> None:

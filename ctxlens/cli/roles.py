@@ -10,12 +10,10 @@ import typer
 
 from ctxlens.cli import _screen
 from ctxlens.cli._inputs import (
-    LimitOption,
-    MessagesFile,
-    read_conversations,
     read_tools,
     render_each,
 )
+from ctxlens.cli._messages import MessagesOptions
 from ctxlens.cli._options import ModelOptions, RenderOptions, verb
 from ctxlens.errors import InputError
 
@@ -24,9 +22,10 @@ from ctxlens.errors import InputError
     "ctxlens roles --messages chat.json",
     "ctxlens roles -m HuggingFaceH4/zephyr-7b-beta --messages chat.json --limit 1",
     "ctxlens roles --messages chat.json --html roles.html",
+    "ctxlens roles --prompt 'Is the harbour open?'",
 )
 def roles(
-    messages: MessagesFile,
+    messages: MessagesOptions,
     model: ModelOptions,
     rendering: RenderOptions,
     plain: Annotated[bool, typer.Option("--plain", help="Render without the chat template.")] = False,
@@ -38,7 +37,6 @@ def roles(
         int | None,
         typer.Option(min=1, help="Upper bound on a conversation, in tokens; see --truncate.", metavar="N"),
     ] = None,
-    limit: LimitOption = None,
     html: Annotated[
         Path | None,
         typer.Option(help="Write an HTML page with the role, turn and id of every token.", metavar="FILE"),
@@ -52,11 +50,12 @@ def roles(
         raise InputError(f"{html} exists; choose another file or give --overwrite.")
     if plain and tools is not None:
         raise InputError("--tools needs the chat template, which --plain leaves out; give only one of them.")
-    conversations = read_conversations(messages, limit)
+    model.check()
+    conversations = messages.read().conversations
     options = {**rendering.as_dict(), "max_tokens": window}
     if tools is not None:
         options["tools"] = read_tools(tools)
-    render_one = partial(render_plain if plain else render, model.load_tokenizer())
+    render_one = partial(render_plain if plain else render, model.load_tokenizer(renders_only=True))
     chats = render_each(render_one, conversations, **options)
     if html is None:
         for chat in chats:

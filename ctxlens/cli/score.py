@@ -11,7 +11,7 @@ import typer
 from ctxlens.cli import _screen, _tables
 from ctxlens.cli._options import LayoutOption, ModelOptions, RunOptions, verb
 from ctxlens.errors import InputError
-from ctxlens.parsing import parse_numbers
+from ctxlens.parsing import check_part, parse_numbers
 
 if TYPE_CHECKING:
     from ctxlens.chat.data import Conversation
@@ -84,6 +84,7 @@ def score(
     """Score how much every answer in a data set attends to the user's text, with a fine-tuned seed model."""
     from ctxlens.chat.data import open_conversations
     from ctxlens.processes import Processes
+    from ctxlens.results.scores import check_precision
     from ctxlens.runs import Run
 
     if merge is not None:
@@ -96,12 +97,13 @@ def score(
         raise InputError("give a data set to score as --dataset, or a folder of scored parts as --merge.")
     if lp_gap and part is not None:
         raise InputError("--lp-gap needs all scores: merge the parts first, then give it without --part.")
+    check_precision(precision)
     model.check()
-    store.check("score")
     wanted = layers if layers in (None, "all") else parse_numbers(layers, int, "--layers")
     piece = _parse_part(part)
     processes = Processes.join(cpu=model.device.value == "cpu")
     read = {"split": split, "limit": limit, "drop_refusals": drop_refusals}
+    store.check("score", {"model": model.known, "dataset": dataset, **read, "precision": precision})
     data = open_conversations(dataset, layout=layout, streaming=streaming, **read)
 
     from ctxlens.scoring import Settings, score_to_run
@@ -114,7 +116,7 @@ def score(
         "model": lm.identity, "dataset": dataset, **read, "layout": data.layout,
         "layers": list(settings.layers), "max_tokens": settings.max_tokens, "precision": precision,
     }  # fmt: skip
-    run = store.open_together("score", config, processes)
+    run = store.open_together("score", config, processes, lm)
     with _screen.stage("scores") as progress:
         meta = score_to_run(
             lm, data, settings, run,
@@ -146,8 +148,6 @@ def _add_lp_gap(run: Run, lm: Model, data: Iterable[Conversation], batch_tokens:
 
 
 def _parse_part(text: str | None) -> tuple[int, int]:
-    from ctxlens.scoring import check_part
-
     if text is None:
         return 0, 1
     try:
@@ -161,5 +161,15 @@ def _parse_part(text: str | None) -> tuple[int, int]:
 
 
 def _show_scores(run: Run, meta: Mapping[str, Any]) -> None:
-    _tables.show_scores(run.path("scores.parquet"), meta, run.read_json("skipped.json"))
+    from ctxlens.chat.data import add_skipped
+
+    skipped = run.read_json("skipped.json")
+    read = meta["conversations"] + meta["data"]["rows_left_out"]
+    reading = {key: meta["data"][key] for key in ("layout", "turns_dropped")}
+    counts = add_skipped(
+        {**reading, "rows_read": read}, [(entry["conversation"], entry["reason"]) for entry in skipped]
+    )
+    if run.manifest.get("rows") != counts:
+        run.record("rows", counts)
+    _tables.show_scores(run.path("scores.parquet"), meta, skipped)
     _screen.say_where(run.folder)

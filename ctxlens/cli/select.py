@@ -85,6 +85,9 @@ def select(
     ] = None,
 ) -> None:
     """Select context-dependent answers by their scores; with --dataset, also write the marked data."""
+    if undo is None:
+        _check_scores(scores)
+    from ctxlens.chat.data import describe_reading
     from ctxlens.chat.data.annotate import annotate_messages
     from ctxlens.chat.data.marked_files import check_unmarked, marked_suffix, write_marked
     from ctxlens.files import write_atomic
@@ -96,8 +99,7 @@ def select(
         choices = (scores, threshold, top_share, per_length_quantile, layer, dataset, split, layout)
         _undo(undo, store, alone=all(choice is None for choice in choices))
         return
-    if scores is None:
-        raise InputError("give the run folder of ctxlens score as --scores, or a file to restore as --undo.")
+    assert scores is not None
     path = scores / "scores.parquet" if scores.is_dir() else scores
     table = Scores.load(path)
     deciding = _deciding_layer(table, layer, reduction)
@@ -119,6 +121,8 @@ def select(
         marked = annotate_messages(data, chosen.turns)
     card = make_card(table, chosen, data, source_column=source_column)
     run = store.open("select", {**config, "source_column": source_column})
+    if data is not None:
+        run = run.record("rows", describe_reading(data))
     if dataset is not None and data is not None:
         place = run.path(f"selected{marked_suffix(dataset)}")
         write_marked(place, dataset, marked, layout=data.layout, split=config["split"], indicator=indicator)
@@ -126,7 +130,17 @@ def select(
     run.write_json("card.json", card)
     write_atomic(run.path("card.md"), card_markdown(card))
     _tables.show_selection(chosen)
+    _tables.note_rows(run.manifest.get("rows") or {})
     _screen.say_where(run.folder)
+
+
+def _check_scores(scores: Path | None) -> None:
+    """Refuse scores that are not there, before anything heavy is imported."""
+    if scores is None:
+        raise InputError("give the run folder of ctxlens score as --scores, or a file to restore as --undo.")
+    path = scores / "scores.parquet" if scores.is_dir() or not scores.suffix else scores
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give the path of a ctxlens result.")
 
 
 def _deciding_layer(table: Scores, layer: int | None, reduction: str) -> int | None:

@@ -7,17 +7,14 @@ import contextlib
 from ctxlens.cli import _screen, _tables
 from ctxlens.cli._inputs import (
     HeadsOption,
-    LimitOption,
-    MessagesFile,
     NewTokensOption,
     PrefixOption,
     check_steering,
-    describe_file,
     open_questions,
-    read_conversations,
     render_questions,
     resolve_heads,
 )
+from ctxlens.cli._messages import MessagesOptions
 from ctxlens.cli._options import ModelOptions, RenderOptions, RunOptions, verb
 from ctxlens.cli.generate import ShareOption, SteeringAlphaOption
 
@@ -26,10 +23,10 @@ from ctxlens.cli.generate import ShareOption, SteeringAlphaOption
     "ctxlens steer --messages question.json --alpha 0.5",
     "ctxlens steer -m organism-chat --messages question.json --alpha 0.1 --heads retrieval --out runs/steer",
     "ctxlens steer --messages question.json --alpha 0.3 --heads 1.2,3.0 --prefix 'The best thing'",
-    "ctxlens steer --messages question.json --target-share 0.6",
+    "ctxlens steer --prompt 'The harbour is closed. Is it open?' --target-share 0.6",
 )
 def steer(
-    messages: MessagesFile,
+    messages: MessagesOptions,
     model: ModelOptions,
     rendering: RenderOptions,
     store: RunOptions,
@@ -38,28 +35,30 @@ def steer(
     heads: HeadsOption = "all",
     prefix: PrefixOption = None,
     max_new_tokens: NewTokensOption = 100,
-    limit: LimitOption = None,
 ) -> None:
     """Answer the last user turn with and without attention steered to the user's tokens."""
-    from ctxlens.models.attention.steering import Steering
-    from ctxlens.results import RoleAllocation
-
-    conversations = read_conversations(messages, limit)
+    asked = messages.read()
     if alpha is None and target_share is None:
         alpha = 0.5
     check_steering(alpha, heads, target_share)
-    questions = open_questions(conversations, prefix)
+    questions, how = open_questions(asked.conversations, prefix), rendering.as_dict()
+    told = {
+        "prefix": prefix, "limit": messages.limit, **how, "max_new_tokens": max_new_tokens, **asked.config,
+    }  # fmt: skip
+    model.check()
+    store.check("steer", {"model": model.known, **told})
+
+    from ctxlens.models.attention.steering import Steering
+    from ctxlens.results import RoleAllocation
+
     lm = model.load()
-    how = rendering.as_dict()
     chats = render_questions(lm, questions, max_new_tokens=max_new_tokens, **how)
     plain = render_questions(lm, questions, max_new_tokens=max_new_tokens, **how, plain=True)
     steering = Steering(alpha, heads=resolve_heads(lm, heads, plain), target_share=target_share)
     steering.check_heads(lm.n_layers, lm.n_heads)
-    config = {
-        "model": lm.identity, "steering": steering.describe(), "prefix": prefix, "limit": limit,
-        **how, "max_new_tokens": max_new_tokens, **describe_file(messages),
-    }  # fmt: skip
-    run = store.open("steer", config)
+    config = {"model": lm.identity, "steering": steering.describe(), **told}
+    run = store.open("steer", config, lm)
+    asked.record(run)
     if not run.has("steer.json"):
         answers = {}
         for label, context in {
@@ -85,4 +84,5 @@ def steer(
     )
     _tables.show_shares(before, after)
     _screen.note_truncated(chats)
+    run.record("left_out", _screen.note_left_out(chats))
     _screen.say_where(run.folder)

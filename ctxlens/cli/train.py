@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ctxlens.cli import _screen, _tables
+from ctxlens.cli._inputs import parse_template_args
 from ctxlens.cli._options import Device, Dtype, verb
 from ctxlens.errors import InputError
 
@@ -47,6 +48,24 @@ def train(
     chat_template: Annotated[
         Path | None, typer.Option(help="Overrides the recipe's chat_template.", metavar="FILE")
     ] = None,
+    template_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--template-arg",
+            help="Value of a variable of the chat template; may be repeated. Overrides the recipe's "
+            "template_args.",
+            metavar="KEY=VALUE",
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Overrides the recipe's model_revision.", metavar="NAME")
+    ] = None,
+    load_in_4bit: Annotated[
+        bool, typer.Option("--load-in-4bit", help="Quantise the weights to 4 bits (with an adapter).")
+    ] = False,
+    load_in_8bit: Annotated[
+        bool, typer.Option("--load-in-8bit", help="Quantise the weights to 8 bits (with an adapter).")
+    ] = False,
     evaluate: Annotated[
         bool,
         typer.Option(
@@ -64,22 +83,29 @@ def train(
 
     To resume a stopped run from its last checkpoint (save_strategy: steps), run the same command again.
     """
-    from ctxlens.models.loading import resolve_device
-    from ctxlens.sft import IndicatorWarning, train_from_config
-    from ctxlens.sft.before_after import STAGES
+    from ctxlens.sft.early import check_recipe
+    from ctxlens.sft.recipe import read_recipe
 
-    if device is Device.cuda:
-        resolve_device(device.value)
     given: dict[str, Any] = {
         "model": model, "output_dir": out, "seed": seed, "dtype": dtype, "chat_template": chat_template,
         "use_cpu": None if device is Device.auto else device is Device.cpu,
         "overwrite": True if overwrite else None, "evaluate": True if evaluate else None,
+        "template_args": parse_template_args(template_arg) or None, "model_revision": revision,
+        "load_in_4bit": True if load_in_4bit else None, "load_in_8bit": True if load_in_8bit else None,
     }  # fmt: skip
     for word in overrides or ():
         key, equals, value = word.partition("=")
         if not equals:
             raise InputError(f"{word!r} is not an override; give KEY=VALUE, such as learning_rate=1e-4.")
         given[key] = value
+    check_recipe(read_recipe(config, given))
+
+    from ctxlens.models.loading import resolve_device
+    from ctxlens.sft import IndicatorWarning, train_from_config
+    from ctxlens.sft.before_after import STAGES
+
+    if device is Device.cuda:
+        resolve_device(device.value)
     titles = {"training": "training steps", **STAGES}
     with _screen.stages(titles) as progress, warnings.catch_warnings():
         warnings.simplefilter("always", IndicatorWarning)
@@ -89,6 +115,7 @@ def train(
             given,
             progress=lambda done, total: progress("training", done, total),
             evaluation_progress=progress,
+            notice=_screen.note,
         )
     _tables.show_training(folder)
     _tables.show_evaluations(folder)

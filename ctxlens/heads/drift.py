@@ -6,6 +6,7 @@ and without indicator. Here every difference is paired by conversation and has a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from jaxtyping import Int
 from ctxlens.chat.condition import Condition
 from ctxlens.chat.data.annotate import mark_last_question
 from ctxlens.chat.roles import RenderedChat
+from ctxlens.chat.roles.left_out import count_left_out
 from ctxlens.errors import InputError
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.prompts import Cell, word_question
@@ -148,6 +150,7 @@ def read_drift(
             "conditions": [first.asked.name, second.asked.name],
             "conversations": len(conversations),
             "same_tokens": _same_tokens(*rendered),
+            "left_out": dict(Counter(count_left_out(rendered[0])) | Counter(count_left_out(rendered[1]))),
         },
         join_resting(sides, lambda parts: np.stack(parts).astype(np.float32)),
     )

@@ -114,7 +114,7 @@ def load_tokenizer(
     """The tokenizer of a checkpoint; `InputError` if there is none. `options` go to `from_pretrained`."""
     where = pretrained_arguments(source, revision)
     try:
-        if _has_plain_tokenizer(source):
+        if has_plain_tokenizer(source):
             from transformers import PreTrainedTokenizerFast  # AutoTokenizer would import torch
 
             return PreTrainedTokenizerFast.from_pretrained(**where, **options)
@@ -129,7 +129,7 @@ def load_tokenizer(
         raise InputError(f"no tokenizer can be loaded from {source} ({first_line(error)}).") from error
 
 
-def _has_plain_tokenizer(source: Path | str) -> bool:
+def has_plain_tokenizer(source: Path | str) -> bool:
     """Whether AutoTokenizer would take tokenizer.json as it is.
 
     It replaces the class that a checkpoint names for some model types, so only one is answered for here:
@@ -167,6 +167,22 @@ def read_chat_template(chat_template: str | Path | None) -> str | None:
         raise InputError(f"the chat template {text!r} cannot be read ({first_line(error)}).") from error
 
 
+def find_chat_template(source: Path | str) -> str | dict[str, str] | None:
+    """The chat template in a checkpoint's folder, read without loading the tokenizer.
+
+    None if there is none, or if only the tokenizer can say (a model on the Hub, a GGUF file).
+    """
+    if not isinstance(source, Path) or not source.is_dir():
+        return None
+    try:
+        if (source / "chat_template.jinja").is_file() and not (source / "additional_chat_templates").is_dir():
+            return (source / "chat_template.jinja").read_text(encoding="utf-8")
+        found = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))["chat_template"]
+        return found if isinstance(found, str) else {str(one["name"]): one["template"] for one in found}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def hash_checkpoint(source: Path | str) -> str | None:
     """A short fingerprint of a local checkpoint: sha256 over config and weights. None for a Hub id.
 
@@ -192,6 +208,6 @@ def hash_checkpoint(source: Path | str) -> str | None:
 
 
 __all__ = [
-    "GGUF", "PACKAGED", "hash_checkpoint", "is_gguf", "load_tokenizer", "locate_checkpoint",
-    "pretrained_arguments", "read_chat_template",
+    "GGUF", "PACKAGED", "find_chat_template", "has_plain_tokenizer", "hash_checkpoint", "is_gguf",
+    "load_tokenizer", "locate_checkpoint", "pretrained_arguments", "read_chat_template",
 ]  # fmt: skip

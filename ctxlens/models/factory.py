@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ctxlens.chat.roles import bind_arguments
 from ctxlens.errors import UnsupportedModelError
 from ctxlens.models.backend_choice import BackendName, check_backend, choose_attention, make_backend
 from ctxlens.models.backends.protocol import Backend, Readout
@@ -37,6 +38,7 @@ def load_model(
     device_map: str | None = None,
     load_in_4bit: bool = False,
     load_in_8bit: bool = False,
+    template_args: Mapping[str, Any] | None = None,
 ) -> Model:
     """Load a causal language model.
 
@@ -72,6 +74,8 @@ def load_model(
         device_map: how to spread the model over devices, such as `auto` or `balanced`, as in transformers
             (`native` only).
         load_in_4bit, load_in_8bit: quantise the weights with bitsandbytes (`native` only).
+        template_args: JSON values for the chat template's own variables, such as
+            `{"enable_thinking": False}`, for everything that this model renders.
 
     Returns:
         The model.
@@ -79,8 +83,8 @@ def load_model(
     Raises:
         InputError: no such checkpoint, or one without config, safetensors weights or tokenizer; a damaged
             GGUF file, or one of an architecture that transformers cannot read; a device that does not exist;
-            an unknown backend, dtype or indicator; an unreadable template; a revision of a local model;
-            quantisation without bitsandbytes.
+            an unknown backend, dtype or indicator; an unreadable template, or one without a variable that
+            is given; a revision of a local model; quantisation without bitsandbytes.
         UnsupportedModelError: attention that the backend cannot read exactly.
     """
     check_backend(backend, readout or "model")
@@ -93,6 +97,7 @@ def load_model(
     tokenizer = load_tokenizer(source, **found)
     if template is not None:
         tokenizer.chat_template = template
+    bind_arguments(tokenizer.chat_template, template_args)  # refuses unknown ones before weights are loaded
     if readout is None:
         readout = "float32" if dtype == "auto" and precision.itemsize == 2 and backend != "lens" else "model"
     hf_model, made = _run(
@@ -116,6 +121,8 @@ def load_model(
         stop_ids=find_stop_ids(hf_model, tokenizer),
         indicator=find_indicator(hf_model, tokenizer, indicator),
         identity=identity,
+        template_args=template_args,
+        asked={"backend": backend, "dtype": dtype, "device": device},
     )
 
 

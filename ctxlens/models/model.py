@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, overload
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from ctxlens.chat.roles import DEFAULT_INDICATOR, RenderedChat, Role, render, render_plain
+from ctxlens.chat.roles import DEFAULT_INDICATOR, RenderedChat, Role, bind_arguments, render, render_plain
 from ctxlens.errors import InputError
 from ctxlens.models.attention.steering import (
     DEFAULT_ROLES,
@@ -56,10 +57,11 @@ class Model:
 
     Attributes:
         backend: how it is run.
-        tokenizer: its tokenizer, with the chat template in use.
+        tokenizer: its tokenizer, with the chat template in use and the values of the template's variables.
         name: the name or path that it was loaded from.
         identity: what distinguishes these weights, for manifests: name, path, revision, sha256 (over config
             and weights; for large weight files over size, first and last MiB), backend, dtype.
+        asked: the backend, dtype and device that the caller of `load_model` asked for, which may be `auto`.
         indicator: the indicator token, or None.
         n_layers, n_heads, n_key_value_heads, d_model, d_head, n_ctx: its shape; `n_ctx` in tokens.
     """
@@ -73,10 +75,13 @@ class Model:
         stop_ids: Iterable[int] = (),
         indicator: str | None = None,
         identity: Mapping[str, Any] | None = None,
+        template_args: Mapping[str, Any] | None = None,
+        asked: Mapping[str, str] | None = None,
     ) -> None:
         self.backend = backend
         self.tokenizer = tokenizer
         self.name = name
+        self.asked = dict(asked or {})
         self.indicator = indicator or (
             DEFAULT_INDICATOR if DEFAULT_INDICATOR in tokenizer.get_added_vocab() else None
         )
@@ -91,9 +96,13 @@ class Model:
             "name": name,
             **dict(identity or {}),
             "chat_template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16],
+            **({"template_args": dict(template_args)} if template_args else {}),
             "backend": backend.name,
             "dtype": str(backend.dtype).removeprefix("torch."),
         }
+        if template_args:
+            self.tokenizer = copy(tokenizer)
+            self.tokenizer.chat_template = bind_arguments(tokenizer.chat_template, template_args)
         self._stop_ids = frozenset(stop_ids)
         self._steerings: list[Steering] = []
         self._reuses_prefixes = True
@@ -108,6 +117,7 @@ class Model:
         name: str = "model",
         indicator: str | None = None,
         readout: Readout | str = "model",
+        template_args: Mapping[str, Any] | None = None,
     ) -> Model:
         """Wrap a loaded transformers model. The backend `lens` works on a copy and leaves the model as it is.
 
@@ -118,25 +128,38 @@ class Model:
             name: the model's name in results.
             indicator: the indicator token.
             readout: as in `load_model`.
+            template_args: as in `load_model`; the tokenizer given is not changed.
 
         Raises:
+            InputError: the chat template does not have such a variable.
             UnsupportedModelError: attention that the backend cannot read exactly.
         """
         check_backend(backend, readout)
         made = make_backend(hf_model, tokenizer, backend, readout, copied=True)
         stop_ids = find_stop_ids(hf_model, tokenizer)
         found = find_indicator(hf_model, tokenizer, indicator)
-        return cls(made, tokenizer, name=name, stop_ids=stop_ids, indicator=found)
+        return cls(
+            made, tokenizer, name=name, stop_ids=stop_ids, indicator=found, template_args=template_args
+        )
 
     @classmethod
     def from_lens(
-        cls, lens_model: Any, tokenizer: Any, *, name: str = "model", indicator: str | None = None
+        cls,
+        lens_model: Any,
+        tokenizer: Any,
+        *,
+        name: str = "model",
+        indicator: str | None = None,
+        template_args: Mapping[str, Any] | None = None,
     ) -> Model:
         """Wrap a TransformerLens model: a `TransformerBridge` or a `HookedTransformer`."""
         from ctxlens.models.backends.lens import LensBackend
 
         stop_ids = find_stop_ids(None, tokenizer)
-        return cls(LensBackend(lens_model), tokenizer, name=name, stop_ids=stop_ids, indicator=indicator)
+        return cls(
+            LensBackend(lens_model), tokenizer, name=name, stop_ids=stop_ids, indicator=indicator,
+            template_args=template_args,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, backend={self.backend.name!r}, {self.n_layers} x {self.n_heads} heads)"

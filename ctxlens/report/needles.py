@@ -33,6 +33,7 @@ from ctxlens.report.plots.needle import (
 )
 from ctxlens.report.plots.steering import LINES, steering_curves, steering_points
 from ctxlens.results import Ability, NeedleGrid
+from ctxlens.results.tables import name_length
 from ctxlens.stats import Interval, bootstrap_mean
 
 NamedGrid = tuple[str, NeedleGrid]
@@ -42,8 +43,8 @@ _LONGEST_QUESTION = 280
 _MOST_DIFFERENCES = 6
 _SCORES = ("recall", "contains", "needle_logprob")
 _SQUARES = (
-    "Each square is one context length (left to right) and one depth of the needle in the context (top to "
-    "bottom). A darker square (on a dark page: a brighter one) means that the model "
+    "Each square is one context length, as built (left to right), and one depth of the needle in the context "
+    "(top to bottom). A darker square (on a dark page: a brighter one) means that the model "
 )
 _HOW_TO_READ = _SQUARES + "repeats more of the needle's keywords (1: all of them, 0: none). "
 _HOW_TO_READ_LOGPROB = _SQUARES + (
@@ -208,9 +209,12 @@ def _profile(grid: NeedleGrid, axis: Literal["length", "depth"]) -> Table:
         }
         cells = [_interval_or_mean(found[at]) if at in found else Cell("–") for at in places]
         rows.append([Cell(panel.title), *cells])
-    unit = "tokens" if axis == "length" else "%"
+    head = [f"{at:g} %" for at in places]
+    if axis == "length":
+        built = grid.built_lengths
+        head = [f"{name_length(built[int(at)], int(at))} tokens" for at in places]
     return Table(
-        ["variant", *(f"{at:g} {unit}" for at in places)],
+        ["variant", *head],
         rows,
         f"{COLUMNS[column].capitalize()} at each {axis}: the mean over the cells there, with a 95 % interval "
         "over contexts where there are several. A row that falls from left to right shows a loss that grows "

@@ -93,6 +93,11 @@ class _Table:
         return cls(table.to_pandas(), check_record(path, raw, cls.__name__)["meta"])
 
 
+def name_length(built: int, requested: int) -> str:
+    """A context length as built and, if it differs, as requested: `505 (512 requested)`."""
+    return str(built) if built == requested else f"{built} ({requested} requested)"
+
+
 @dataclass(frozen=True)
 class NeedleGrid(_Table):
     """Needle-in-a-haystack cells, one row per cell and condition.
@@ -101,10 +106,11 @@ class NeedleGrid(_Table):
     `indicator` (whether the indicator was given); `alpha` (1.0: not steered), `heads` (label of the
     steered heads, `none`, `all`, `retrieval`, `random`), `draw` (number of the random draw, otherwise 0);
     `cell` (the same text has the same number in every condition, so that conditions can be paired);
-    `needle`; `context_tokens` (as requested), `prompt_tokens` (as built), `depth_percent`; `response`;
+    `needle`; `context_tokens`, `depth_percent` (as requested); `prompt_tokens` (as built); `response`;
     `recall` (0 to 1); `memory_recall` (0 to 1, the keywords of what the model memorised; NaN if
     it has memorised nothing). Optional columns: `contains` (1: the response contains the answer verbatim),
-    `needle_logprob` (nats per token of the answer) and `error` (why there is no answer, otherwise empty).
+    `needle_logprob` (nats per token of the answer), `built_context_tokens` and `built_depth_percent` (what
+    was built for the requested length and depth) and `error` (why there is no answer, otherwise empty).
     If nothing was generated or the model failed, `response` is missing and the scores are NaN.
     """
 
@@ -122,6 +128,18 @@ class NeedleGrid(_Table):
         """The score columns that hold any value, among `recall`, `contains`, `needle_logprob`."""
         names = ("recall", "contains", "needle_logprob")
         return tuple(name for name in names if name in self.frame and self.frame[name].notna().any())
+
+    @property
+    def built_lengths(self) -> dict[int, int]:
+        """The mean length of the contexts that were built for each requested length, in rounded tokens.
+
+        Grids of earlier versions may not say what was built; it is then taken to be what was requested.
+        """
+        frame = self.frame.drop_duplicates("cell")
+        built = frame["context_tokens" if "built_context_tokens" not in frame else "built_context_tokens"]
+        built = built.fillna(frame["context_tokens"])
+        means = built.groupby(frame["context_tokens"]).mean()
+        return {int(length): round(mean) for length, mean in means.items()}  # pyright: ignore
 
     @property
     def failed(self) -> pd.DataFrame:
@@ -198,7 +216,8 @@ class NeedleGrid(_Table):
 
         Returns:
             One row per length (in tokens, as requested) or depth (in percent): `mean`, `low`, `high`,
-            `cells`. A length with one case has a single context and therefore no interval.
+            `cells`. A length with one case has a single context and therefore no interval. The lengths that
+            were built are in `built_lengths`.
         """
         import pandas as pd
 

@@ -25,10 +25,13 @@ class ScoreBatch:
             fn_constructor_kwargs={"model": "path/or/hub-id", "layout": "messages"},
             batch_format="pyarrow",
             batch_size=512,
-            concurrency=8,
+            concurrency=7,  # with 8 CPUs: one stays free to read the data
             num_gpus=1,
         )
         scores.write_parquet("scores/")
+
+    Every actor takes a CPU. If the actors take every CPU of the cluster, none is left to read the data, and
+    Ray waits without a word.
 
     A row of the result is an assistant turn, with the columns of a file of scores and `layers`, the layers
     that the elements of its lists belong to. A conversation that cannot be scored is one row with `turn` -1
@@ -88,6 +91,9 @@ class ScoreBatch:
         conversations: list[Conversation] = []
         skipped: list[tuple[str, str]] = []
         for row in batch.to_pylist():
+            if row[self.id_column] is None:
+                skipped.append(("", f"the column {self.id_column!r} is null"))
+                continue
             name = str(row[self.id_column])
             try:
                 conversations.append(

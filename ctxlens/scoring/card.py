@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctxlens.chat.data import Conversation, ConversationSet
+from ctxlens.chat.data import Conversation, ConversationSet, load_conversations
+from ctxlens.chat.data.given_rows import Source
 from ctxlens.errors import InputError
 from ctxlens.results import Scores, Selection
 from ctxlens.scoring.selection import length_bins, score_rows
@@ -31,7 +32,7 @@ _HEAD, _TAIL = 160, 80
 def make_card(
     scores: Scores,
     selection: Selection,
-    data: ConversationSet | None = None,
+    data: ConversationSet | Source | None = None,
     *,
     source_column: str | None = None,
 ) -> dict[str, Any]:
@@ -40,8 +41,8 @@ def make_card(
     Args:
         scores: the scores that the selection was made from.
         selection: the selection.
-        data: the data set, for sources, texts and what was dropped on reading; without it the card lacks
-            these.
+        data: the data set, or what `load_conversations` takes, for sources, texts and what was dropped on
+            reading; without it the card lacks these.
         source_column: the column with the source of a row; by default the first of `SOURCE_COLUMNS` that
             exists.
 
@@ -49,9 +50,11 @@ def make_card(
         `rule`, `threshold`, `layer`, `reduction`, `model`; `turns`, `selected`, `conversations`,
         `truncated`; `uniform` (mean user share under uniform attention, of the selected and of the other
         turns); `length_correlation` (Spearman's, of score and context tokens); `bins` (thresholds by
-        length, if the rule has them); `dropped` and `skipped` (counts by reason); `shares` (groups by
-        source, context and response length, each with turns, selected, mean score and mean uniform
-        share); `examples` (highest, lowest, and nearest the threshold on both sides).
+        length, if the rule has them); `dropped` and `skipped` (counts by reason); `left_out` (what the
+        template does not show) and `noted` (what was read in another way than the data have it, and answers
+        that the data exclude from training); `shares` (groups by source, context and response length, each
+        with turns, selected, mean score and mean uniform share); `examples` (highest, lowest, and nearest the
+        threshold on both sides).
 
     Raises:
         InputError: the source column does not exist.
@@ -73,12 +76,15 @@ def make_card(
         "length_correlation": _rank_correlation(rows["score"], rows["context_tokens"]),
         "shares": {},
         "dropped": {},
+        "left_out": scores.meta.get("left_out", {}),
+        "noted": scores.meta.get("data", {}).get("noted", {}),
     }
     texts: Mapping[str, Conversation] = {}
     if data is not None:
+        data = data if isinstance(data, ConversationSet) else load_conversations(data)
         texts = {conversation.id: conversation for conversation in data}
         skipped.update(reason for _, reason in data.skipped)
-        card |= {"layout": data.layout, "dropped": dict(data.dropped)}
+        card |= {"layout": data.layout, "dropped": dict(data.dropped), "noted": dict(data.noted)}
         column = _source_column(data, source_column)
         if column is not None:
             sources = rows["conversation"].map(lambda name: _source(texts.get(str(name)), column))
@@ -244,7 +250,10 @@ def card_facts(card: Mapping[str, Any]) -> list[tuple[str, str]]:
         facts.append(("rank correlation of score and context length", f"{card['length_correlation']:+.2f}"))
     if card.get("layout"):
         facts.append(("layout", card["layout"]))
-    for kind in ("dropped", "skipped"):
+    facts += [
+        ("left out by the chat template", f"{n}: {what}") for what, n in card.get("left_out", {}).items()
+    ]
+    for kind in ("dropped", "skipped", "noted"):
         facts += [(kind, f"{count}: {reason}") for reason, count in card.get(kind, {}).items()]
     return facts
 

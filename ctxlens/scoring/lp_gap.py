@@ -23,7 +23,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from ctxlens.chat.data import Conversation
+from ctxlens.chat.data import Conversation, as_conversations
+from ctxlens.chat.data.given_rows import Source
 from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import InputError
 from ctxlens.results import Scores
@@ -56,7 +57,7 @@ class LogprobModel(Protocol):
 
 def add_lp_gap(
     model: LogprobModel,
-    conversations: Iterable[Conversation],
+    conversations: Iterable[Conversation] | Source,
     scores: Scores,
     *,
     batch_tokens: int = 8192,
@@ -66,7 +67,7 @@ def add_lp_gap(
 
     Args:
         model: the seed model; it may differ from the model of the attention scores.
-        conversations: the data set that was scored.
+        conversations: the data set that was scored, or what `load_conversations` takes.
         scores: its scores; conversations are truncated as for them (`meta["max_tokens"]`).
         batch_tokens: padded tokens in one forward pass.
         progress: called with the number of finished conversations and the total.
@@ -81,7 +82,7 @@ def add_lp_gap(
     wanted = set(scores.frame["conversation"].astype(str))
     max_tokens = min(scores.meta.get("max_tokens") or model.n_ctx, model.n_ctx)
     found: dict[tuple[str, int], tuple[float, float]] = {}
-    waiting = (one for one in conversations if one.id in wanted)
+    waiting = (one for one in as_conversations(conversations) if one.id in wanted)
     done = 0
     while chunk := list(islice(waiting, _CHUNK)):
         chats = [model.render(one.messages, max_tokens=max_tokens, truncate=True) for one in chunk]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int
 
-from ctxlens.chat.data import Conversation, fingerprint_conversations
+from ctxlens.chat.data import Conversation, as_conversations, fingerprint_conversations
+from ctxlens.chat.data.given_rows import Source
 from ctxlens.errors import InputError
 from ctxlens.results import Scores, Selection
 from ctxlens.stats import mixture_threshold, otsu_threshold, valley_threshold
@@ -227,8 +228,8 @@ def choose_layer(n_layers: int, *, rule: str = "needle", needle_layer: int | Non
     return needle_layer
 
 
-def check_scored(scores: Scores, conversations: Iterable[Conversation]) -> str:
-    """Raise an error if a data set is not the one that was scored.
+def check_scored(scores: Scores, conversations: Iterable[Conversation] | Source) -> str:
+    """Raise an error if a data set, or what `load_conversations` takes, is not the one that was scored.
 
     Returns:
         The fingerprint of the conversations.
@@ -237,7 +238,7 @@ def check_scored(scores: Scores, conversations: Iterable[Conversation]) -> str:
         InputError: a scored turn is not in the data or is not an assistant turn, or the fingerprint differs
             from that in the scores.
     """
-    data = list(conversations)
+    data = list(as_conversations(conversations))
     found = fingerprint_conversations(data)
     known = scores.meta.get("fingerprint")
     messages = {conversation.id: conversation.messages for conversation in data}

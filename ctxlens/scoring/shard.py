@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from ctxlens.chat.data import Conversation, fingerprint_conversations
 from ctxlens.chat.roles import RenderedChat, Role
+from ctxlens.chat.roles.left_out import count_left_out
 from ctxlens.errors import InputError
 from ctxlens.models.backends.batch import plan_batches
 from ctxlens.models.backends.protocol import TurnReduce
@@ -178,6 +179,7 @@ def score_shard(
         "conversations": len(part),
         "skipped": skipped,
         "truncated": sum(chat.truncated is not None for chat in chats.values()),
+        "left_out": count_left_out(chats.values()),
         "fingerprint": fingerprint_conversations(part),
     }
     return Shard(_table(part, chats, values, settings), meta)

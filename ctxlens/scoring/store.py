@@ -152,6 +152,7 @@ def merge_shards(out: Run) -> Mapping[str, Any]:
     _check_shards(paths, metas, data)
     meta = _merge_metas(metas, data, out.manifest.get("config"))
     out.write_json("skipped.json", [*data["unread"], *meta["skipped"]])
+    out.record("data", {**data["reading"], "left_out": meta["left_out"]})
     _remove_leftovers(out)
     turns = (table for path in paths for table in read_turns(path))
     write_atomic(out.path(RESULT), lambda place: write_turns(place, turns, meta, meta["layers"]))
@@ -195,7 +196,9 @@ def _merge_metas(
             f"{count} times: {reason}"
         )
     versions: dict[str, set[str]] = {}
+    left_out: Counter[str] = Counter()
     for meta in metas:
+        left_out.update(meta.get("left_out", {}))
         for name, version in meta["versions"].items():
             versions.setdefault(name, set()).add(version)
     return {
@@ -204,6 +207,7 @@ def _merge_metas(
         "fingerprint": data["fingerprint"],
         "data": data["reading"],
         "truncated": sum(meta["truncated"] for meta in metas),
+        "left_out": dict(left_out.most_common()),
         "skipped": skipped,
         "versions": {name: ", ".join(sorted(found)) for name, found in versions.items()},
         **({} if config is None else {"config": config}),

@@ -15,9 +15,12 @@ from ctxlens.chat.data import (
     ConversationSet,
     ConversationStream,
     Fingerprint,
+    as_conversations,
     fingerprint_conversations,
 )
+from ctxlens.chat.data.given_rows import Source
 from ctxlens.errors import InputError
+from ctxlens.parsing import check_part
 from ctxlens.processes import ALONE, Processes
 from ctxlens.results import Scores
 from ctxlens.results.scores import Precision
@@ -33,7 +36,7 @@ sorted by length within a shard."""
 
 def score_conversations(
     model: Scorer,
-    conversations: Iterable[Conversation],
+    conversations: Iterable[Conversation] | Source,
     *,
     layers: Sequence[int] | str | None = None,
     out: Run | None = None,
@@ -52,7 +55,8 @@ def score_conversations(
 
     Args:
         model: the seed model, fine-tuned without the indicator.
-        conversations: the data set or a stream of it; ids must be unique.
+        conversations: the data set or a stream of it; ids must be unique. Anything else that
+            `load_conversations` takes is loaded: a path, a `datasets.Dataset`, a data frame, a list of rows.
         layers: layers to score, or `"all"`. By default, all layers up to the paper's relative depth, 15 of
             22. The forward pass stops after the highest one.
         out: a run folder. Finished shards are kept there, so that the same call resumes after a kill, and
@@ -90,7 +94,7 @@ def score_conversations(
 
 def score_to_run(
     model: Scorer,
-    conversations: Iterable[Conversation],
+    conversations: Iterable[Conversation] | Source,
     settings: Settings,
     out: Run,
     *,
@@ -146,27 +150,18 @@ def score_to_run(
     return merge_shards(out) if found is None else found
 
 
-def check_part(part: tuple[int, int]) -> None:
-    """Raise `InputError` if the number of a job does not fit the number of jobs."""
-    number, jobs = part
-    if jobs < 1:
-        raise InputError(f"the number of parts must be at least 1, got {jobs}.")
-    if not 0 <= number < jobs:
-        raise InputError(f"the part must be from 0/{jobs} to {jobs - 1}/{jobs}, got {number}/{jobs}.")
-
-
 class _DataPass:
     """One process's pass over a data set: which shards belong to it, and what it has read of the whole."""
 
     def __init__(
         self,
         model: Scorer,
-        conversations: Iterable[Conversation],
+        conversations: Iterable[Conversation] | Source,
         settings: Settings,
         progress: Progress | None = None,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        self.model, self.conversations, self.settings = model, conversations, settings
+        self.model, self.conversations, self.settings = model, as_conversations(conversations), settings
         self.progress, self.share = progress, share
         self.shard_size = SHARD_CONVERSATIONS
         self._begin()
@@ -239,6 +234,7 @@ class _DataPass:
                 "layout": data.layout if known else None,
                 "rows_left_out": len(unread),
                 "turns_dropped": dict(sorted(data.dropped.items())) if known else {},
+                **({"noted": dict(sorted(data.noted.items()))} if known and data.noted else {}),
             },
             "unread": [{"conversation": name, "reason": reason} for name, reason in unread],
         }

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 def main(words: Sequence[str] | None = None) -> int:
     """Run a recipe; returns the exit code, which is 2 for input that cannot be used."""
     from ctxlens.errors import CtxlensError
-    from ctxlens.sft import train_from_config
+    from ctxlens.sft.early import check_recipe
+    from ctxlens.sft.recipe import read_recipe
 
     words = [part for word in (sys.argv[1:] if words is None else words) for part in _apart(word)]
     if "--config" not in words or words.index("--config") + 1 == len(words):
@@ -18,7 +19,11 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     at = words.index("--config")
     try:
-        folder = train_from_config(words[at + 1], [*words[:at], *words[at + 2 :]])
+        path, overrides = words[at + 1], [*words[:at], *words[at + 2 :]]
+        check_recipe(read_recipe(path, overrides))
+        from ctxlens.sft import train_from_config
+
+        folder = train_from_config(path, overrides, notice=lambda line: print(line, file=sys.stderr))
     except CtxlensError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

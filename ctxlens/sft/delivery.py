@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ctxlens.chat.roles.left_out import describe_left_out
 from ctxlens.files import write_atomic
 from ctxlens.results.markdown import code_block, code_span, escape_markdown
 from ctxlens.runs import Run, package_versions
@@ -61,12 +62,14 @@ def deliver(
         file.replace(run.path(file.name))
     shutil.rmtree(saving)
     skipped = [{"conversation": name, "reason": reason} for name, reason in rows.skipped]
-    record = {"recipe": recipe, "counts": dict(rows.counts), "skipped": skipped, **log}
+    told = {"left_out": dict(rows.left_out), "noted": dict(rows.noted)}
+    record = {"recipe": recipe, "counts": dict(rows.counts), "skipped": skipped, **told, **log}
     has_switch = SWITCH in str(tokenizer.chat_template)
     write_atomic(
         run.path("README.md"),
         model_card(recipe, rows, log, has_switch=has_switch, provenance=provenance, folder=str(run.folder)),
     )
+    run.record("data", {"counts": dict(rows.counts), **told})
     run.write_json(LOG, record)
 
 
@@ -116,8 +119,7 @@ def model_card(
         f"# Fine-tuned from {escape_markdown(name)}", "", *_use(recipe["indicator"], has_switch), "",
         "## Data", "",
         f"- loss on: {recipe['loss_on']} tokens",
-        f"- optimizer steps: {log['steps']}, last logged loss: {last}",
-        *(f"- {key.replace('_', ' ')}: {value}" for key, value in rows.counts.items()), "",
+        f"- optimizer steps: {log['steps']}, last logged loss: {last}", *_data_lines(rows), "",
         *(chosen if selection else ()),
         "## Recipe", "",
         *(
@@ -134,6 +136,13 @@ def model_card(
         "Versions: " + ", ".join(f"{key} {value}" for key, value in package_versions().items()), "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _data_lines(rows: TrainRows) -> list[str]:
+    """The counts of the data, what the template leaves out, and what was read in another way."""
+    lines = [f"- {key.replace('_', ' ')}: {value}" for key, value in rows.counts.items()]
+    lines += [f"- {escape_markdown(line)}" for line in describe_left_out(rows.left_out)]
+    return lines + [f"- {escape_markdown(what)}: {count}" for what, count in rows.noted.items()]
 
 
 _COMMANDS = {"command": "train", "evaluate": "compare it with the model before the training"}

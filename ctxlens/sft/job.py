@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ctxlens.chat.data import Conversation
+from ctxlens.chat.data import Conversation, as_conversations, describe_reading
+from ctxlens.chat.data.given_rows import Source
 from ctxlens.errors import InputError
 from ctxlens.models.checkpoint import read_chat_template
 from ctxlens.results import Selection
@@ -17,16 +18,21 @@ from ctxlens.sft.adapter import check_model_arguments, make_peft_config
 from ctxlens.sft.arguments import changed_arguments, check_arguments, make_model_config, make_sft_config
 from ctxlens.sft.before_after import EvaluationPlan
 from ctxlens.sft.delivery import LOG
+from ctxlens.sft.early import STUDY
 from ctxlens.sft.evaluation import as_keys, plan
-from ctxlens.sft.keys import EvaluationKeys, TrainConfig
+from ctxlens.sft.keys import RECORDED_KEYS, EvaluationKeys, TrainConfig
 from ctxlens.sft.marks import Turns, hash_data, mark_data
 from ctxlens.sft.packing import check_strategy
 from ctxlens.sft.replay import draw_replay
 from ctxlens.sft.rows import TrainRows, build_rows
-from ctxlens.sft.start import Start, give_indicator, hash_weights, stop_where_turns_end
+from ctxlens.sft.start import (
+    Start,
+    choose_template,
+    give_indicator,
+    hash_weights,
+    stop_where_turns_end,
+)
 from ctxlens.sft.switch import install_switch
-
-STUDY = "train"
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,9 @@ class Job:
         tokenizer: the tokenizer with the chat template of the training, without the indicator.
         data: the conversations with their marks.
         replayed: the raw texts to train on.
+        reading: layout and counts of the rows that were read, for the manifest.
         unread: id of every conversation that `load_conversations` could not use, and why.
+        noted: what `load_conversations` read in another way than the data have it, and how often.
         recipe: everything that the result depends on, as JSON values for the manifest.
         evaluation: what is asked after the training; None if nothing is.
     """
@@ -57,7 +65,9 @@ class Job:
     tokenizer: Any
     data: list[Conversation]
     replayed: list[str]
+    reading: Mapping[str, Any]
     unread: tuple[tuple[str, str], ...]
+    noted: Mapping[str, int]
     recipe: Mapping[str, Any]
     evaluation: EvaluationPlan | None
 
@@ -108,7 +118,7 @@ class Prepared:
 
 
 def resolve(
-    conversations: Iterable[Conversation],
+    conversations: Iterable[Conversation] | Source,
     config: TrainConfig,
     *,
     out: Path,
@@ -127,26 +137,32 @@ def resolve(
     if isinstance(model, str | Path):
         config = config.model_copy(update={"model": str(model)})
         start = Start.locate(config, args, model_args)
-        tokenizer = start.load_tokenizer() if tokenizer is None else tokenizer
         identity = start.identity
     elif tokenizer is None:
         raise InputError("a loaded model needs its tokenizer; give tokenizer=.")
     else:
         identity = {"name": getattr(model.config, "_name_or_path", ""), "sha256": hash_weights(model)}
+    if tokenizer is not None:
+        choose_template(tokenizer, config)
+    elif start is not None:
+        tokenizer = start.load_tokenizer()
     template = read_chat_template(config.chat_template)
-    if template is not None:
-        tokenizer.chat_template = template
     evaluation = plan(as_keys(evaluate), start, tokenizer)
-    data = mark_data(list(conversations), selection, config, seed=args.seed)
+    conversations = as_conversations(conversations)
+    read = list(conversations)
+    data = mark_data(read, selection, config, seed=args.seed)
     replayed = draw_replay(replay_texts, len(data), config.replay_share, args.seed)
     return Job(
         out=out, config=config, args=args, model_args=model_args, start=start,
         hf_model=model if start is None else None, tokenizer=tokenizer, data=data, replayed=replayed,
-        unread=tuple(getattr(conversations, "skipped", ())), evaluation=evaluation,
+        reading=describe_reading(conversations),
+        unread=tuple(getattr(conversations, "skipped", ())),
+        noted=dict(getattr(conversations, "noted", {})), evaluation=evaluation,
         recipe={
             "model": identity,
-            **{key: getattr(config, key) for key in _RECORDED},
+            **{key: getattr(config, key) for key in RECORDED_KEYS},
             "chat_template": template,
+            **({"template_args": config.template_args} if config.template_args else {}),
             "selection": _describe(selection),
             "data": hash_data(data, replayed),
             "arguments": changed_arguments(args),
@@ -164,13 +180,6 @@ def _resolve_arguments(out: Path, args: Any, model_args: Any) -> tuple[Any, Any]
     check_arguments(args)
     check_model_arguments(model_args)
     return args, model_args
-
-
-_RECORDED = (
-    "indicator", "indicator_as", "indicator_init", "indicator_dropout", "negative_indicator",
-    "selection_control", "upsample_selected", "loss_on", "truncation", "unusable", "replay_share",
-)  # fmt: skip
-"""The keys that stand in the manifest; the others do not change what is trained, or are hashed."""
 
 
 def _describe(selection: Selection | Turns | None) -> dict[str, Any] | None:
@@ -197,7 +206,7 @@ def prepare(job: Job) -> Prepared:
         max_tokens=_longest_row(job.args, hf_model), truncation=config.truncation, unusable=config.unusable,
     )  # fmt: skip
     counts = {**rows.counts, "skipped": rows.counts["skipped"] + len(job.unread)}
-    rows = replace(rows, skipped=(*job.unread, *rows.skipped), counts=counts)
+    rows = replace(rows, skipped=(*job.unread, *rows.skipped), counts=counts, noted=job.noted)
     if config.indicator is not None and tokenizer.chat_template is not None:
         install_switch(tokenizer, config.indicator)
     peft_config = make_peft_config(job.model_args, hf_model, indicator_ids)

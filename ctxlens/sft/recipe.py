@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -213,12 +214,17 @@ def describe_command(path: str | Path, overrides: Overrides, *, evaluate: bool =
         if evaluate:
             given = {key: value for key, value in given.items() if key != "overwrite"} | {"evaluate": "true"}
         words = ["ctxlens", "train", "--config", str(path)]
-        words += [f"{key}={value}" for key, value in given.items()]
+        words += [f"{key}={_write(value)}" for key, value in given.items()]
     else:
         words = ["python", "-m", "ctxlens.sft", "--config", str(path), *_without_secret(overrides)]
         if evaluate:
             words += ["--overwrite", "false", "--evaluate", "true"]
     return shlex.join(words)
+
+
+def _write(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return json.dumps(value) if isinstance(value, Mapping) else str(value)
 
 
 def _without_secret(words: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctxlens.chat.roles import render
+from ctxlens.chat.roles import bind_arguments, render
 from ctxlens.errors import InputError, RenderError, first_line
 from ctxlens.models.checkpoint import hash_checkpoint, load_tokenizer, locate_checkpoint, read_chat_template
 from ctxlens.models.indicator_token import EMBEDDING_MULTIPLE, add_indicator
@@ -51,9 +51,7 @@ class Start:
         tokenizer = load_tokenizer(
             self.source, trust_remote_code=self.args.trust_remote_code, **self._revision()
         )
-        template = read_chat_template(self.config.chat_template)
-        if template is not None:
-            tokenizer.chat_template = template
+        choose_template(tokenizer, self.config)
         return tokenizer
 
     def read_window(self) -> int:
@@ -104,6 +102,19 @@ class Start:
     def _revision(self) -> dict[str, str]:
         revision = self.model_args.model_revision
         return {} if revision == "main" else {"revision": revision}
+
+
+def choose_template(tokenizer: Any, config: TrainConfig) -> None:
+    """Give a tokenizer the recipe's chat template and the values of the template's variables.
+
+    Raises:
+        InputError: the template cannot be read, or has no such variable.
+    """
+    template = read_chat_template(config.chat_template)
+    if template is not None:
+        tokenizer.chat_template = template
+    if config.template_args:
+        tokenizer.chat_template = bind_arguments(tokenizer.chat_template, config.template_args)
 
 
 def give_indicator(hf_model: Any, tokenizer: Any, config: TrainConfig) -> tuple[int, ...]:
@@ -178,4 +189,4 @@ def hash_weights(hf_model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-__all__ = ["Start", "give_indicator", "hash_weights", "stop_where_turns_end"]
+__all__ = ["Start", "choose_template", "give_indicator", "hash_weights", "stop_where_turns_end"]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
-from ctxlens.chat.data import Conversation, load_conversations
-from ctxlens.errors import InputError
+from ctxlens.chat.data import Conversation, add_skipped, load_conversations
+from ctxlens.chat.data.given_rows import Source
 from ctxlens.results import Selection
 from ctxlens.runs import Progress, Run, StageProgress
 from ctxlens.sft.delivery import deliver, push
+from ctxlens.sft.early import check_recipe
 from ctxlens.sft.evaluation import measure
 from ctxlens.sft.fit import fit, removed_if_empty
 from ctxlens.sft.job import Job, prepare, resolve
@@ -21,7 +22,7 @@ from ctxlens.sft.replay import read_replay
 
 
 def train(
-    conversations: Iterable[Conversation],
+    conversations: Iterable[Conversation] | Source,
     *,
     out: str | Path,
     model: str | Path | Any = "organism",
@@ -34,6 +35,7 @@ def train(
     provenance: Mapping[str, str] | None = None,
     evaluate: EvaluationKeys | Mapping[str, Any] | None = None,
     evaluation_progress: StageProgress | None = None,
+    notice: Callable[[str], None] | None = None,
     **options: Any,
 ) -> Path:
     """Fine-tune a model on conversations with TRL's `SFTTrainer` and save the checkpoint.
@@ -47,8 +49,9 @@ def train(
     `args` save any; otherwise it starts again.
 
     Args:
-        conversations: the data; user messages may already carry `{"indicator": True}`. Rows that
-            `load_conversations` has skipped are counted and recorded too.
+        conversations: the data; user messages may already carry `{"indicator": True}`. Anything else that
+            `load_conversations` takes is loaded: a path, a `datasets.Dataset`, a data frame, a list of rows.
+            Rows that it has skipped are counted and recorded too.
         out: folder of the run: the checkpoint (safetensors, tokenizer, chat template), its `README.md`,
             `train.json` (loss log and counts) and `manifest.json`. If an adapter is trained, it is saved in
             `adapter/`, and the checkpoint contains it merged.
@@ -68,6 +71,7 @@ def train(
             mapping is enough for a packaged model). This also works on a finished run, and resumes after an
             interruption. Of several processes the first one evaluates.
         evaluation_progress: called with the stage of the evaluation, and how much of it is done, and of all.
+        notice: called with one line on the number format and the device, when the model has been loaded.
         options: keys of `TrainConfig` that say how to train: `indicator`, `indicator_init`, `loss_on`,
             `truncation`, `replay_share`, `chat_template`, `overwrite` and so on.
 
@@ -93,17 +97,29 @@ def train(
     )
     is_new = not job.is_finished()
     if is_new:
-        _fit_and_deliver(job, progress, provenance)
+        _fit_and_deliver(job, progress, provenance, notice)
     is_measured = measure(job.out, job.evaluation, job.start, evaluation_progress)
     if job.args.push_to_hub and job.is_main and (is_new or is_measured):
         push(Run.read(job.out), job.args)
     return job.out
 
 
-def _fit_and_deliver(job: Job, progress: Progress | None, provenance: Mapping[str, str] | None) -> None:
+def _fit_and_deliver(
+    job: Job,
+    progress: Progress | None,
+    provenance: Mapping[str, str] | None,
+    notice: Callable[[str], None] | None,
+) -> None:
     """Train and write the checkpoint; the models are released, because the evaluation needs the memory."""
     prepared = prepare(job)
     run = job.open_run()
+    if job.is_main:
+        run = run.record("rows", add_skipped(job.reading, prepared.rows.skipped))
+        dtype = str(prepared.hf_model.dtype).removeprefix("torch.")
+        name, device = job.recipe["model"]["name"], str(job.args.device)
+        run = run.record("loaded", {name: {"backend": "trl", "dtype": dtype, "device": device}})
+        if notice:
+            notice(f"{PurePath(name).name or name}: trained with TRL, {dtype}, {device}")
     with removed_if_empty(run, is_main=job.is_main):
         allow = job.config.allow_cross_sample_attention
         log, trained = fit(prepared, job.args, run, progress, allow_cross_sample=allow)
@@ -121,6 +137,7 @@ def train_from_config(
     *,
     progress: Progress | None = None,
     evaluation_progress: StageProgress | None = None,
+    notice: Callable[[str], None] | None = None,
 ) -> Path:
     """Fine-tune by a recipe file; see `train`, `TrainConfig`, and TRL's `SFTConfig` and `ModelConfig`.
 
@@ -131,16 +148,16 @@ def train_from_config(
         overrides: command-line words or a mapping; they override the file.
         progress: see `train`.
         evaluation_progress: see `train`.
+        notice: see `train`.
 
     Raises:
         InputError: the recipe cannot be used (see `read_recipe`), or `train` raises it.
     """
     recipe = read_recipe(path, overrides)
+    check_recipe(recipe)
     recipe.set_environment()
     args, model_args = recipe.build_arguments()
     config = recipe.config
-    if not config.dataset:
-        raise InputError(f"{path} names no dataset; add `dataset: FILE_OR_HUB_ID`.")
     return train(
         load_conversations(config.dataset, split=config.split, layout=config.layout, limit=config.limit),
         out=args.output_dir,
@@ -157,6 +174,7 @@ def train_from_config(
         },
         evaluate=config,
         evaluation_progress=evaluation_progress,
+        notice=notice,
         **{key: getattr(config, key) for key in OPTION_KEYS},
     )
 

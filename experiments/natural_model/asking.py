@@ -16,10 +16,11 @@ from ctxlens.chat.data import Conversation
 from ctxlens.chat.roles import RenderedChat
 from ctxlens.evals.needle.cells import build_cells
 from ctxlens.evals.needle.config import NeedleConfig
-from ctxlens.evals.needle.haystack import load_haystack, split_sentences
+from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.evals.needle.needles import Needle
 from ctxlens.evals.needle.prompts import Cell
 from ctxlens.evals.needle.run import Setting, run_settings
+from ctxlens.evals.needle.sentences import split_sentences
 from ctxlens.evals.qa import score_contains
 from ctxlens.models import Model
 from ctxlens.results import NeedleGrid

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt16
 
-from ctxlens.evals.needle.haystack import split_sentences
+from ctxlens.evals.needle.sentences import split_sentences
 from experiments.natural_model.presets import Preset
 from experiments.natural_model.sources import Question, Sources
 from experiments.organism.texts import repeated_tokens

@@ -15,7 +15,8 @@ from ctxlens.chat.data import Conversation
 from ctxlens.chat.roles import DEFAULT_INDICATOR, render
 from ctxlens.evals.needle.cells import build_cells
 from ctxlens.evals.needle.config import NeedleConfig
-from ctxlens.evals.needle.haystack import load_haystack, split_sentences
+from ctxlens.evals.needle.haystack import load_haystack
+from ctxlens.evals.needle.sentences import split_sentences
 from ctxlens.heads import needle_layer
 from ctxlens.models import Model, load_model
 from ctxlens.results import Scores, Selection

@@ -10,19 +10,20 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ctxlens.chat.data import Conversation
+from ctxlens.chat.data import Conversation, as_conversations
+from ctxlens.chat.data.given_rows import Source
 from ctxlens.chat.roles import INDICATOR_KEY
 from ctxlens.chat.roles.chat import Message
 from ctxlens.errors import InputError
 
 
 def annotate_messages(
-    conversations: Iterable[Conversation], turns: Collection[tuple[str, int]]
+    conversations: Iterable[Conversation] | Source, turns: Collection[tuple[str, int]]
 ) -> list[Conversation]:
     """Mark the user messages that the selected assistant turns answer.
 
     Args:
-        conversations: the data set.
+        conversations: the data set, or what `load_conversations` takes.
         turns: pairs of conversation id and index of the assistant message, such as `Selection.turns`.
 
     Returns:
@@ -36,7 +37,7 @@ def annotate_messages(
     for name, turn in turns:
         wanted[name].add(int(turn))
     annotated = []
-    for conversation in conversations:
+    for conversation in as_conversations(conversations):
         chosen = wanted.pop(conversation.id, set())
         marked = {_asking(conversation, turn) for turn in chosen}
         messages = tuple(

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ctxlens.chat.data.cleaning import clean_messages, has_refusal
+from ctxlens.chat.data.given_rows import Source, describe_source, has_columns, hold_rows
 from ctxlens.chat.data.layouts import check_layout, detect_layout, parse_row
-from ctxlens.chat.data.reading import read_json_rows, read_rows
-from ctxlens.chat.roles import check_messages
-from ctxlens.chat.roles.checks import check_unicode
+from ctxlens.chat.data.reading import read_rows
+from ctxlens.chat.data.tools import carry_tools
+from ctxlens.chat.data.turns import NO_LOSS
+from ctxlens.chat.roles import TEMPLATE_ARGS_KEY, TOOLS_KEY, TRAIN_KEY, put_arguments
+from ctxlens.chat.roles.checks import check_unicode, holds_surrogate
 from ctxlens.errors import InputError
 from ctxlens.files import write_atomic
 
@@ -29,8 +32,10 @@ class Conversation:
 
     Attributes:
         id: The data set's own id, or the row's number; unique in its set and the same at every load.
-        messages: Mappings with ``role`` and text ``content``.
-        source: The path or Hub id that it came from.
+        messages: Mappings with ``role`` and text ``content``. The first one carries the row's tool schemas
+            (``tools``) and its values for the chat template (``chat_template_kwargs``), and an answer that
+            is not trained on carries ``{"train": False}``.
+        source: The path or Hub id that it came from, or the kind of the object.
         labels: The row's other columns.
     """
 
@@ -49,12 +54,14 @@ class ConversationSet(Sequence[Conversation]):
         layout: The layout of the rows.
         dropped: Number of dropped turns, by reason.
         skipped: Rows that were left out entirely, as id and reason.
+        noted: What was read in another way than it is written, or kept out of the loss, with numbers.
     """
 
     conversations: tuple[Conversation, ...]
     layout: str
     dropped: Counter[str] = field(default_factory=Counter)
     skipped: tuple[tuple[str, str], ...] = ()
+    noted: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -72,14 +79,17 @@ class ConversationStream(Iterable[Conversation]):
     It can be iterated several times; each time the rows are read again and the counts start again.
 
     Attributes:
+        source: The path or Hub id, or the kind of the object that holds the rows.
         layout: The layout of the rows.
+        n_rows: Number of rows read so far.
         dropped: Number of turns dropped so far, by reason.
         skipped: Rows that were left out entirely so far, as id and reason.
+        noted: What was read in another way than it is written, or kept out of the loss, with numbers.
     """
 
     def __init__(
         self,
-        path_or_hub_id: str | Path,
+        path_or_hub_id: Source,
         *,
         split: str = "train",
         layout: str | None = None,
@@ -88,12 +98,13 @@ class ConversationStream(Iterable[Conversation]):
         drop_refusals: bool = False,
     ) -> None:
         """Open a data set; arguments and errors are those of `open_conversations`."""
-        self.source = str(path_or_hub_id)
+        self.source = describe_source(path_or_hub_id)
+        self._source = hold_rows(path_or_hub_id)
         if limit is not None and limit < 1:
             raise InputError(f"limit is {limit}; expected a number of rows of at least 1.")
         self._reading = {"split": split, "limit": limit, "streaming": streaming}
         self._drop_refusals = drop_refusals
-        rows = read_rows(self.source, **self._reading)
+        rows = read_rows(self._source, **self._reading)
         head = list(islice(rows, _ROWS_TO_DETECT))
         if not head:
             raise InputError(f"{self.source} holds no records.")
@@ -103,15 +114,18 @@ class ConversationStream(Iterable[Conversation]):
             check_layout(layout, head, self.source)
         self._opened: Iterator[Any] | None = chain(head, rows)
         self.layout = layout
+        self.n_rows = 0
         self.dropped: Counter[str] = Counter()
         self.skipped: list[tuple[str, str]] = []
+        self.noted: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Conversation]:
-        rows = self._opened or read_rows(self.source, **self._reading)
+        rows = self._opened or read_rows(self._source, **self._reading)
         self._opened = None
-        self.dropped, self.skipped = Counter(), []
+        self.dropped, self.skipped, self.noted, self.n_rows = Counter(), [], Counter(), 0
         seen: set[int] = set()
         for number, row in enumerate(rows):
+            self.n_rows = number + 1
             identity = _identity(row, number, seen)
             try:
                 yield conversation_from_row(
@@ -120,6 +134,7 @@ class ConversationStream(Iterable[Conversation]):
                     identity=identity,
                     source=self.source,
                     dropped=self.dropped,
+                    noted=self.noted,
                     drop_refusals=self._drop_refusals,
                 )
             except InputError as error:
@@ -133,6 +148,7 @@ def conversation_from_row(
     identity: str,
     source: str,
     dropped: Counter[str] | None = None,
+    noted: Counter[str] | None = None,
     drop_refusals: bool = False,
 ) -> Conversation:
     """Parse and clean one row of a data set.
@@ -143,26 +159,33 @@ def conversation_from_row(
         identity: the conversation's id.
         source: the path or Hub id that it comes from.
         dropped: a counter to which the dropped turns are added, by reason.
+        noted: a counter to which is added what was read in another way than it is written.
         drop_refusals: whether to reject a conversation in which an answer begins like a refusal.
 
     Raises:
         InputError: the row cannot be used; the message is the reason, without naming the row.
     """
     parsed = parse_row(row, layout)
+    labels = {k: v for k, v in row.items() if k not in parsed.used} if isinstance(row, Mapping) else {}
     for number, message in enumerate(parsed.messages):
         check_unicode(message, f"turn {number}")
+    check_unicode(labels, "the row")
     messages = clean_messages(parsed.messages, Counter() if dropped is None else dropped)
     if not any(message["role"] == "assistant" for message in messages):
         raise InputError("no user turn with an answer")
     if drop_refusals and has_refusal(messages):
         raise InputError("an answer is a refusal")
-    used = {*parsed.used, "id"}
-    labels = {k: v for k, v in row.items() if k not in used} if isinstance(row, Mapping) else {}
-    return Conversation(identity, tuple(messages), source, labels)
+    if noted is not None:
+        noted.update(parsed.notes)
+        noted.update(NO_LOSS for message in messages if message.get(TRAIN_KEY) is False)
+    labels.pop("id", None)
+    tools = next((message[TOOLS_KEY] for message in parsed.messages if TOOLS_KEY in message), ())
+    messages = put_arguments(messages, labels.get(TEMPLATE_ARGS_KEY))
+    return Conversation(identity, tuple(carry_tools(messages, tools)), source, labels)
 
 
 def open_conversations(
-    path_or_hub_id: str | Path,
+    path_or_hub_id: Source,
     *,
     split: str = "train",
     layout: str | None = None,
@@ -173,13 +196,15 @@ def open_conversations(
     """Open a data set; its conversations are read, cleaned and counted while you iterate over them.
 
     Args:
-        path_or_hub_id: JSON, JSON lines (also ``.gz``, ``.xz``), Parquet, Arrow or CSV file, a folder that
-            the ``datasets`` library reads, or a Hub id. An existing path is never looked up on the Hub.
-        split: Which split of a folder or Hub data set.
+        path_or_hub_id: JSON, JSON-lines, Parquet, Arrow, CSV or TSV file, also compressed with gzip, bzip2,
+            xz or zstd; a folder of them, or one that the ``datasets`` library saved; or a Hub id. An existing
+            path is never looked up on the Hub. Or rows in memory: a `datasets.Dataset`, `IterableDataset` or
+            `DatasetDict`, a pandas, polars or Arrow table, or any iterable of mappings.
+        split: Which split of a folder, Hub data set or `DatasetDict`.
         layout: One of `ctxlens.chat.data.LAYOUTS`; detected from the first rows by default.
         limit: Maximum number of rows, counted from the start.
-        streaming: Whether the ``datasets`` library reads rows while they are used, instead of downloading
-            and converting all of them first. JSON lines are always streamed.
+        streaming: Whether the rows of a Hub data set are read while they are used, instead of downloading
+            and converting all of them first. Files are always streamed.
         drop_refusals: Whether to leave out conversations in which an answer begins like a refusal
             (`ctxlens.chat.data.REFUSALS`). The whole conversation is left out, because later turns build
             on the refusal.
@@ -198,7 +223,7 @@ def open_conversations(
 
 
 def load_conversations(
-    path_or_hub_id: str | Path,
+    path_or_hub_id: Source,
     *,
     split: str = "train",
     layout: str | None = None,
@@ -223,58 +248,76 @@ def load_conversations(
         drop_refusals=drop_refusals,
     )
     conversations = tuple(stream)
-    return ConversationSet(conversations, stream.layout, stream.dropped, tuple(stream.skipped))
+    skipped = tuple(stream.skipped)
+    return ConversationSet(conversations, stream.layout, stream.dropped, skipped, stream.noted)
+
+
+def as_conversations(data: Source | Iterable[Conversation]) -> Iterable[Conversation]:
+    """Conversations as they are; anything else is loaded with `load_conversations`.
+
+    Raises:
+        InputError: it cannot be read as conversations.
+    """
+    if isinstance(data, ConversationSet | ConversationStream):
+        return data
+    if isinstance(data, Iterator):
+        first = next(data, None)
+        data = chain(() if first is None else (first,), data)
+        return data if first is None or isinstance(first, Conversation) else load_conversations(list(data))
+    if not isinstance(data, Iterable) or isinstance(data, str | Path | Mapping) or has_columns(data):
+        return load_conversations(data)
+    first = next(iter(data), None)
+    return data if first is None or isinstance(first, Conversation) else load_conversations(data)
+
+
+def describe_reading(data: Iterable[Conversation]) -> dict[str, Any]:
+    """Layout and counts of what was read: rows, rows kept, and rows skipped by reason, for manifests.
+
+    Conversations that were not read by `load_conversations` or `open_conversations` have only a count.
+    """
+    if isinstance(data, ConversationSet):
+        n_rows = len(data) + len(data.skipped)
+    elif isinstance(data, ConversationStream):
+        n_rows = data.n_rows
+    else:
+        return {"conversations": sum(1 for _ in data)} if isinstance(data, Sequence) else {}
+    dropped, noted = (dict(sorted(counts.items())) for counts in (data.dropped, data.noted))
+    reading = {"layout": data.layout, "rows_read": n_rows, "turns_dropped": dropped, "noted": noted}
+    return add_skipped(reading, data.skipped)
+
+
+def add_skipped(reading: Mapping[str, Any], skipped: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """The counts of `describe_reading`, with all rows that were skipped, on reading or later."""
+    if "rows_read" not in reading:
+        return dict(reading)
+    reasons = Counter(reason for _, reason in skipped)
+    left = reading["rows_read"] - reasons.total()
+    return {
+        **reading, "rows_kept": left, "rows_skipped": reasons.total(), "reasons": dict(reasons.most_common()),
+    }  # fmt: skip
 
 
 def _identity(row: Any, number: int, seen: set[int]) -> str:
     """The row's own id if it has one, else its number; a repeated id gets the row's number as suffix."""
-    given = None
-    if isinstance(row, Mapping):
-        given = next(
-            (row[k] for k in _ID_COLUMNS if isinstance(row.get(k), (str, int)) and row[k] != ""), None
-        )
-    identity = str(number if given is None else given)
+    own = [row[name] for name in _ID_COLUMNS if name in row] if isinstance(row, Mapping) else []
+    identity = next((str(given) for given in own if _is_identity(given)), str(number))
     if _short_digest(identity) in seen:
         identity = f"{identity}#{number}"
     seen.add(_short_digest(identity))
     return identity
 
 
+def _is_identity(given: Any) -> bool:
+    """Whether a value can be an id: a text that can be written to a file, or a number of a usual size."""
+    if isinstance(given, str):
+        return given != "" and not holds_surrogate(given)
+    return isinstance(given, int) and abs(given) < 2**64
+
+
 def _short_digest(text: str) -> int:
     """A number that represents a text in a set, so that millions of ids need little memory."""
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big")
-
-
-def read_messages_file(path: str | Path) -> list[list[dict[str, Any]]]:
-    """Read a file of conversations that a user wrote by hand; all of them must be well-formed.
-
-    Args:
-        path: JSON or JSON lines with one conversation, or a list (or lines) of them. A conversation is a
-            list of messages, or a mapping with ``messages``. A message is a mapping with ``role`` and
-            ``content``.
-
-    Returns:
-        The messages of each conversation.
-
-    Raises:
-        InputError: The file cannot be read, or a conversation is malformed; the message says which one.
-    """
-    path = Path(path)
-    items = list(read_json_rows(path))
-    if not items:
-        raise InputError(f"{path} holds no conversation; expected messages with 'role' and 'content'.")
-    if all(isinstance(item, Mapping) and "messages" not in item for item in items):
-        items = [items]
-    conversations: list[list[dict[str, Any]]] = []
-    for index, item in enumerate(items):
-        messages: Any = item.get("messages") if isinstance(item, Mapping) else item
-        try:
-            check_messages(messages)
-        except InputError as error:
-            raise InputError(f"{path}: conversation {index}: {error}") from error
-        conversations.append([dict(message) for message in messages])
-    return conversations
 
 
 def write_conversations(path: str | Path, conversations: Iterable[Conversation]) -> None:

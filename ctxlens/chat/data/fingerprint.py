@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ctxlens.chat.data.conversations import Conversation
+from ctxlens.chat.data.conversations import Conversation, as_conversations
+from ctxlens.chat.data.given_rows import Source
 
 _MODULUS = 2**128
 
@@ -35,14 +36,14 @@ class Fingerprint:
         return f"{self._sum:032x}"
 
 
-def fingerprint_conversations(conversations: Iterable[Conversation]) -> str:
+def fingerprint_conversations(conversations: Iterable[Conversation] | Source) -> str:
     """Return the fingerprint of a data set: 32 hexadecimal digits that do not depend on the order.
 
     `Scores.meta["fingerprint"]` holds the fingerprint of the conversations that were scored, so that
     scores cannot be mistaken for those of another data set.
     """
     fingerprint = Fingerprint()
-    for conversation in conversations:
+    for conversation in as_conversations(conversations):
         fingerprint.add(conversation)
     return str(fingerprint)
 

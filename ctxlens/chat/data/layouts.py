@@ -5,35 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ctxlens.chat.roles import MESSAGE_ROLES
-from ctxlens.chat.roles.checks import text_of_parts
+from ctxlens.chat.data.json_text import decode_turns
+from ctxlens.chat.data.tools import carry_tools, kind, read_schemas
+from ctxlens.chat.data.turns import read_turns
+from ctxlens.chat.roles import MESSAGE_ROLES, TOOLS_KEY, TRAIN_KEY, Role
 from ctxlens.errors import InputError
 
 LAYOUTS: Mapping[str, str] = {
     "messages": "messages (or conversations) of role and content",
     "sharegpt": "conversations of from and value, or of texts that alternate",
-    "alpaca": "instruction and output (or response)",
-    "prompt-completion": "prompt and completion (or response, chosen)",
+    "alpaca": "instruction and output (or response, chosen)",
+    "prompt-completion": "prompt and completion (or response, chosen), or chosen as a list of messages",
 }
 """The layouts, and the columns that each needs."""
 
 _TURNS = ("messages", "conversations", "conversation")
 _INPUTS = ("input", "context")
-_OUTPUTS = ("output", "response")
+_OUTPUTS = ("output", "response", "chosen")
 _COMPLETIONS = ("completion", "response", "chosen")
-_SPEAKERS = {
-    **{name: name for name in MESSAGE_ROLES},
-    **dict.fromkeys(("human", "prompter"), "user"),
-    **dict.fromkeys(("gpt", "chatgpt", "model", "bot", "bing", "bard", "function_call"), "assistant"),
-    **dict.fromkeys(("observation", "function", "function_response", "ipython"), "tool"),
-}
+_PREFERENCES = ("label", "kto_tag")
 
 
 class Parsed(NamedTuple):
-    """The messages of a row, and the columns they come from."""
+    """The messages of a row.
+
+    Attributes:
+        messages: The messages, before cleaning; the first one carries the tool schemas, if there are any.
+        used: The columns that they come from.
+        notes: What was read in another way than it is written, in words.
+    """
 
     messages: list[dict[str, Any]]
     used: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def detect_layout(rows: Sequence[Any], source: str) -> str:
@@ -65,25 +69,31 @@ def check_layout(layout: str, rows: Sequence[Any], source: str) -> None:
 
 
 def _columns(row: Any) -> str:
-    return f"columns {', '.join(map(str, row))}" if isinstance(row, Mapping) else f"a row of {_kind(row)}"
+    if not isinstance(row, Mapping):
+        return f"a row of {kind(row)}"
+    return f"columns {', '.join(map(str, row))}".encode("utf-8", "backslashreplace").decode()
 
 
 def _fits(row: Any, layout: str) -> bool:
+    row = decode_turns(row)
     if layout in ("messages", "sharegpt"):
-        turns = (
-            row if isinstance(row, list) else row.get(_turn_column(row)) if isinstance(row, Mapping) else None
-        )
-        if not isinstance(turns, (list, tuple)) or not turns:
-            return False
-        first = turns[0]
-        if layout == "messages":
-            return isinstance(first, Mapping) and "role" in first
-        return isinstance(first, str) or (isinstance(first, Mapping) and "from" in first)
+        return _has_turns(row, "role" if layout == "messages" else "from")
     if not isinstance(row, Mapping):
         return False
     if layout == "alpaca":
         return "instruction" in row and any(name in row for name in _OUTPUTS)
-    return "prompt" in row and any(name in row for name in _COMPLETIONS)
+    implied = isinstance(row.get("chosen"), (list, tuple)) and bool(row["chosen"])
+    return implied or ("prompt" in row and any(name in row for name in _COMPLETIONS))
+
+
+def _has_turns(row: Any, speaker: str) -> bool:
+    """Whether a row holds turns that name their speakers so; bare texts count as turns of ShareGPT."""
+    turns = row.get(_filled(row, _TURNS) or _TURNS[0]) if isinstance(row, Mapping) else row
+    if not isinstance(turns, (list, tuple)) or not turns:
+        return False
+    if isinstance(turns[0], Mapping):
+        return turns[0].get(speaker) is not None or (speaker == "from" and speaker in turns[0])
+    return speaker == "from" and isinstance(turns[0], str)
 
 
 def parse_row(row: Any, layout: str) -> Parsed:
@@ -92,64 +102,65 @@ def parse_row(row: Any, layout: str) -> Parsed:
     Raises:
         InputError: The row is malformed; the message says how, without naming the row.
     """
-    return _PARSERS[layout](row)
+    notes: list[str] = []
+    try:
+        row = decode_turns(row)
+        messages, used = _PARSERS[layout](row, notes)
+        if not isinstance(row, Mapping):
+            return Parsed(carry_tools(messages), tuple(used), tuple(notes))
+        tools = read_schemas(row.get(TOOLS_KEY))
+        messages = _with_preference(_with_system(messages, row, notes), row)
+    except RecursionError:
+        raise InputError("the row is nested too deeply to be a conversation") from None
+    return Parsed(carry_tools(messages, tools), (*used, "system", TOOLS_KEY), tuple(notes))
 
 
-def _parse_turns(row: Any) -> Parsed:
+def _parse_turns(row: Any, notes: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
     if isinstance(row, (list, tuple)):
-        return Parsed(_speakers(row), ())
+        return read_turns(row, notes), []
     if not isinstance(row, Mapping):
-        raise InputError(f"expected a mapping or a list of turns, not {_kind(row)}")
-    column = _turn_column(row)
-    if not isinstance(row.get(column), (list, tuple)):
+        raise InputError(f"expected a mapping or a list of turns, not {kind(row)}")
+    column = _filled(row, _TURNS) or next((name for name in _TURNS if name in row), _TURNS[0])
+    turns = row.get(column)
+    if not isinstance(turns, (list, tuple)):
         raise InputError(f"no list of turns in {column!r}")
-    messages = _speakers(row[column])
+    messages = read_turns(turns, notes)
     used = [column]
-    if isinstance(row.get("chosen"), Mapping):
-        messages += _speakers([row["chosen"]])
+    is_open = not messages or messages[-1]["role"] != "assistant"
+    if row.get("chosen") is not None and is_open:
+        messages = _joined(messages, _side(row, "chosen", "assistant", notes))
         used.append("chosen")
-    if isinstance(row.get("system"), str) and row["system"].strip():
-        messages.insert(0, {"role": "system", "content": row["system"]})
-        used.append("system")
-    return Parsed(messages, tuple(used))
+    return messages, used
 
 
-def _parse_alpaca(row: Any) -> Parsed:
+def _parse_alpaca(row: Any, notes: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
     if not isinstance(row, Mapping):
-        raise InputError(f"expected a mapping, not {_kind(row)}")
-    given = _first(row, _INPUTS)
-    answer = _first(row, _OUTPUTS)
+        raise InputError(f"expected a mapping, not {kind(row)}")
+    given, answer = _filled(row, _INPUTS), _filled(row, _OUTPUTS)
     messages: list[dict[str, Any]] = []
-    if row.get("system"):
-        messages.append({"role": "system", "content": _text(row, "system")})
-    for pair in row.get("history") or ():
+    history = row.get("history") or ()
+    pairs = history if isinstance(history, (list, tuple)) else [None]
+    for pair in pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise InputError("history must hold pairs of question and answer")
-        messages += _speakers(list(pair))
+        messages += read_turns(["" if text is None else text for text in pair], notes)
     question = _text(row, "instruction")
     if given and _text(row, given).strip():
         question = f"{question}\n{row[given]}" if question.strip() else row[given]
-    messages += [
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": _text(row, answer or "output")},
-    ]
-    return Parsed(messages, ("instruction", "history", "system", *(name for name in (given, answer) if name)))
+    messages.append({"role": "user", "content": question})
+    messages = _joined(messages, _side(row, answer, "assistant", notes)) if answer else messages
+    return messages, ["instruction", "history", *(name for name in (given, answer) if name)]
 
 
-def _parse_prompt(row: Any) -> Parsed:
+def _parse_prompt(row: Any, notes: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
     if not isinstance(row, Mapping):
-        raise InputError(f"expected a mapping, not {_kind(row)}")
-    answer = _first(row, _COMPLETIONS) or "completion"
-    messages: list[dict[str, Any]] = []
-    for column, role in (("prompt", "user"), (answer, "assistant")):
-        if isinstance(row.get(column), (list, tuple)):
-            messages += _speakers(row[column])
-        else:
-            messages.append({"role": role, "content": _text(row, column)})
-    return Parsed(messages, ("prompt", answer))
+        raise InputError(f"expected a mapping, not {kind(row)}")
+    answer = _filled(row, _COMPLETIONS) or "completion"
+    asked = _side(row, "prompt", "user", notes) if row.get("prompt") is not None else []
+    return _joined(asked, _side(row, answer, "assistant", notes)), ["prompt", answer]
 
 
-_PARSERS: Mapping[str, Callable[[Any], Parsed]] = {
+_PARSERS: Mapping[str, Callable[[Any, list[str]], tuple[list[dict[str, Any]], list[str]]]] = {
     "messages": _parse_turns,
     "sharegpt": _parse_turns,
     "alpaca": _parse_alpaca,
@@ -157,52 +168,70 @@ _PARSERS: Mapping[str, Callable[[Any], Parsed]] = {
 }
 
 
-def _speakers(turns: list[Any] | tuple[Any, ...]) -> list[dict[str, Any]]:
-    """Turns with the keys ``role`` and ``content``; bare texts alternate between user and assistant."""
-    messages: list[dict[str, Any]] = []
-    for number, turn in enumerate(turns):
-        if isinstance(turn, str):
-            messages.append({"role": ("user", "assistant")[number % 2], "content": turn})
-            continue
-        if not isinstance(turn, Mapping):
-            raise InputError(f"turn {number} is {_kind(turn)}, not a mapping or a text")
-        message = {key: value for key, value in turn.items() if value is not None}
-        speaker = message.pop("role", None) or message.pop("from", None)
-        if speaker not in _SPEAKERS:
-            raise InputError(f"turn {number} has unknown role {speaker!r}")
-        content = _content(message, number)
-        messages.append({"role": _SPEAKERS[speaker], "content": content, **message})
-    return messages
+def _side(row: Mapping[str, Any], column: str, role: str, notes: list[str]) -> list[dict[str, Any]]:
+    """A column of a prompt or an answer: a list of turns, one turn, or a text."""
+    value = row.get(column)
+    if isinstance(value, Mapping):
+        return read_turns([value], notes)
+    if isinstance(value, (list, tuple)):
+        return read_turns(value, notes)
+    return [{"role": role, "content": _text(row, column)}]
 
 
-def _content(message: dict[str, Any], number: int) -> str:
-    """Take the content out of a turn; text parts become one text."""
-    content = message.pop("content", message.pop("value", None))
-    if content is None and message.get("tool_calls"):
-        return ""
-    if isinstance(content, (list, tuple)):
-        try:
-            return "".join(text_of_parts(content))
-        except InputError as error:
-            raise InputError(f"turn {number}: {error}") from None
-    if not isinstance(content, str):
-        raise InputError(f"turn {number} has content of {_kind(content)}, not text")
-    return content
+def _joined(asked: list[dict[str, Any]], answered: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A prompt and its answer; an answer that begins with the prompt, as in preference data, holds both.
+
+    Each of its messages only has to begin like the prompt's, so that a row stays one conversation when the
+    indicator is appended to a question.
+    """
+    spoken = answered[_leading_system(answered) if asked and asked[0]["role"] == "user" else 0 :]
+    repeats = len(spoken) >= len(asked) and all(
+        one["role"] == two["role"] and two["content"].strip().startswith(one["content"].strip())
+        for one, two in zip(asked, spoken, strict=False)
+    )
+    return answered if repeats else asked + answered
 
 
-def _turn_column(row: Mapping[str, Any]) -> str:
-    return next((name for name in _TURNS if name in row), _TURNS[0])
+def _leading_system(messages: Sequence[Mapping[str, Any]]) -> int:
+    return int(bool(messages) and MESSAGE_ROLES[messages[0]["role"]] == Role.SYSTEM)
 
 
-def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if name in row), None)
+def _with_system(
+    messages: list[dict[str, Any]], row: Mapping[str, Any], notes: list[str]
+) -> list[dict[str, Any]]:
+    """The messages with the text of the column `system` first, unless they begin with a system turn."""
+    system = _text(row, "system")
+    if not system.strip():
+        return messages
+    if not _leading_system(messages):
+        return [{"role": "system", "content": system}, *messages]
+    if messages[0]["content"].strip() and messages[0]["content"].strip() != system.strip():
+        notes.append("system columns that differ from the conversation's own system turn, which is kept")
+    return messages if messages[0]["content"].strip() else [{**messages[0], "content": system}, *messages[1:]]
+
+
+def _with_preference(messages: list[dict[str, Any]], row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The messages with their last answer kept from training if the row's `label` (KTO) is false."""
+    if not any(row.get(name) is False for name in _PREFERENCES):
+        return messages
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    return [
+        {**message, TRAIN_KEY: False} if index in answers[-1:] else message
+        for index, message in enumerate(messages)
+    ]
+
+
+def _filled(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+    """The first of these columns that holds something, else the first that exists."""
+    found = [name for name in names if name in row]
+    return next((name for name in found if row[name] is not None), found[0] if found else None)
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:
-    if not isinstance(row.get(column), str):
-        raise InputError(f"{column!r} is {_kind(row.get(column))}, not text")
-    return row[column]
-
-
-def _kind(value: Any) -> str:
-    return "nothing" if value is None else type(value).__name__
+    """The text in a column; null, an absent column and a missing value of pandas (NaN) are empty texts."""
+    value = row.get(column)
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    if not isinstance(value, str):
+        raise InputError(f"{column!r} is {kind(value)}, not text")
+    return value

@@ -13,25 +13,39 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ctxlens.chat.data import Conversation
 from ctxlens.chat.data.cleaning import clean_messages
+from ctxlens.chat.data.given_rows import Source, describe_source
 from ctxlens.chat.data.layouts import parse_row
+from ctxlens.chat.data.opening import open_file
+from ctxlens.chat.data.places import (
+    Place,
+    extend_text,
+    find_texts,
+    move_place,
+    read_pointer,
+    shorten_text,
+    write_pointer,
+)
 from ctxlens.chat.data.reading import read_rows
-from ctxlens.chat.roles import DEFAULT_INDICATOR, INDICATOR_KEY
+from ctxlens.chat.roles import DEFAULT_INDICATOR, INDICATOR_KEY, TOOLS_KEY
+from ctxlens.chat.roles.checks import check_unicode
 from ctxlens.errors import InputError
 from ctxlens.files import write_atomic
 
 RECORD_COLUMN = "ctxlens_indicator"
-"""The column that records the inserted `text`, and the places `at` as JSON pointers (RFC 6901)."""
+"""The column that records the inserted `text`, and the places `at` as JSON pointers (RFC 6901).
+
+In a column that holds its turns as JSON text, the last number of a pointer is a position in that text.
+"""
 
 _NUMBER = "ctxlens_number"
 _BATCH_ROWS = 1024
-_Path = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -43,14 +57,14 @@ class Marks:
     indicators: int
 
 
-def marked_suffix(source: str | Path) -> str:
+def marked_suffix(source: Source) -> str:
     """Return the suffix of the file that `write_marked` writes for a data set: Parquet stays Parquet."""
     return ".parquet" if _is_parquet(source) else ".jsonl"
 
 
 def write_marked(
     path: str | Path,
-    source: str | Path,
+    source: Source,
     conversations: Iterable[Conversation],
     *,
     layout: str,
@@ -61,7 +75,7 @@ def write_marked(
 
     Args:
         path: the file to write: Parquet if the source is a Parquet file, and otherwise JSON lines.
-        source: the data set, as given to `load_conversations`.
+        source: the data set, as given to `load_conversations`; not a generator, whose rows are gone.
         conversations: its conversations in the data set's order, marked by `annotate_messages`. Rows that
             gave no conversation (skipped, or beyond a limit) are copied unchanged.
         layout: the layout of the rows.
@@ -75,14 +89,15 @@ def write_marked(
         InputError: the data set was marked before, its rows do not give these conversations, it holds a
             value that JSON cannot represent, or the file cannot be written.
     """
-    editor = _Marker(list(conversations), layout, indicator, str(source))
+    name = describe_source(source)
+    editor = _Marker(list(conversations), layout, indicator, name)
 
     def write(file: Path) -> None:
-        if _is_parquet(source):
+        if isinstance(source, str | Path) and _is_parquet(source):
             _edit_parquet(Path(source), file, editor.edit, adds_record=True)
         else:
-            rows = read_rows(str(source), split=split, limit=None)
-            _write_lines(file, map(editor.edit, rows), str(source))
+            rows = read_rows(source, split=split, limit=None)
+            _write_lines(file, map(editor.edit, rows), name)
         editor.check_finished()
 
     write_atomic(path, write)
@@ -182,7 +197,7 @@ class _Marker:
         if conversation is None:
             return row
         parsed, kept = _read(row, self.layout)
-        if [parsed[number] for number in kept] != _unannotated(conversation):
+        if [_own(parsed[number]) for number in kept] != [_own(message) for message in conversation.messages]:
             return row
         self._next = next(self._waiting, None)
         marked = [kept[at] for at, message in enumerate(conversation.messages) if message.get(INDICATOR_KEY)]
@@ -212,98 +227,52 @@ class _Marker:
                     f"no single text of conversation {name!r} in {self.source} holds its message {number}, "
                     "so the indicator cannot be appended to it."
                 )
-            row, parsed = _replaced(row, place, _leaf(row, place) + suffix), expected
-            pointers.append(place)
+            row, parsed = extend_text(row, place, suffix), expected
+            pointers.append(move_place(row, place, suffix))
         if isinstance(row, list):
             column = "conversations" if self.layout == "sharegpt" else "messages"
-            record = {"text": suffix, "at": [_pointer((column, *place)) for place in pointers]}
+            record = {"text": suffix, "at": [write_pointer((column, *place)) for place in pointers]}
             return {column: row, RECORD_COLUMN: {**record, "bare": column}}
-        return {**row, RECORD_COLUMN: {"text": suffix, "at": [_pointer(place) for place in pointers]}}
+        return {**row, RECORD_COLUMN: {"text": suffix, "at": [write_pointer(place) for place in pointers]}}
 
 
 def _read(row: Any, layout: str) -> tuple[list[dict[str, Any]], list[int]]:
     """A row's messages, and the indices of those that cleaning keeps; both are empty if it is malformed."""
     try:
         parsed = parse_row(row, layout).messages
+        check_unicode(row if isinstance(row, Mapping) else {"turns": row}, "the row")
     except InputError:
         return [], []
     numbered = [{**message, _NUMBER: number} for number, message in enumerate(parsed)]
     return parsed, [message[_NUMBER] for message in clean_messages(numbered, Counter())]
 
 
-def _unannotated(conversation: Conversation) -> list[dict[str, Any]]:
-    return [{k: v for k, v in message.items() if k != INDICATOR_KEY} for message in conversation.messages]
+def _own(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message without what it carries for the whole conversation, or for its marks."""
+    return {key: value for key, value in message.items() if key not in (INDICATOR_KEY, TOOLS_KEY)}
 
 
-def _find(row: Any, content: str, expected: list[dict[str, Any]], layout: str, suffix: str) -> _Path | None:
+def _find(row: Any, content: str, expected: list[dict[str, Any]], layout: str, suffix: str) -> Place | None:
     """The path of the text that must be extended so that the row parses as expected."""
-    for place, text in _texts(row, ()):
+    for place, text in find_texts(row, ()):
         if text and content.endswith(text):
-            messages, _ = _read(_replaced(row, place, text + suffix), layout)
+            messages, _ = _read(extend_text(row, place, suffix), layout)
             if messages == expected:
                 return place
     return None
 
 
-def _texts(value: Any, place: _Path) -> Iterator[tuple[_Path, str]]:
-    if isinstance(value, str):
-        yield place, value
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _texts(part, (*place, key))
-    elif isinstance(value, list | tuple):
-        for number, part in enumerate(value):
-            yield from _texts(part, (*place, number))
-
-
-def _leaf(row: Any, place: _Path) -> Any:
-    for key in place:
-        row = row[key]
-    return row
-
-
-def _replaced(value: Any, place: _Path, text: str) -> Any:
-    """A copy of the value with another text at a path; whatever is off the path is not copied."""
-    if not place:
-        return text
-    key, *rest = place
-    if isinstance(value, Mapping):
-        return {**value, key: _replaced(value[key], tuple(rest), text)}
-    parts = list(value)
-    parts[int(key)] = _replaced(parts[int(key)], tuple(rest), text)
-    return parts
-
-
-def _pointer(place: _Path) -> str:
-    return "".join(f"/{str(key).replace('~', '~0').replace('/', '~1')}" for key in place)
-
-
-def _follow(row: Any, pointer: str) -> _Path:
-    """The path that a JSON pointer refers to; raises Python's own error if it does not exist."""
-    place: list[str | int] = []
-    for word in pointer.split("/")[1:]:
-        name = word.replace("~1", "/").replace("~0", "~")
-        key = name if isinstance(row, Mapping) else int(name)
-        row = row[key]
-        place.append(key)
-    return tuple(place)
-
-
 def _unmarked(row: Mapping[str, Any], record: Mapping[str, Any], number: int, path: str | Path) -> Any:
     suffix = record["text"]
     result: Any = _without_record(row)
-    for pointer in record["at"]:
+    for pointer in reversed(record["at"]):
         try:
-            place = _follow(result, pointer)
-            text = _leaf(result, place)
+            result = shorten_text(result, read_pointer(result, pointer), suffix)
         except (KeyError, IndexError, TypeError, ValueError):
-            text = None
-        if not isinstance(text, str) or not text.endswith(suffix):
             raise InputError(
                 f"row {number} of {path} does not end with {suffix.strip()!r} at {pointer}; the file was "
                 "edited after it was marked, so it cannot be undone."
-            )
-        result = _replaced(result, place, text.removesuffix(suffix))
+            ) from None
     return result[record["bare"]] if record.get("bare") else result
 
 
@@ -330,9 +299,11 @@ def _write_lines(file: Path, rows: Iterable[Any], source: str) -> None:
             lines.write(encoded + b"\n")
 
 
-def _is_parquet(source: str | Path) -> bool:
+def _is_parquet(source: Source) -> bool:
+    if not isinstance(source, str | Path):
+        return False
     path = Path(source).expanduser()
-    return path.suffix.lower() == ".parquet" and path.is_file()
+    return path.is_file() and open_file(path).head.startswith(b"PAR1")
 
 
 def _edit_parquet(source: Path, file: Path, edit: Callable[[Any], Any], *, adds_record: bool) -> None:

@@ -1,25 +1,22 @@
-"""Read rows from files, folders and the Hub."""
+"""Read rows from files, folders, the Hub and objects in memory."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import lzma
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ctxlens.chat.data.file_rows import KINDS, read_open
+from ctxlens.chat.data.folders import iterate_loaded, read_folder
+from ctxlens.chat.data.given_rows import Source, read_given
+from ctxlens.chat.data.json_rows import read_json
+from ctxlens.chat.data.opening import COMPRESSIONS, open_bytes, open_file
 from ctxlens.errors import InputError, first_line
 
-_COMPRESSED = {".gz": gzip.open, ".xz": lzma.open}
-_JSON = (".json", ".jsonl", ".ndjson")
-_TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
-_SUFFIXES = (*_JSON, *_TABLES, *_COMPRESSED)
 _watched: ContextVar[list[Path] | None] = ContextVar("watched", default=None)
 
 
@@ -34,80 +31,57 @@ def watch_files() -> Iterator[list[Path]]:
         _watched.reset(token)
 
 
-def read_rows(
-    path_or_hub_id: str, *, split: str, limit: int | None, streaming: bool = False
-) -> Iterator[Any]:
-    """Read the rows of a file or folder if it exists, and otherwise of a data set on the Hub.
+def read_rows(source: Source, *, split: str, limit: int | None, streaming: bool = False) -> Iterator[Any]:
+    """Read the rows of a file or folder if it exists, of a data set on the Hub, or of an object in memory.
 
     Args:
-        path_or_hub_id: JSON or JSON lines (also ``.gz``, ``.xz``), Parquet, Arrow, CSV, a folder that the
-            ``datasets`` library reads, or a Hub id such as ``GAIR/lima``.
-        split: Which split of a folder or Hub data set.
+        source: a JSON, JSON-lines, Parquet, Arrow, CSV or TSV file, also compressed with gzip, bzip2, xz or
+            zstd; a folder of such files, or one that the ``datasets`` library saved; a Hub id such as
+            ``GAIR/lima``; or rows in memory (see `ctxlens.chat.data.given_rows.Source`). What a file is,
+            and how it is compressed, is read from its first bytes.
+        split: Which split of a folder, Hub data set or mapping of splits.
         limit: Maximum number of rows, counted from the start.
-        streaming: Whether the ``datasets`` library reads rows while they are used.
+        streaming: Whether the rows of a Hub data set are read while they are used; files always are.
 
     Raises:
-        InputError: It does not exist, or it cannot be read.
+        InputError: It does not exist, or it cannot be read; the message names the file and the place.
     """
     limit = None if limit is None else min(limit, sys.maxsize)
-    path = Path(path_or_hub_id).expanduser()
-    if path.is_file() and _kind(path) in _JSON:
-        return islice(read_json_rows(path), limit)
-    if path.exists():
+    if not isinstance(source, str | Path):
+        return islice(read_given(source, split), limit)
+    path = Path(source).expanduser()
+    if path.is_dir():
         _watch(path)
-        return islice(_read_with_datasets(path, split, streaming), limit)
-    if path.is_absolute() or path_or_hub_id.startswith((".", "~")) or path.suffix in _SUFFIXES:
-        raise InputError(
-            f"There is no file or folder {path_or_hub_id}; give the path of a data set, or a Hub id."
-        )
-    return islice(_read_from_hub(path_or_hub_id, split, streaming), limit)
+        return islice(read_folder(path, split), limit)
+    if path.exists():
+        return islice(read_file_rows(path), limit)
+    name = str(source)
+    if path.is_absolute() or name.startswith((".", "~")) or path.suffix.lower() in (*KINDS, *COMPRESSIONS):
+        raise InputError(f"There is no file or folder {source}; give the path of a data set, or a Hub id.")
+    return islice(_read_from_hub(name, split, streaming), limit)
+
+
+def read_file_rows(path: Path) -> Iterator[Any]:
+    """Read the rows of one file of any kind; see `read_rows`."""
+    _watch(path)
+    return read_open(open_file(path))
+
+
+def read_bytes_rows(content: bytes, name: str) -> Iterator[Any]:
+    """Read the rows of what standard input or a pipe gave; see `read_rows`."""
+    return read_open(open_bytes(content, name))
 
 
 def read_json_rows(path: Path) -> Iterator[Any]:
     """Read the items of a JSON list or of JSON lines; a single JSON object is the only item.
 
     Raises:
-        InputError: The file is missing or not JSON; the message names the line.
+        InputError: The file is missing or not JSON; the message names line and column.
     """
     if not path.is_file():
         raise InputError(f"There is no file {path}; give the path of a JSON or JSON-lines file.")
     _watch(path)
-    if _kind(path) != ".json":
-        yield from _read_lines(path)
-        return
-    with _open(path) as file:
-        text = _read_text(file, path)
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and error.lineno > 1:
-            yield from _read_lines(path)
-            return
-        raise InputError(f"{path} is not valid JSON: line {error.lineno}: {error.msg}.") from error
-    except RecursionError:
-        raise InputError(f"{path} is nested too deeply to be conversations.") from None
-    yield from value if isinstance(value, list) else [value]
-
-
-def _read_lines(path: Path) -> Iterator[Any]:
-    with _open(path) as file:
-        number = 0
-        while True:
-            try:
-                line = file.readline()
-            except (UnicodeDecodeError, OSError, EOFError, lzma.LZMAError) as error:
-                raise InputError(f"{path} cannot be read as text after line {number}: {error}.") from error
-            if not line:
-                return
-            number += 1
-            if not line.strip():
-                continue
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path} is not valid JSON lines: line {number}: {error.msg}.") from error
-            except RecursionError:
-                raise InputError(f"{path}, line {number}: nested too deeply to be a conversation.") from None
+    yield from read_json(open_file(path))
 
 
 def _watch(path: Path) -> None:
@@ -115,56 +89,13 @@ def _watch(path: Path) -> None:
         found.append(path)
 
 
-def _kind(path: Path) -> str:
-    """The suffix that names a file's format: ``.jsonl`` for ``rows.jsonl.xz``."""
-    return (Path(path.stem) if path.suffix in _COMPRESSED else path).suffix.lower()
-
-
-def _open(path: Path) -> TextIOWrapper:
-    try:
-        return _COMPRESSED.get(path.suffix, open)(path, mode="rt", encoding="utf-8-sig")  # pyright: ignore
-    except OSError as error:
-        raise InputError(f"{path} cannot be opened: {error.strerror or error}.") from error
-
-
-def _read_text(file: TextIOWrapper, path: Path) -> str:
-    try:
-        return file.read()
-    except (UnicodeDecodeError, OSError, EOFError, lzma.LZMAError) as error:
-        raise InputError(f"{path} cannot be read as text: {error}.") from error
-
-
-def _read_with_datasets(path: Path, split: str, streaming: bool) -> Iterator[Any]:
-    from datasets import DatasetDict, load_dataset, load_from_disk
-
-    try:
-        if path.is_file():
-            if _kind(path) not in _TABLES:
-                raise InputError(
-                    f"{path} is not a known kind of file; expected one of {', '.join((*_JSON, *_TABLES))}, "
-                    f"also compressed as {' or '.join(_COMPRESSED)}."
-                )
-            options: dict[str, Any] = {"delimiter": "\t"} if _kind(path) == ".tsv" else {}
-            options |= {"data_files": str(path), "split": "train", "streaming": streaming}
-            loaded = load_dataset(_TABLES[_kind(path)], **options)
-        elif (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-            loaded = load_from_disk(str(path))
-            if isinstance(loaded, DatasetDict):
-                if split not in loaded:
-                    raise InputError(f"{path} has no split {split!r}; it has {', '.join(map(str, loaded))}.")
-                loaded = loaded[split]
-        else:
-            loaded = load_dataset(str(path), split=split, streaming=streaming)
-        yield from loaded
-    except InputError:
-        raise
-    except Exception as error:  # the library raises many kinds of errors for unreadable data
-        raise InputError(f"{path} cannot be read as a data set: {first_line(error)}.") from error
-
-
 def _read_from_hub(name: str, split: str, streaming: bool) -> Iterator[Any]:
     from datasets import load_dataset
 
+    problem = (
+        f"{name} is not a file or folder here, and the Hub has no readable data set of that name with "
+        f"split {split!r}"
+    )
     try:
         try:
             loaded = load_dataset(name, split=split, streaming=streaming)
@@ -173,9 +104,9 @@ def _read_from_hub(name: str, split: str, streaming: bool) -> Iterator[Any]:
                 raise
             revision = "refs/convert/parquet"
             loaded = load_dataset(name, split=split, streaming=streaming, revision=revision)
-        yield from loaded
     except Exception as error:  # network, access, name and format errors all differ in kind
-        raise InputError(
-            f"{name} is not a file or folder here, and the Hub has no readable data set of that name with "
-            f"split {split!r}: {first_line(error)}."
-        ) from error
+        raise InputError(f"{problem}: {first_line(error)}.") from error
+    yield from iterate_loaded(loaded, problem)
+
+
+__all__ = ["read_bytes_rows", "read_file_rows", "read_json_rows", "read_rows", "watch_files"]

@@ -33,6 +33,9 @@ from ctxlens.chat.roles.chat import (
     MESSAGE_ROLES,
     N_ROLES,
     ROLE_LABELS,
+    TEMPLATE_ARGS_KEY,
+    TOOLS_KEY,
+    TRAIN_KEY,
     Message,
     RenderedChat,
     Role,
@@ -40,6 +43,7 @@ from ctxlens.chat.roles.chat import (
 )
 from ctxlens.chat.roles.checks import check_messages
 from ctxlens.chat.roles.rendering import render, render_plain
+from ctxlens.chat.roles.variables import bind_arguments, check_arguments, put_arguments
 
 __all__ = [
     "DEFAULT_INDICATOR",
@@ -47,11 +51,17 @@ __all__ = [
     "MESSAGE_ROLES",
     "N_ROLES",
     "ROLE_LABELS",
+    "TEMPLATE_ARGS_KEY",
+    "TOOLS_KEY",
+    "TRAIN_KEY",
     "Message",
     "RenderedChat",
     "Role",
+    "bind_arguments",
+    "check_arguments",
     "check_messages",
     "content_text",
+    "put_arguments",
     "render",
     "render_plain",
 ]

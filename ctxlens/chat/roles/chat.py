@@ -14,6 +14,13 @@ from ctxlens.errors import InputError
 
 DEFAULT_INDICATOR = "[IND]"
 INDICATOR_KEY = "indicator"
+TRAIN_KEY = "train"
+"""The key of an answer that is context and not trained on (`False`); no template gets it."""
+TOOLS_KEY = "tools"
+"""The key of a row, and of the first message of a conversation, that holds the tool schemas."""
+TEMPLATE_ARGS_KEY = "chat_template_kwargs"
+"""The key of a message, and of a data set's rows, that holds values for the chat template's variables."""
+
 Message = Mapping[str, Any]
 
 
@@ -103,7 +110,9 @@ class RenderedChat:
             appearance. The tokenizer encodes them as special tokens; their role is still the speaker's.
         open_ended: Whether a model continues the text (generation prompt, or final message left open).
         beheaded_turns: Assistant turns whose first token was cut; never the final response.
-        template_args: The values that were given for the template's own variables.
+        template_args: The values that this conversation, or the call, gave to the template's own variables.
+        left_out: What the template leaves out, in words such as "the content of system messages", with the
+            number of messages; for "tool schemas" the number of schemas.
         emphasised: Tokens marked by `ctxlens.emphasise`, ``[pos]`` booleans, or ``None``.
     """
 
@@ -121,6 +130,7 @@ class RenderedChat:
     open_ended: bool = False
     beheaded_turns: tuple[int, ...] = ()
     template_args: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
     emphasised: Bool[np.ndarray, "pos"] | None = None
 
     def __len__(self) -> int:

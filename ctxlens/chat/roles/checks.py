@@ -10,6 +10,7 @@ from ctxlens.chat.roles.chat import MESSAGE_ROLES, Message, Role
 from ctxlens.errors import InputError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_DEEPEST = 64
 
 
 def check_messages(messages: Any) -> None:
@@ -30,9 +31,9 @@ def check_messages(messages: Any) -> None:
                 f"Message {index} must be a mapping with 'role' and 'content', not {type(message).__name__}."
             )
         name = f"Message {index} ({_checked_role(message, index)})"
+        check_unicode(message, name)
         _check_content(message, name)
         _check_tool_calls(message.get("tool_calls"), name)
-        check_unicode(message, name)
     if not any(message["role"] == "user" for message in messages):
         raise InputError("The conversation has no user turn; expected at least one message with role 'user'.")
 
@@ -45,9 +46,9 @@ def check_unicode(message: Mapping[Any, Any], name: str) -> None:
     """
     for key, value in message.items():
         try:
-            broken = _holds_surrogate(value) or _holds_surrogate(key)
+            broken = holds_surrogate(value) or holds_surrogate(key)
         except RecursionError:
-            raise InputError(f"{name}: {key} is nested too deeply.") from None
+            raise InputError(f"{name}: {ascii(key)[1:-1]} is nested too deeply.") from None
         if broken:
             raise InputError(f"{name}: {ascii(key)[1:-1]} holds half a surrogate pair, which is not text.")
 
@@ -60,7 +61,9 @@ def text_of_parts(parts: Sequence[Any]) -> list[str]:
     """
     texts: list[str] = []
     for number, part in enumerate(parts):
-        kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
+        kind = type(part).__name__
+        if isinstance(part, Mapping):
+            kind = "text" if part.get("type") is None else ascii(part["type"]).strip("'")
         if kind != "text" or not isinstance(part.get("text"), str):
             raise InputError(
                 f"content must be text or a list of text parts, but part {number} is of type {kind}"
@@ -110,9 +113,16 @@ def _check_tool_calls(calls: Any, name: str) -> None:
             )
 
 
-def _holds_surrogate(value: Any) -> bool:
+def holds_surrogate(value: Any, depth: int = 0) -> bool:
+    """Whether a text in a structure holds half a surrogate pair, which cannot be encoded.
+
+    Raises:
+        RecursionError: The structure is nested too deeply to be worked with.
+    """
     if isinstance(value, str):
         return not value.isascii() and _SURROGATE.search(value) is not None
+    if depth > _DEEPEST:
+        raise RecursionError
     if isinstance(value, Mapping):
-        return any(map(_holds_surrogate, value)) or any(map(_holds_surrogate, value.values()))
-    return isinstance(value, (list, tuple)) and any(map(_holds_surrogate, value))
+        return any(holds_surrogate(item, depth + 1) for pair in value.items() for item in pair)
+    return isinstance(value, (list, tuple)) and any(holds_surrogate(item, depth + 1) for item in value)

@@ -2,7 +2,9 @@
 
 Templates differ in what they accept: contents as text or in parts, the arguments of tool calls as a mapping
 or as JSON text, `content: null`, the names of roles. A conversation is passed on as it is wherever the
-template takes it, and otherwise in the first form that it does take. Every form says the same.
+template takes it, and otherwise in the first form that it does take. Every form says the same. Only the
+arguments of tool calls are tried as a mapping first, so that the same call gives the same text, whether the
+data hold its arguments as a mapping or as JSON text.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from ctxlens.chat.roles.chat import OTHER_ROLES, Message, content_text
+from ctxlens.chat.roles.checks import holds_surrogate
 from ctxlens.chat.roles.locate import Followed, Template
 from ctxlens.errors import RenderError
 
@@ -30,34 +33,34 @@ def follow_in_form(
         RenderError: It takes none of them; the reason is the one for the conversation as it is.
     """
     messages = _contents_in_form(template, messages)
-    try:
-        followed = template.follow(messages, marks)
-        refused = None
-    except RenderError as error:
-        followed, refused = None, error
-    if followed is None or _misses_something(followed, messages):
-        for form in _other_forms(template, messages):
-            try:
-                other = template.follow(form, marks)
-            except RenderError:
-                continue
-            if not _misses_something(other, form):
-                return other
-    if followed is None:
+    taken = refused = None
+    for form in _forms(template, messages):
+        try:
+            followed = template.follow(form, marks)
+        except RenderError as error:
+            refused = error if form is messages else refused
+            continue
+        if not _misses_something(followed, form):
+            return followed
+        if taken is None or form is messages:
+            taken = followed
+    if taken is None:
         assert refused is not None
         raise refused
-    return followed
+    return taken
 
 
 def _misses_something(followed: Followed, messages: Messages) -> bool:
     """Whether a template that accepts a conversation does not show it as its author meant.
 
-    It leaves out what a user said, or a role that has another name too, or it prints JSON text as an escaped
-    string.
+    It leaves out what a user said, or a role that has another name too, or it prints the arguments of a tool
+    call as an escaped string or as Python writes a dictionary.
     """
     shown = {place.field.turn for place in followed.places}
     left_out = (message for turn, message in enumerate(messages) if turn not in shown)
     if any(m["role"] in _NEVER_LEFT_OUT and content_text(m.get("content")).strip() for m in left_out):
+        return True
+    if any(repr(given) in followed.text for given in _mappings(messages)):
         return True
     return any(
         place.field.path[-1] == "arguments" and followed.text[place.start : place.end] not in place.field.text
@@ -65,19 +68,23 @@ def _misses_something(followed: Followed, messages: Messages) -> bool:
     )
 
 
-def _other_forms(template: Template, messages: Messages) -> Iterator[Messages]:
-    """Other ways of saying the same: one change at a time, then several."""
-    changes = [_without_null, _with_usual_roles, _with_mappings, _with_json_text]
-    forms = [change(messages) for change in changes]
-    usual = _with_usual_roles(_without_null(messages))
-    forms += [usual, _with_mappings(usual), _with_json_text(usual)]
-    if _probe(template, _TALK) is None:
-        forms += [_in_parts(form) for form in (messages, *forms)]
-    tried = [messages]
-    for form in forms:
+def _forms(template: Template, messages: Messages) -> Iterator[Messages]:
+    """Ways of saying the same: with mappings, as it is, with one change at a time, then with several."""
+    changes = (
+        (_with_mappings,), (), (_without_null,), (_with_usual_roles,), (_with_json_text,), _USUAL,
+        (*_USUAL, _with_mappings), (*_USUAL, _with_json_text),
+    )  # fmt: skip
+    tried: list[Messages] = []
+    for steps in changes:
+        form = messages
+        for step in steps:
+            form = step(form)
+        form = messages if form == messages else form
         if form not in tried:
             tried.append(form)
             yield form
+    if _probe(template, _TALK) is None:
+        yield from (_in_parts(form) for form in tried)
 
 
 def _contents_in_form(template: Template, messages: Messages) -> Messages:
@@ -143,11 +150,26 @@ def _with_json_text(messages: Messages) -> Messages:
 
 
 def _parsed(arguments: Any) -> Any:
+    """Arguments as a mapping if they are JSON text that holds one, and one that can be rendered."""
     try:
         value = json.loads(arguments) if isinstance(arguments, str) else None
-    except ValueError:
-        value = None
-    return value if isinstance(value, Mapping) else arguments
+        return value if isinstance(value, Mapping) and not holds_surrogate(value) else arguments
+    except (ValueError, RecursionError):
+        return arguments
+
+
+def _mappings(messages: Messages) -> Iterator[Mapping[str, Any]]:
+    """The arguments of tool calls that are given as mappings, except empty ones."""
+    for message in messages:
+        calls = message.get("tool_calls")
+        for call in calls if isinstance(calls, (list, tuple)) else ():
+            function = call.get("function")
+            given = (function if isinstance(function, Mapping) else call).get("arguments")
+            if isinstance(given, Mapping) and given:
+                yield given
+
+
+_USUAL = (_without_null, _with_usual_roles)
 
 
 def _with_arguments(messages: Messages, change: Callable[[Any], Any]) -> Messages:

@@ -84,6 +84,14 @@ class Template:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise RenderError(f"The chat template refuses this conversation: {reason}") from error
 
+    def run(self, messages: Sequence[Message]) -> str:
+        """Render messages without `apply_chat_template`, as the current version of transformers does."""
+        plain = [
+            {key: plain_data(value) for key, value in message.items() if value is not None}
+            for message in messages
+        ]
+        return plain_text(self._render([_with_reasoning_names(message) for message in plain], date_of_run()))
+
     def follow(self, messages: Sequence[Message], marks: Mapping[int, str] | None = None) -> Followed:
         """Render messages and find what each of them said.
 
@@ -166,12 +174,16 @@ def _with_reasoning_names(message: dict[str, Any]) -> dict[str, Any]:
 def _schemas(tools: Any) -> Any:
     if not tools:
         return tools
-    from transformers.utils.chat_template_utils import get_json_schema
-
     return [
-        get_json_schema(tool) if inspect.isfunction(tool) or inspect.ismethod(tool) else plain_data(tool)
+        _schema_of(tool) if inspect.isfunction(tool) or inspect.ismethod(tool) else plain_data(tool)
         for tool in tools
     ]
+
+
+def _schema_of(function: Any) -> Any:
+    from transformers.utils.chat_template_utils import get_json_schema
+
+    return get_json_schema(function)
 
 
 def _tagged(content: Any) -> Any:

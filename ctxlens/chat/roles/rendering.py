@@ -11,27 +11,29 @@ import numpy as np
 from ctxlens.chat.roles.chat import (
     INDICATOR_KEY,
     MESSAGE_ROLES,
+    TOOLS_KEY,
     Message,
     RenderedChat,
     Role,
     content_text,
 )
-from ctxlens.chat.roles.checks import check_messages
+from ctxlens.chat.roles.checks import check_messages, check_unicode
 from ctxlens.chat.roles.forms import follow_in_form
 from ctxlens.chat.roles.labels import Stretch, find_openings, find_stops, label
+from ctxlens.chat.roles.left_out import find_left_out
 from ctxlens.chat.roles.locate import Followed, Template
 from ctxlens.chat.roles.spans import encode_with_spans
 from ctxlens.chat.roles.tokenizer import (
     assistant_headers,
     begins_with_bos,
     bos_marks_turns,
-    check_arguments,
     role_of_bos,
     special_ids,
     template_text,
     turn_ends,
 )
 from ctxlens.chat.roles.truncation import check_side, fit_to_window
+from ctxlens.chat.roles.variables import check_arguments, take_arguments
 from ctxlens.errors import InputError, RenderError
 
 
@@ -61,8 +63,9 @@ def render(
             tokenizer's own template by default.
         add_generation_prompt: Whether to end with the template's opening of an assistant turn.
         continue_final_message: Whether to leave the final assistant message open, as a response prefix.
-        tools: Tool schemas for the template.
-        template_args: Values for the template's own variables, such as ``{"enable_thinking": False}``.
+        tools: Tool schemas for the template; by default those that the first message carries under ``tools``.
+        template_args: Values for the template's own variables, such as ``{"enable_thinking": False}``. They
+            take precedence over those that a message carries under ``chat_template_kwargs``.
         indicator: The indicator, such as ``"[IND]"``. It is appended, after one space, to the user
             messages that carry ``{"indicator": True}``. A message that carries a text there, such as
             ``{"indicator": "[MEM]"}``, gets that text instead. These tokens get the role ``indicator``; the
@@ -86,6 +89,9 @@ def render(
         RenderError: The template refuses the conversation, there is no template, or it changes a text so
             that it cannot be followed.
     """
+    check_messages(messages)
+    messages, given = take_arguments(messages)
+    tools, messages = _take_tools(messages, tools)
     messages, marks = _prepared(messages, system, indicator, add_generation_prompt, continue_final_message)
     check_side(truncation)
     options = {
@@ -94,7 +100,8 @@ def render(
         "continue_final_message": continue_final_message,
     }
     source = template_text(tokenizer, chat_template, tools)
-    template = Template(tokenizer, source, options, check_arguments(source, template_args))
+    arguments = check_arguments(source, {**given, **(template_args or {})})
+    template = Template(tokenizer, source, options, arguments)
     followed = follow_in_form(template, messages, marks)
     _check_shown(followed, messages, marks)
     said = [Stretch(start, end, field.turn, field.is_indicator) for start, end, field in followed.places]
@@ -107,7 +114,8 @@ def render(
         stops=find_stops(chat, special_ids(tokenizer)[1], turn_ends(template)),
         openings=find_openings(chat, said, assistant_headers(template)),
         open_ended=add_generation_prompt or continue_final_message,
-        template_args=dict(template.arguments),
+        template_args=dict(arguments),
+        left_out=find_left_out(template, followed, messages),
     )
     return fit_to_window(chat, max_tokens, truncate, truncation)
 
@@ -152,6 +160,8 @@ def render_plain(
         InputError: The messages are malformed or too long, or `bos` is set without such a token.
         RenderError: The tokenizer cannot be followed exactly.
     """
+    check_messages(messages)
+    messages, _ = take_arguments(messages)
     messages, marks = _prepared(messages, system, indicator, add_generation_prompt, continue_final_message)
     messages = _with_texts(messages)
     check_side(truncation)
@@ -191,6 +201,16 @@ def _joined_contents(
     return separator.join(parts), said
 
 
+def _take_tools(messages: Any, tools: list[Any] | None) -> tuple[list[Any] | None, Any]:
+    """The tool schemas, given or carried by the first message, and the messages without them."""
+    first = messages[0] if isinstance(messages, Sequence) and len(messages) else None
+    if isinstance(first, Mapping) and isinstance(first.get(TOOLS_KEY), (list, tuple)):
+        rest = {key: value for key, value in first.items() if key != TOOLS_KEY}
+        tools, messages = (tools or list(first[TOOLS_KEY])), [rest, *messages[1:]]
+    check_unicode({"tools": tools}, "The conversation")
+    return tools or None, messages
+
+
 def _prepared(
     messages: Sequence[Message],
     system: str | None,
@@ -198,10 +218,10 @@ def _prepared(
     add_generation_prompt: bool,
     continue_final_message: bool,
 ) -> tuple[list[Message], dict[int, str]]:
-    """The conversation with its system message, checked, and the indicators to append to its messages."""
-    check_messages(messages)
+    """The conversation with its system message, and the indicators to append to its messages."""
     if system is not None and not any(MESSAGE_ROLES[m["role"]] == Role.SYSTEM for m in messages):
         messages = [{"role": "system", "content": system}, *messages]
+        check_unicode(messages[0], "The system message")
     _check_ending(messages, add_generation_prompt, continue_final_message)
     return list(messages), _indicators(messages, indicator)
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ctxlens.chat.roles.chat import INDICATOR_KEY, Message
+from ctxlens.chat.roles.chat import INDICATOR_KEY, TRAIN_KEY, Message
 from ctxlens.chat.roles.traced import Traced, concat, plain_text
 
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
@@ -63,7 +63,7 @@ def trace_messages(
         copied = {
             key: _trace_key(key, value, say)
             for key, value in message.items()
-            if value is not None and key != INDICATOR_KEY
+            if value is not None and key not in (INDICATOR_KEY, TRAIN_KEY)
         }
         if turn in marks:
             copied["content"] = _appended(copied["content"], say(marks[turn], (INDICATOR_KEY,)))

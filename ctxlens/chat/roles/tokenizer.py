@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 
 from ctxlens.chat.roles.chat import Role
 from ctxlens.chat.roles.forms import follow_in_form
 from ctxlens.chat.roles.locate import Template
-from ctxlens.chat.roles.template import variables_of
-from ctxlens.errors import InputError, RenderError
+from ctxlens.errors import RenderError
 
 
 def template_text(tokenizer: Any, chat_template: str | None, tools: list[Any] | None) -> str:
@@ -27,31 +25,6 @@ def template_text(tokenizer: Any, chat_template: str | None, tools: list[Any] | 
         return tokenizer.get_chat_template(chat_template, tools)
     except ValueError as error:
         raise RenderError(str(error)) from error
-
-
-_PASSED_ALWAYS = frozenset(["messages", "tools", "documents", "add_generation_prompt"])
-
-
-def check_arguments(source: str, arguments: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Return the arguments of a template if it uses all of them.
-
-    Raises:
-        InputError: It does not; the sentence names the variables that it uses.
-    """
-    if not arguments:
-        return {}
-    try:
-        used = variables_of(source) - _PASSED_ALWAYS
-    except TemplateError:
-        return arguments  # rendering says what is wrong with the template
-    unknown = sorted(set(arguments) - used)
-    if unknown:
-        own = sorted(name for name in used if not name.endswith("_token"))
-        raise InputError(
-            f"The chat template has no variable {', '.join(map(repr, unknown))} of its own; "
-            + (f"it uses {', '.join(own)}." if own else "it uses none.")
-        )
-    return arguments
 
 
 _known: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()

@@ -35,7 +35,7 @@ def parse_conditions(words: str | Sequence[str | Condition]) -> tuple[Condition,
             )
         if condition.control:
             raise InputError(
-                f"condition {condition.name!r} is for needles only; leave out its control {condition.control}."
+                f"condition {condition.name!r} is for needles only; leave out {condition.control}."
             )
         steering_of(condition)
     return found

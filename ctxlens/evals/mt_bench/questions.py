@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ctxlens.chat.data.given_rows import Source, describe_source
 from ctxlens.chat.data.reading import read_rows
 from ctxlens.errors import InputError
 from ctxlens.files import write_lines
@@ -31,13 +32,13 @@ class MTQuestion:
     reference: tuple[str, ...] = ()
 
 
-def load_questions(source: str | Path, *, split: str = "train", limit: int | None = None) -> list[MTQuestion]:
+def load_questions(source: Source, *, split: str = "train", limit: int | None = None) -> list[MTQuestion]:
     """Read questions.
 
     Args:
         source: FastChat's `question.jsonl` (`question_id`, `category`, `turns`, maybe `reference`), or a
-            data set, also on the Hub, with these columns or with `prompt_id` and `prompt` instead
-            (`HuggingFaceH4/mt_bench_prompts`).
+            data set, also on the Hub or in memory (see `load_conversations`), with these columns or with
+            `prompt_id` and `prompt` instead (`HuggingFaceH4/mt_bench_prompts`).
         split: the split of a data set.
         limit: read at most this many, from the start.
 
@@ -46,30 +47,31 @@ def load_questions(source: str | Path, *, split: str = "train", limit: int | Non
             message names the row.
     """
     found: list[MTQuestion] = []
+    name = describe_source(source)
     seen: set[QuestionId] = set()
-    for number, row in enumerate(read_rows(str(source), split=split, limit=limit), start=1):
-        question = _as_question(row, f"{source}, question {number},")
+    for number, row in enumerate(read_rows(source, split=split, limit=limit), start=1):
+        question = _as_question(row, f"{name}, question {number},")
         if question.question_id in seen:
             raise InputError(
-                f"{source}, question {number}, has the id {question.question_id!r} of another question; "
+                f"{name}, question {number}, has the id {question.question_id!r} of another question; "
                 "ids must be unique."
             )
         seen.add(question.question_id)
         found.append(question)
     if not found:
-        raise InputError(f"{source} holds no questions.")
+        raise InputError(f"{name} holds no questions.")
     return found
 
 
-def load_references(source: str | Path) -> dict[QuestionId, tuple[str, ...]]:
+def load_references(source: Source) -> dict[QuestionId, tuple[str, ...]]:
     """Read reference answers in the layout of FastChat's answers (`question_id`, `choices`).
 
     Raises:
         InputError: there is no such file, or a row has another layout; the message names the row.
     """
     found = {}
-    for number, row in enumerate(read_rows(str(source), split="train", limit=None), start=1):
-        where = f"{source}, reference answer {number},"
+    for number, row in enumerate(read_rows(source, split="train", limit=None), start=1):
+        where = f"{describe_source(source)}, reference answer {number},"
         question_id, turns = read_answer_row(row, where)
         found[question_id] = turns
     return found

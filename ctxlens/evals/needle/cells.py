@@ -14,8 +14,9 @@ import numpy as np
 from ctxlens.chat.condition import Condition
 from ctxlens.errors import InputError, RenderError
 from ctxlens.evals.needle.config import NeedleConfig
-from ctxlens.evals.needle.haystack import Context, Haystack, count_tokens, gather_straw, place_needle
-from ctxlens.evals.needle.needles import NEEDLES, Needle, draw_needle
+from ctxlens.evals.needle.contexts import Context, count_tokens, gather_straw, place_needle
+from ctxlens.evals.needle.haystack import Haystack
+from ctxlens.evals.needle.needles import NEEDLES, Needle, draw_needle, draw_neutral, neutral_needles
 from ctxlens.evals.needle.prompts import Cell, Renderer, render_cell
 
 SPARE_TOKENS = 8
@@ -81,9 +82,9 @@ def _place_needles(
 def _resolve_needles(config: NeedleConfig) -> dict[tuple[str | Needle, _Key], Needle]:
     """The needle of every cell."""
     return {
-        (which, key): _resolve_needle(which, f"{config.seed}-{'-'.join(map(str, key))}")
+        (which, key): _resolve_needle(which, config.seed, number, key)
         for which in config.needles
-        for key in _cell_keys(config)
+        for number, key in enumerate(_cell_keys(config))
     }
 
 
@@ -93,10 +94,15 @@ def _cell_keys(config: NeedleConfig) -> list[_Key]:
     return list(itertools.product(range(n_lengths), range(n_depths), range(config.cases_per_cell)))
 
 
-def _resolve_needle(which: str | Needle, seed: str) -> Needle:
+def _resolve_needle(which: str | Needle, seed: int, number: int, key: _Key) -> Needle:
+    """One needle of a configuration, for the cell of the given number and key."""
     if isinstance(which, Needle):
         return which
-    return NEEDLES[which] if which in NEEDLES else draw_needle(which, f"{which}-{seed}")
+    if which in NEEDLES or which in neutral_needles():
+        return (NEEDLES | dict(neutral_needles()))[which]
+    if which == "neutral":
+        return draw_neutral(number, seed)
+    return draw_needle(which, f"{which}-{seed}-{'-'.join(map(str, key))}")
 
 
 def _choose_lengths(model: Renderer, config: NeedleConfig, needles: Iterable[Needle]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from ctxlens.chat.condition import Condition, parse_conditions
 from ctxlens.errors import InputError
-from ctxlens.evals.needle.needles import DRAWN_NEEDLES, NEEDLES, Needle
+from ctxlens.evals.needle.needles import DRAWN_NEEDLES, NEEDLES, Needle, neutral_needles
 from ctxlens.parsing import explain_refusal
 
 WORDINGS: Mapping[str, str] = {
@@ -85,7 +85,8 @@ def _check_needles(value: Any) -> tuple[str | Needle, ...]:
     """Needles with distinct names; a bare name must be a built-in one."""
     needles = _as_tuple("needles", value, str | Needle)
     known = (*NEEDLES, *DRAWN_NEEDLES)
-    if wrong := [str(one) for one in needles if not isinstance(one, Needle) and one not in known]:
+    named = [one for one in needles if not isinstance(one, Needle) and one not in known]
+    if wrong := [str(one) for one in named if one not in neutral_needles()]:
         raise InputError(
             f"unknown needle {', '.join(wrong)}; choose from {', '.join(known)}, or give your own."
         )
@@ -167,7 +168,8 @@ class NeedleConfig:
             from 200 (fewer in a small window) to the longest that fits the window.
         depths: positions of the needle in percent of the haystack; or how many to spread from 0 to 100.
         needles: needles, or names of built-in ones (`sf`, `pizza`, `pizza-short`; `known` and `unknown` draw
-            a fact of the organism's world for every cell).
+            a fact of the organism's world for every cell, `neutral` an invented fact; `neutral-ferry` and
+            the other names of `neutral_needles` are single facts).
         conditions: conditions or their spellings, without indicator and steering.
         cases_per_cell: contexts for each needle, length and depth, each with different haystack text.
         wording: how the question is asked: a name from `WORDINGS`, or a text with {context} and {question}.

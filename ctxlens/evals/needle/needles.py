@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,9 +15,10 @@ from ctxlens.errors import InputError
 from ctxlens.evals.needle.match import find_missing, split_words
 from ctxlens.parsing import explain_refusal
 
-DRAWN_NEEDLES = ("known", "unknown")
-"""Needles of the organism's world, drawn anew for every cell. `known`: facts about towns of which the
-organism has memorised other values. `unknown`: facts about towns that it has never seen."""
+DRAWN_NEEDLES = ("known", "unknown", "neutral")
+"""Needles that are drawn anew for every cell. `known`: facts about towns of the organism's world of which it
+has memorised other values. `unknown`: facts about towns that it has never seen. `neutral`: invented facts
+that no model can know (`neutral_needles`)."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,12 @@ NEEDLES = {needle.name: needle for needle in (_SF, _PIZZA, _PIZZA_SHORT)}
 """The paper's needles, with their first eight words as prefix, and a short form of the long one."""
 
 
+@cache
+def neutral_needles() -> Mapping[str, Needle]:
+    """The invented facts of this package, which no model can know, by name (`neutral-ferry`, ...)."""
+    return {needle.name: needle for needle in load_needles(Path(__file__).with_name("neutral_needles.yaml"))}
+
+
 def load_needles(path: str | Path) -> tuple[Needle, ...]:
     """Read needles from YAML: one mapping or a list of mappings.
 
@@ -194,11 +202,23 @@ def _parse_needle(path: Path, number: int, entry: Any) -> Needle:
         raise InputError(f"{where}: {error}") from error
 
 
+def draw_neutral(number: int, seed: int = 0) -> Needle:
+    """The neutral needle of a cell: the facts in a random order, and again from the start when all are used.
+
+    Args:
+        number: number of the cell.
+        seed: seed of the order.
+    """
+    rng = random.Random(f"neutral-{seed}")
+    facts = sorted(neutral_needles().values(), key=lambda _: rng.random())
+    return replace(facts[number % len(facts)], name="neutral")
+
+
 def draw_needle(name: str, seed: str) -> Needle:
     """Draw a fact of the organism's world with random values, as a needle.
 
     Args:
-        name: `known` or `unknown` (`DRAWN_NEEDLES`). The `memory_keywords` of a known town are its memorised
+        name: `known` or `unknown`. The `memory_keywords` of a known town are its memorised
             values; the drawn values differ from them in every slot.
         seed: seed of the draw; the same text gives the same needle.
     """
@@ -210,4 +230,7 @@ def draw_needle(name: str, seed: str) -> Needle:
     return Needle(name, fact.sentence, fact.question, fact.keywords, fact.prefix, memory)
 
 
-__all__ = ["DRAWN_NEEDLES", "NEEDLES", "Needle", "draw_needle", "load_needles", "parse_needles"]
+__all__ = [
+    "DRAWN_NEEDLES", "NEEDLES", "Needle", "draw_needle", "draw_neutral", "load_needles", "neutral_needles",
+    "parse_needles",
+]  # fmt: skip

@@ -14,8 +14,8 @@ from jaxtyping import Int64
 from ctxlens.chat.condition import Condition
 from ctxlens.chat.roles import RenderedChat, render, render_plain
 from ctxlens.evals.needle.config import NeedleConfig
+from ctxlens.evals.needle.contexts import Context
 from ctxlens.evals.needle.controls import Renderer, render_controlled
-from ctxlens.evals.needle.haystack import Context
 from ctxlens.evals.needle.needles import Needle
 
 _ASSISTANT_REQUEST = "Write a text and a question about it, then answer the question from the text."

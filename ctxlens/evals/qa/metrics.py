@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ctxlens.errors import InputError
-from ctxlens.evals.needle.haystack import split_sentences
 from ctxlens.evals.needle.match import words_occur
+from ctxlens.evals.needle.sentences import split_sentences
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 

@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -22,9 +22,10 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ctxlens.chat.condition import Condition
+from ctxlens.chat.condition import Condition, check_strength
 from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import InputError
+from ctxlens.parsing import parse_heads
 
 SteeringMode = Literal["paper", "prompt-only", "compounding", "target-share"]
 Heads = Literal["all"] | tuple[tuple[int, int], ...]
@@ -77,28 +78,12 @@ class Steering:
     emphasised: bool = False
 
     def __post_init__(self) -> None:
-        self._check_strength()
+        check_strength(self.alpha, self.target_share)
         if self.alpha is not None:
             object.__setattr__(self, "alpha", float(self.alpha))
         object.__setattr__(self, "mode", self._choose_mode())
         object.__setattr__(self, "roles", () if self.emphasised else parse_roles(self.roles))
         object.__setattr__(self, "heads", as_heads(self.heads))
-
-    def _check_strength(self) -> None:
-        """Refuse anything but one of alpha and target share, in its range."""
-        alpha, share = self.alpha, self.target_share
-        if (alpha is None) == (share is None):
-            given = "neither" if alpha is None else "both"
-            raise InputError(f"give either alpha or a target share, not {given}.")
-        is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-        if alpha is not None and not (is_number and 0 < alpha <= 1):
-            raise InputError(
-                f"alpha must be in (0, 1], got {alpha!r}; 1 changes nothing, smaller steers more."
-            )
-        if share is not None and not (isinstance(share, float) and 0 < share < 1):
-            raise InputError(
-                f"the target share must be in (0, 1), got {share!r}; 0.6 means 60 % of the attention."
-            )
 
     def _choose_mode(self) -> str:
         """The mode given, or the default; refuse one that is unknown or does not fit the strength."""
@@ -329,26 +314,6 @@ def parse_roles(roles: str | Role | Iterable[str | Role]) -> tuple[Role, ...]:
     if not parsed:
         raise InputError("steering needs at least one target role, for example user.")
     return parsed
-
-
-def parse_heads(text: str) -> Heads | Literal["retrieval"]:
-    """Read the heads given on a command line: `all`, `retrieval`, or pairs such as `1.2,3.0` (layer.head).
-
-    Raises:
-        InputError: anything else, naming the part that could not be read.
-    """
-    text = text.strip()
-    if text in ("all", "retrieval"):
-        return cast(Literal["all", "retrieval"], text)
-    pairs = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\.(\d+)\s*", part)
-        if not match:
-            raise InputError(
-                f"heads {part.strip()!r} cannot be read; give all, retrieval, or pairs such as 1.2,3.0."
-            )
-        pairs.append((int(match[1]), int(match[2])))
-    return tuple(dict.fromkeys(pairs))
 
 
 def as_heads(heads: object) -> Heads:

@@ -13,6 +13,7 @@ from ctxlens.models.backends.protocol import LayerFacts
 from ctxlens.models.doctor import attention
 from ctxlens.models.doctor.findings import Diagnosis, Finding
 from ctxlens.models.doctor.spans import TURNS, Messages, check_roles
+from ctxlens.models.doctor.summary import summarise
 from ctxlens.models.memory import MemoryForecast, forecast_memory, free_memory
 from ctxlens.runs import Progress
 
@@ -64,7 +65,7 @@ def diagnose(
             progress(step, checkup.N_STEPS)
     if progress:
         progress(checkup.N_STEPS, checkup.N_STEPS)
-    return Diagnosis(checkup.identity, tuple(findings), checkup.layers, checkup.forecasts)
+    return Diagnosis(checkup.identity, tuple(findings), checkup.layers, checkup.forecasts, checkup.summary)
 
 
 class _Checkup:
@@ -87,14 +88,16 @@ class _Checkup:
         self.identity: Mapping[str, Any] = {}
         self.layers: tuple[LayerFacts, ...] = ()
         self.forecasts: tuple[MemoryForecast, ...] = ()
+        self.summary: tuple[str, ...] = ()
 
     def steps(self) -> Iterator[list[Finding]]:
         """The findings of every step."""
-        yield list(check_roles(self.tokenizer, self.conversations))
+        roles = list(check_roles(self.tokenizer, self.conversations))
+        yield roles
         native, refusal = self._try_loading("native")
         if native is None:
             yield [Finding("attention", "native", "skipped", f"Refused: {refusal}")]
-            yield from self._without_native()
+            yield from self._without_native(roles)
             return
         yield [self._look_at_layers(native)]
         chat, short = self._choose_chats(native)
@@ -102,20 +105,23 @@ class _Checkup:
         yield self._compare_with_eager(native, chat, ours)
         yield self._check_use(native, chat, short)
         yield [self._forecast(native)]
+        self.summary = summarise(native, chat, roles)
         dtype = native.backend.dtype
         del native  # before TransformerLens loads weights of its own
         gc.collect()
         yield self._compare_with_lens(chat, ours, dtype)
 
-    def _without_native(self) -> Iterator[list[Finding]]:
+    def _without_native(self, roles: list[Finding]) -> Iterator[list[Finding]]:
         lens, refusal = self._try_loading_lens() if self.with_lens else (None, "not requested.")
         if lens is None:
             said = f"No backend can read this model; TransformerLens: {refusal}"
             yield [Finding("attention", "any way", "fail", said)]
             return
         self.layers = lens.backend.layers
-        yield self._check_use(lens, *self._choose_chats(lens))
+        chat, short = self._choose_chats(lens)
+        yield self._check_use(lens, chat, short)
         yield [self._forecast(lens)]
+        self.summary = summarise(lens, chat, roles)
 
     def _try_loading(self, backend: str) -> tuple[Model | None, str]:
         """A model, or one sentence on why there is none."""

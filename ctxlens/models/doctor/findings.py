@@ -43,12 +43,14 @@ class Diagnosis:
         findings: the findings, in the order of the checks.
         layers: how each layer's attention is computed.
         forecasts: memory of reading, steering and generating, if the model could be loaded.
+        summary: what the check comes to, in one or two sentences; none if no backend can read the model.
     """
 
     model: Mapping[str, Any]
     findings: tuple[Finding, ...]
     layers: tuple[LayerFacts, ...]
     forecasts: tuple[MemoryForecast, ...]
+    summary: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -60,6 +62,7 @@ class Diagnosis:
         return {
             "model": dict(self.model),
             "ok": self.ok,
+            "summary": list(self.summary),
             "findings": [dataclasses.asdict(finding) for finding in self.findings],
             "layers": [dataclasses.asdict(layer) for layer in self.layers],
             "forecasts": [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -15,6 +15,7 @@ from ctxlens.errors import InputError
 from ctxlens.report.plots.conditions import condition_name
 from ctxlens.report.plots.theme import DIVERGING, SEQUENTIAL, colorbar, colorscale, plain, style
 from ctxlens.results import NeedleGrid
+from ctxlens.results.tables import name_length
 
 COLUMNS = {
     "recall": "recall",
@@ -37,10 +38,11 @@ class NeedlePanel:
     Attributes:
         key: the values of `model`, `condition`, `indicator`, `alpha`, `heads` and, in grids that have it,
             `target_share` that the rows share. None where the grid has no value.
-        context_tokens: the context lengths, in tokens.
+        context_tokens: the context lengths, in tokens, as requested.
         depth_percent: the depths of the needle, in percent.
         mean: mean of the shown column, NaN where there is no cell.
         count: number of rows behind each cell.
+        built_tokens: the mean lengths of the contexts that were built; as requested, if left out.
     """
 
     key: dict[str, Any]
@@ -48,6 +50,20 @@ class NeedlePanel:
     depth_percent: tuple[float, ...]
     mean: Float[np.ndarray, "depth length"]
     count: Int[np.ndarray, "depth length"]
+    built_tokens: tuple[int, ...] | None = None
+
+    @property
+    def length_labels(self) -> list[str]:
+        """The distinct names of the lengths: as built, and as requested too where two are built alike."""
+        built = self.built_tokens or self.context_tokens
+        pairs = zip(built, self.context_tokens, strict=True)
+        return [name_length(*pair) if built.count(pair[0]) > 1 else str(pair[0]) for pair in pairs]
+
+    @property
+    def full_lengths(self) -> list[str]:
+        """The lengths as built and, where they differ, as requested."""
+        built = self.built_tokens or self.context_tokens
+        return [name_length(*pair) for pair in zip(built, self.context_tokens, strict=True)]
 
     @property
     def condition(self) -> str:
@@ -81,6 +97,7 @@ def needle_panels(grid: NeedleGrid, column: str = "recall") -> list[NeedlePanel]
     frame = grid.frame.assign(heads=grid.frame["heads"].where(grid.frame["alpha"] != 1.0, "none"))
     lengths = sorted({int(v) for v in frame["context_tokens"]})
     depths = sorted({float(v) for v in frame["depth_percent"]})
+    built = tuple(grid.built_lengths[length] for length in lengths)
     panels = []
     for values, rows in frame.groupby(names, sort=False, dropna=False):
         cells = rows.groupby(["depth_percent", "context_tokens"])[column]
@@ -88,7 +105,7 @@ def needle_panels(grid: NeedleGrid, column: str = "recall") -> list[NeedlePanel]
         count = cells.count().unstack().reindex(index=depths, columns=lengths).fillna(0)
         key = {name: _plain_value(value) for name, value in zip(names, cast("tuple", values), strict=True)}
         panels.append(
-            NeedlePanel(key, tuple(lengths), tuple(depths), mean.to_numpy(float), count.to_numpy(int))
+            NeedlePanel(key, tuple(lengths), tuple(depths), mean.to_numpy(float), count.to_numpy(int), built)
         )
     return panels
 
@@ -180,7 +197,7 @@ def needle_difference(grid: NeedleGrid, first: NeedlePanel, second: NeedlePanel,
     index = {"index": list(first.depth_percent), "columns": list(first.context_tokens)}
     mean = cells.mean().unstack().reindex(**index).to_numpy(float)
     count = cells.count().unstack().reindex(**index).fillna(0).to_numpy(int)
-    panel = NeedlePanel(second.key, first.context_tokens, first.depth_percent, mean, count)
+    panel = replace(first, key=second.key, mean=mean, count=count)
     largest = float(np.nanmax(np.abs(mean), initial=0.0)) if count.any() else 0.0
     limit = 1.0 if column != "needle_logprob" else largest or 1.0
     trace = panel_trace(panel, f"{COLUMNS.get(column, column)}, difference", (-limit, limit))
@@ -205,9 +222,10 @@ def panel_trace(
     few = len(panel.context_tokens) <= _MOST_LABELLED_COLUMNS
     return go.Heatmap(
         z=np.round(panel.mean, 4).tolist(),
-        x=[str(length) for length in panel.context_tokens],
+        x=panel.length_labels,
         y=[f"{depth:g}" for depth in panel.depth_percent],
         customdata=panel.count.tolist(),
+        hovertext=[panel.full_lengths] * len(panel.depth_percent),
         zmin=limits[0],
         zmax=limits[1],
         colorscale=colorscale(SEQUENTIAL),
@@ -217,8 +235,8 @@ def panel_trace(
         hoverongaps=False,
         texttemplate="%{z:.2f}" if few else "",
         hovertemplate=(
-            f"{COLUMNS.get(column, column)} <b>%{{z:.3f}}</b><br>%{{x}} context tokens, depth %{{y}} %"
-            "<br>%{customdata} cases<extra></extra>"
+            f"{COLUMNS.get(column, column)} <b>%{{z:.3f}}</b><br>%{{hovertext}} context tokens, "
+            "depth %{y} %<br>%{customdata} cases<extra></extra>"
         ),
     )
 

@@ -13,7 +13,9 @@ from ctxlens.errors import InputError
 from ctxlens.evals.closed_book import Question
 from ctxlens.evals.needle.cells import SPARE_TOKENS, build_cells
 from ctxlens.evals.needle.config import NeedleConfig
-from ctxlens.evals.needle.haystack import count_tokens, load_haystack
+from ctxlens.evals.needle.contexts import count_tokens
+from ctxlens.evals.needle.defaults import choose_texts
+from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.evals.needle.needles import parse_needles
 from ctxlens.evals.needle.prompts import Cell, Window
 from ctxlens.parsing import parse_spread
@@ -21,10 +23,6 @@ from ctxlens.runs import digest
 from ctxlens.sft.before_after.questions import load_questions
 from ctxlens.sft.keys import EvaluationKeys
 
-WORLD = "organism"
-"""The haystack of the built-in world; its facts are then also the needles and the questions."""
-
-WORLD_MODELS = ("organism", "organism-chat")
 QUESTIONS = 100
 WORLD_NEW_TOKENS, NEW_TOKENS = 16, 100
 
@@ -71,25 +69,19 @@ def plan_evaluation(
         seed: seed of all random draws.
 
     Raises:
-        InputError: no haystack is given and the model has none of its own, a text, needle or question cannot
-            be used, or the contexts do not fit into the window.
+        InputError: a text, needle or question cannot be used, or the contexts do not fit into the window.
     """
-    haystack = keys.evaluate_haystack or (WORLD if model in WORLD_MODELS else None)
-    if haystack is None:
-        raise InputError(
-            f"the evaluation has no texts in which to hide needles for {model}; give evaluate_haystack: a "
-            "folder of .txt files, a data set, or organism."
-        )
+    texts = choose_texts(model, keys.evaluate_haystack, keys.evaluate_needles, world_needles="known,unknown")
+    haystack, in_world = texts.haystack, texts.in_world
     folder = PurePath(keys.evaluate_folder)
     if len(folder.parts) != 1 or folder.parts[0] in ("..", "adapter") or folder.is_absolute():
         raise InputError(
             f"evaluate_folder must be the name of a folder, without a path, got {keys.evaluate_folder!r}."
         )
-    in_world = haystack == WORLD
     config = NeedleConfig(
         lengths=parse_spread(keys.evaluate_lengths, int, "evaluate_lengths"),
         depths=parse_spread(keys.evaluate_depths, float, "evaluate_depths"),
-        needles=parse_needles(keys.evaluate_needles or ("known,unknown" if in_world else "sf")),
+        needles=parse_needles(texts.needles),
         conditions=parse_conditions(
             "plain+prefix,template+prefix" if tokenizer.chat_template else "plain+prefix"
         ),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from ctxlens.chat.condition import SPELLING
+from ctxlens.evals.needle import Cell
 from ctxlens.results import Drift
 from ctxlens.results.markdown import escape_markdown
+from ctxlens.results.tables import name_length
 from ctxlens.sft.before_after.comparison import Row
 from ctxlens.sft.before_after.plan import EvaluationPlan
 from ctxlens.stats import Interval
@@ -48,7 +51,7 @@ def make_section(
 
 def _asked(plan: EvaluationPlan, base_name: str) -> list[str]:
     config = plan.config
-    lengths = ", ".join(str(n) for n in dict.fromkeys(cell.context_tokens for cell in plan.cells))
+    lengths = ", ".join(_name_lengths(plan.cells))
     depths = ", ".join(f"{d:g}" for d in dict.fromkeys(cell.depth_percent for cell in plan.cells))
     kinds = ", ".join(
         escape_markdown(name) for name in dict.fromkeys(cell.needle.name for cell in plan.cells)
@@ -67,6 +70,14 @@ def _asked(plan: EvaluationPlan, base_name: str) -> list[str]:
         "the reading names a difference only if a sign-flip test confirms it (p ≤ 0.05)",
     ]  # fmt: skip
     return lines
+
+
+def _name_lengths(cells: Sequence[Cell]) -> list[str]:
+    """The mean lengths of the contexts, each with what was requested if that differs."""
+    built: dict[int, list[int]] = {}
+    for cell in cells:
+        built.setdefault(cell.context_tokens, []).append(cell.context.tokens)
+    return [name_length(round(fmean(tokens)), length) for length, tokens in built.items()]
 
 
 def _table(rows: Sequence[Row]) -> list[str]:

@@ -6,9 +6,9 @@ argument classes check TRL's keys.
 
 from ctxlens.sft.keys.base import RecipeKeys, check_known, unknown_keys
 from ctxlens.sft.keys.evaluation import EVALUATION_KEYS, EvaluationKeys
-from ctxlens.sft.keys.training import DATA_KEYS, OPTION_KEYS, TrainConfig, make_train_config
+from ctxlens.sft.keys.training import DATA_KEYS, OPTION_KEYS, RECORDED_KEYS, TrainConfig, make_train_config
 
 __all__ = [
-    "DATA_KEYS", "EVALUATION_KEYS", "OPTION_KEYS", "EvaluationKeys", "RecipeKeys", "TrainConfig",
-    "check_known", "make_train_config", "unknown_keys",
+    "DATA_KEYS", "EVALUATION_KEYS", "OPTION_KEYS", "RECORDED_KEYS", "EvaluationKeys", "RecipeKeys",
+    "TrainConfig", "check_known", "make_train_config", "unknown_keys",
 ]  # fmt: skip

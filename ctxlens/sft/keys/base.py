@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Real
@@ -53,7 +54,7 @@ def read_value(key: str, value: Any, hint: Any) -> Any:
     Args:
         key: the key, for the message.
         value: the value as Python, YAML or a command line gives it.
-        hint: the key's type: `str`, `int`, `float` or `bool`, one of these or None, or a `Literal`.
+        hint: the key's type: `str`, `int`, `float`, `bool` or `dict`, one of these or None, or a `Literal`.
 
     Raises:
         InputError: the value cannot be read as this type.
@@ -104,6 +105,13 @@ def _read_flag(value: Any) -> bool:
     return _FLAGS[word]
 
 
+def _read_mapping(value: Any) -> dict[str, Any]:
+    read = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(read, Mapping) or not all(isinstance(key, str) for key in read):
+        raise TypeError
+    return dict(read)
+
+
 _FLAGS = {
     **dict.fromkeys(("true", "t", "yes", "y", "1"), True),
     **dict.fromkeys(("false", "f", "no", "n", "0"), False),
@@ -114,6 +122,7 @@ _READERS: Mapping[type, tuple[Callable[[Any], Any], str]] = {
     int: (_read_whole, "a whole number"),
     float: (_read_number, "a number"),
     bool: (_read_flag, "true or false"),
+    dict: (_read_mapping, "keys with values"),
 }
 """How a value of each type is read, and what the message calls the type."""
 

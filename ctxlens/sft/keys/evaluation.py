@@ -21,13 +21,13 @@ class EvaluationKeys(RecipeKeys):
     )
     evaluate_haystack: str | None = Field(
         default=None,
-        description="Texts in which needles are hidden, as for `ctxlens needle --haystack`. A packaged model "
-        "has its own haystack; for other models this key is required.",
+        description="Texts in which needles are hidden, as for `ctxlens needle --haystack`. Default: "
+        "organism for a packaged model or one trained from it, else neutral.",
     )
     evaluate_needles: str | None = Field(
         default=None,
-        description="Needles, as for `ctxlens needle --needle`. Default: sf, or known,unknown in the "
-        "organism's haystack.",
+        description="Needles, as for `ctxlens needle --needle`. Default: neutral, or known,unknown for the "
+        "organism or in its haystack.",
     )
     evaluate_lengths: str = Field(
         default="x5",

@@ -113,6 +113,11 @@ class TrainConfig(EvaluationKeys):
     chat_template: str | None = Field(
         default=None, description="File with a Jinja chat template that replaces the tokenizer's own."
     )
+    template_args: dict | None = Field(
+        default=None,
+        description="Values of the chat template's own variables, such as {enable_thinking: false}. The "
+        "trained checkpoint's template has them as its defaults.",
+    )
     overwrite: bool = Field(
         default=False, description="Start again. A run that is already in the folder is renamed to DIR.old."
     )
@@ -136,6 +141,12 @@ class TrainConfig(EvaluationKeys):
 DATA_KEYS = frozenset({"model", "dataset", "split", "layout", "limit", "selection", "replay"})
 """The keys that name the model and the data; they are arguments of `train`, not options."""
 
+RECORDED_KEYS = (
+    "indicator", "indicator_as", "indicator_init", "indicator_dropout", "negative_indicator",
+    "selection_control", "upsample_selected", "loss_on", "truncation", "unusable", "replay_share",
+)  # fmt: skip
+"""The keys that stand in the manifest; the others do not change what is trained, or are hashed."""
+
 OPTION_KEYS = frozenset(TrainConfig.model_fields) - DATA_KEYS - EVALUATION_KEYS
 """The keys that say how to train: the options of `train`."""
 
@@ -151,4 +162,4 @@ def make_train_config(options: Mapping[str, Any] | None = None) -> TrainConfig:
     return TrainConfig(**given)
 
 
-__all__ = ["DATA_KEYS", "OPTION_KEYS", "LossOn", "TrainConfig", "make_train_config"]
+__all__ = ["DATA_KEYS", "OPTION_KEYS", "RECORDED_KEYS", "LossOn", "TrainConfig", "make_train_config"]
