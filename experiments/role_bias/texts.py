@@ -13,7 +13,8 @@ from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import InputError
 from ctxlens.evals.needle.cells import build_cells
 from ctxlens.evals.needle.config import NeedleConfig
-from ctxlens.evals.needle.haystack import count_tokens, load_haystack
+from ctxlens.evals.needle.contexts import count_tokens
+from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.evals.needle.prompts import render_cell
 from ctxlens.models.model import Model
 
