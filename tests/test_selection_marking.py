@@ -56,6 +56,11 @@ ROWS = {
         ["conversations", 0, "value"],
     ),
     "texts": ({"conversations": ["a", "b", "a", "b"]}, ["conversations", 2]),
+    "variables": (
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}],
+         "chat_template_kwargs": {"enable_thinking": False}},
+        ["messages", 0, "content"],
+    ),
     "alpaca": (
         {"instruction": "Say", "input": "", "output": "Say", "system": "Say"}, ["instruction"],
     ),

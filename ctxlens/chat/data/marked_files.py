@@ -33,7 +33,7 @@ from ctxlens.chat.data.places import (
     write_pointer,
 )
 from ctxlens.chat.data.reading import read_rows
-from ctxlens.chat.roles import DEFAULT_INDICATOR, INDICATOR_KEY, TOOLS_KEY
+from ctxlens.chat.roles import DEFAULT_INDICATOR, INDICATOR_KEY, TEMPLATE_ARGS_KEY, TOOLS_KEY
 from ctxlens.chat.roles.checks import check_unicode
 from ctxlens.errors import InputError
 from ctxlens.files import write_atomic
@@ -249,7 +249,8 @@ def _read(row: Any, layout: str) -> tuple[list[dict[str, Any]], list[int]]:
 
 def _own(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message without what it carries for the whole conversation, or for its marks."""
-    return {key: value for key, value in message.items() if key not in (INDICATOR_KEY, TOOLS_KEY)}
+    carried = (INDICATOR_KEY, TOOLS_KEY, TEMPLATE_ARGS_KEY)
+    return {key: value for key, value in message.items() if key not in carried}
 
 
 def _find(row: Any, content: str, expected: list[dict[str, Any]], layout: str, suffix: str) -> Place | None:
