@@ -317,8 +317,8 @@ def test_the_first_token_of_a_long_text_is_a_sink_of_its_owner(pretrained):
     model = pretrained[0]
     message = [{"role": "user", "content": TEXT * 12}]
     for chat, owner in (
-        (model.render(message, add_generation_prompt=True), Role.BOS),
-        (model.render_plain(message, add_generation_prompt=True, bos=False), Role.USER),
+        (model.render(message, add_generation_prompt=True), Role.TEMPLATE),
+        (model.render_plain(message, add_generation_prompt=True), Role.USER),
     ):
         assert chat.role[0] == owner
         resting = model.read_roles(chat, sinks=True).resting[13:29, :, 0].mean(1)

@@ -15,6 +15,7 @@ from ctxlens.models import load_model
 from ctxlens.models.model import Model
 from ctxlens.results import RoleAllocation
 from ctxlens.stats import bootstrap_mean
+from experiments.role_bias.texts import count_first_as_bos
 
 N_ESSAYS, N_CONVERSATIONS = 6, 26
 QUESTION = "\n\nWhat is the main point of this text?"
@@ -30,7 +31,7 @@ def measure(name: str, data: Path) -> dict[str, Any]:
     rows = []
     for number, (kind, messages) in enumerate(texts, start=1):
         rendered = {
-            "template": model.render(messages, add_generation_prompt=True),
+            "template": count_first_as_bos(model, model.render(messages, add_generation_prompt=True)),
             "plain": model.render_plain(messages, add_generation_prompt=True, bos=False),
         }
         shares = {

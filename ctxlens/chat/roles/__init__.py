@@ -8,6 +8,8 @@ template's markers keeps the role of whoever wrote it.
 The roles:
 
 * ``bos``: beginning-of-sequence tokens at the very start, written by the template (or by `render_plain`).
+  Where the template writes the tokenizer's BOS token before every turn (``<|im_start|>`` in some models),
+  it is a role marker, and all of them are ``template``, also the first.
 * ``system``, ``user``, ``assistant``, ``tool``: the contents of the messages. A message's reasoning, and
   the strings of its tool calls (function name, arguments), are its own words too; the JSON or XML around
   them is ``template``. The name of a called function counts where it occurs first; templates repeat it in

@@ -28,6 +28,8 @@ def label(
     tokens: np.ndarray,
     spans: np.ndarray,
     said: Sequence[Stretch],
+    *,
+    bos: Role,
 ) -> RenderedChat:
     """Give every token its role and turn.
 
@@ -38,6 +40,7 @@ def label(
         tokens: ``[pos]`` token ids.
         spans: ``[pos, 2]`` characters of each token.
         said: What was said, in order.
+        bos: The role of the BOS tokens that nobody said at the very start.
     """
     n_turns = len(messages)
     bounds, owners = [0], [-1]
@@ -51,7 +54,7 @@ def label(
     turn = np.where(owner < 0, -1, owner % n_turns).astype(np.int32)
     position = 0
     while position < len(tokens) and owner[position] < 0 and tokens[position] == tokenizer.bos_token_id:
-        role[position] = Role.BOS
+        role[position] = bos
         position += 1
     special, _ = special_ids(tokenizer)
     typed = tokens[(turn >= 0) & (role != Role.INDICATOR) & np.isin(tokens, special)]

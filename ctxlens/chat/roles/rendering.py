@@ -26,6 +26,8 @@ from ctxlens.chat.roles.spans import encode_with_spans
 from ctxlens.chat.roles.tokenizer import (
     assistant_headers,
     begins_with_bos,
+    bos_marks_turns,
+    role_of_bos,
     special_ids,
     template_text,
     turn_ends,
@@ -104,7 +106,8 @@ def render(
     _check_shown(followed, messages, marks)
     said = [Stretch(start, end, field.turn, field.is_indicator) for start, end, field in followed.places]
     tokens, spans = encode_with_spans(tokenizer, followed.text)
-    chat = label(tokenizer, _with_texts(messages), followed.text, tokens, spans, said)
+    first = Role.TEMPLATE if bos_marks_turns(template) else Role.BOS
+    chat = label(tokenizer, _with_texts(messages), followed.text, tokens, spans, said, bos=first)
     chat = replace(
         chat,
         templated=True,
@@ -140,8 +143,9 @@ def render_plain(
         separator: Text between contents (role ``template``).
         add_generation_prompt: Whether to end with the separator, where an answer would follow.
         continue_final_message: Whether the final assistant message is a response prefix to continue.
-        bos: Whether to begin with the tokenizer's BOS token. With None, it begins with one if the rendering
-            with the template does, or if the tokenizer adds one by itself.
+        bos: Whether to begin with the tokenizer's BOS token. With None, it begins with one if the tokenizer
+            adds one by itself, or if the rendering with the template begins with one that does not also mark
+            every turn, as ``<|im_start|>`` does. A BOS token that marks turns has the role ``template``.
         chat_template: The template that decides about `bos` if that is None; the tokenizer's own by default.
         indicator: As in `render`.
         system: As in `render`.
@@ -174,7 +178,8 @@ def render_plain(
         tokens = np.concatenate([[tokenizer.bos_token_id], tokens]).astype(np.int64)
         spans = np.concatenate([[[0, shift]], spans + shift]).astype(np.int32)
         said = [each._replace(start=each.start + shift, end=each.end + shift) for each in said]
-    chat = label(tokenizer, messages, text, tokens, spans, said)
+    first = role_of_bos(tokenizer, chat_template)
+    chat = label(tokenizer, messages, text, tokens, spans, said, bos=first)
     chat = replace(chat, open_ended=add_generation_prompt or continue_final_message)
     return fit_to_window(chat, max_tokens, truncate, truncation)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ctxlens.chat.roles.chat import Role
 from ctxlens.chat.roles.forms import follow_in_form
 from ctxlens.chat.roles.locate import Template
 from ctxlens.errors import RenderError
@@ -124,19 +125,69 @@ def _identity(template: Template) -> tuple[str, str]:
 
 
 def begins_with_bos(tokenizer: Any, chat_template: str | None) -> bool:
-    """Return whether the template, or the tokenizer by itself, starts a sequence with the BOS token."""
+    """Return whether plain text starts with the BOS token.
+
+    It does if the tokenizer starts it with one by itself, or if the chat template starts with one that does
+    not mark its turns (`bos_marks_turns`).
+    """
 
     def compute() -> bool:
-        if tokenizer.bos_token_id is None:
-            return False
-        if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        if _adds_bos(tokenizer):
             return True
+        template = _template_or_none(tokenizer, chat_template)
+        if template is None or bos_marks_turns(template):
+            return False
         try:
-            text = Template(tokenizer, template_text(tokenizer, chat_template, None)).apply([_USER])
+            return template.apply([_USER]).startswith(tokenizer.bos_token)
         except RenderError:
             return False
-        return text.startswith(tokenizer.bos_token)
 
-    return _remembered(
+    return tokenizer.bos_token_id is not None and _remembered(
         tokenizer, ("bos", chat_template or str(getattr(tokenizer, "chat_template", None))), compute
     )
+
+
+def role_of_bos(tokenizer: Any, chat_template: str | None = None) -> Role:
+    """The role of a BOS token at the start of plain text: `BOS`, or `TEMPLATE` where it marks turns."""
+    template = _template_or_none(tokenizer, chat_template)
+    return Role.TEMPLATE if template is not None and bos_marks_turns(template) else Role.BOS
+
+
+def bos_marks_turns(template: Template) -> bool:
+    """Return whether the template uses the BOS token as a role marker: it writes one before every turn.
+
+    Some tokenizers call the marker that opens each turn their BOS token, such as ``<|im_start|>``. Then it
+    says nothing about the beginning of the text. A token that the tokenizer puts before plain text by itself
+    is no marker, nor is one that the template writes only before every question, or that ends turns.
+    """
+    tokenizer = template.tokenizer
+
+    def compute() -> bool:
+        if _adds_bos(tokenizer):
+            return False
+        try:
+            followed = follow_in_form(replace(template, options={}), [_USER, _ASSISTANT] * 2)
+        except RenderError:
+            return False
+        said = [place.field.turn for place in followed.places]
+        ends = [0, *(place.end for place in followed.places)]
+        starts = [*(place.start for place in followed.places), len(followed.text)]
+        *before, after = (
+            tokenizer.bos_token in followed.text[end:start] for end, start in zip(ends, starts, strict=True)
+        )
+        return said == [0, 1, 2, 3] and all(before) and not after
+
+    return tokenizer.bos_token_id is not None and _remembered(
+        tokenizer, ("marker", *_identity(template)), compute
+    )
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    return tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+def _template_or_none(tokenizer: Any, chat_template: str | None) -> Template | None:
+    try:
+        return Template(tokenizer, template_text(tokenizer, chat_template, None))
+    except RenderError:
+        return None

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from ctxlens.chat.data.annotate import mark_last_question
-from ctxlens.chat.roles import RenderedChat, Role, render, render_plain
+from ctxlens.chat.roles import RenderedChat, render, render_plain
 from ctxlens.chat.roles.spans import encode_with_spans
+from ctxlens.chat.roles.tokenizer import role_of_bos
 from ctxlens.chat.roles.truncation import fit_to_window
 from ctxlens.errors import InputError, RenderError
 
@@ -42,6 +43,7 @@ class Prompts:
 
     def __post_init__(self) -> None:
         self._opening = _find_opening(self.tokenizer, self.add_bos_token)
+        self._role_of_opening = role_of_bos(self.tokenizer)
 
     def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
         """Render a conversation with the chat template and remember the roles of its tokens.
@@ -121,7 +123,7 @@ class Prompts:
             owner = (np.searchsorted(starts, spans[:, 0], side="right") - 1).clip(0)
         role, turn = chat.role[owner], chat.turn[owner]
         opening = len(self._before(text))
-        role[:opening], turn[:opening] = Role.BOS, -1
+        role[:opening], turn[:opening] = self._role_of_opening, -1
         return replace(
             chat, text=text, tokens=tokens, spans=spans, role=role, turn=turn, stops={}, open_ended=True
         )
@@ -138,7 +140,7 @@ class Prompts:
         return replace(
             chat,
             tokens=np.concatenate([opening, chat.tokens]).astype(np.int64),
-            role=np.pad(chat.role, (n, 0), constant_values=int(Role.BOS)),
+            role=np.pad(chat.role, (n, 0), constant_values=int(self._role_of_opening)),
             turn=np.pad(chat.turn, (n, 0), constant_values=-1),
             spans=np.pad(chat.spans, ((n, 0), (0, 0))),
             stops={turn: at + n for turn, at in chat.stops.items()},
