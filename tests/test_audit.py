@@ -297,7 +297,7 @@ def test_every_model_gets_a_folder():
 
 def test_the_command_prints_answers_and_json_and_its_exit_code_says_what_failed(small, tmp_path, monkeypatch):
     yes = cl.Verdict(
-        "loss", "It does.", cl.stats.Interval(-0.3, -0.4, -0.2, 12), "change", "rule", "supported"
+        "loss", "It does.", cl.stats.Interval(-0.3, -0.4, -0.2, 12), "change", "Yes if it does.", "supported"
     )
     monkeypatch.setattr(run, "answer_loss", lambda *args, **options: yes)
     monkeypatch.setattr(run, "write_report", lambda *args, **options: None)

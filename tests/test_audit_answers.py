@@ -1,5 +1,7 @@
 """The five answers of an audit, on tables whose results are known by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -216,6 +218,13 @@ def test_texts_needed_by_hand():
     assert needed is not None
     assert needed.texts == 41
     assert texts_needed(Interval(-0.1, -0.1, -0.1, 10), direction=-1, margin=0.1) is None
+
+
+def test_questions_are_answered_with_yes_and_no():
+    yes = answer_loss(grid(rows(PLAIN, around(0.8)), rows(TEMPLATE, around(0.5))))
+    no = answer_loss(grid(rows(PLAIN, around(0.8)), rows(TEMPLATE, around(0.8))))
+    assert (yes.word, no.word) == ("yes", "no")
+    assert replace(yes, rule="Supported if it is.").word == "supported"
 
 
 def test_only_a_yes_fails():

@@ -36,7 +36,8 @@ def build_cells(model: Renderer, material: Material, config: NeedleConfig, per_t
     """Hide several facts in every text, and ask for each of them.
 
     All questions about a text have the same text before them, so that a model with a cache reads it once. The
-    depths of a text's facts are drawn from equal parts of the text. Texts and facts depend on `config.seed`.
+    depths of a text's facts are drawn from equal parts of the text; the depth of a cell is the middle of its
+    part, and the depth that was built stands in its context. Texts and facts depend on `config.seed`.
 
     Args:
         model: tokenizer and window.
@@ -68,8 +69,8 @@ def build_cells(model: Renderer, material: Material, config: NeedleConfig, per_t
                 depths=depths,
             )
             cells += [
-                Cell(len(cells) + i, fact, context, length, round(depth, 1), text)
-                for i, (fact, context, depth) in enumerate(zip(facts, contexts, depths, strict=True))
+                Cell(len(cells) + i, fact, context, length, 100 * (i + 0.5) / per_text, text)
+                for i, (fact, context) in enumerate(zip(facts, contexts, strict=True))
             ]
     return cells
 

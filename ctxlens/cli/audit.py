@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ctxlens.auditing.plan import Plan
     from ctxlens.auditing.ready import Ready
 
-_ANSWERS = {"supported": "yes", "not supported": "no", "inconclusive": "undecided"}
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|)")
 _MINUTES = {"s": 1 / 60, "m": 1.0, "min": 1.0, "": 1.0, "h": 60.0}
 
@@ -226,9 +225,8 @@ def _show(found: Audit, *, name: bool) -> None:
 
     lines = [found.ready.model.split(":")[0]] if name else []
     for verdict in found.verdicts:
-        answer = _ANSWERS[verdict.verdict]
         lines += [
-            f"{verdict.claim}: {answer.upper()}. {QUESTIONS[verdict.claim]}",
+            f"{verdict.claim}: {verdict.word.upper()}. {QUESTIONS[verdict.claim]}",
             f"  {verdict.sentence} [{verdict.figure.format()}; {verdict.quantity}]",
         ]
     if note := found.note:
@@ -242,9 +240,7 @@ def _show_together(found: Sequence[Audit]) -> None:
     for one in found:
         by_name = {verdict.claim: verdict for verdict in one.verdicts}
         cells = [
-            f"{by_name[claim].figure.estimate:+.2f} {_ANSWERS[by_name[claim].verdict]}"
-            if claim in by_name
-            else "–"
+            f"{by_name[claim].figure.estimate:+.2f} {by_name[claim].word}" if claim in by_name else "–"
             for claim in ("loss", "bias", "cause")
         ]
         rows.append([Path(one.ready.model.split(":")[0]).name, *cells])
@@ -262,7 +258,7 @@ def describe(found: Audit) -> dict[str, Any]:
         "answers": [
             {
                 "question": verdict.claim,
-                "answer": _ANSWERS[verdict.verdict],
+                "answer": verdict.word,
                 "sentence": verdict.sentence,
                 "quantity": verdict.quantity,
                 "rule": verdict.rule,

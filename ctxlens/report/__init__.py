@@ -122,7 +122,8 @@ def _warnings(runs: Sequence[RunContents]) -> list[str]:
 def _claims(runs: Sequence[RunContents]) -> list[dict[str, Any]]:
     """One row per claim, with the verdict of every run."""
     found = [run.verdicts() for run in runs]
-    names = [*CLAIMS, *dict.fromkeys(c for verdicts in found for c in verdicts if c not in CLAIMS)]
+    own = list(dict.fromkeys(claim for verdicts in found for claim in verdicts))
+    names = dict.fromkeys([*CLAIMS, *own]) if all(run.is_demo for run in runs) else own
     return [
         {"claim": name, "verdicts": [verdicts.get(name) for verdicts in found]}
         for name in names

@@ -33,6 +33,12 @@ class Verdict:
     verdict: str
     notes: tuple[tuple[str, Interval], ...] = ()
 
+    @property
+    def word(self) -> str:
+        """The verdict as a reader should see it: `yes`, `no` or `undecided` where the rule says "Yes if"."""
+        answers = {"supported": "yes", "not supported": "no", "inconclusive": "undecided"}
+        return answers.get(self.verdict, self.verdict) if "Yes if" in self.rule else self.verdict
+
 
 @dataclass(frozen=True)
 class Verdicts:
