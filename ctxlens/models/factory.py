@@ -73,7 +73,8 @@ def load_model(
         revision: branch, tag or commit of a model on the Hub.
         device_map: how to spread the model over devices, such as `auto` or `balanced`, as in transformers
             (`native` only).
-        load_in_4bit, load_in_8bit: quantise the weights with bitsandbytes (`native` only).
+        load_in_4bit: quantise the weights to 4 bits with bitsandbytes (`native` only).
+        load_in_8bit: quantise the weights to 8 bits with bitsandbytes (`native` only).
         template_args: JSON values for the chat template's own variables, such as
             `{"enable_thinking": False}`, for everything that this model renders.
 

@@ -175,7 +175,8 @@ def role_by_layer(
     Args:
         allocations: one allocation, or several by title to draw side by side (for instance with and
             without template).
-        renormalised, view: as in `role_heatmap`.
+        renormalised: as in `role_heatmap`.
+        view: as in `role_heatmap`.
         difference: draw one more panel with the last allocation minus the first.
 
     Raises:
