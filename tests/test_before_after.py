@@ -149,7 +149,7 @@ def test_what_lies_beside_the_checkpoint(delivered):
     assert "evaluate=true" in card
     drift = Drift.load(inside / "drift-indicator.safetensors")
     assert drift.sides == ("base, template", "trained, template+indicator")
-    change = drift.by_layer("user")[0]
+    change = drift.by_layer("user", "without sinks")[0]
     assert f"| {drift.layers[0]} | {change[0].format()} | {change[1].format()} |" in card
 
 
