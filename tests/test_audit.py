@@ -265,6 +265,12 @@ def test_a_model_without_chat_template_is_refused(model, tmp_path, monkeypatch):
         cl.audit(model, out=tmp_path / "none")
 
 
+def test_a_refused_audit_leaves_its_folder_free(model, tmp_path):
+    with pytest.raises(InputError, match="do not fit"):
+        cl.audit(model, out=tmp_path / "run", lengths=[9000])
+    assert not (tmp_path / "run").exists()
+
+
 # The command.
 
 

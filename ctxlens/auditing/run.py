@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from ctxlens.auditing.measure import (
 from ctxlens.auditing.plan import Frame, Plan, make_plan
 from ctxlens.auditing.ready import Ready, look
 from ctxlens.auditing.texts import Material
-from ctxlens.errors import InputError
+from ctxlens.errors import CtxlensError, InputError
 from ctxlens.evals.needle.haystack import Haystack
 from ctxlens.evals.needle.needles import Needle
 from ctxlens.models import Model, load_model
@@ -39,7 +40,7 @@ from ctxlens.results.audit import (
     texts_needed,
 )
 from ctxlens.results.claims import INCONCLUSIVE
-from ctxlens.runs import Progress, Run, Stage, StageProgress, run_stages
+from ctxlens.runs import MANIFEST, Progress, Run, Stage, StageProgress, run_stages
 
 PLAN, READY = "plan.json", "ready.json"
 STAGES = {
@@ -160,7 +161,12 @@ def audit(
         "seed": seed,
     }
     run = Run.open(out, study="audit", config=config, overwrite=overwrite)
-    ready, plan = prepare(run, lm, material, budget, lengths, n_models=1 if against is None else 2)
+    try:
+        ready, plan = prepare(run, lm, material, budget, lengths, n_models=1 if against is None else 2)
+    except CtxlensError:  # nothing is measured yet, so that other settings can have the folder
+        if [path.name for path in run.folder.iterdir()] == [MANIFEST]:
+            shutil.rmtree(run.folder)
+        raise
     if tell is not None:
         tell(ready, plan)
     if only_plan:
