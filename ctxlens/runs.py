@@ -166,7 +166,7 @@ class Stage(Generic[Work]):
 
     name: str
     title: str
-    run: Callable[[Work, Progress], None]
+    run: Callable[[Work, Progress], object]
     always: bool = False
 
 

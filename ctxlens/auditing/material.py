@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ctxlens.auditing.knowledge import KNOWLEDGE
 from ctxlens.auditing.texts import Material
@@ -32,17 +33,13 @@ def choose_material(
         for number in range(_DRAWN):
             fact = draw_needle("known", f"audit-{seed}-{number}")
             drawn.setdefault(fact.question, fact)
-        named = tuple(_rename(fact, f"known-{number}") for number, fact in enumerate(drawn.values()))
+        named = tuple(replace(fact, name=f"known-{number}") for number, fact in enumerate(drawn.values()))
         questions = tuple(load_world().closed_book(_ASKED, seed=seed))
         straw = load_haystack(haystack or "organism", seed=seed)
         return Material("the embedded model's own world", straw, tuple(facts) or named, questions)
     straw = load_haystack(haystack or "neutral", seed=seed)
     name = "neutral texts and invented facts" if haystack is None else f"{straw.name} and invented facts"
     return Material(name, straw, tuple(facts) or tuple(neutral_needles().values()), KNOWLEDGE)
-
-
-def _rename(fact: Needle, name: str) -> Needle:
-    return Needle(name, fact.sentence, fact.question, fact.keywords, fact.prefix, fact.memory_keywords)
 
 
 __all__ = ["choose_material"]

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from ctxlens.auditing.plan import CONDITIONS, LADDER
 from ctxlens.auditing.speed import Speed, measure_speed
 from ctxlens.auditing.texts import Material
@@ -154,10 +152,7 @@ def read_sinks(model: Model, words: str) -> tuple[float, float]:
 
 def sink_share(model: Model, chat: RenderedChat) -> float:
     """The share of attention on sinks at the last position, mean over layers and heads."""
-    read = model.read_roles(chat, sinks=True)
-    assert read.resting is not None, "sinks were asked for"
-    measured = np.delete(read.resting, int(Role.SINK), axis=-1).sum(-1)
-    return float((measured + read.share(Role.SINK)).mean())
+    return float(model.read_roles(chat, sinks=True).with_sinks_apart().share(Role.SINK).mean())
 
 
 __all__ = ["Ready", "find_controls", "look"]

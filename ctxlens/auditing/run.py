@@ -217,9 +217,9 @@ def _load(against: Model | str | Path, model: Model) -> Model:
 
 def choose_stages(plan: Plan) -> list[Stage[_Work]]:
     """The stages of a plan."""
-    stages: dict[str, Callable[[_Work, Progress], None]] = {
+    stages: dict[str, Callable[[_Work, Progress], object]] = {
         "loss": lambda work, tell: work.all_models(measure_loss, tell),
-        "controls": lambda work, tell: void(measure_controls(work.bench, tell)),
+        "controls": lambda work, tell: measure_controls(work.bench, tell),
         "bias": lambda work, tell: work.all_models(measure_bias, tell),
         "cause": lambda work, tell: measure_cause(work.bench, tell),
         "cost": lambda work, tell: measure_cost(work.bench, tell),
@@ -232,10 +232,6 @@ def choose_stages(plan: Plan) -> list[Stage[_Work]]:
         for name, title in STAGES.items()
         if name not in left_out
     ]
-
-
-def void(value: object) -> None:
-    """Drop a value."""
 
 
 def write_results(work: _Work) -> None:

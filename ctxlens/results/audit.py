@@ -231,9 +231,7 @@ def _user_share(allocation: RoleAllocation) -> np.ndarray:
 
 
 def _sink_share(allocation: RoleAllocation) -> np.ndarray:
-    assert allocation.resting is not None, "the audit measures sinks"
-    learned = allocation.share(Role.SINK)
-    return np.mean(np.delete(allocation.resting, int(Role.SINK), axis=-1).sum(-1) + learned, axis=(0, 1))
+    return allocation.with_sinks_apart().share(Role.SINK).mean((0, 1))
 
 
 def _losers(before: HeadMap, after: HeadMap, n: int = 3) -> list[str]:
