@@ -12,6 +12,7 @@ import numpy as np
 
 from ctxlens.errors import InputError
 from ctxlens.results.files import META_KEY, check_record, make_record, read_file
+from ctxlens.results.shown import Shown, count, join_names
 from ctxlens.stats import Interval, PairedComparison, bootstrap_mean, compare_pairs
 
 if TYPE_CHECKING:
@@ -21,13 +22,14 @@ _T = TypeVar("_T", bound="_Table")
 ClusterBy = Literal["context", "length"]
 
 
-@dataclass(frozen=True)
-class _Table:
+@dataclass(frozen=True, repr=False)
+class _Table(Shown):
     """A result that is a table: one row per unit, named columns, and `meta`."""
 
     frame: pd.DataFrame
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    NATIVE: ClassVar[str] = ".parquet"
     COLUMNS: ClassVar[tuple[str, ...]] = ()
     """The required columns; a table may have more."""
 
@@ -64,13 +66,22 @@ class _Table:
         return replace(self, frame=self.frame[keep].reset_index(drop=True))
 
     def to_frame(self) -> pd.DataFrame:
-        """A copy of the table."""
+        """A copy of the table; the class names its columns."""
         return self.frame.copy()
+
+    def describe(self) -> str:
+        """Number of rows, and whose they are."""
+        found = [count(len(self.frame), "row")]
+        for name, noun in (("model", ""), ("condition", ""), ("context_tokens", "length"), ("task", "")):
+            if name in self.frame and len(self.frame):
+                values = list(dict.fromkeys(self.frame[name]))
+                found.append(count(len(values), noun) if noun else f"{name} {join_names(values)}")
+        return ", ".join(found)
 
     def __len__(self) -> int:
         return len(self.frame)
 
-    def save(self, path: str | Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Write the table as Parquet, `meta` in the file's schema metadata."""
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -98,7 +109,7 @@ def name_length(built: int, requested: int) -> str:
     return str(built) if built == requested else f"{built} ({requested} requested)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NeedleGrid(_Table):
     """Needle-in-a-haystack cells, one row per cell and condition.
 
@@ -232,14 +243,14 @@ class NeedleGrid(_Table):
         return pd.DataFrame(rows, columns=[key, "mean", "low", "high", "cells"])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ability(_Table):
     """Questions that need no context, one row per question: `recall` (0 to 1) of the answer's keywords."""
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("model", "indicator", "question", "response", "recall")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Selection(_Table):
     """Which turns were chosen as context-dependent: `conversation`, `turn`, `score`, `selected`.
 
