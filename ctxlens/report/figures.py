@@ -84,7 +84,7 @@ def _(result: NeedleGrid, **options: Any) -> go.Figure:
 @draw.register
 def _(result: Ability) -> go.Figure:
     _refuse_empty(result)
-    names = [name for name in ("model", "indicator", "alpha") if name in result.frame]
+    names = [name for name in ("model", "indicator", "alpha", "heads") if name in result.frame]
     groups = list(result.frame.groupby(names, sort=False, dropna=False))
     labels = [_ability_label(dict(zip(names, key, strict=True))) for key, _ in groups]
     figure = interval_rows(labels, {"recall": [bootstrap_mean(rows["recall"]) for _, rows in groups]})
@@ -250,7 +250,9 @@ def _token_map(result: TokenView, query: int = -1) -> go.Figure:
 def _ability_label(key: dict[str, Any]) -> str:
     parts = [str(key["model"])] + ["indicator"] * bool(key.get("indicator"))
     alpha = key.get("alpha", 1.0)
-    return ", ".join(parts + ([f"α = {alpha:g}"] if alpha == alpha and alpha != 1.0 else []))
+    if alpha != alpha or alpha == 1.0:
+        return ", ".join(parts)
+    return ", ".join([*parts, f"α = {alpha:g}", *([f"{key['heads']} heads"] if "heads" in key else [])])
 
 
 def _refuse_empty(result: Any) -> None:

@@ -72,6 +72,7 @@ class Scores(_Table):
         "conversation", "turn", "layer", "best_of_mean", "mean_of_best", "mean_heads", "uniform",
         "response_tokens", "context_tokens", "truncated",
     )  # fmt: skip
+    COUNTED: ClassVar[tuple[tuple[str, str], ...]] = (("conversation", "conversation"), ("layer", "layer"))
     REDUCTIONS: ClassVar[tuple[str, ...]] = ("best_of_mean", "mean_of_best", "mean_heads")
 
     def layer(self, layer: int, reduction: str = "mean_of_best") -> pd.Series:

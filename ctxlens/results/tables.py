@@ -32,6 +32,8 @@ class _Table(Shown):
     NATIVE: ClassVar[str] = ".parquet"
     COLUMNS: ClassVar[tuple[str, ...]] = ()
     """The required columns; a table may have more."""
+    COUNTED: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Columns whose distinct values `describe` counts, each with a noun."""
 
     def __post_init__(self) -> None:
         missing = [name for name in self.COLUMNS if name not in self.frame.columns]
@@ -72,11 +74,11 @@ class _Table(Shown):
     def describe(self) -> str:
         """Number of rows, and whose they are."""
         found = [count(len(self.frame), "row")]
-        for name, noun in (("model", ""), ("condition", ""), ("context_tokens", "length"), ("task", "")):
-            if name in self.frame and len(self.frame):
-                values = list(dict.fromkeys(self.frame[name]))
-                found.append(count(len(values), noun) if noun else f"{name} {join_names(values)}")
-        return ", ".join(found)
+        if not len(self.frame):
+            return found[0]
+        named = [name for name in ("model", "condition", "task") if name in self.frame]
+        found += [f"{name} {join_names(self.frame[name])}" for name in named]
+        return ", ".join(found + [count(self.frame[name].nunique(), noun) for name, noun in self.COUNTED])
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -129,6 +131,16 @@ class NeedleGrid(_Table):
         "model", "condition", "indicator", "alpha", "heads", "draw", "cell", "needle",
         "context_tokens", "prompt_tokens", "depth_percent", "response", "recall", "memory_recall",
     )  # fmt: skip
+
+    COUNTED: ClassVar[tuple[tuple[str, str], ...]] = (("context_tokens", "length"), ("cell", "cell"))
+
+    def overview(self) -> pd.DataFrame:
+        """Mean of the first score by variant, one column per context length."""
+        if not self.scores:
+            return self.to_frame()
+        asked = ["model", "condition", "indicator", "alpha", "heads"]
+        means = self.frame.groupby([*asked, "context_tokens"], sort=False)[self.scores[0]].mean()
+        return means.unstack().round(3).rename_axis(columns=None).reset_index()
 
     def recall(self, column: str = "recall", **values: Any) -> pd.Series:
         """Mean recall by cell among the rows that hold these values, so that conditions can be paired."""
@@ -258,6 +270,10 @@ class Selection(_Table):
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("conversation", "turn", "score", "selected")
+
+    def describe(self) -> str:
+        """Number of turns, and how many are selected."""
+        return f"{count(len(self.turns), 'turn')} of {len(self.frame):,} selected"
 
     @cached_property
     def turns(self) -> frozenset[tuple[str, int]]:
