@@ -45,6 +45,7 @@ from ctxlens.results import (
 from ctxlens.stats import bootstrap_mean
 
 _WIDTH, _SCALE = 900, 2
+_MOST_TOKENS = 80
 _PAGE_CSS = "h1{font-size:1.05rem;font-weight:600;overflow-wrap:anywhere}"
 
 
@@ -189,7 +190,7 @@ def picture(result: Any, **options: Any) -> bytes:
             "or save the figure as .html."
         ) from None
     try:
-        return drawn.to_image("png", width=_WIDTH, height=drawn.layout.height or 450, scale=_SCALE)
+        return drawn.to_image("png", width=_WIDTH, height=drawn.layout["height"] or 450, scale=_SCALE)
     except Exception as error:  # kaleido and its browser raise errors of many kinds
         raise InputError(
             "a PNG needs Chrome or Chromium, which kaleido cannot find or run "
@@ -210,7 +211,7 @@ def notebook(result: Any, **options: Any) -> str:
         return f"<p>{escape(repr(result))}<br>{escape(error)}</p>"
     if isinstance(drawn, HtmlView):
         return drawn._repr_html_()
-    return drawn.to_html(full_html=False, include_plotlyjs="cdn", default_height=drawn.layout.height)
+    return drawn.to_html(full_html=False, include_plotlyjs="cdn")
 
 
 def show(result: Any, *, in_notebook: bool, **options: Any) -> None:
@@ -240,15 +241,17 @@ def _token_map(result: TokenView, query: int = -1) -> go.Figure:
     )
     style(figure, height=max(260, 22 * len(result.layers) + 160))
     figure.update_yaxes(title_text="layer", type="category", autorange="reversed", showgrid=False)
-    figure.update_xaxes(
-        title_text="token", showgrid=False, tickvals=list(range(len(result.tokens))),
-        ticktext=[plain(text) for text in result.tokens], tickangle=90, tickfont={"size": 9},
-    )  # fmt: skip
+    figure.update_xaxes(title_text="token", showgrid=False)
+    if len(result.tokens) <= _MOST_TOKENS:  # more names would overlap
+        figure.update_xaxes(
+            tickvals=list(range(len(result.tokens))), ticktext=[plain(text) for text in result.tokens],
+            tickangle=90, tickfont={"size": 9},
+        )  # fmt: skip
     return figure
 
 
 def _ability_label(key: dict[str, Any]) -> str:
-    parts = [str(key["model"])] + ["indicator"] * bool(key.get("indicator"))
+    parts = [str(key["model"])] + ["with indicator"] * bool(key.get("indicator"))
     alpha = key.get("alpha", 1.0)
     if alpha != alpha or alpha == 1.0:
         return ", ".join(parts)

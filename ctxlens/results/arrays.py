@@ -185,14 +185,17 @@ class RoleAllocation(Shown):
 
     def overview(self) -> pd.DataFrame:
         """Mean share by layer, one column per role that has any attention."""
-        means = self.to_frame().pivot_table(index="layer", columns="role", values="share", sort=False)
-        means.columns.name = None
-        return means.loc[:, means.to_numpy().any(axis=0)].round(3).reset_index()
+        import pandas as pd
+
+        means = np.nanmean(self.shares.astype(float), axis=(1, 2))
+        shown = np.flatnonzero(np.nan_to_num(means).any(axis=0))
+        columns = {self.roles[i]: means[:, i].round(3) for i in shown}
+        return pd.DataFrame({"layer": self.layers, **columns})
 
     def describe(self) -> str:
         """Its size, and how the model was asked."""
         layers, heads, queries, _ = self.shares.shape
-        size = f"{layers} layers × {heads} heads, {count(queries, 'query', 'queries')}"
+        size = f"{count(layers, 'layer')} × {count(heads, 'head')}, {count(queries, 'query', 'queries')}"
         return size + (f", condition {self.meta['condition']}" if "condition" in self.meta else "")
 
     @classmethod
@@ -310,7 +313,7 @@ class TokenView(Shown):
     def describe(self) -> str:
         """Its size, and how the model was asked."""
         layers, heads, queries, tokens = self.pattern.shape
-        size = f"{layers} layers × {heads} heads, {count(queries, 'query', 'queries')}"
+        size = f"{count(layers, 'layer')} × {count(heads, 'head')}, {count(queries, 'query', 'queries')}"
         asked = f", condition {self.meta['condition']}" if "condition" in self.meta else ""
         return f"{size}, {count(tokens, 'token')}{asked}"
 

@@ -191,7 +191,7 @@ class Drift(Shown):
         layers, heads, conversations = self.shares.shape[1:4]
         first, second = self.sides
         asked = f"{count(conversations, 'conversation')}, {second} against {first}"
-        return f"{layers} layers × {heads} heads, {asked}"
+        return f"{count(layers, 'layer')} × {count(heads, 'head')}, {asked}"
 
     def write(self, path: str | Path) -> None:
         """Write as safetensors."""

@@ -88,7 +88,7 @@ class HeadMap(Shown):
         """What the number is, and of how many heads and cells."""
         cells, layers, heads = self.effects.shape
         texts = count(len(set(self.contexts.tolist())), "text")
-        return f"{layers} layers × {heads} heads, {self.kind}, {count(cells, 'cell')} of {texts}"
+        return f"{count(layers, 'layer')} × {count(heads, 'head')}, {self.kind}, {count(cells, 'cell')} of {texts}"
 
     def write(self, path: str | Path) -> None:
         """Write as safetensors."""

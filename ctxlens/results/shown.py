@@ -105,7 +105,7 @@ class Shown:
             ".json": lambda: json.dumps(to_records(self.to_frame()), indent=1, ensure_ascii=False) + "\n",
         }
         if suffix not in formats:
-            known = dict.fromkeys([*([self.NATIVE] if self.NATIVE else []), *formats])
+            known = [self.NATIVE] * (self.NATIVE not in ("", *formats)) + list(formats)
             raise InputError(
                 f"{path} has {f'the suffix {suffix}' if suffix else 'no suffix'}; a {type(self).__name__} "
                 f"is saved as {', '.join(known)}."
@@ -135,7 +135,7 @@ def count(number: int, one: str, many: str = "") -> str:
 
 def join_names(names: Iterable[Any], most: int = 3) -> str:
     """The first of some names, and how many more there are."""
-    found = [str(name) for name in dict.fromkeys(names)]
+    found = list(dict.fromkeys(map(str, names)))
     more = [f"{len(found) - most} more"] if len(found) > most else []
     return ", ".join([*found[:most], *more])
 
