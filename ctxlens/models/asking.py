@@ -15,8 +15,8 @@ from ctxlens.models.indicator_token import require_indicator
 from ctxlens.models.queries import Queries, find_queries
 
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
-Given: TypeAlias = "RenderedChat | str | Messages | Sequence[RenderedChat | str | Messages]"
-"""One conversation or several: rendered, as messages, or as the text of one user message."""
+Given: TypeAlias = "RenderedChat | str | Path | Messages | Sequence[RenderedChat | str | Messages]"
+"""One conversation or several: rendered, as messages, as the text of one user message, or in a file."""
 
 ASKED = ("template", "plain", "template+indicator", "plain+indicator")
 """The conditions under which messages can be rendered without further material."""
@@ -66,8 +66,7 @@ def render_given(
         InputError: no conversation, one that cannot be rendered, a condition that is not in `ASKED`, or a
             condition or options for a conversation that is rendered already.
     """
-    chats: list[Any]
-    chats, single = ([given], True) if isinstance(given, RenderedChat) else list_conversations(given)
+    chats, single = list_conversations(given)
     rendered = [chat for chat in chats if isinstance(chat, RenderedChat)]
     if rendered and (condition is not None or options or len(rendered) < len(chats)):
         raise InputError(
@@ -93,8 +92,8 @@ def list_conversations(given: Any) -> tuple[list[Any], bool]:
     Raises:
         InputError: a text that is empty or names a file, or messages that are malformed.
     """
-    if isinstance(given, str):
-        return [_as_messages(given)], True
+    if isinstance(given, str | RenderedChat):
+        return [_as_messages(given) if isinstance(given, str) else given], True
     if not isinstance(given, list | tuple):
         return list(read_messages(given).conversations), False
     if given and all(isinstance(one, Mapping) for one in given):

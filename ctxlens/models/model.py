@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -199,7 +200,7 @@ class Model:
     @overload
     def read_roles(
         self,
-        chats: Sequence[RenderedChat | Messages],
+        chats: Path | Sequence[RenderedChat | Messages],
         *,
         condition: Condition | str | None = None,
         layers: Sequence[int] | None = None,
@@ -226,7 +227,7 @@ class Model:
 
         Args:
             chats: one conversation, or several, which are batched. A conversation is a rendered one, a list
-                of messages, or the text of one user message.
+                of messages, or the text of one user message; a `pathlib.Path` is a file of conversations.
             condition: how messages are rendered: `template` (the default) or `plain`, then `+indicator` as
                 needed. Render conversations yourself for other options.
             layers: the layers to read, all by default. Layers above the highest are not run.
@@ -506,7 +507,7 @@ class Model:
     @overload
     def generate(
         self,
-        chats: Sequence[RenderedChat | Messages],
+        chats: Path | Sequence[RenderedChat | Messages],
         *,
         condition: Condition | str | None = None,
         max_new_tokens: int = 100,
@@ -532,9 +533,7 @@ class Model:
         A prefix that several conversations share is read once, if the model's cache allows it.
 
         Args:
-            chats: one conversation, or several, which are batched. A conversation is a rendered one, a list
-                of messages, or the text of one user message. If the last message is the assistant's, it is
-                continued.
+            chats: as in `read_roles`. If the last message of a list is the assistant's, it is continued.
             condition: how messages are rendered, as in `read_roles`.
             max_new_tokens: the longest continuation, in tokens.
             stop_strings: texts that end a continuation. The result ends before the first of them.

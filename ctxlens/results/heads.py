@@ -88,7 +88,8 @@ class HeadMap(Shown):
         """What the number is, and of how many heads and cells."""
         cells, layers, heads = self.effects.shape
         texts = count(len(set(self.contexts.tolist())), "text")
-        return f"{count(layers, 'layer')} × {count(heads, 'head')}, {self.kind}, {count(cells, 'cell')} of {texts}"
+        size = f"{count(layers, 'layer')} × {count(heads, 'head')}"
+        return f"{size}, {self.kind}, {count(cells, 'cell')} of {texts}"
 
     def write(self, path: str | Path) -> None:
         """Write as safetensors."""
