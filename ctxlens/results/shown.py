@@ -166,7 +166,7 @@ def _has_browser() -> bool:
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
     )
     try:
-        return shown and sys.stdout.isatty() and webbrowser.get() is not None
+        return shown and webbrowser.get() is not None
     except webbrowser.Error:
         return False
 
