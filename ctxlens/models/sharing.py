@@ -192,8 +192,8 @@ class Sharing:
     ) -> _ReadBatch:
         """Read one batch of prompts after the prefixes that they share.
 
-        Each row reads as many tokens as the row with most unread tokens: where it would have padding, it reads
-        some of its prefix again. So no row has padding between its tokens.
+        Each row reads as many tokens as the row with most unread tokens: where it would have padding, it
+        reads some of its prefix again. So no row has padding between its tokens.
         """
         indices = [branch.index for branch in branches]
         last = [1] * len(indices) if counts is None else [counts[index] for index in indices]

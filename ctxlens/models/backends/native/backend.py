@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from ctxlens.errors import UnsupportedModelError
 from ctxlens.models.attention.resting import RestingShares, SinkReader, stack_resting
 from ctxlens.models.attention.steering import Steering
 from ctxlens.models.backends.batch import TokenBatch
+from ctxlens.models.backends.native.attending import Attending
 from ctxlens.models.backends.native.attention import attend
 from ctxlens.models.backends.native.cache import (
     ResumedDecoder,
@@ -44,8 +45,8 @@ from ctxlens.models.backends.protocol import (
 )
 
 _PASS_COLUMNS = 512
-"""On a CPU, long prompts are read in passes of about this many columns. One pass over the whole prompt took as
-long without padding, and longer with it, because a mask then makes every query see the keys after it."""
+"""On a CPU, long prompts are read in passes of about this many columns. One pass over the whole prompt took
+as long without padding, and longer with it, because a mask then makes every query see the keys after it."""
 
 
 class NativeBackend:
@@ -272,11 +273,25 @@ class NativeBackend:
         columns = batch.tokens.shape[1]
         cache = make_cache(self.shape.n_layers if past is None else past, known, columns)
         logits = batch.tokens.new_empty(0)
-        with attend(self.hf_model, batch, steerings=steerings) if _any(steerings) else nullcontext():
+        with self._attending(batch, steerings):
             for start, stop in self._split(known, columns, n_logits):
                 mask = batch.attention_mask[:, :stop]
                 logits = self._run(batch.tokens[:, start:stop], mask, cache, n_logits).logits
         return logits, read_cache(cache)
+
+    def _attending(
+        self, batch: TokenBatch, steerings: Sequence[Steering]
+    ) -> AbstractContextManager[Attending | None]:
+        """Our attention where it steers, and where transformers' own would copy the keys for every head.
+
+        On CUDA, fused kernels need these copies too.
+        """
+        config: Any = self.hf_model.config
+        grouped = self.shape.n_heads > self.shape.n_key_value_heads
+        better = grouped and self.device.type == "cpu" and config._attn_implementation == "sdpa"
+        return (
+            attend(self.hf_model, batch, steerings=steerings) if _any(steerings) or better else nullcontext()
+        )
 
     def _split(self, first: int, last: int, n_logits: int) -> Iterator[tuple[int, int]]:
         """The columns of each forward pass: equal parts, of which the last has all logits that are wanted."""
@@ -289,8 +304,7 @@ class NativeBackend:
         self, batch: TokenBatch, past: KeyValues, steerings: Sequence[Steering]
     ) -> Iterator[ResumedDecoder]:
         """See `PrefixBackend.resume`."""
-        steered = attend(self.hf_model, batch, steerings=steerings) if _any(steerings) else nullcontext()
-        with torch.no_grad(), steered as attending:
+        with torch.no_grad(), self._attending(batch, steerings) as attending:
             yield ResumedDecoder(
                 lambda *given: self._run(*given).logits[:, -1].float(),
                 batch.attention_mask,
