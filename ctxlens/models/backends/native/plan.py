@@ -60,7 +60,7 @@ def plan_call(
         n_queries: number of query positions.
         is_causal: whether causality is what masks this call, in place of a mask.
         has_terms: whether the model adds terms that one fused call cannot express.
-        copies_keys: whether transformers' own function would copy the keys and values for every head of a group.
+        copies_keys: whether transformers' own function would copy keys and values for every head of a group.
     """
     path = "tiled" if has_terms else "fused"
     if attending is None:
