@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -223,7 +224,7 @@ def measure_reading(model: Model, options: argparse.Namespace) -> dict[str, Any]
 
 def measure_memory(model: Model, options: argparse.Namespace) -> dict[str, Any]:
     """The peak of this process, before and after answering four questions about one text."""
-    loaded = _peak()
+    loaded, before = _peak(), round(psutil.Process().memory_info().rss / 1e9, 3)
     cells, config = fact_jobs(model, options.tokens)
     chats = [render_cell(model, cell, config, "plain+prefix") for cell in cells]
     model.generate(chats, max_new_tokens=options.new)
@@ -234,7 +235,7 @@ def measure_memory(model: Model, options: argparse.Namespace) -> dict[str, Any]:
     generated = _peak()
     model.read_roles(chats[0], sinks=True)
     return {
-        "rows": rows, "peak_gb_loaded": loaded, "peak_gb_generated": generated, "peak_gb_roles": _peak(),
+        "rows": rows, "gb_loaded": before, "peak_gb_loaded": loaded, "peak_gb_generated": generated, "peak_gb_roles": _peak(),
         "forecast_gb_weights": round(forecast.weights / 1e9, 3),
         "forecast_gb_run": round(forecast.run / 1e9, 3),
     }  # fmt: skip
