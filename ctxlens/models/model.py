@@ -35,7 +35,7 @@ from ctxlens.models.generation import continue_greedily, cut_at, stop_at
 from ctxlens.models.loading import find_indicator, find_stop_ids
 from ctxlens.models.memory import fit_batch_tokens, free_memory
 from ctxlens.models.queries import Queries, find_queries, make_allocation
-from ctxlens.models.sharing import CannotShare, Sharing, Stop
+from ctxlens.models.sharing import Sharing, Stop
 from ctxlens.results import RoleAllocation
 from ctxlens.runs import Progress
 
@@ -445,12 +445,9 @@ class Model:
         most = _LOGITS / self.backend.shape.d_vocab
         part = max(count / len(chat.tokens) for chat, count in zip(chats, counts, strict=True))
         if sharing := self._sharing(max(1, min(batch_tokens, int(most / part)))):
-            try:
-                for i, logits in sharing.read_last(chats, counts):
-                    yield i, logits.float().log_softmax(-1)
-                return
-            except CannotShare:
-                self._reuses_prefixes = False
+            for i, logits in sharing.read_last(chats, counts):
+                yield i, logits.float().log_softmax(-1)
+            return
         for indices in plan_batches(
             [len(chat.tokens) for chat in chats], max(1, min(batch_tokens, int(most)))
         ):
@@ -571,12 +568,9 @@ class Model:
     ) -> list[list[int]]:
         """The new tokens of every conversation; shared prefixes are read once if the backend can do that."""
         if sharing := self._sharing(batch_tokens):
-            try:
-                return sharing.continue_greedily(
-                    chats, max_new_tokens=limits, stop_ids=self._stop_ids, stop=stop, progress=progress
-                )
-            except CannotShare:
-                self._reuses_prefixes = False
+            return sharing.continue_greedily(
+                chats, max_new_tokens=limits, stop_ids=self._stop_ids, stop=stop, progress=progress
+            )
         written: list[list[int]] = [[] for _ in chats]
         sizes = [len(chat.tokens) + limit for chat, limit in zip(chats, limits, strict=True)]
         done = 0
@@ -599,6 +593,8 @@ class Model:
     def _sharing(self, batch_tokens: int) -> Sharing | None:
         """The way to read shared prefixes once; None if this model has none."""
         if not self._reuses_prefixes or not isinstance(self.backend, PrefixBackend):
+            return None
+        if not self.backend.shares_prefixes:
             return None
         return Sharing(self.backend, self._steerings, self._pad_id(), self.device, batch_tokens)
 
