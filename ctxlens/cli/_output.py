@@ -25,6 +25,7 @@ SCHEMA = 1
 """Version of the JSON document. A new column or key does not change it."""
 LEAST_UNITS = 10
 """The fewest texts over which a table shows an interval: over fewer, a bootstrap interval is too narrow."""
+STDOUT = "-"
 INTERVAL = ("low", "high", "n")
 _STDOUT: ContextVar[IO[str] | None] = ContextVar("stdout", default=None)
 
@@ -38,7 +39,10 @@ class Table:
 
     def as_dict(self) -> dict[str, Any]:
         """The table as JSON values."""
-        return {"columns": list(self.columns), "rows": [[plain_value(cell) for cell in row] for row in self.rows]}
+        return {
+            "columns": list(self.columns),
+            "rows": [[plain_value(cell) for cell in row] for row in self.rows],
+        }
 
     def write_csv(self, file: IO[str]) -> None:
         """Write the table as CSV with a header; cells without a value are empty."""
@@ -105,9 +109,14 @@ class OutputOptions:
             raise InputError("--json and --csv both print to stdout; give only one of them.")
 
     @property
+    def prints_json(self) -> bool:
+        """Whether the JSON document is printed."""
+        return self.json_out
+
+    @property
     def for_machines(self) -> bool:
         """Whether stdout is for JSON or CSV alone."""
-        return self.json_out or self.csv_out
+        return self.prints_json or self.csv_out
 
     @contextmanager
     def reserve(self) -> Iterator[None]:
@@ -129,7 +138,7 @@ class OutputOptions:
             found: makes the tables and the sentence.
             text: prints the result for people; not called with `--json` or `--csv`.
         """
-        if self.json_out:
+        if self.prints_json:
             print_json(found().as_dict())
         elif self.csv_out:
             found().table.write_csv(_STDOUT.get() or sys.stdout)
@@ -198,6 +207,17 @@ def few_note(intervals: Sequence[Interval], unit: str = "text") -> str | None:
 
 
 __all__ = [
-    "INTERVAL", "LEAST_UNITS", "OutputOptions", "Outcome", "Table", "count", "few_note", "interval_cells",
-    "plain_value", "print_json", "say_interval", "show_interval",
+    "INTERVAL",
+    "LEAST_UNITS",
+    "STDOUT",
+    "Outcome",
+    "OutputOptions",
+    "Table",
+    "count",
+    "few_note",
+    "interval_cells",
+    "plain_value",
+    "print_json",
+    "say_interval",
+    "show_interval",
 ]  # fmt: skip

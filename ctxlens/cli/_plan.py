@@ -72,7 +72,12 @@ def _time_writing(model: Model) -> float:
 
 def _prompt(model: Model, n_words: int) -> RenderedChat:
     """A prompt of about this many tokens, without template."""
-    words = " ".join(("the harbour is open and the boats are out on the sea today".split() * n_words)[:n_words])
+    words = " ".join(
+        (
+            ["the", "harbour", "is", "open", "and", "the", "boats", "are", "out", "on", "the", "sea", "today"]
+            * n_words
+        )[:n_words]
+    )
     return model.render_plain([{"role": "user", "content": words}], add_generation_prompt=True)
 
 

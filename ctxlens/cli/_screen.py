@@ -42,7 +42,18 @@ class _ShortHelpOption:
 
 
 class Verb(_ShortHelpOption, TyperCommand):
-    """One verb."""
+    """One verb. An option shown as `[FILE]` may stand without its value, which is then `-`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of a command."""
+        optional = {name for one in self.params if one.metavar == "[FILE]" for name in one.opts}
+        words: list[str] = []
+        for i, word in enumerate(args):
+            words.append(word)
+            following = args[i + 1] if i + 1 < len(args) else "--"
+            if word in optional and following.startswith("-") and following != "-":
+                words.append("-")
+        return super().parse_args(ctx, words)
 
 
 class Verbs(_ShortHelpOption, TyperGroup):
@@ -334,6 +345,15 @@ def show_lines(title: str, columns: Sequence[str], lines: Sequence[str | Sequenc
             put(line)
 
 
+def _runs(names: Sequence[str], tokens: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The role and the text of each run of tokens of one role; a line break is shown as a sign."""
+    from itertools import groupby
+
+    pairs = groupby(zip(names, tokens, strict=True), key=lambda pair: pair[0])
+    for name, run in pairs:
+        yield name, printable("".join(token for _, token in run)).replace("\n", "⏎")
+
+
 def show_roles(chat: RenderedChat) -> None:
     """Print a rendered conversation with every token in its role's colour, and the tokens per role."""
     from rich.console import Console
@@ -342,12 +362,17 @@ def show_roles(chat: RenderedChat) -> None:
     from ctxlens.chat.roles import Role
 
     names = [Role(int(value)).label for value in chat.role]
+    console = Console(highlight=False)
+    if not console.is_terminal or console.no_color:
+        for name, said in _runs(names, chat.token_strings()):
+            print(f"{name}: {said}")
+        print()
     text = Text()
     for token, name in zip(chat.token_strings(), names, strict=True):
         said = printable(token)
         text.append(said.replace("\n", "⏎\n") if name == "template" else said, _ROLE_COLOURS.get(name, "red"))
-    console = Console(highlight=False)
-    console.print(text)
+    if console.is_terminal and not console.no_color:
+        console.print(text)
     legend = Text("\n")
     for name in dict.fromkeys(names):
         legend.append(f"{name} {names.count(name)}  ", style=_ROLE_COLOURS.get(name, "red"))
