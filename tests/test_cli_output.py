@@ -101,9 +101,7 @@ def test_what_is_no_number_is_null():
     assert plain_value({"a": float("nan"), "b": np.float32("inf"), "c": np.int64(3)}) == {
         "a": None, "b": None, "c": 3,
     }  # fmt: skip
-    file = io.StringIO()
-    Table(("a", "b"), [[float("nan"), 'x "y"']]).write_csv(file)
-    assert file.getvalue() == 'a,b\n,"x ""y"""\n'
+    assert Table(("a", "b"), [[float("nan"), 'x "y"']]).as_csv() == 'a,b\n,"x ""y"""\n'
 
 
 def test_intervals_that_say_nothing_are_not_shown():
@@ -126,13 +124,8 @@ def test_the_sentence_names_the_change_and_its_layers():
 
 
 def test_times_are_told_as_exactly_as_an_estimate_can_be():
-    assert [describe_seconds(x) for x in (0.2, 7.4, 43, 700, 9000)] == [
-        "1 s",
-        "7 s",
-        "40 s",
-        "12 min",
-        "2.5 h",
-    ]
+    told = {0.2: "1 s", 7.4: "7 s", 43.0: "40 s", 700.0: "12 min", 9000.0: "2.5 h"}
+    assert {seconds: describe_seconds(seconds) for seconds in told} == told
 
 
 def test_a_long_stage_says_the_time_left_after_its_first_batch(monkeypatch, capsys):
@@ -171,7 +164,7 @@ def test_drift_of_36_layers_is_read_at_80_columns(monkeypatch, capsys):
     assert sum(row[:1] == ["mean"] for row in rows) == 2
     assert any("0 to 11" in line and "24 to 35" in line for line in lines)
     shares = next(row for row in rows if "bos" in row)
-    assert shares[-3:] == ["sink", "on", "sinks"]
+    assert {"bos", "sink", "user"} <= set(shares)
 
 
 @pytest.mark.parametrize("verb", VERBS)

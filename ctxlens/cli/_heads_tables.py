@@ -111,27 +111,7 @@ def show_drift(drift: Drift) -> None:
     first, second = drift.sides
     view = "without sinks" if "without sinks" in drift.views else "raw"
     for heads in ("mean", "retrieval"):
-        rows = []
-        paper = drift.by_layer("user", "renormalised", heads=heads)
-        for i, (before, after, change) in enumerate(drift.by_layer("user", view, heads=heads)):
-            head = [] if heads == "mean" else [str(drift.retrieval[i])]
-            shares = [_share(before.estimate), _share(after.estimate), show_interval(change, 3)]
-            rows.append([str(drift.layers[i]), *head, *shares, show_interval(paper[i][2], 3)])
-        if len(rows) > 1:
-            means = [
-                _mean([pair[i].estimate for pair in drift.by_layer("user", view, heads=heads)])
-                for i in range(3)
-            ]
-            last = _mean([pair[2].estimate for pair in paper])
-            blank = [] if heads == "mean" else [""]
-            rows.append(["mean", *blank, *map(_share, means), _share(last)])
-        who = "mean over heads" if heads == "mean" else "head that attends most to the user without template"
-        heading = ["layer", *(["head"] if heads == "retrieval" else [])]
-        show_table(
-            f"share of attention to the user's tokens, {view}, {who}",
-            [*heading, "first", "second", "second minus first", "as in the paper"],
-            rows,
-        )
+        _show_side_by_side(drift, view, heads)
     uniform = drift.uniform("user", view).mean(1)
     note(f"first: {first}; second: {second}; {drift.shares.shape[3]} conversations")
     note(f"if attention were uniform: {uniform[0]:.3f} and {uniform[1]:.3f}")
@@ -150,6 +130,30 @@ def show_drift(drift: Drift) -> None:
         [[side, *_mean_shares(drift, i)] for i, side in enumerate(("first", "second"))],
     )
     _show_other_views(drift, view)
+
+
+def _show_side_by_side(drift: Drift, view: str, heads: str) -> None:
+    """Print the user's share on both sides and its change by layer, with a row of means."""
+    rows = []
+    paper = drift.by_layer("user", "renormalised", heads=heads)
+    for i, (before, after, change) in enumerate(drift.by_layer("user", view, heads=heads)):
+        head = [] if heads == "mean" else [str(drift.retrieval[i])]
+        shares = [_share(before.estimate), _share(after.estimate), show_interval(change, 3)]
+        rows.append([str(drift.layers[i]), *head, *shares, show_interval(paper[i][2], 3)])
+    if len(rows) > 1:
+        means = [
+            _mean([pair[i].estimate for pair in drift.by_layer("user", view, heads=heads)]) for i in range(3)
+        ]
+        last = _mean([pair[2].estimate for pair in paper])
+        blank = [] if heads == "mean" else [""]
+        rows.append(["mean", *blank, *map(_share, means), _share(last)])
+    who = "mean over heads" if heads == "mean" else "head that attends most to the user without template"
+    heading = ["layer", *(["head"] if heads == "retrieval" else [])]
+    show_table(
+        f"share of attention to the user's tokens, {view}, {who}",
+        [*heading, "first", "second", "second minus first", "as in the paper"],
+        rows,
+    )
 
 
 def _show_other_views(drift: Drift, shown: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import sys
@@ -44,13 +45,15 @@ class Table:
             "rows": [[plain_value(cell) for cell in row] for row in self.rows],
         }
 
-    def write_csv(self, file: IO[str]) -> None:
-        """Write the table as CSV with a header; cells without a value are empty."""
+    def as_csv(self) -> str:
+        """The table as CSV with a header; cells without a value are empty."""
+        file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(self.columns)
-        writer.writerows(
-            ["" if (value := plain_value(cell)) is None else value for cell in row] for row in self.rows
-        )
+        for row in self.rows:
+            values = map(plain_value, row)
+            writer.writerow(["" if value is None else value for value in values])
+        return file.getvalue()
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ class OutputOptions:
         if self.prints_json:
             print_json(found().as_dict())
         elif self.csv_out:
-            found().table.write_csv(_STDOUT.get() or sys.stdout)
+            print(found().table.as_csv(), end="", file=_STDOUT.get() or sys.stdout)
         else:
             text()
 

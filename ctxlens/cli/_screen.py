@@ -176,7 +176,7 @@ class _Lines:
             note(so_far + (f", about {describe_seconds(left)} left" if left else ""))
 
 
-def describe_seconds(seconds: float) -> str:
+def describe_seconds(seconds: float | int) -> str:
     """A time in words, as exact as an estimate can be: `40 s`, `12 min`, `3.5 h`."""
     if seconds < 90:
         return f"{max(1, round(seconds, -1 if seconds >= 20 else 0)):.0f} s"

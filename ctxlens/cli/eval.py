@@ -94,6 +94,7 @@ class ModelsOptions(LoadOptions):
             yield str(dtype).removeprefix("torch.")
 
 
+# long: one verb with its steps in order
 @verb(
     "ctxlens eval -m organism -m organism-chat --tasks ctxlens_smoke --conditions plain,template --limit 20",
     "ctxlens eval -m organism-chat --tasks ctxlens_organism_qa --conditions plain,template --num-fewshot 2",

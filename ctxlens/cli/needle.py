@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _READ_CELLS = 64
 
 
+# long: one verb with its steps in order
 @verb(
     "ctxlens needle --needle known --lengths x3 --depths x3",
     "ctxlens needle -m TinyLlama/TinyLlama-1.1B-Chat-v1.0 --haystack essays/ --needle sf --lengths x20",

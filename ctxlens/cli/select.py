@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _META = ("selected", "turns", "threshold", "rule", "layer", "reduction")
 
 
+# long: one verb with its steps in order
 @verb(
     "ctxlens select --scores runs/scores --threshold mixture",
     "ctxlens select --scores runs/scores --dataset data.jsonl --threshold 0.6 --layer 15 --out runs/selected",

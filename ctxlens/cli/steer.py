@@ -21,6 +21,7 @@ from ctxlens.cli._plan import tell_plan
 from ctxlens.cli.generate import ShareOption, SteeringAlphaOption
 
 
+# long: one verb with its steps in order
 @verb(
     "ctxlens steer --messages question.json --alpha 0.5",
     "ctxlens steer -m organism-chat --messages question.json --alpha 0.1 --heads retrieval --out runs/steer",
