@@ -235,7 +235,8 @@ def measure_memory(model: Model, options: argparse.Namespace) -> dict[str, Any]:
     generated = _peak()
     model.read_roles(chats[0], sinks=True)
     return {
-        "rows": rows, "gb_loaded": before, "peak_gb_loaded": loaded, "peak_gb_generated": generated, "peak_gb_roles": _peak(),
+        "rows": rows, "gb_loaded": before, "peak_gb_loaded": loaded, "peak_gb_generated": generated,
+        "peak_gb_roles": _peak(),
         "forecast_gb_weights": round(forecast.weights / 1e9, 3),
         "forecast_gb_run": round(forecast.run / 1e9, 3),
     }  # fmt: skip
