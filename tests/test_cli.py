@@ -165,10 +165,12 @@ def test_command_line_is_quiet(messages):
         [sys.executable, "-m", "ctxlens", *words, *chosen], capture_output=True, text=True
     )
     assert result.returncode == 0
-    assert result.stderr.splitlines() == [
+    *told, plan = result.stderr.splitlines()
+    assert told == [
         f"{messages}: 2 rows (layout messages); row 0 is used",
         "organism: native backend, float32, cpu",
     ]
+    assert plan.startswith("plan: 1 conversation, ")
     assert result.stdout.count("\n") >= 1
 
 
@@ -217,7 +219,7 @@ def test_needle_reports_recall_by_condition(tmp_path):
     grid = NeedleGrid.load(out / "needle.parquet")
     assert len(grid) == 8
     mean = grid.recall(condition="template+prefix").mean()
-    assert f"{mean:.2f} [" in result.stdout
+    assert f"{mean:.2f} (2 texts)" in result.stdout
     assert "difference: minus plain+prefix, paired by cell" in result.stderr
     assert "difference" in result.stdout
 

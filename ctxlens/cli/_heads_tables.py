@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ctxlens.cli._screen import note, show_table
-from ctxlens.cli._tables import NO_SINKS, NOTHING_LEFT, list_roles
+from ctxlens.cli._outcomes import say_heads
+from ctxlens.cli._output import few_note, show_interval
+from ctxlens.cli._screen import note, say_wrapped, show_lines, show_table
+from ctxlens.cli._tables import NO_SINKS, NOTHING_LEFT, list_roles, mean_share
 from ctxlens.cli._tables import show_share as _share
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ def show_head_study(run: Run) -> None:
         _show_curves(HeadCurves.load(path))
     if run.has("steering.parquet"):
         _show_sweep(run)
+    say_wrapped([say_heads(list(maps.values()))])
 
 
 def _show_map(found: HeadMap) -> None:
@@ -70,10 +73,13 @@ def _show_agreement(maps: dict[str, HeadMap]) -> None:
 def _show_curves(curves: HeadCurves) -> None:
     names = list(dict.fromkeys(curves.frame["ranking"]))
     points = {name: dict(curves.points(name)) for name in names}
-    rows = [[str(k), *(points[name][k].format() for name in names)] for k in curves.sizes]
-    show_table(
-        f"the first k heads, {curves.meta.get('action')}: {curves.meta.get('quantity')}", ["k", *names], rows
-    )
+    lines: list[str | list[str]] = []
+    for name in names:
+        unit = "draw" if name == "random" else "text"
+        lines.append(name)
+        lines += [[f"  {k}", show_interval(one, unit=unit)] for k, one in points[name].items()]
+    title = f"the first k heads, {curves.meta.get('action')}: {curves.meta.get('quantity')}"
+    show_lines(title, ["k", "mean"], lines)
 
 
 def _show_sweep(run: Run) -> None:
@@ -86,8 +92,8 @@ def _show_sweep(run: Run) -> None:
         ability = Ability.load(run.path("steering-ability.parquet"))
     rows = []
     for point in trade_off_points(grid, ability):
-        costs = [one.format() if one else "" for one in (point.closed_book, point.nats)]
-        rows.append([point.heads, f"{point.alpha:g}", point.recall.format(), *costs])
+        costs = [show_interval(one) if one else "" for one in (point.closed_book, point.nats)]
+        rows.append([point.heads, f"{point.alpha:g}", show_interval(point.recall), *costs])
     show_table(
         "steering: needle recall, and the cost where no context is needed",
         ["heads", "α", "needle recall", "closed book", "nats per token"],
@@ -105,24 +111,14 @@ def show_drift(drift: Drift) -> None:
     first, second = drift.sides
     view = "without sinks" if "without sinks" in drift.views else "raw"
     for heads in ("mean", "retrieval"):
-        rows = []
-        paper = drift.by_layer("user", "renormalised", heads=heads)
-        for i, (before, after, change) in enumerate(drift.by_layer("user", view, heads=heads)):
-            head = [] if heads == "mean" else [str(drift.retrieval[i])]
-            shares = [_share(before.estimate), _share(after.estimate), change.format(3)]
-            rows.append([str(drift.layers[i]), *head, *shares, paper[i][2].format(3)])
-        who = "mean over heads" if heads == "mean" else "head that attends most to the user without template"
-        heading = ["layer", *(["head"] if heads == "retrieval" else [])]
-        show_table(
-            f"share of attention to the user's tokens, {view}, {who}",
-            [*heading, "first", "second", "second minus first", "as in the paper"],
-            rows,
-        )
+        _show_side_by_side(drift, view, heads)
     uniform = drift.uniform("user", view).mean(1)
     note(f"first: {first}; second: {second}; {drift.shares.shape[3]} conversations")
     note(f"if attention were uniform: {uniform[0]:.3f} and {uniform[1]:.3f}")
     for line in describe_left_out(drift.meta.get("left_out", {})):
         note(line)
+    if few := few_note([one[2] for one in drift.by_layer("user", view)]):
+        note(few)
     note("as in the paper: second minus first, renormalised without the template's tokens, sinks counted")
     if view == "raw":
         note(NO_SINKS)
@@ -133,12 +129,57 @@ def show_drift(drift: Drift) -> None:
         ["", *_share_columns(drift)],
         [[side, *_mean_shares(drift, i)] for i, side in enumerate(("first", "second"))],
     )
-    rows = [
-        [other, *(one[2].format(3) for one in drift.by_layer("user", other))]
-        for other in drift.views
-        if other != view
-    ]
-    show_table("the same difference in other views, by layer", ["view", *map(str, drift.layers)], rows)
+    _show_other_views(drift, view)
+
+
+def _show_side_by_side(drift: Drift, view: str, heads: str) -> None:
+    """Print the user's share on both sides and its change by layer, with a row of means."""
+    rows = []
+    paper = drift.by_layer("user", "renormalised", heads=heads)
+    for i, (before, after, change) in enumerate(drift.by_layer("user", view, heads=heads)):
+        head = [] if heads == "mean" else [str(drift.retrieval[i])]
+        shares = [_share(before.estimate), _share(after.estimate), show_interval(change, 3)]
+        rows.append([str(drift.layers[i]), *head, *shares, show_interval(paper[i][2], 3)])
+    if len(rows) > 1:
+        means = [
+            _mean([pair[i].estimate for pair in drift.by_layer("user", view, heads=heads)]) for i in range(3)
+        ]
+        last = _mean([pair[2].estimate for pair in paper])
+        blank = [] if heads == "mean" else [""]
+        rows.append(["mean", *blank, *map(_share, means), _share(last)])
+    who = "mean over heads" if heads == "mean" else "head that attends most to the user without template"
+    heading = ["layer", *(["head"] if heads == "retrieval" else [])]
+    show_table(
+        f"share of attention to the user's tokens, {view}, {who}",
+        [*heading, "first", "second", "second minus first", "as in the paper"],
+        rows,
+    )
+
+
+def _show_other_views(drift: Drift, shown: str) -> None:
+    """Print the mean change of the user's share over thirds of the layers, in the views not shown yet."""
+    import numpy as np
+
+    parts = [part for part in np.array_split(np.arange(len(drift.layers)), 3) if len(part)]
+    names = [_name_layers([drift.layers[i] for i in part]) for part in parts]
+    rows = []
+    for view in drift.views:
+        if view != shown:
+            changes = np.array([one[2].estimate for one in drift.by_layer("user", view)])
+            means = [mean_share(changes[part]) for part in (*parts, np.arange(len(changes)))]
+            rows.append([view, *(f"{mean:+.3f}" if mean == mean else "–" for mean in means)])
+    show_table("the same difference in other views, by layers", ["view", *names, "mean"], rows)
+
+
+def _name_layers(layers: list[int]) -> str:
+    return f"{layers[0]}" if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"
+
+
+def _mean(values: list[float]) -> float:
+    """The mean of the values that are numbers."""
+    import numpy as np
+
+    return mean_share(np.array(values))
 
 
 def _share_columns(drift: Drift) -> list[str]:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
 import typer
 
 from ctxlens.cli._inputs import parse_template_args
-from ctxlens.cli._screen import examples, note
+from ctxlens.cli._output import OutputOptions
+from ctxlens.cli._screen import examples, note, quieted
 
 if TYPE_CHECKING:
     from ctxlens.models import Model
@@ -430,7 +431,9 @@ def verb(*commands: str) -> Callable[[Callable[..., None]], Callable[..., None]]
         def run(**given: Any) -> None:
             for name, kind in groups.items():
                 given[name] = kind(**{f.name: given.pop(f.name) for f in fields(kind)})
-            function(**given)
+            output = next((one for one in given.values() if isinstance(one, OutputOptions)), OutputOptions())
+            with quieted(output.quiet), output.reserve():
+                function(**given)
 
         del run.__wrapped__
         run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]

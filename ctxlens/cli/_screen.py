@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from ctxlens.chat.roles import RenderedChat
 
+_QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
 STOPPED = "stopped; run the same command again to continue"
 _SHOWN_CONTROLS = {i: f"\\x{i:02x}" for i in (*range(9), *range(11, 32), *range(127, 160))}
 _ROLE_COLOURS = {
@@ -40,7 +42,18 @@ class _ShortHelpOption:
 
 
 class Verb(_ShortHelpOption, TyperCommand):
-    """One verb."""
+    """One verb. An option shown as `[FILE]` may stand without its value, which is then `-`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of a command."""
+        optional = {name for one in self.params if one.metavar == "[FILE]" for name in one.opts}
+        words: list[str] = []
+        for i, word in enumerate(args):
+            words.append(word)
+            following = args[i + 1] if i + 1 < len(args) else "--"
+            if word in optional and following.startswith("-") and following != "-":
+                words.append("-")
+        return super().parse_args(ctx, words)
 
 
 class Verbs(_ShortHelpOption, TyperGroup):
@@ -89,6 +102,21 @@ def silence_libraries() -> None:
 
 
 @contextmanager
+def quieted(quiet: bool) -> Iterator[None]:
+    """Print no remarks and no progress inside; errors are printed."""
+    token = _QUIET.set(quiet)
+    try:
+        yield
+    finally:
+        _QUIET.reset(token)
+
+
+def is_quiet() -> bool:
+    """Whether remarks and progress are left out."""
+    return _QUIET.get()
+
+
+@contextmanager
 def stage(title: str) -> Iterator[Callable[[int, int], None]]:
     """Show one progress bar with the time left; yields a function to call with (done, total)."""
     with stages({title: title}) as progress:
@@ -96,15 +124,16 @@ def stage(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def stages(titles: Mapping[str, str], *, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+def stages(titles: Mapping[str, str]) -> Iterator[Callable[[str, int, int], None]]:
     """Show a progress bar for each stage when it begins; yields a function (stage, done, total).
 
-    A total of 0 means that the total is not known. If stderr is not a terminal, a line is printed at most
-    every ten seconds instead. A stage that `titles` does not name is shown by its own name. With `quiet`
+    A total of 0 means that the total is not known. If stderr is not a terminal, lines are printed instead:
+    one for each stage that takes long, with the time left as its first batch shows it, and then at most one
+    every ten seconds. A stage that `titles` does not name is shown by its own name. Inside `quieted`,
     nothing is shown.
     """
-    if quiet or not sys.stderr.isatty():
-        yield (lambda stage, done, total: None) if quiet else _Lines(titles)
+    if is_quiet() or not sys.stderr.isatty():
+        yield (lambda stage, done, total: None) if is_quiet() else _Lines(titles)
         return
     with _progress() as bars:
         tasks: dict[str, Any] = {}
@@ -118,18 +147,32 @@ def stages(titles: Mapping[str, str], *, quiet: bool = False) -> Iterator[Callab
 
 
 class _Lines:
-    """Progress as lines, at most one every ten seconds; what takes less time is not mentioned."""
+    """Progress as lines; a stage that takes less than ten seconds is not mentioned."""
 
     EVERY = 10.0
 
     def __init__(self, titles: Mapping[str, str]) -> None:
         self.titles, self.told = titles, time.monotonic()
+        self.began: dict[str, tuple[float, int]] = {}
+        self.mentioned: set[str] = set()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if now - self.told >= self.EVERY:
+        begun, at_first = self.began.setdefault(stage, (now, done))
+        left = (now - begun) / (done - at_first) * (total - done) if total > done > at_first else None
+        is_long = left is not None and now - begun + left >= self.EVERY and stage not in self.mentioned
+        if is_long or now - self.told >= self.EVERY:
             self.told = now
-            note(f"{self.titles.get(stage, stage)}: {done}" + (f" of {total}" if total else ""))
+            self.mentioned.add(stage)
+            so_far = f"{self.titles.get(stage, stage)}: {done:,}" + (f" of {total:,}" if total else "")
+            note(so_far + (f", about {describe_seconds(left)} left" if left else ""))
+
+
+def describe_seconds(seconds: float | int) -> str:
+    """A time in words, as exact as an estimate can be: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds, -1 if seconds >= 20 else 0)):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def _progress() -> Progress:
@@ -157,8 +200,9 @@ def say(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Print a remark to stderr."""
-    print(printable(text), file=sys.stderr)
+    """Print a remark to stderr, unless remarks are left out (`quieted`)."""
+    if not is_quiet():
+        print(printable(text), file=sys.stderr)
 
 
 def note_texts(chosen: str) -> None:
@@ -301,6 +345,15 @@ def show_lines(title: str, columns: Sequence[str], lines: Sequence[str | Sequenc
             put(line)
 
 
+def _runs(names: Sequence[str], tokens: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The role and the text of each run of tokens of one role; a line break is shown as a sign."""
+    from itertools import groupby
+
+    pairs = groupby(zip(names, tokens, strict=True), key=lambda pair: pair[0])
+    for name, run in pairs:
+        yield name, printable("".join(token for _, token in run)).replace("\n", "⏎")
+
+
 def show_roles(chat: RenderedChat) -> None:
     """Print a rendered conversation with every token in its role's colour, and the tokens per role."""
     from rich.console import Console
@@ -309,12 +362,17 @@ def show_roles(chat: RenderedChat) -> None:
     from ctxlens.chat.roles import Role
 
     names = [Role(int(value)).label for value in chat.role]
+    console = Console(highlight=False)
+    if not console.is_terminal or console.no_color:
+        for name, said in _runs(names, chat.token_strings()):
+            print(f"{name}: {said}")
+        print()
     text = Text()
     for token, name in zip(chat.token_strings(), names, strict=True):
         said = printable(token)
         text.append(said.replace("\n", "⏎\n") if name == "template" else said, _ROLE_COLOURS.get(name, "red"))
-    console = Console(highlight=False)
-    console.print(text)
+    if console.is_terminal and not console.no_color:
+        console.print(text)
     legend = Text("\n")
     for name in dict.fromkeys(names):
         legend.append(f"{name} {names.count(name)}  ", style=_ROLE_COLOURS.get(name, "red"))

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctxlens.cli._screen import note, show_lines, show_table
+from ctxlens.cli._output import few_note, show_interval
+from ctxlens.cli._screen import note, say_wrapped, show_lines, show_table
 
 if TYPE_CHECKING:
     from ctxlens.results import Evaluation, NeedleGrid, RoleAllocation, Selection
@@ -49,6 +50,11 @@ def show_allocation(plain: RoleAllocation, template: RoleAllocation) -> None:
         shares = [mean_share(one.share("user", view=view)[i]) for view in views for one in pair]
         followed = [one.share("user")[i, heads[i]].mean() for one in pair]
         rows.append([str(layer), *map(show_share, shares), str(heads[i]), *map(show_share, followed)])
+    if len(rows) > 1:
+        means = [mean_share(one.share("user", view=view)) for view in views for one in pair]
+        layers = range(len(plain.layers))
+        kept = [mean_share(one.share("user")[layers, heads]) for one in pair]
+        rows.append(["mean", *map(show_share, means), "", *map(show_share, kept)])
     columns = [f"{name}{mark}" for mark in views.values() for name in ("plain", "templ.")]
     show_table(
         f"attention to the user, mean over {plain.shares.shape[1]} heads, "
@@ -73,14 +79,15 @@ def _show_roles(template: RoleAllocation) -> None:
 
     measured = template.resting is not None
     seen = template.with_sinks_apart() if measured else template
-    roles = list_roles(shown_roles([seen]))
+    roles, several = list_roles(shown_roles([seen])), len(template.layers) > 1
     show_table(
         "raw shares with template" + (", attention sinks apart" if measured else ""),
         ["layer", *roles],
         [
             [str(layer), *(show_share(mean_share(seen.share(role)[i])) for role in roles)]
             for i, layer in enumerate(template.layers)
-        ],
+        ]
+        + ([["mean", *(show_share(mean_share(seen.share(role))) for role in roles)]] if several else []),
     )
     if measured:
         note("sink: attention sinks of any role, such as the first token or BOS, and learned sinks")
@@ -95,6 +102,9 @@ def show_shares(before: RoleAllocation, after: RoleAllocation) -> None:
                        for one in (before, after))]
         for i, layer in enumerate(before.layers)
     ]  # fmt: skip
+    if len(rows) > 1:
+        means = [mean_share(one.share("user", view=view)) for view in views for one in (before, after)]
+        rows.append(["mean", *map(show_share, means)])
     names = [f"{side}{', raw' if view == 'raw' and measured else ''}" for view in views
              for side in ("unsteered", "steered")]  # fmt: skip
     title = "share of attention to the user's tokens" + (", without sinks and raw" if measured else "")
@@ -121,7 +131,8 @@ _SCORES = {
 
 def show_needles(grid: NeedleGrid) -> None:
     """Print each score by condition with its interval, paired differences, and failures."""
-    names = _condition_names(grid)
+    names = condition_names(grid)
+    wholes = [grid.mean(grid.recall(column)) for column in grid.scores]
     for column in grid.scores:
         contexts = grid.mean(grid.recall(column, condition=next(iter(names)))).n
         show_table(
@@ -133,6 +144,8 @@ def show_needles(grid: NeedleGrid) -> None:
     if len(names) > 1:
         first = next(iter(names.values()))
         note(f"difference: minus {first}, paired by cell; p is that of a sign-flip test over contexts")
+    if few := few_note(wholes):
+        note(few)
     if any(built != length for length, built in grid.built_lengths.items()):
         lengths, built = (", ".join(map(str, some)) for some in zip(*grid.built_lengths.items(), strict=True))
         note(f"contexts have {built} tokens on average; {lengths} were requested")
@@ -143,7 +156,7 @@ def show_needles(grid: NeedleGrid) -> None:
         note(f"{len(silent)} of {len(grid)} answers are empty; they count as recall 0")
 
 
-def _condition_names(grid: NeedleGrid) -> dict[str, str]:
+def condition_names(grid: NeedleGrid) -> dict[str, str]:
     """The full name of every value of the column `condition`, with the run's indicator and steering."""
     from ctxlens.report.plots.needle import needle_panels
 
@@ -155,11 +168,11 @@ def _needle_rows(grid: NeedleGrid, column: str, names: Mapping[str, str]) -> lis
     first = next(iter(names))
     rows = []
     for condition, name in names.items():
-        row = [name, grid.mean(grid.recall(column, condition=condition)).format()]
+        row = [name, show_interval(grid.mean(grid.recall(column, condition=condition)))]
         if condition != first:
             pair = grid.compare({"condition": first}, {"condition": condition}, column=column)
             p = f", p {_chance(pair.p_value)}" if pair.reading in ("higher", "lower") else ""
-            row += [pair.difference.format(), pair.reading + p]
+            row += [show_interval(pair.difference), pair.reading + p]
         elif len(names) > 1:
             row += ["", ""]
         rows.append(row)
@@ -251,26 +264,55 @@ def _chance(p_value: float) -> str:
     return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
-def show_scores(path: Path, meta: Mapping[str, Any], skipped: Sequence[Mapping[str, str]]) -> None:
-    """Print the distribution of the scores by layer, and what was truncated, skipped or dropped."""
+def score_records(path: Path, meta: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Quantiles, threshold and shares above it of the scores, by layer and for the mean of the layers."""
     import numpy as np
 
     from ctxlens.results.scores import read_values
     from ctxlens.stats import mixture_threshold
 
     values = read_values(path, "mean_of_best")
+    columns = [(int(layer), score) for layer, score in zip(meta["layers"], values.T, strict=True)]
+    found = []
+    for layer, score in [*columns, *([("mean", values.mean(1))] if len(columns) > 1 else [])]:
+        low, median, high = np.quantile(score, (0.1, 0.5, 0.9))
+        beta = mixture_threshold(score)
+        found.append(
+            {
+                "layer": layer, "answers": len(score), "quantile_10": low, "median": median,
+                "quantile_90": high, "beta": beta, "above_beta": (score > beta).mean(),
+                "above_0.6": (score > 0.6).mean(),
+            }
+        )  # fmt: skip
+    return found
+
+
+def say_scores(path: Path, meta: Mapping[str, Any]) -> str:
+    """What the scores show, in one sentence about the highest layer that was scored."""
+    records = [one for one in score_records(path, meta) if one["layer"] != "mean"]
+    if not records or not records[-1]["answers"]:
+        return "No answer was scored."
+    last = records[-1]
+    return (
+        f"In layer {last['layer']} half of the {last['answers']:,} answers score above {last['median']:.2f}, "
+        f"and {last['above_beta']:.0%} above the estimated threshold of {last['beta']:.2f}."
+    )
+
+
+def show_scores(path: Path, meta: Mapping[str, Any], skipped: Sequence[Mapping[str, str]]) -> None:
+    """Print the distribution of the scores by layer, and what was truncated, skipped or dropped."""
+    records = score_records(path, meta)
     rows = []
-    for layer, score in zip(meta["layers"], values.T, strict=True):
-        spread = [f"{value:.2f}" for value in np.quantile(score, (0.1, 0.5, 0.9))]
-        found = mixture_threshold(score)
-        above = [f"{(score > beta).mean():.0%}" for beta in (found, 0.6)]
-        rows.append([str(layer), *spread, f"{found:.2f}", *above])
+    for one in records:
+        spread = [f"{one[key]:.2f}" for key in ("quantile_10", "median", "quantile_90", "beta")]
+        rows.append([str(one["layer"]), *spread, *(f"{one[key]:.0%}" for key in ("above_beta", "above_0.6"))])
     done = meta["conversations"] - len(meta["skipped"])
     show_table(
-        f"scores (mean_of_best) of {len(values)} answers in {done} conversations",
+        f"scores (mean_of_best) of {records[0]['answers'] if records else 0} answers in {done} conversations",
         ["layer", "10 %", "median", "90 %", "β (mixture)", "above β", "above 0.6"],
         rows,
     )
+    say_wrapped([say_scores(path, meta)])
     read = meta["conversations"] + meta["data"]["rows_left_out"]
     note(f"{read} rows read (layout {meta['data']['layout']}): {done} kept, {read - done} skipped")
     note(f"{meta['truncated']} conversations truncated to {meta['max_tokens']} tokens")
@@ -295,6 +337,19 @@ def show_selection(selection: Selection) -> None:
         note(f"warning: nothing was selected; the highest score is {highest:.3f}")
     elif meta["selected"] == meta["turns"]:
         note("warning: everything was selected; a model learns nothing from an indicator on every answer")
+
+
+def training_records(folder: Path) -> tuple[list[dict[str, Any]], str]:
+    """Steps, seconds, losses and counts of a finished training as names and values, and one sentence."""
+    import json
+
+    log = json.loads((folder / "train.json").read_text(encoding="utf-8"))
+    losses = [entry["loss"] for entry in log["log"]]
+    values = {"steps": log["steps"], "wall_seconds": log["wall_seconds"]}
+    values |= {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}
+    records = [{"name": name, "value": value} for name, value in {**values, **log["counts"]}.items()]
+    fell = f" The loss went from {losses[0]:.3f} to {losses[-1]:.3f}." if losses else ""
+    return records, f"{log['steps']} optimizer steps in {log['wall_seconds']:.0f} s.{fell}"
 
 
 def show_training(folder: Path) -> None:

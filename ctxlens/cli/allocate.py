@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ctxlens.cli import _screen, _tables
+from ctxlens.cli import _outcomes, _screen, _tables
 from ctxlens.cli._inputs import render_all
 from ctxlens.cli._messages import MessagesOptions
 from ctxlens.cli._options import ModelOptions, RenderOptions, RunOptions, verb
+from ctxlens.cli._output import Outcome, OutputOptions, count
+from ctxlens.cli._plan import tell_plan
 
 if TYPE_CHECKING:
     from ctxlens.chat.roles import RenderedChat
@@ -37,6 +39,7 @@ def allocate(
     model: ModelOptions,
     rendering: RenderOptions,
     store: RunOptions,
+    output: OutputOptions,
     queries: Annotated[
         Queries,
         typer.Option(
@@ -65,6 +68,10 @@ def allocate(
         check_queries(rendered, queries.value)
     run = store.open("allocate", {"model": lm.identity, **told}, lm)
     asked.record(run)
+    tokens = sum(chat.n_tokens for rendered in chats.values() for chat in rendered)
+    if not all(run.has(f"allocation-{condition}.safetensors") for condition in chats):
+        what = f"{count(len(asked.conversations), 'conversation')}, with and without template"
+        tell_plan(lm, what, tokens, lm.read_roles)
     for condition, rendered in chats.items():
         name = f"allocation-{condition}.safetensors"
         if not run.has(name):
@@ -74,7 +81,14 @@ def allocate(
     if not run.has("tokens.safetensors"):
         run.save("tokens.safetensors", _read_tokens(lm, chats["template"][0]))
     plain, template = (RoleAllocation.load(run.path(f"allocation-{name}.safetensors")) for name in chats)
-    _tables.show_allocation(plain, template)
+    summary = _outcomes.say_allocations("With the template", plain, template)
+    output.show(
+        lambda: Outcome(
+            "allocate", summary, _outcomes.allocation_table({"plain": plain, "template": template}), lm.name,
+            run.folder,
+        ),
+        lambda: (_tables.show_allocation(plain, template), _screen.say_wrapped([summary])),
+    )  # fmt: skip
     _screen.note_truncated(chats["template"])
     run.record("left_out", _screen.note_left_out(chats["template"]))
     _screen.say_where(run.folder)

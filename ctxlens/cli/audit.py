@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import typer
 
 from ctxlens.cli import _screen
 from ctxlens.cli._options import ModelOptions, verb
+from ctxlens.cli._output import INTERVAL, Outcome, OutputOptions, Table, interval_cells, print_json
 from ctxlens.errors import InputError
 from ctxlens.parsing import parse_numbers
 
@@ -92,6 +92,7 @@ class AuditOptions:
 def audit(
     loading: ModelOptions,
     asked: AuditOptions,
+    output: OutputOptions,
     models: Annotated[
         list[str] | None,
         typer.Argument(
@@ -101,8 +102,6 @@ def audit(
         ),
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print the plan and stop.")] = False,
-    json_out: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print no plan and no progress.")] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", metavar="DIR")] = Path(
         "runs/audit"
     ),
@@ -123,15 +122,17 @@ def audit(
         source.check()
     folders = choose_folders(out, [one.model for one in sources])
     found = [
-        _audit_one(source, against, quiet, {**arguments, "out": folder})
+        _audit_one(source, against, {**arguments, "out": folder})
         for source, folder in zip(sources, folders, strict=True)
     ]
-    if json_out:
-        described = [describe(one) for one in found]
-        _screen.say(json.dumps(described if len(found) > 1 else described[0], indent=2))
+    if output.json_out:
+        described = [{**_outcome([one]).as_dict(), **describe(one)} for one in found]
+        print_json(described if len(found) > 1 else described[0])
+    elif output.csv_out:
+        output.show(lambda: _outcome(found), lambda: None)
     elif not plan:
         _show_all(found)
-    if not plan and not quiet:
+    if not plan:
         _screen.note("\n".join(f"report: {one.folder / 'report.html'}" for one in found))
     from ctxlens.results.audit import failed
 
@@ -191,9 +192,7 @@ def _read_facts(path: str) -> tuple[Any, ...]:
     return facts
 
 
-def _audit_one(
-    source: ModelOptions, against: ModelOptions | None, quiet: bool, arguments: Mapping[str, Any]
-) -> Audit:
+def _audit_one(source: ModelOptions, against: ModelOptions | None, arguments: Mapping[str, Any]) -> Audit:
     """Load one model and audit it, with its plan and progress on stderr."""
     from ctxlens.auditing.run import STAGES, audit
 
@@ -203,11 +202,10 @@ def _audit_one(
     def tell(ready: Ready, plan: Plan) -> None:
         from ctxlens.auditing.plan import describe_plan
 
-        if not quiet:
-            for line in (*ready.describe(), *describe_plan(plan)):
-                _screen.note(line)
+        for line in (*ready.describe(), *describe_plan(plan)):
+            _screen.note(line)
 
-    with _screen.stages(STAGES, quiet=quiet) as progress:
+    with _screen.stages(STAGES) as progress:
         return audit(model, against=other, tell=tell, progress=progress, **arguments)
 
 
@@ -245,6 +243,19 @@ def _show_together(found: Sequence[Audit]) -> None:
         ]
         rows.append([Path(one.ready.model.split(":")[0]).name, *cells])
     _screen.show_table("change with the template", ["model", "loss", "bias", "cause"], rows)
+
+
+def _outcome(found: Sequence[Audit]) -> Outcome:
+    """The answers of one or several audits as a table."""
+    rows = [
+        [one.ready.model.split(":")[0], verdict.claim, verdict.word, *interval_cells(verdict.figure),
+         verdict.quantity, verdict.sentence]
+        for one in found for verdict in one.verdicts
+    ]  # fmt: skip
+    columns = ("model", "question", "answer", "estimate", *INTERVAL, "quantity", "sentence")
+    summary = "; ".join(f"{verdict.claim}: {verdict.word}" for one in found for verdict in one.verdicts)
+    models = ", ".join(one.ready.model.split(":")[0] for one in found)
+    return Outcome("audit", summary, Table(columns, rows), models, found[0].folder)
 
 
 def describe(found: Audit) -> dict[str, Any]:

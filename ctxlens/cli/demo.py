@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from ctxlens.cli import _screen, _tables
+from ctxlens.cli import _outcomes, _screen, _tables
 from ctxlens.cli._inputs import parse_threshold
 from ctxlens.cli._options import Device, verb
+from ctxlens.cli._output import OutputOptions
 
 
 @verb(
@@ -18,6 +19,7 @@ from ctxlens.cli._options import Device, verb
     "ctxlens demo --seed 1 --threshold 0.6 --out runs/demo-1",
 )
 def demo(
+    output: OutputOptions,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="A few steps of every stage, to check an installation (40 s).")
     ] = False,
@@ -54,7 +56,18 @@ def demo(
             overwrite=overwrite,
             progress=progress,
         )
-    _tables.show_verdicts(out)
+    output.show(lambda: _verdicts(out), lambda: _tables.show_verdicts(out))
     if smoke:
         _screen.note("a smoke run only checks the installation; its verdicts have no meaning")
-    _screen.say(str(page))
+    if not output.for_machines:
+        _screen.say(str(page))
+
+
+def _verdicts(folder: Path) -> _outcomes.Outcome:
+    """The verdicts as a table."""
+    from ctxlens.results import Verdicts
+
+    found = Verdicts.load(folder / "verdicts.json")
+    words = [f"{verdict.claim}: {verdict.word}" for verdict in found.verdicts]
+    table = _outcomes.table_of(found.to_frame())
+    return _outcomes.Outcome("demo", f"{'; '.join(words)}.", table, "organism", folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 from ctxlens.cli import _screen
 from ctxlens.cli._messages import MessagesOptions
 from ctxlens.cli._options import CheckpointOptions, note_choice, verb
+from ctxlens.cli._output import STDOUT, Outcome, OutputOptions, Table
 from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,6 +22,34 @@ if TYPE_CHECKING:
     from ctxlens.models.doctor import Diagnosis
 
 _MARKS = {"pass": "✓", "fail": "✗", "skipped": "–"}
+
+
+@dataclass(frozen=True)
+class DoctorOutput(OutputOptions):
+    """As for every verb, but `--json FILE` writes a file."""
+
+    json_out: Annotated[  # pyright: ignore[reportIncompatibleVariableOverride]
+        str | None,
+        typer.Option(
+            "--json",
+            help="Print the result as one JSON document on stdout; with FILE, write all findings there.",
+            metavar="[FILE]",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.json_out == STDOUT and self.csv_out:
+            raise InputError("--json and --csv both print to stdout; give only one of them.")
+
+    @property
+    def json_file(self) -> Path | None:
+        """The file of `--json FILE`."""
+        return None if self.json_out in (None, STDOUT) else Path(self.json_out)
+
+    @property
+    def prints_json(self) -> bool:
+        """Whether the JSON document is printed."""
+        return self.json_out == STDOUT
 
 
 @verb(
@@ -30,6 +60,7 @@ _MARKS = {"pass": "✓", "fail": "✗", "skipped": "–"}
 def doctor(
     model: CheckpointOptions,
     messages: MessagesOptions,
+    output: DoctorOutput,
     length: Annotated[
         int | None,
         typer.Option(
@@ -47,10 +78,6 @@ def doctor(
     skip_eager: Annotated[
         bool, typer.Option("--skip-eager", help="Skip the comparison with transformers' eager attention.")
     ] = False,
-    json_file: Annotated[
-        Path | None,
-        typer.Option("--json", help="Also write all findings as JSON.", metavar="FILE"),
-    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the JSON file if it exists.")
     ] = False,
@@ -60,6 +87,7 @@ def doctor(
     Of conversations that are given, the roles of all are checked, and attention is read from the first.
     The model is loaded with transformers, released, and loaded with TransformerLens: one copy at a time.
     """
+    json_file = output.json_file
     if json_file is not None and json_file.is_dir():
         raise InputError(f"--json got {json_file}, which is a folder; name a file.")
     if json_file is not None and json_file.exists() and not overwrite:
@@ -87,7 +115,7 @@ def doctor(
             with_eager=not skip_eager,
             progress=progress,
         )
-    _show(diagnosis)
+    output.show(lambda: _outcome(diagnosis, model.model), lambda: _show(diagnosis))
     if json_file is not None:
         json_file.write_text(json.dumps(diagnosis.as_dict(), indent=2, ensure_ascii=False), encoding="utf-8")
         _screen.note(f"all findings are in {json_file}")
@@ -100,6 +128,16 @@ def _load(model: CheckpointOptions, backend: str) -> Model:
     loaded = model.load_as(backend)
     note_choice(loaded)
     return loaded
+
+
+def _outcome(diagnosis: Diagnosis, model: str) -> Outcome:
+    """The findings as a table; all else as it is written to a file."""
+    rows = [[f.outcome, f.area, f.check, f.said] for f in diagnosis.findings]
+    table = Table(("outcome", "area", "check", "said"), rows)
+    known = {key: value for key, value in diagnosis.as_dict().items() if key not in ("model", "summary")}
+    return Outcome(
+        "doctor", " ".join(diagnosis.summary), table, model, more={"ok": diagnosis.ok, "diagnosis": known}
+    )
 
 
 def _show(diagnosis: Diagnosis) -> None:

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
-from ctxlens.cli import _screen
+from ctxlens.cli import _outcomes, _screen
 from ctxlens.cli._heads_tables import show_drift
 from ctxlens.cli._messages import MessagesOptions
 from ctxlens.cli._options import ModelOptions, RenderOptions, RunOptions, verb
+from ctxlens.cli._output import OutputOptions, count
+from ctxlens.cli._plan import tell_plan
 from ctxlens.errors import InputError
 
 
@@ -24,6 +26,7 @@ def drift(
     model: ModelOptions,
     rendering: RenderOptions,
     store: RunOptions,
+    output: OutputOptions,
     against: Annotated[
         str | None,
         typer.Option(help="Model of the second side. [dim]default: the first model[/dim]", metavar="MODEL"),
@@ -78,12 +81,19 @@ def drift(
     if given is not None:
         given.record(run)
     if not run.has("drift.safetensors"):
+        asked = planned.conversations
+        texts_read = [str(message.get("content") or "") for messages in asked for message in messages]
+        tokens = 2 * sum(map(len, lm.tokenizer(texts_read, add_special_tokens=False)["input_ids"]))
+        tell_plan(lm, f"{count(len(asked), 'conversation')} on two sides", tokens, lm.read_roles)
         with _screen.stage("attention") as progress:
             found = planned.read(queries, progress)
         run.save("drift.safetensors", found)
     found = Drift.load(run.path("drift.safetensors"))
     run.record("left_out", found.meta.get("left_out", {}))
-    show_drift(found)
+    output.show(
+        lambda: _outcomes.drift_outcome(found, run.folder),
+        lambda: (show_drift(found), _screen.say_wrapped([_outcomes.say_drift(found)])),
+    )
     if texts is not None:
         _screen.note_texts(texts.note)
     _screen.say_where(run.folder)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from ctxlens.cli import _screen, _tables
+from ctxlens.cli import _outcomes, _screen, _tables
 from ctxlens.cli._inputs import BatchOption, parse_pairs
 from ctxlens.cli._options import (
     Backend,
@@ -21,6 +21,7 @@ from ctxlens.cli._options import (
     record_choice,
     verb,
 )
+from ctxlens.cli._output import OutputOptions
 from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class ModelsOptions(LoadOptions):
             yield str(dtype).removeprefix("torch.")
 
 
+# long: one verb with its steps in order
 @verb(
     "ctxlens eval -m organism -m organism-chat --tasks ctxlens_smoke --conditions plain,template --limit 20",
     "ctxlens eval -m organism-chat --tasks ctxlens_organism_qa --conditions plain,template --num-fewshot 2",
@@ -104,6 +106,7 @@ class ModelsOptions(LoadOptions):
 def eval(
     models: ModelsOptions,
     store: RunOptions,
+    output: OutputOptions,
     tasks: Annotated[
         str,
         typer.Option(
@@ -176,6 +179,11 @@ def eval(
         "conditions": [condition.name for condition in asked], **_describe_asking(asked, asking),
     }  # fmt: skip
     run = store.open_together("eval", config, processes)
+    if processes.is_first:
+        _screen.note(
+            f"plan: {', '.join(names)} under {len(asked)} conditions on {len(models.model)} models; the time "
+            "left is shown after the first batch"
+        )
     with _screen.stage("examples") as progress:
         evaluation = harness.run_evaluation(
             models.model,
@@ -192,7 +200,13 @@ def eval(
         )
     if processes.is_first:
         run.write_json("summary.json", evaluation.summary())
-        _tables.show_evaluation(evaluation)
+        output.show(
+            lambda: _outcomes.records_outcome(
+                "eval", evaluation.summary(), f"{', '.join(names)}: {len(evaluation)} answers.",
+                ", ".join(models.model), run.folder,
+            ),
+            lambda: _tables.show_evaluation(evaluation),
+        )  # fmt: skip
         _screen.say_where(run.folder)
 
 

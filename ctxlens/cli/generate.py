@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ctxlens.cli import _screen
+from ctxlens.cli import _outcomes, _screen
 from ctxlens.cli._inputs import (
     HeadsOption,
     NewTokensOption,
@@ -19,6 +19,8 @@ from ctxlens.cli._inputs import (
 )
 from ctxlens.cli._messages import MessagesOptions
 from ctxlens.cli._options import ModelOptions, RenderOptions, note_choice, verb
+from ctxlens.cli._output import OutputOptions, count
+from ctxlens.cli._plan import tell_plan
 
 _ALPHA = "Steer to the user: factor on the attention to all other tokens, in (0, 1]."
 AlphaOption = Annotated[
@@ -48,6 +50,7 @@ def generate(
     messages: MessagesOptions,
     model: ModelOptions,
     rendering: RenderOptions,
+    output: OutputOptions,
     indicator: Annotated[
         bool,
         typer.Option(
@@ -81,7 +84,18 @@ def generate(
         steer_ = lm.steer(alpha, heads=resolve_heads(lm, heads, plain), target_share=target_share)
     with steer_:
         note_choice(lm)
-        answers = lm.generate(chats, max_new_tokens=max_new_tokens)
+        tokens = sum(chat.n_tokens for chat in chats)
+        tell_plan(
+            lm, count(len(chats), "conversation"), tokens, lambda some: lm.generate(some, max_new_tokens=1),
+            written=len(chats) * max_new_tokens,
+        )  # fmt: skip
+        with _screen.stage("answers") as progress:
+            answers = lm.generate(chats, max_new_tokens=max_new_tokens, progress=progress)
     _screen.note_truncated(chats)
     _screen.note_left_out(chats)
-    _screen.say_answers(answers)
+    output.show(
+        lambda: _outcomes.answers_outcome(
+            "generate", {"steered" if alpha != 1 else "unsteered": answers}, lm.name
+        ),
+        lambda: _screen.say_answers(answers),
+    )

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ctxlens.cli import _screen
+from ctxlens.cli import _outcomes, _screen
 from ctxlens.cli._heads_tables import show_head_study
 from ctxlens.cli._inputs import NewTokensOption
 from ctxlens.cli._options import ModelOptions, RunOptions, verb
+from ctxlens.cli._output import OutputOptions, count
+from ctxlens.cli._plan import tell_plan_later
 from ctxlens.errors import InputError
 from ctxlens.parsing import check_choice, parse_heads, parse_numbers, parse_spread
 
@@ -31,6 +33,7 @@ _EVERYTHING = "retrieval,gradient,steer,ablate,cumulative,sweep"
 def heads(
     model: ModelOptions,
     store: RunOptions,
+    output: OutputOptions,
     kind: Annotated[
         str,
         typer.Option(
@@ -150,9 +153,10 @@ def heads(
     )
     told = {"haystack": texts.haystack, "question_file": questions, **study.describe()}
     run = store.open("heads", told, lm)
+    tell_plan_later(lm, f"{count(len(answers.cells), 'cell')}; experiments: {', '.join(kinds)};")
     with _screen.stages({}) as progress:
         replace(study, run=run).run_kinds(kinds, lambda stage: partial(progress, stage))
-    show_head_study(run)
+    output.show(lambda: _outcomes.heads_outcome(run, lm.name), lambda: show_head_study(run))
     _screen.note_texts(texts.note)
     if "sweep" in kinds and not asked:
         _screen.note("the cost of steering was not measured; give --questions FILE to measure it")

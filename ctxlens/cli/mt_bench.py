@@ -12,6 +12,8 @@ import typer
 from ctxlens.cli import _screen
 from ctxlens.cli._inputs import BatchOption, HeadsOption, NewTokensOption, check_steering, resolve_heads
 from ctxlens.cli._options import ModelOptions, RunOptions, verb
+from ctxlens.cli._output import Outcome, OutputOptions, Table, interval_cells
+from ctxlens.cli._plan import tell_plan_later
 from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 def mt_bench(
     model: ModelOptions,
     store: RunOptions,
+    output: OutputOptions,
     questions: Annotated[
         str,
         typer.Option(
@@ -125,7 +128,7 @@ def mt_bench(
         answering = {"max_new_tokens": max_new_tokens, "batch_tokens": batch_tokens}
         run = _answer(model, store, asked, config, label, indicator, alpha, heads, **answering)
     ratings = _grade(judge, asked, run, good, judge_threads) if judge else None
-    _show(run, asked, ratings)
+    output.show(lambda: _outcome(run, asked, ratings), lambda: _show(run, asked, ratings))
     if ratings is not None and len(ratings.unrated) == len(ratings):
         raise typer.Exit(1)
 
@@ -188,6 +191,8 @@ def _answer(
     write_questions(run.folder, questions)
     record_settings(run.folder, name, settings)
     steer = contextlib.nullcontext() if steering.changes_nothing else lm.steer(alpha, heads=steering.heads)
+    what = f"{len(questions)} questions, at most {max_new_tokens:,} tokens in each answer"
+    tell_plan_later(lm, what)
     with steer, _screen.stage(f"answers of {name}") as progress:
         answer_questions(
             lm,
@@ -231,6 +236,22 @@ def _grade(
         {"judge": judge.model, "means": ratings.summary(), "differences": ratings.differences()},
     )
     return ratings
+
+
+def _outcome(run: Run, questions: list[MTQuestion], ratings: Ratings | None) -> Outcome:
+    """One row per model with the counts of its answers and its mean rating."""
+    from ctxlens.evals.mt_bench import count_answers, read_all_answers
+
+    ids = {question.question_id for question in questions}
+    rows = []
+    for model, answers in read_all_answers(run.folder).items():
+        counts = count_answers([row for key, row in answers.items() if key in ids])
+        mean = None if ratings is None else ratings.where(model=model).mean()
+        told = [counts[key] for key in ("turns", "empty", "truncated", "cut")]
+        rows.append([model, *told, *interval_cells(mean)])
+    columns = ("model", "answers", "empty", "truncated", "cut", "rating", "low", "high", "n")
+    summary = f"{len(questions)} questions answered by {len(rows)} models."
+    return Outcome("mt-bench", summary, Table(columns, rows), None, run.folder)
 
 
 def _show(run: Run, questions: list[MTQuestion], ratings: Ratings | None) -> None:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ctxlens.cli import _screen, _tables
+from ctxlens.cli import _outcomes, _screen, _tables
 from ctxlens.cli._inputs import BatchOption, HeadsOption, NewTokensOption, check_steering, resolve_heads
 from ctxlens.cli._options import ModelOptions, RunOptions, note_choice, verb
+from ctxlens.cli._output import OutputOptions, count
+from ctxlens.cli._plan import tell_plan
 from ctxlens.parsing import parse_spread
 
 if TYPE_CHECKING:
@@ -18,12 +20,12 @@ if TYPE_CHECKING:
     from ctxlens.evals.needle.prompts import Cell
     from ctxlens.models import Model
     from ctxlens.models.attention.steering import Steering
-    from ctxlens.results import NeedleGrid
     from ctxlens.runs import Run
 
 _READ_CELLS = 64
 
 
+# long: one verb with its steps in order
 @verb(
     "ctxlens needle --needle known --lengths x3 --depths x3",
     "ctxlens needle -m TinyLlama/TinyLlama-1.1B-Chat-v1.0 --haystack essays/ --needle sf --lengths x20",
@@ -33,6 +35,7 @@ _READ_CELLS = 64
 def needle(
     model: ModelOptions,
     store: RunOptions,
+    output: OutputOptions,
     haystack: Annotated[
         str | None,
         typer.Option(
@@ -153,6 +156,12 @@ def needle(
         "steering": steering.describe(), **config.as_dict(),
     }  # fmt: skip
     run = store.open_together("needle", settings, processes, lm)
+    if not run.has("needle.parquet"):
+        asked = len(cells) * len(config.conditions)
+        tokens = sum(cell.context_tokens for cell in cells) * len(config.conditions)
+        writes = 0 if config.score == ("logprob",) else asked * max_new_tokens
+        what = f"{count(len(cells), 'cell')} under {count(len(config.conditions), 'condition')}"
+        tell_plan(lm, what, tokens, lambda some: lm.generate(some, max_new_tokens=1), written=writes)
     with _screen.stage("needles") as progress:
         grid = run_needle(
             lm, config, haystack=straw, indicator=indicator,
@@ -160,7 +169,11 @@ def needle(
             batch_tokens=batch_tokens, out=run, processes=processes, progress=progress,
         )  # fmt: skip
     if processes.is_first:
-        _show_results(grid, cells, study.texts.note, run)
+        output.show(
+            lambda: _outcomes.needle_outcome(grid, lm.name, run.folder),
+            lambda: (_tables.show_needles(grid), _screen.say_wrapped([_outcomes.say_needles(grid)])),
+        )
+        _note_results(cells, study.texts.note, run)
 
 
 def _check(
@@ -197,9 +210,8 @@ def _steering(
     return steering
 
 
-def _show_results(grid: NeedleGrid, cells: Sequence[Cell], chosen: str, run: Run) -> None:
-    """Print the table, the texts that were chosen by default, and where the results are."""
-    _tables.show_needles(grid)
+def _note_results(cells: Sequence[Cell], chosen: str, run: Run) -> None:
+    """Print the texts that were chosen by default, and where the results are."""
     _screen.note_texts(chosen)
     _note_repeated(cells)
     _screen.say_where(run.folder)

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from ctxlens.cli import _screen
+from ctxlens.cli import _outcomes, _screen
 from ctxlens.cli._inputs import read_tools
 from ctxlens.cli._messages import MessagesOptions
 from ctxlens.cli._options import ModelOptions, RenderOptions, verb
+from ctxlens.cli._output import OutputOptions
 from ctxlens.errors import InputError
 
 
@@ -25,6 +26,7 @@ def roles(
     messages: MessagesOptions,
     model: ModelOptions,
     rendering: RenderOptions,
+    output: OutputOptions,
     plain: Annotated[bool, typer.Option("--plain", help="Render without the chat template.")] = False,
     tools: Annotated[
         Path | None,
@@ -40,7 +42,7 @@ def roles(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page if it exists.")] = False,
 ) -> None:
-    """Show which role every token has under the chat template, in colour. Loads only the tokenizer."""
+    """Show which role every token has, in words or in colour. Loads only the tokenizer."""
     from ctxlens.chat.roles import render, render_plain
     from ctxlens.models.asking import render_each
 
@@ -56,8 +58,10 @@ def roles(
     render_one = partial(render_plain if plain else render, model.load_tokenizer(renders_only=True))
     chats = render_each(render_one, conversations, **options)
     if html is None:
-        for chat in chats:
-            _screen.show_roles(chat)
+        output.show(
+            lambda: _outcomes.roles_outcome(chats, model.model),
+            lambda: [_screen.show_roles(chat) for chat in chats],
+        )
         return
     from ctxlens.report.plots import roles_view
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ctxlens.cli import _screen, _tables
+from ctxlens.cli import _outcomes, _screen, _tables
 from ctxlens.cli._options import LayoutOption, ModelOptions, RunOptions, verb
+from ctxlens.cli._output import OutputOptions
+from ctxlens.cli._plan import tell_plan_later
 from ctxlens.errors import InputError
 from ctxlens.parsing import check_part, parse_numbers
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 def score(
     model: ModelOptions,
     store: RunOptions,
+    output: OutputOptions,
     dataset: Annotated[
         str | None, typer.Option(help="Conversations: file, folder or Hub id.", metavar="DATA")
     ] = None,
@@ -98,7 +101,7 @@ def score(
         run = Run.read(merge)
         from ctxlens.scoring import merge_shards
 
-        _show_scores(run, merge_shards(run))
+        _show_scores(run, merge_shards(run), output)
         return
     if dataset is None:
         raise InputError("give a data set to score as --dataset, or a folder of scored parts as --merge.")
@@ -126,6 +129,10 @@ def score(
         **({"sinks": True} if sinks else {}),
     }  # fmt: skip
     run = store.open_together("score", config, processes, lm)
+    rows = f"first {limit:,} rows" if limit else "all rows"
+    tell_plan_later(
+        lm, f"{rows} of {dataset}, {len(settings.layers)} layers, at most {settings.max_tokens:,} tokens each"
+    )
     with _screen.stage("scores") as progress:
         meta = score_to_run(
             lm, data, settings, run,
@@ -139,7 +146,7 @@ def score(
         return
     if lp_gap:
         _add_lp_gap(run, lm, data, settings.batch_tokens)
-    _show_scores(run, meta)
+    _show_scores(run, meta, output)
 
 
 def _add_lp_gap(run: Run, lm: Model, data: Iterable[Conversation], batch_tokens: int) -> None:
@@ -169,7 +176,7 @@ def _parse_part(text: str | None) -> tuple[int, int]:
     return number, jobs
 
 
-def _show_scores(run: Run, meta: Mapping[str, Any]) -> None:
+def _show_scores(run: Run, meta: Mapping[str, Any], output: OutputOptions) -> None:
     from ctxlens.chat.data import add_skipped
 
     skipped = run.read_json("skipped.json")
@@ -180,5 +187,12 @@ def _show_scores(run: Run, meta: Mapping[str, Any]) -> None:
     )
     if run.manifest.get("rows") != counts:
         run.record("rows", counts)
-    _tables.show_scores(run.path("scores.parquet"), meta, skipped)
+    path = run.path("scores.parquet")
+    output.show(
+        lambda: _outcomes.records_outcome(
+            "score", _tables.score_records(path, meta), _tables.say_scores(path, meta),
+            str(run.manifest["config"]["model"]["name"]), run.folder,
+        ),
+        lambda: _tables.show_scores(path, meta, skipped),
+    )  # fmt: skip
     _screen.say_where(run.folder)

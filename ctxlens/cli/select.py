@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ctxlens.cli import _screen, _tables
+from ctxlens.cli import _outcomes, _screen, _tables
 from ctxlens.cli._inputs import parse_threshold
 from ctxlens.cli._options import LayoutOption, RunOptions, verb
+from ctxlens.cli._output import OutputOptions
 from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
     from ctxlens.chat.data import ConversationSet
     from ctxlens.results import Scores
 
+_META = ("selected", "turns", "threshold", "rule", "layer", "reduction")
 
+
+# long: one verb with its steps in order
 @verb(
     "ctxlens select --scores runs/scores --threshold mixture",
     "ctxlens select --scores runs/scores --dataset data.jsonl --threshold 0.6 --layer 15 --out runs/selected",
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 )
 def select(
     store: RunOptions,
+    output: OutputOptions,
     scores: Annotated[Path | None, typer.Option(help="Run folder of ctxlens score.", metavar="DIR")] = None,
     threshold: Annotated[
         str | None,
@@ -129,7 +134,15 @@ def select(
     run.save("selection.parquet", chosen)
     run.write_json("card.json", card)
     write_atomic(run.path("card.md"), card_markdown(card))
-    _tables.show_selection(chosen)
+    meta = chosen.meta
+    output.show(
+        lambda: _outcomes.records_outcome(
+            "select",
+            [{key: meta.get(key) for key in _META}],
+            f"{meta['selected']} of {meta['turns']} answers are selected.", None, run.folder,
+        ),
+        lambda: _tables.show_selection(chosen),
+    )  # fmt: skip
     _tables.note_rows(run.manifest.get("rows") or {})
     _screen.say_where(run.folder)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from ctxlens.cli import _screen, _tables
+from ctxlens.cli import _outcomes, _screen, _tables
 from ctxlens.cli._inputs import (
     HeadsOption,
     NewTokensOption,
@@ -16,9 +16,12 @@ from ctxlens.cli._inputs import (
 )
 from ctxlens.cli._messages import MessagesOptions
 from ctxlens.cli._options import ModelOptions, RenderOptions, RunOptions, verb
+from ctxlens.cli._output import OutputOptions, count
+from ctxlens.cli._plan import tell_plan
 from ctxlens.cli.generate import ShareOption, SteeringAlphaOption
 
 
+# long: one verb with its steps in order
 @verb(
     "ctxlens steer --messages question.json --alpha 0.5",
     "ctxlens steer -m organism-chat --messages question.json --alpha 0.1 --heads retrieval --out runs/steer",
@@ -30,6 +33,7 @@ def steer(
     model: ModelOptions,
     rendering: RenderOptions,
     store: RunOptions,
+    output: OutputOptions,
     alpha: SteeringAlphaOption = None,
     target_share: ShareOption = None,
     heads: HeadsOption = "all",
@@ -61,6 +65,9 @@ def steer(
     asked.record(run)
     if not run.has("steer.json"):
         answers = {}
+        n_tokens = 4 * sum(chat.n_tokens for chat in chats)
+        what = f"{count(len(chats), 'conversation')}, with and without steering"
+        tell_plan(lm, what, n_tokens, lm.read_roles, written=2 * len(chats) * max_new_tokens)
         for label, context in {
             "unsteered": contextlib.nullcontext(),
             "steered": lm.steer(alpha, heads=steering.heads, target_share=target_share),
@@ -78,11 +85,20 @@ def steer(
                 ],
             },
         )
-    _tables.show_answers(run.read_json("steer.json"))
     before, after = (
         RoleAllocation.load(run.path(f"allocation-{x}.safetensors")) for x in ("unsteered", "steered")
     )
-    _tables.show_shares(before, after)
+    record, summary = run.read_json("steer.json"), _outcomes.say_allocations("With steering", before, after)
+    sides = {"unsteered": before, "steered": after}
+    output.show(
+        lambda: _outcomes.answers_outcome(
+            "steer", {side: [one[side] for one in record["answers"]] for side in sides}, lm.name, run.folder,
+            summary=summary, tables={"shares": _outcomes.allocation_table(sides)},
+        ),
+        lambda: (
+            _tables.show_answers(record), _tables.show_shares(before, after), _screen.say_wrapped([summary])
+        ),
+    )  # fmt: skip
     _screen.note_truncated(chats)
     run.record("left_out", _screen.note_left_out(chats))
     _screen.say_where(run.folder)

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ctxlens.cli import _screen, _tables
+from ctxlens.cli import _outcomes, _screen, _tables
 from ctxlens.cli._inputs import parse_template_args
 from ctxlens.cli._options import Device, Dtype, verb
+from ctxlens.cli._output import OutputOptions
 from ctxlens.errors import InputError
 
 
@@ -22,6 +23,7 @@ from ctxlens.errors import InputError
     "accelerate launch --config_file ddp.yaml -m ctxlens.sft --config recipe.yaml  [dim]# several GPUs[/dim]",
 )
 def train(
+    output: OutputOptions,
     config: Annotated[
         Path,
         typer.Option(
@@ -117,6 +119,8 @@ def train(
             evaluation_progress=progress,
             notice=_screen.note,
         )
-    _tables.show_training(folder)
-    _tables.show_evaluations(folder)
+    output.show(
+        lambda: _outcomes.records_outcome("train", *_tables.training_records(folder), None, folder),
+        lambda: (_tables.show_training(folder), _tables.show_evaluations(folder)),
+    )
     _screen.say_where(folder)
