@@ -19,6 +19,7 @@ from ctxlens.cli.drift import drift
 from ctxlens.cli.eval import eval
 from ctxlens.cli.generate import generate
 from ctxlens.cli.heads import heads
+from ctxlens.cli.init import init
 from ctxlens.cli.mt_bench import mt_bench
 from ctxlens.cli.needle import needle
 from ctxlens.cli.report import report
@@ -74,7 +75,7 @@ def _common(
 
 
 _VERBS = (
-    audit, allocate, roles, drift, needle, heads, steer, generate, score, select, train, eval, mt_bench,
+    init, audit, allocate, roles, drift, needle, heads, steer, generate, score, select, train, eval, mt_bench,
     report, demo, doctor,
 )  # fmt: skip
 for _verb in _VERBS:
