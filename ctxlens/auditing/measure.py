@@ -175,6 +175,8 @@ def measure_cause(bench: Bench, tell: Progress) -> None:
 
 def measure_cost(bench: Bench, tell: Progress) -> None:
     """Ask what needs no text, unsteered and with the α that all heads were steered with."""
+    if bench.run.has("ability.parquet"):
+        return
     alpha = bench.run.read_json("stages/heads.json")["alphas"]["all"]
     made_of = [digest(bench.model.identity), [question.question for question in bench.material.questions]]
     parts = Parts(bench.run, "cost", made_of, form=_ABILITIES)
