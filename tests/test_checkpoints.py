@@ -5,7 +5,6 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,9 @@ from typer.testing import CliRunner
 import ctxlens as cl
 from ctxlens.auditing import run, several
 from ctxlens.auditing.plan import Frame
-from ctxlens.chat.roles import Role
+from ctxlens.auditing.ready import Ready
+from ctxlens.auditing.speed import Speed
+from ctxlens.chat.roles import N_ROLES, Role
 from ctxlens.cli import app
 from ctxlens.errors import InputError
 from ctxlens.report.plots.checkpoints import checkpoint_curves
@@ -100,13 +101,12 @@ def make_checkpoint(name, plain, template, user=(0.6, 0.4), tokens=100):
 
 
 def shares(user, n):
-    values = np.zeros((1, 1, n, len(Role)), dtype=np.float32)
+    values = np.zeros((1, 1, n, N_ROLES), dtype=np.float32)
     values[..., Role.USER], values[..., Role.ASSISTANT] = user, 1 - user
-    counts = np.ones((n, len(Role)), dtype=np.int64)
+    labels = tuple(f"cell {i}" for i in range(n))
     return RoleAllocation(
-        shares=values, layers=(0,), key_counts=counts, query_labels=tuple(f"cell {i}" for i in range(n)),
-        meta={}, resting=np.zeros_like(values),
-    )  # fmt: skip
+        values, np.ones((n, N_ROLES)), (0,), labels, "first_answer", {}, np.zeros_like(values)
+    )
 
 
 def test_values_and_changes_by_hand():
@@ -259,7 +259,10 @@ def test_where_every_checkpoint_fails_the_folder_stays_free(tmp_path):
     assert not (tmp_path / "all").exists()
 
 
-def test_weights_are_freed_before_the_next_checkpoint_is_loaded(tmp_path, monkeypatch):
+READY = Ready("a model", 400, 0, (), (0.0, 0.0), Speed(0.01, 0.0, 1.0, 1.0, 1.0))
+
+
+def test_weights_are_freed_before_the_next_checkpoint_is_loaded(tmp_path):
     alive: list[str] = []
 
     class Weights:
@@ -274,8 +277,7 @@ def test_weights_are_freed_before_the_next_checkpoint_is_loaded(tmp_path, monkey
     def one(name, folder, plan):
         weights = Weights(name)
         weights.cycle = weights  # only the garbage collector frees it
-        return SimpleNamespace(plan=SimpleNamespace(as_dict=dict), verdicts=())
+        return cl.Audit(folder, READY, Frame(READY.speed, 60.0, 400).plan([140], 4, alphas=(), draws=0))
 
-    monkeypatch.setattr(several.Plan, "from_dict", lambda values: values)
     found = several.audit_several(["step-2", "step-1", "step-3"], one, out=tmp_path / "run", config={})
     assert list(found.audits) == ["step-1", "step-2", "step-3"]

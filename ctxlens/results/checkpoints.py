@@ -56,8 +56,8 @@ class Checkpoints(_Table):
     Columns: `model`; `step` and `unit` (NaN and empty where the names state no steps that can be compared);
     `quantity` (`recall without template`, `recall with template`, `loss`: with minus without template,
     `bias`: the same for the user's share of attention without sinks); `estimate`, `low`, `high`, `n` (over
-    texts); `answer` (of the audit's question of this name, else empty); `change`, `change_low`, `change_high`,
-    `change_n` (against the checkpoint in the row before, paired by question or text; NaN for the first);
+    texts); `answer` (of the audit's question of this name, else empty); `change`, `change_low`,
+    `change_high`, `change_n` (against the checkpoint before, paired by question or text; NaN for the first);
     `reading` (`higher`, `lower`, `no change`, `undecided`, or `other texts` where nothing can be paired).
     """
 
