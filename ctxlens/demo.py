@@ -3,19 +3,20 @@
 Every stage writes its results into the run folder; finished stages are not run again, so an interrupted demo
 resumes where it stopped. Figures and verdicts are made from the files alone.
 
-A stage is a `Stage` in a table, and `run_stages` runs a table. `measure_needles`, `measure_roles` and
-`measure_cause` measure loss, role bias and cause of any model; only the stages know the embedded one.
+A stage is a `Stage` in a table, and `run_stages` runs a table. Loss, role bias and cause are measured as in
+an audit (`auditing.asking`), with texts of the embedded model's world.
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ctxlens.auditing.asking import Asker, name_view
 from ctxlens.chat.condition import Condition, parse_conditions
 from ctxlens.chat.data import Conversation
 from ctxlens.chat.roles import DEFAULT_INDICATOR
@@ -23,9 +24,15 @@ from ctxlens.evals.closed_book import run_closed_book
 from ctxlens.evals.needle.cells import build_cells
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import load_haystack
-from ctxlens.evals.needle.prompts import Cell, render_cell
-from ctxlens.evals.needle.run import Setting, run_settings
-from ctxlens.heads import find_retrieval_heads, needle_layer, steering_sweep
+from ctxlens.evals.needle.prompts import Cell
+from ctxlens.evals.needle.run import Setting
+from ctxlens.heads import (
+    describe_sweep,
+    draw_random_heads,
+    find_retrieval_heads,
+    needle_layer,
+    sweep_settings,
+)
 from ctxlens.models import Model, load_model
 from ctxlens.organism import recipe
 from ctxlens.organism.world import Fact, load_world
@@ -98,104 +105,6 @@ FULL = Budget(
     questions=100,
 )
 SMOKE = Budget((64, 160), (0.0, 100.0), 1, (96,), (0.0, 100.0), 1, (0.3, 0.03), 1, 96, 4, 12)
-
-# Measurements that any model can be given.
-
-
-def measure_needles(
-    model: Model,
-    label: str,
-    cells: Sequence[Cell],
-    config: NeedleConfig,
-    out: Run,
-    tell: Progress,
-    *,
-    indicator: Sequence[bool] = (False,),
-) -> NeedleGrid:
-    """Loss: ask one model the cells under every condition, into `stages/needle-LABEL.parquet`.
-
-    Args:
-        model: the model.
-        label: its name in the table and in the file's name.
-        cells: the texts.
-        config: the configuration with the conditions.
-        out: the run folder.
-        tell: called with the number of answers that are done, and of all.
-        indicator: whether the questions carry the indicator; several values are asked one after another.
-    """
-    settings = [Setting(label, indicator=marked) for marked in indicator]
-    name = f"stages/needle-{label}.parquet"
-    return run_settings(model, cells, config, settings, out=out, name=name, progress=tell)
-
-
-def measure_roles(
-    model: Model, label: str, cells: Sequence[Cell], config: NeedleConfig, out: Run, tell: Progress
-) -> None:
-    """Role bias: read the attention by role where the answer begins.
-
-    One file is written per condition, `allocation-LABEL-CONDITION.safetensors`; the prefix of the answer is
-    not part of the condition's name there.
-
-    Args:
-        model: the model.
-        label: its name in the files.
-        cells: the texts.
-        config: the configuration with the conditions.
-        out: the run folder.
-        tell: called with the number of texts that are read, and of all.
-    """
-    done, total = 0, len(config.conditions) * len(cells)
-    for condition in config.conditions:
-        parts = []
-        for cell in cells:
-            part = model.read_roles(render_cell(model, cell, config, condition))
-            parts.append(replace(part, query_labels=(f"cell {cell.number}",)))
-            tell(done := done + 1, total)
-        name = name_view(condition)
-        allocation = RoleAllocation.concat(parts)
-        meta = {**allocation.meta, "model": label, "condition": name}
-        out.save(f"allocation-{label}-{name}.safetensors", replace(allocation, meta=meta))
-
-
-def name_view(condition: str | Condition) -> str:
-    """A condition's name without the prefix of the answer, as attention files have it."""
-    return replace(Condition.parse(condition), prefix=False).name
-
-
-def measure_cause(
-    model: Model,
-    label: str,
-    cells: Sequence[Cell],
-    config: NeedleConfig,
-    out: Run,
-    tell: Progress,
-    *,
-    alphas: Sequence[float],
-    n_draws: int,
-    seed: int,
-) -> None:
-    """Cause: steer all heads, the retrieval heads and random heads to the user's tokens.
-
-    The retrieval heads are found in `allocation-LABEL-plain.safetensors`, which `measure_roles` writes; the
-    result is `steering.parquet`.
-
-    Args:
-        model: the model.
-        label: its name in the files.
-        cells: the texts.
-        config: the configuration with the conditions.
-        out: the run folder.
-        tell: called with the number of answers that are done, and of all.
-        alphas: steering strengths besides 1.
-        n_draws: number of random sets of heads.
-        seed: seed of the random heads.
-    """
-    plain = RoleAllocation.load(out.path(f"allocation-{label}-plain.safetensors"))
-    steering_sweep(
-        model, cells, config, alphas=alphas, retrieval=find_retrieval_heads(plain), n_draws=n_draws,
-        seed=seed, label=label, out=out, progress=tell,
-    )  # fmt: skip
-
 
 # What the stages of the demo share, and the stages.
 
@@ -276,6 +185,10 @@ class Bench:
         """The texts of a grid, built with the base model's tokenizer."""
         return build_cells(self.model("base"), config, load_haystack("organism", seed=config.seed))
 
+    def asker(self, name: str) -> Asker:
+        """One of the models, as it is measured."""
+        return Asker(model=self.model(name), label=name, run=self.run)
+
     def fine_tune(self, name: str, tell: Progress, **options: Any) -> None:
         """Fine-tune the base model through TRL, with the organism's recipe."""
         world, b = load_world(), self.budget
@@ -303,7 +216,20 @@ def stage_loss(bench: Bench, tell: Progress) -> None:
     config = bench.grid_config()
     cells = bench.cells(config)
     for number, name in enumerate(TUNED):
-        measure_needles(bench.model(name), name, cells, config, bench.run, _share(tell, number, len(TUNED)))
+        ask_needles(bench.asker(name), cells, config, _share(tell, number, len(TUNED)))
+
+
+def ask_needles(
+    asker: Asker,
+    cells: Sequence[Cell],
+    config: NeedleConfig,
+    tell: Progress,
+    *,
+    indicator: Sequence[bool] = (False,),
+) -> None:
+    """Ask one model the cells under every condition, with and without the indicator if wanted."""
+    settings = [Setting(asker.label, indicator=marked) for marked in indicator]
+    asker.ask(cells, config, settings, f"stages/needle-{asker.label}.parquet", tell)
 
 
 def stage_bias(bench: Bench, tell: Progress) -> None:
@@ -311,7 +237,7 @@ def stage_bias(bench: Bench, tell: Progress) -> None:
     config = bench.grid_config()
     cells = [cell for cell in bench.cells(config) if cell.needle.name == "known"]
     for number, name in enumerate(TUNED):
-        measure_roles(bench.model(name), name, cells, config, bench.run, _share(tell, number, len(TUNED)))
+        bench.asker(name).read(cells, config, _share(tell, number, len(TUNED)))
     bench.run.save("tokens.safetensors", view_tokens(bench.model("vanilla"), cells[0]))
 
 
@@ -340,11 +266,15 @@ def view_tokens(model: Model, cell: Cell) -> TokenView:
 
 def stage_cause(bench: Bench, tell: Progress) -> None:
     """Steer all heads, the retrieval heads and random heads to the user's tokens."""
-    config = bench.sweep_config()
-    measure_cause(
-        bench.model("vanilla"), "vanilla", bench.cells(config), config, bench.run, tell,
-        alphas=bench.budget.alphas, n_draws=bench.budget.draws, seed=bench.seed,
-    )  # fmt: skip
+    config, asker = bench.sweep_config(), bench.asker("vanilla")
+    plain = RoleAllocation.load(bench.run.path("allocation-vanilla-plain.safetensors"))
+    heads = find_retrieval_heads(plain)
+    drawn = draw_random_heads(heads, asker.model.n_heads, n_draws=bench.budget.draws, seed=bench.seed)
+    sets = [("all", 0, "all"), ("retrieval", 0, heads)]
+    sets += [("random", draw, chosen) for draw, chosen in enumerate(drawn)]
+    settings = sweep_settings(asker.model, sets, bench.budget.alphas, label="vanilla")
+    meta = describe_sweep(config, sets)
+    asker.ask(bench.cells(config), config, settings, "steering.parquet", tell, meta=meta)
 
 
 def stage_source(bench: Bench, tell: Progress) -> None:
@@ -367,8 +297,8 @@ def stage_indicator(bench: Bench, tell: Progress) -> None:
 def stage_cure(bench: Bench, tell: Progress) -> None:
     """Ask the cured model for needles, with and without the indicator."""
     config = bench.grid_config()
-    cells, model = bench.cells(config), bench.model("indicator")
-    measure_needles(model, "indicator", cells, config, bench.run, tell, indicator=(True, False))
+    cells = bench.cells(config)
+    ask_needles(bench.asker("indicator"), cells, config, tell, indicator=(True, False))
 
 
 def stage_ability(bench: Bench, tell: Progress) -> None:

@@ -114,7 +114,7 @@ def test_allocate_writes_shares_of_both_conditions(messages, tmp_path, backend):
 def test_allocate_goes_on_where_it_was_stopped(messages, tmp_path, monkeypatch):
     from ctxlens.models import Model
 
-    words = ("allocate", "--messages", messages, "--out", tmp_path / "run", "--backend", "native")
+    words = ("allocate", "--messages", messages, "--out", tmp_path / "run", "--backend", "native", "--quiet")
     read = Model.read_roles
     seen = []
 

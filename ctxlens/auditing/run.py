@@ -200,7 +200,10 @@ def audit(
         return Audit(run.folder, ready, plan)
     label, other = name_models(lm.name, against)
     pace = Pace(run, plan, 60 * budget, already=time.monotonic() - begun)
-    bench = Bench(lm, label, material, plan, seed, run, pace=pace, n_models=1 if against is None else 2)
+    bench = Bench(
+        model=lm, label=label, run=run, pace=pace, material=material, plan=plan, seed=seed,
+        n_models=1 if against is None else 2,
+    )  # fmt: skip
     work = _Work(bench, None if against is None else lambda: _load(against, lm), other)
     run_stages(run, choose_stages(plan), work, progress)
     timings, verdicts = run.read_json("timings.json"), Verdicts.load(run.path("verdicts.json"))

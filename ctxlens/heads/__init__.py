@@ -17,12 +17,32 @@ from ctxlens.heads.cumulative import cumulative_curves
 from ctxlens.heads.gradient import estimate_steering, gradient_map
 from ctxlens.heads.maps import act_on_each_head, opposite, rank_heads
 from ctxlens.heads.probe import NeedleLayers, needle_layer
-from ctxlens.heads.sweep import HEAD_SETS, steering_sweep
+from ctxlens.heads.sweep import HEAD_SETS, describe_sweep, steering_sweep, sweep_settings
 from ctxlens.heads.tradeoff import answer_nats, side_effects
 
 __all__ = [
-    "ACTIONS", "HEAD_SETS", "MEASURES", "Action", "Answers", "Head", "HeadModel", "NeedleLayers",
-    "act_on_each_head", "answer_nats", "copying_map", "cumulative_curves", "draw_random_heads",
-    "estimate_steering", "find_retrieval_heads", "gradient_map", "needle_layer", "opposite", "rank_heads",
-    "side_effects", "steering_sweep", "user_share_map",
+    "ACTIONS",
+    "HEAD_SETS",
+    "MEASURES",
+    "Action",
+    "Answers",
+    "Head",
+    "HeadModel",
+    "NeedleLayers",
+    "act_on_each_head",
+    "answer_nats",
+    "copying_map",
+    "cumulative_curves",
+    "describe_sweep",
+    "draw_random_heads",
+    "estimate_steering",
+    "find_retrieval_heads",
+    "gradient_map",
+    "needle_layer",
+    "opposite",
+    "rank_heads",
+    "side_effects",
+    "steering_sweep",
+    "sweep_settings",
+    "user_share_map",
 ]  # fmt: skip

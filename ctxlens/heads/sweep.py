@@ -70,20 +70,9 @@ def steering_sweep(
     Raises:
         InputError: a head set is unknown, the model lacks a head, or α is outside (0, 1].
     """
-    settings = [Setting(label or model.name, indicator)]
     sets = _head_sets(model, cells, config, head_sets, retrieval, n_draws, seed)
-    for set_name, draw, heads in sets:
-        for alpha in dict.fromkeys(alphas):
-            steering = Steering(alpha, roles, heads, mode)
-            steering.check_heads(model.n_layers, model.n_heads)
-            if alpha != 1:
-                settings.append(replace(settings[0], steering=steering, heads=set_name, draw=draw))
-    meta = {
-        "config": config.as_dict(),
-        "mode": mode,
-        "roles": [role.label for role in roles],
-        "head_sets": [{"heads": set_name, "draw": draw, "chosen": heads} for set_name, draw, heads in sets],
-    }
+    settings = sweep_settings(model, sets, alphas, label=label, roles=roles, mode=mode, indicator=indicator)
+    meta = describe_sweep(config, sets, roles=roles, mode=mode)
 
     def measure(setting: Setting) -> dict[str, float]:
         return {"side_effect": float(side_effect(setting))} if side_effect else {}
@@ -92,6 +81,56 @@ def steering_sweep(
         model, cells, config, settings, meta=meta, measure=measure if side_effect else None,
         batch_tokens=batch_tokens, out=out, name=name, progress=progress,
     )  # fmt: skip
+
+
+def sweep_settings(
+    model: HeadModel,
+    sets: Sequence[tuple[str, int, Any]],
+    alphas: Sequence[float],
+    *,
+    label: str | None = None,
+    roles: tuple[Role, ...] = DEFAULT_ROLES,
+    mode: SteeringMode = "paper",
+    indicator: bool = False,
+) -> list[Setting]:
+    """The settings of a sweep: the unsteered model first, then every set of heads at every α.
+
+    Args:
+        model: the model.
+        sets: name, number of the draw and heads of each set; `all` in place of heads steers all.
+        alphas: factors on the attention to all other tokens, in (0, 1].
+        label: the model's name in the table; by default its own.
+        roles: the roles to which attention is steered.
+        mode: see `Steering`.
+        indicator: whether the question carries the model's indicator.
+
+    Raises:
+        InputError: the model lacks a head, or α is outside (0, 1].
+    """
+    settings = [Setting(label or model.name, indicator)]
+    for name, draw, heads in sets:
+        for alpha in dict.fromkeys(alphas):
+            steering = Steering(alpha, roles, heads, mode)
+            steering.check_heads(model.n_layers, model.n_heads)
+            if alpha != 1:
+                settings.append(replace(settings[0], steering=steering, heads=name, draw=draw))
+    return settings
+
+
+def describe_sweep(
+    config: NeedleConfig,
+    sets: Sequence[tuple[str, int, Any]],
+    *,
+    roles: tuple[Role, ...] = DEFAULT_ROLES,
+    mode: SteeringMode = "paper",
+) -> dict[str, Any]:
+    """What the grid of a sweep says of its heads and its steering, in its `meta`."""
+    return {
+        "config": config.as_dict(),
+        "mode": mode,
+        "roles": [role.label for role in roles],
+        "head_sets": [{"heads": name, "draw": draw, "chosen": heads} for name, draw, heads in sets],
+    }
 
 
 def _head_sets(
@@ -122,4 +161,4 @@ def _head_sets(
     return sets
 
 
-__all__ = ["HEAD_SETS", "steering_sweep"]
+__all__ = ["HEAD_SETS", "describe_sweep", "steering_sweep", "sweep_settings"]

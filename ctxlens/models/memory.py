@@ -151,9 +151,10 @@ def forecast_memory(
     """Forecast the memory of one forward pass or generation. Nothing is run.
 
     Compared with peaks measured on a CPU, the forecast is within a factor of 1.25 for the families tested,
-    and within 1.5 for TransformerLens hooks. Memory that an allocator keeps for later use is not included: in
-    one measurement glibc held 1.9 times the tensors' peak. If the weights are on several devices, the
-    forecast is the sum over them.
+    and within 1.5 for TransformerLens hooks. Memory that an allocator keeps for later use is not included:
+    in one measurement glibc held 1.9 times the tensors' peak. Nor are the cached prefixes that `generate`
+    keeps for prompts that are read later: the cache of one prompt for each text that several prompts share.
+    If the weights are on several devices, the forecast is the sum over them.
 
     Args:
         model: a loaded `ctxlens.Model`.
