@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from typing import TYPE_CHECKING, Any
 
+import ctxlens
 from ctxlens.cli import _screen
 from ctxlens.cli._audits import describe, outcome_of
-from ctxlens.cli._output import OutputOptions, print_json
+from ctxlens.cli._output import SCHEMA, OutputOptions, print_json
 
 if TYPE_CHECKING:
     from ctxlens.auditing import Audits
@@ -42,7 +42,8 @@ def describe_several(found: Audits) -> dict[str, Any]:
               for name, one in found.audits.items()]  # fmt: skip
     rows = None if found.comparison is None else to_records(found.comparison.to_frame())
     return {
-        "folder": str(found.folder), "models": audits, "comparison": rows, "failed": dict(found.failed),
+        "schema": SCHEMA, "verb": "audit", "version": ctxlens.__version__, "folder": str(found.folder),
+        "models": audits, "comparison": rows, "failed": dict(found.failed),
     }  # fmt: skip
 
 
@@ -53,26 +54,25 @@ def _show_tables(found: Checkpoints) -> None:
         cells = []
         for quantity in _SHORT:
             one, answer = found.values(quantity)[at], found.answers(quantity)[at]
-            signed = "+" if answer else ""
-            cells.append(f"{one.estimate:{signed}.2f} {answer}".strip())
+            signed = "+" if quantity in ("loss", "bias") else ""
+            cells.append(f"{one.estimate:{signed}z.2f} {answer}".strip())
         rows.append([model, *cells])
     _screen.show_table(
         "recall without and with the template, and the change by it", ["checkpoint", *_SHORT.values()], rows
     )
     rows = []
-    for at, (before, after) in enumerate(itertools.pairwise(found.models)):
+    for at, model in enumerate(found.models[1:]):
         cells = []
         for quantity in _SHORT:
             change, reading = found.changes(quantity)[at]
             cells.append(
-                reading if change.estimate != change.estimate else f"{change.estimate:+.2f} {reading}"
+                reading if change.estimate != change.estimate else f"{change.estimate:+z.2f} {reading}"
             )
-        rows.append([f"{before} → {after}", *cells])
+        rows.append([model, *cells])
     _screen.say("")
     _screen.show_table(
-        "change from the checkpoint before, on the same texts; undecided: too few texts to tell",
-        ["from → to", *_SHORT.values()], rows,
-    )  # fmt: skip
+        "change from the checkpoint before, on the same texts", ["checkpoint", *_SHORT.values()], rows
+    )
 
 
 __all__ = ["describe_several", "show_several"]

@@ -43,7 +43,7 @@ def _values(found: Checkpoints, folders: Mapping[str, str]) -> Table:
         for quantity in QUANTITIES:
             one, answer = found.values(quantity)[at], found.answers(quantity)[at]
             text = number(one.estimate, signed=quantity in ("loss", "bias"))
-            cells.append(Cell(f"{text} {answer}".strip(), bounds(one)))
+            cells.append(Cell(f"{text} {answer}".strip(), _bounds(one)))
         rows.append(cells)
     caption = (
         "“Yes”, “no” or “undecided” answers the question whether there is a loss or a bias, by the rules of "
@@ -56,7 +56,7 @@ def _changes(found: Checkpoints) -> Table:
     names = found.models
     rows = []
     for at, (before, after) in enumerate(itertools.pairwise(names)):
-        cells = [Cell(f"{before} → {after}")]
+        cells = [Cell(after, f"after {before}")]
         cells += [_change(*found.changes(quantity)[at]) for quantity in QUANTITIES]
         rows.append(cells)
     margins = ", ".join(f"{name} {margin:g}" for name, margin in QUANTITIES.items())
@@ -65,13 +65,18 @@ def _changes(found: Checkpoints) -> Table:
         "interval over texts. Higher or lower: the interval excludes 0. No change: the interval lies within "
         f"the margin ({margins}). Everything else is undecided."
     )
-    return Table(["from → to", *QUANTITIES], rows, caption, title="What changed between checkpoints")
+    return Table(["checkpoint", *QUANTITIES], rows, caption, title="What changed between checkpoints")
 
 
 def _change(one: Interval, reading: str) -> Cell:
     if one.estimate != one.estimate:
         return Cell(reading or "–")
-    return Cell(f"{number(one.estimate, signed=True)} {reading}", bounds(one))
+    return Cell(f"{number(one.estimate, signed=True)} {reading}", _bounds(one))
+
+
+def _bounds(one: Interval) -> str:
+    """The interval; one without width says nothing about other texts."""
+    return "all texts alike" if one.low == one.high else bounds(one)
 
 
 __all__ = ["checkpoint_blocks"]

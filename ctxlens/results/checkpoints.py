@@ -96,11 +96,11 @@ class Checkpoints(_Table):
         table = self.frame.pivot(index="model", columns="quantity", values="estimate")
         return table.loc[self.models, list(QUANTITIES)].round(3).rename_axis(columns=None).reset_index()
 
-    def _rows(self, quantity: str) -> list[dict[str, Any]]:
+    def _rows(self, quantity: str) -> list[dict[Any, Any]]:
         return self.frame[self.frame["quantity"] == quantity].to_dict(orient="records")
 
     @staticmethod
-    def _interval(row: Mapping[str, Any], prefix: str) -> Interval:
+    def _interval(row: Mapping[Any, Any], prefix: str) -> Interval:
         names = (
             prefix or "estimate",
             *(f"{prefix}_{one}" if prefix else one for one in ("low", "high", "n")),

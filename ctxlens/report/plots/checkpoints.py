@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -10,12 +9,11 @@ from plotly.subplots import make_subplots
 
 from ctxlens.report.plots.theme import DASHES, GRID, MARKERS, SERIES, plain, style
 from ctxlens.results.checkpoints import Checkpoints
-from ctxlens.stats import Interval
 
 _PANELS = (
     ("recall", (("recall without template", "without template"), ("recall with template", "with template"))),
-    ("loss", (("loss", "loss: recall with minus without template"),)),
-    ("bias", (("bias", "bias: user's share with minus without template"),)),
+    ("loss", (("loss", "recall with minus without template"),)),
+    ("bias", (("bias", "user's share with minus without template"),)),
 )
 """Each panel's axis title, and its curves as quantity and name."""
 _WIDE = 100
@@ -31,7 +29,7 @@ def checkpoint_curves(found: Checkpoints) -> go.Figure:
     number = 0
     for row, (title, curves) in enumerate(_PANELS, start=1):
         for quantity, name in curves:
-            figure.add_trace(_curve(found, found.values(quantity), name, number), row=row, col=1)
+            figure.add_trace(_curve(found, quantity, name, number), row=row, col=1)
             number += 1
         figure.update_yaxes(title_text=title, row=row, col=1)
     style(figure, height=640)
@@ -53,9 +51,9 @@ def _axis(found: Checkpoints) -> dict[str, Any]:
     return {"type": "log" if steps[0] > 0 and steps[-1] / steps[0] >= _WIDE else "linear"}
 
 
-def _curve(found: Checkpoints, values: Sequence[Interval], name: str, number: int) -> go.Scatter:
+def _curve(found: Checkpoints, quantity: str, name: str, number: int) -> go.Scatter:
     """One quantity with its intervals."""
-    shade = SERIES[number % len(SERIES)]
+    shade, values = SERIES[number % len(SERIES)], found.values(quantity)
     return go.Scatter(
         x=found.steps[0] if found.steps else found.models,
         y=[round(one.estimate, 4) for one in values],
@@ -68,6 +66,7 @@ def _curve(found: Checkpoints, values: Sequence[Interval], name: str, number: in
         line={"color": shade.built, "width": 2, "dash": DASHES[number % len(DASHES)]},
         marker={"color": shade.built, "size": 8, "symbol": MARKERS[number % len(MARKERS)]},
         name=name,
+        showlegend=quantity.startswith("recall"),  # the titles of the axes name the others
         customdata=[
             [plain(model), one.format()] for model, one in zip(found.models, values, strict=True)
         ],
