@@ -21,7 +21,7 @@ from ctxlens.auditing.texts import build_cells
 from ctxlens.chat.condition import Condition
 from ctxlens.chat.roles import Role
 from ctxlens.cli import app
-from ctxlens.cli.audit import check_questions, choose_folders, parse_budget
+from ctxlens.cli.audit import check_questions, parse_budget
 from ctxlens.errors import InputError
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.contexts import insert_sentences
@@ -410,14 +410,6 @@ def test_unknown_questions_are_refused():
     assert check_questions("loss, bias") == ("loss", "bias")
     with pytest.raises(InputError, match="--fail-on got gain"):
         check_questions("gain")
-
-
-def test_every_model_gets_a_folder():
-    assert choose_folders(Path("out"), ["a/b"]) == [Path("out")]
-    assert choose_folders(Path("out"), ["x/step-1", "x/step-2"]) == [Path("out/step-1"), Path("out/step-2")]
-    assert choose_folders(Path("out"), ["x/last", "y/last"]) == [Path("out/x-last"), Path("out/y-last")]
-    with pytest.raises(InputError, match="twice"):
-        choose_folders(Path("out"), ["a", "a"])
 
 
 def test_the_command_prints_answers_and_json_and_its_exit_code_says_what_failed(small, tmp_path, monkeypatch):
