@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import ctxlens as cl
-from ctxlens.auditing import measure, run
+from ctxlens.auditing import asking, measure, run
 from ctxlens.auditing.material import choose_material
 from ctxlens.auditing.pace import Pace
 from ctxlens.auditing.plan import Frame, Plan, describe_plan, make_plan, tells
@@ -21,7 +21,7 @@ from ctxlens.auditing.texts import build_cells
 from ctxlens.chat.condition import Condition
 from ctxlens.chat.roles import Role
 from ctxlens.cli import app
-from ctxlens.cli.audit import check_questions, choose_folders, parse_budget
+from ctxlens.cli.audit import check_questions, parse_budget
 from ctxlens.errors import InputError
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.contexts import insert_sentences
@@ -362,6 +362,22 @@ def test_an_audit_answers_all_questions_and_goes_on_where_it_stopped(model, smal
     assert resumed.verdicts == whole.verdicts
 
 
+def test_a_condition_that_is_read_is_not_read_again(model, small, tmp_path, monkeypatch):
+    calls, read = [], asking.read_with_fact
+
+    def stopping(*args):
+        calls.append(args[2].number)
+        if len(calls) == 6:  # the second text of the second condition
+            raise KeyboardInterrupt
+        return read(*args)
+
+    monkeypatch.setattr(asking, "read_with_fact", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        cl.audit(model, budget=1, out=tmp_path / "run")
+    cl.audit(model, budget=1, out=tmp_path / "run")
+    assert len(calls) == 2 * 4 + 1  # four texts under two conditions, and the one that was stopped
+
+
 def test_a_model_without_chat_template_is_refused(model, tmp_path, monkeypatch):
     monkeypatch.setattr(model.tokenizer, "chat_template", None)
     with pytest.raises(InputError, match=r"no chat template.*--chat-template"):
@@ -394,14 +410,6 @@ def test_unknown_questions_are_refused():
     assert check_questions("loss, bias") == ("loss", "bias")
     with pytest.raises(InputError, match="--fail-on got gain"):
         check_questions("gain")
-
-
-def test_every_model_gets_a_folder():
-    assert choose_folders(Path("out"), ["a/b"]) == [Path("out")]
-    assert choose_folders(Path("out"), ["x/step-1", "x/step-2"]) == [Path("out/step-1"), Path("out/step-2")]
-    assert choose_folders(Path("out"), ["x/last", "y/last"]) == [Path("out/x-last"), Path("out/y-last")]
-    with pytest.raises(InputError, match="twice"):
-        choose_folders(Path("out"), ["a", "a"])
 
 
 def test_the_command_prints_answers_and_json_and_its_exit_code_says_what_failed(small, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The audit of a chat model: loss, controls, bias, cause and cost within a time that the user names."""
 
-from ctxlens.auditing.run import Audit, audit
+from ctxlens.auditing.run import Audit
+from ctxlens.auditing.several import Audits, audit
 
-__all__ = ["Audit", "audit"]
+__all__ = ["Audit", "Audits", "audit"]

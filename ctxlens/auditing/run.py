@@ -26,7 +26,7 @@ from ctxlens.auditing.pace import Pace
 from ctxlens.auditing.plan import Frame, Plan, make_plan
 from ctxlens.auditing.ready import Ready, look
 from ctxlens.auditing.texts import Material
-from ctxlens.errors import CtxlensError, InputError
+from ctxlens.errors import CtxlensError, InputError, RunExistsError
 from ctxlens.evals.needle.haystack import Haystack
 from ctxlens.evals.needle.needles import Needle
 from ctxlens.models import Model, load_model
@@ -136,6 +136,7 @@ def audit(
     seed: int = 0,
     overwrite: bool = False,
     only_plan: bool = False,
+    plan: Plan | None = None,
     tell: Tell | None = None,
     progress: StageProgress | None = None,
 ) -> Audit:
@@ -150,7 +151,8 @@ def audit(
     ```
 
     Args:
-        model: a model, or what `load_model` takes.
+        model: a model, or what `load_model` takes. `ctxlens.audit` also takes a list of checkpoints, which
+            all get the plan of the first, and returns `Audits`.
         against: the base or an earlier checkpoint, measured with the same texts.
         budget: minutes for the whole audit.
         haystack: the user's own texts; by default the project's own.
@@ -160,6 +162,7 @@ def audit(
         seed: seed of texts and random heads.
         overwrite: start again if the folder holds another run, which is renamed.
         only_plan: stop after the plan.
+        plan: the plan of another checkpoint, so that both get the same texts; by default made here.
         tell: called with what is known of the model and the plan, before anything is measured.
         progress: called as progress(stage, done, total).
 
@@ -183,7 +186,10 @@ def audit(
     }
     run = Run.open(out, study="audit", config=config, overwrite=overwrite)
     try:
-        ready, plan = prepare(run, lm, material, budget, lengths, n_models=1 if against is None else 2)
+        if plan is None:
+            ready, plan = prepare(run, lm, material, budget, lengths, n_models=1 if against is None else 2)
+        else:
+            ready, plan = follow(run, lm, material, plan)
     except CtxlensError:  # nothing is measured yet, so that other settings can have the folder
         if [path.name for path in run.folder.iterdir()] == [MANIFEST]:
             shutil.rmtree(run.folder)
@@ -221,6 +227,29 @@ def prepare(
     frame = Frame(ready.speed, 60 * budget, ready.longest, ready.overhead, n_models, ready.controls,
                   len(material.facts))  # fmt: skip
     plan = make_plan(frame, lengths)
+    run.write_json(READY, ready.as_dict())
+    run.write_json(PLAN, plan.as_dict())
+    return ready, plan
+
+
+def follow(run: Run, model: Model, material: Material, plan: Plan) -> tuple[Ready, Plan]:
+    """What is known of the model, and the given plan with the controls that this model allows.
+
+    Raises:
+        InputError: the texts do not fit this model, or its folder holds an audit with another plan.
+    """
+    ready = Ready.from_dict(run.read_json(READY)) if run.has(READY) else look(model, material, MAX_NEW_TOKENS)
+    if max(plan.lengths) > ready.longest:
+        raise InputError(
+            f"the texts of {max(plan.lengths)} tokens that the other checkpoints get do not fit: this one "
+            f"holds contexts of at most {ready.longest}; give shorter --lengths."
+        )
+    plan = replace(plan, controls=tuple(one for one in plan.controls if one in ready.controls))
+    if run.has(PLAN) and Plan.from_dict(run.read_json(PLAN)) != plan:
+        raise RunExistsError(
+            f"{run.folder} holds an audit with another plan than that of the other checkpoints; choose "
+            "another folder, or pass --overwrite."
+        )
     run.write_json(READY, ready.as_dict())
     run.write_json(PLAN, plan.as_dict())
     return ready, plan

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from ctxlens.cli import _screen
+from ctxlens.cli._audits import describe, outcome_of
+from ctxlens.cli._checkpoints import show_several
 from ctxlens.cli._options import ModelOptions, verb
-from ctxlens.cli._output import INTERVAL, Outcome, OutputOptions, Table, interval_cells, print_json
+from ctxlens.cli._output import OutputOptions, print_json
 from ctxlens.errors import InputError
 from ctxlens.parsing import parse_numbers
 
 if TYPE_CHECKING:
-    from ctxlens.auditing import Audit
+    from ctxlens.auditing import Audit, Audits
     from ctxlens.auditing.plan import Plan
     from ctxlens.auditing.ready import Ready
 
@@ -118,22 +120,18 @@ def audit(
     arguments = {**asked.arguments(), "overwrite": overwrite, "only_plan": plan}
     sources = [replace(loading, model=name) for name in models or [loading.model]]
     against = None if asked.against is None else replace(loading, model=asked.against)
-    for source in filter(None, (*sources, against)):
-        source.check()
-    folders = choose_folders(out, [one.model for one in sources])
-    found = [
-        _audit_one(source, against, {**arguments, "out": folder})
-        for source, folder in zip(sources, folders, strict=True)
-    ]
-    if output.json_out:
-        described = [{**_outcome([one]).as_dict(), **describe(one)} for one in found]
-        print_json(described if len(found) > 1 else described[0])
-    elif output.csv_out:
-        output.show(lambda: _outcome(found), lambda: None)
-    elif not plan:
-        _show_all(found)
-    if not plan:
-        _screen.note("\n".join(f"report: {one.folder / 'report.html'}" for one in found))
+    if against is not None:
+        against.check()
+    if len(sources) > 1:
+        together = _audit_several(sources, against, out, arguments)
+        show_several(together, output, planned=plan)
+        found = list(together.audits.values())
+        if together.failed:
+            raise typer.Exit(2)
+    else:
+        sources[0].check()
+        found = [_audit_one(sources[0], against, {**arguments, "out": out})]
+        _show_one(found[0], output, planned=plan)
     from ctxlens.results.audit import failed
 
     if any(failed(one.verdicts, names) for one in found):
@@ -165,24 +163,6 @@ def check_questions(text: str | None) -> tuple[str, ...]:
     return names
 
 
-def choose_folders(out: Path, models: Sequence[str]) -> list[Path]:
-    """The run folder of each model: the folder itself, or one inside it for each of several models.
-
-    Raises:
-        InputError: a model is given twice.
-    """
-    if len(models) == 1:
-        return [out]
-    if len(set(models)) < len(models):
-        raise InputError("a model is given twice; give each model once.")
-    parts = [
-        [re.sub(r"[^A-Za-z0-9.]+", "-", part) for part in Path(model).parts if part != "/"]
-        for model in models
-    ]
-    depth = next(n for n in range(1, 99) if len({tuple(one[-n:]) for one in parts}) == len(models) or n == 98)
-    return [out / "-".join(one[-depth:]) for one in parts]
-
-
 def _read_facts(path: str) -> tuple[Any, ...]:
     from ctxlens.evals.needle.needles import load_needles
 
@@ -209,19 +189,48 @@ def _audit_one(source: ModelOptions, against: ModelOptions | None, arguments: Ma
         return audit(model, against=other, tell=tell, progress=progress, **arguments)
 
 
-def _show_all(found: Sequence[Audit]) -> None:
-    """Print the answers for every model, and one table if there are several."""
-    for one in found:
-        _show(one, name=len(found) > 1)
-    if len(found) > 1:
-        _show_together(found)
+def _audit_several(
+    sources: Sequence[ModelOptions], against: ModelOptions | None, out: Path, arguments: Mapping[str, Any]
+) -> Audits:
+    """Audit checkpoints one after another with one plan."""
+    from ctxlens.auditing.several import audit_several, split_revision
+
+    by_name = {source.model: source for source in sources}
+    rest = {name: value for name, value in arguments.items() if name != "overwrite"}
+
+    def one(name: str, folder: Path, plan: Plan | None) -> Audit:
+        repository, revision = split_revision(name)
+        source = replace(by_name[name], model=repository, revision=revision or by_name[name].revision)
+        _screen.note(f"{name}:")
+        return _audit_one(source, against, {**rest, "out": folder, "plan": plan})
+
+    config = {
+        **{name: arguments[name] for name in ("budget", "haystack", "lengths", "seed")},
+        "facts": [fact.name for fact in arguments["facts"]],
+        "against": None if against is None else against.model,
+    }
+    return audit_several(
+        [source.model for source in sources], one, out=out, config=config, overwrite=arguments["overwrite"]
+    )
 
 
-def _show(found: Audit, *, name: bool) -> None:
+def _show_one(found: Audit, output: OutputOptions, *, planned: bool) -> None:
+    """Print the answers of one audit as they were asked for."""
+    if output.json_out:
+        print_json({**outcome_of([found]).as_dict(), **describe(found)})
+    elif output.csv_out:
+        output.show(lambda: outcome_of([found]), lambda: None)
+    elif not planned:
+        _show(found)
+    if not planned:
+        _screen.note(f"report: {found.folder / 'report.html'}")
+
+
+def _show(found: Audit) -> None:
     """Print the five answers."""
     from ctxlens.results.audit import QUESTIONS
 
-    lines = [found.ready.model.split(":")[0]] if name else []
+    lines: list[str] = []
     for verdict in found.verdicts:
         lines += [
             f"{verdict.claim}: {verdict.word.upper()}. {QUESTIONS[verdict.claim]}",
@@ -230,59 +239,3 @@ def _show(found: Audit, *, name: bool) -> None:
     if note := found.note:
         lines.append(note)
     _screen.say_wrapped(lines)
-
-
-def _show_together(found: Sequence[Audit]) -> None:
-    """Print one table over several checkpoints."""
-    rows = []
-    for one in found:
-        by_name = {verdict.claim: verdict for verdict in one.verdicts}
-        cells = [
-            f"{by_name[claim].figure.estimate:+.2f} {by_name[claim].word}" if claim in by_name else "–"
-            for claim in ("loss", "bias", "cause")
-        ]
-        rows.append([Path(one.ready.model.split(":")[0]).name, *cells])
-    _screen.show_table("change with the template", ["model", "loss", "bias", "cause"], rows)
-
-
-def _outcome(found: Sequence[Audit]) -> Outcome:
-    """The answers of one or several audits as a table."""
-    rows = [
-        [one.ready.model.split(":")[0], verdict.claim, verdict.word, *interval_cells(verdict.figure),
-         verdict.quantity, verdict.sentence]
-        for one in found for verdict in one.verdicts
-    ]  # fmt: skip
-    columns = ("model", "question", "answer", "estimate", *INTERVAL, "quantity", "sentence")
-    summary = "; ".join(f"{verdict.claim}: {verdict.word}" for one in found for verdict in one.verdicts)
-    models = ", ".join(one.ready.model.split(":")[0] for one in found)
-    return Outcome("audit", summary, Table(columns, rows), models, found[0].folder)
-
-
-def describe(found: Audit) -> dict[str, Any]:
-    """An audit as JSON values."""
-    return {
-        "model": found.ready.model.split(":")[0],
-        "folder": str(found.folder),
-        "ready": found.ready.as_dict(),
-        "plan": found.plan.as_dict(),
-        "seconds": found.seconds,
-        "answers": [
-            {
-                "question": verdict.claim,
-                "answer": verdict.word,
-                "sentence": verdict.sentence,
-                "quantity": verdict.quantity,
-                "rule": verdict.rule,
-                **describe_interval(verdict.figure),
-                "notes": [{"what": what, **describe_interval(one)} for what, one in verdict.notes],
-            }
-            for verdict in found.verdicts
-        ],
-        "note": found.note,
-    }
-
-
-def describe_interval(one: Any) -> dict[str, Any]:
-    """An interval as JSON values; what is not a number becomes null."""
-    values = {"estimate": one.estimate, "low": one.low, "high": one.high}
-    return {**{name: None if value != value else value for name, value in values.items()}, "n": one.n}

@@ -77,10 +77,14 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell: text, and an interval or a remark in small print below it."""
+    """A table cell: text, and an interval or a remark in small print below it.
+
+    `link` is a relative address that the text leads to; only the first cell of a row has one.
+    """
 
     text: str
     small: str = ""
+    link: str = ""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 
 from ctxlens.errors import InputError, first_line
 from ctxlens.report.plots.allocation import role_by_layer, role_heatmap
+from ctxlens.report.plots.checkpoints import checkpoint_curves
 from ctxlens.report.plots.drift import drift_by_layer, drift_map
 from ctxlens.report.plots.heads import head_curves, head_map
 from ctxlens.report.plots.html import HtmlView
@@ -42,6 +43,7 @@ from ctxlens.results import (
     TokenView,
     Verdicts,
 )
+from ctxlens.results.checkpoints import Checkpoints
 from ctxlens.stats import bootstrap_mean
 
 _WIDTH, _SCALE = 900, 2
@@ -65,6 +67,7 @@ def draw(result: Any, **options: Any) -> go.Figure | HtmlView:
     | `Drift` | a role by layer; with `heads=True` the change by layer and head | `role`, `view`, `heads` |
     | `HeadMap`, `HeadCurves` | a number by layer and head; effect by number of heads | |
     | `Ratings` | mean ratings by model | `by` |
+    | `Checkpoints`, `Audits` | recall, loss and bias by training step | |
     | `Verdicts`, `Audit` | measured quantities with intervals | |
 
     Raises:
@@ -147,6 +150,12 @@ def _(result: HeadCurves) -> go.Figure:
 def _(result: Ratings, by: Any = "turn") -> go.Figure:
     _refuse_empty(result)
     return rating_means(result, by)
+
+
+@draw.register
+def _(result: Checkpoints) -> go.Figure:
+    _refuse_empty(result)
+    return checkpoint_curves(result)
 
 
 @draw.register

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ctxlens.report.attention import bias_blocks
 from ctxlens.report.blocks import Block, Note, Part, Section
+from ctxlens.report.checkpoints import checkpoint_blocks
 from ctxlens.report.collect import RunContents
 from ctxlens.report.evaluation import evaluation_blocks
 from ctxlens.report.heads import drift_blocks, heads_blocks
@@ -89,6 +90,8 @@ def build_sections(runs: Sequence[RunContents]) -> tuple[list[Section], list[str
     """The sections for which the runs hold results, and the names of the results that are missing."""
     sections, missing = [], []
     has_demo = any(run.is_demo for run in runs)
+    if parts := [Part(run.name, blocks) for run in runs if (blocks := checkpoint_blocks(run))]:
+        sections.append(Section("checkpoints", "Checkpoints", "", parts))
     for topic in _TOPICS:
         parts = _topic_parts(topic, runs)
         if not any(_is_told(part) for part in parts):
@@ -100,6 +103,8 @@ def build_sections(runs: Sequence[RunContents]) -> tuple[list[Section], list[str
             sections.append(Section(slug, title, "", parts))
     parts = [Part(run.name, making_blocks(run)) for run in runs]
     sections.append(Section("making", "How it was made", "", parts))
+    if all(run.study == "checkpoints" for run in runs):  # each checkpoint has a page of its own
+        missing = []
     return sections, missing
 
 

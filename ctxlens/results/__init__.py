@@ -13,6 +13,7 @@ from typing import get_args
 
 from ctxlens.errors import InputError
 from ctxlens.results.arrays import RoleAllocation, TokenView
+from ctxlens.results.checkpoints import Checkpoints
 from ctxlens.results.drift import VIEWS, Drift
 from ctxlens.results.evaluation import Evaluation
 from ctxlens.results.fastchat import Dialogues
@@ -36,6 +37,7 @@ Result = (
     | Drift
     | Ratings
     | Evaluation
+    | Checkpoints
 )
 _TYPES = {cls.__name__: cls for cls in get_args(Result)}
 
@@ -60,7 +62,7 @@ def load_result(path: str | Path) -> Result:
 
 
 __all__ = [
-    "VIEWS", "Ability", "Dialogues", "Drift", "Evaluation", "HeadCurves", "HeadMap", "NeedleGrid", "Ratings",
-    "Result", "RoleAllocation", "Scores", "Selection", "TokenView", "Verdict", "Verdicts", "correlate_maps",
-    "load_result",
+    "VIEWS", "Ability", "Checkpoints", "Dialogues", "Drift", "Evaluation", "HeadCurves", "HeadMap",
+    "NeedleGrid", "Ratings", "Result", "RoleAllocation", "Scores", "Selection", "TokenView", "Verdict",
+    "Verdicts", "correlate_maps", "load_result",
 ]  # fmt: skip

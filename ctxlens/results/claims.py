@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from ctxlens.chat.roles import Role
-from ctxlens.results import Ability, NeedleGrid, RoleAllocation, Scores, Selection, Verdict
-from ctxlens.results.arrays import SINKS_NOT_MEASURED
+from ctxlens.results.arrays import SINKS_NOT_MEASURED, RoleAllocation
+from ctxlens.results.scores import Scores
+from ctxlens.results.tables import Ability, NeedleGrid, Selection
+from ctxlens.results.verdicts import Verdict
 from ctxlens.stats import Interval, auroc_interval, bootstrap_mean, paired_difference
 
 MARGIN = 0.02
