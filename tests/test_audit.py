@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import ctxlens as cl
-from ctxlens.auditing import measure, run
+from ctxlens.auditing import asking, measure, run
 from ctxlens.auditing.material import choose_material
 from ctxlens.auditing.pace import Pace
 from ctxlens.auditing.plan import Frame, Plan, describe_plan, make_plan, tells
@@ -360,6 +360,22 @@ def test_an_audit_answers_all_questions_and_goes_on_where_it_stopped(model, smal
             continue
     resumed = cl.audit(model, budget=1, out=tmp_path / "stopped")
     assert resumed.verdicts == whole.verdicts
+
+
+def test_a_condition_that_is_read_is_not_read_again(model, small, tmp_path, monkeypatch):
+    calls, read = [], asking.read_with_fact
+
+    def stopping(*args):
+        calls.append(args[2].number)
+        if len(calls) == 6:  # the second text of the second condition
+            raise KeyboardInterrupt
+        return read(*args)
+
+    monkeypatch.setattr(asking, "read_with_fact", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        cl.audit(model, budget=1, out=tmp_path / "run")
+    cl.audit(model, budget=1, out=tmp_path / "run")
+    assert len(calls) == 2 * 4 + 1  # four texts under two conditions, and the one that was stopped
 
 
 def test_a_model_without_chat_template_is_refused(model, tmp_path, monkeypatch):

@@ -12,7 +12,9 @@ from ctxlens.results import Evaluation
 def shown(capsys, monkeypatch, columns, table):
     monkeypatch.setenv("COLUMNS", str(columns))
     show_evaluation(table)
-    return capsys.readouterr().out.splitlines()
+    *lines, sentence = capsys.readouterr().out.splitlines()
+    assert sentence.endswith(".")
+    return lines
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -25,13 +27,13 @@ def test_an_evaluation_of_models_and_conditions_is_read_at_80_columns(columns, c
     assert [" ".join(line.split()) for line in lines[2:9]] == [
         "quiz: contains, 4 examples",
         "base",
-        "template 0.75 [0.50, 1.00]",
-        "plain 0.50 [0.50, 0.50] -0.25 [-0.50, 0.00] no diff. shown 1.000",
+        "template 0.75 (2 texts)",
+        "plain 0.50 (2 texts) -0.25 (2 texts) no diff. shown 1.000",
         "tuned",
-        "template 0.00 [0.00, 0.00] -0.75 [-1.00, -0.50] too few to tell 0.250",
-        "plain 0.75 [0.50, 1.00] 0.00 [-0.50, 0.50] no diff. shown 1.000",
+        "template 0.00 (2 texts) -0.75 (2 texts) too few to tell 0.250",
+        "plain 0.75 (2 texts) 0.00 (2 texts) no diff. shown 1.000",
     ]
-    assert len({line.index("]") for line in lines if "]" in line}) == 1
+    assert len({line.index(")") for line in lines[2:9] if ")" in line}) == 1
     assert lines[9] == "quiz: f1, 4 examples"
 
 
@@ -41,8 +43,8 @@ def test_one_model_and_one_condition_stand_in_the_title(capsys, monkeypatch):
     assert lines[0] == "evaluation, template"
     assert [line.split()[0] for line in lines[2:5]] == ["quiz:", "base", "tuned"]
     lines = shown(capsys, monkeypatch, 80, evaluation(right={("base", "template"): (1, 1, 1, 0)}))
-    assert lines[:2] == ["evaluation, base, template", " " * 25 + "mean"]
-    assert lines[3] == "  template  0.75 [0.50, 1.00]"
+    assert lines[:2] == ["evaluation, base, template", " " * 22 + "mean"]
+    assert lines[3] == "  template  0.75 (2 texts)"
 
 
 def test_empty_answers_and_answers_cut_off_stand_below_their_task(capsys, monkeypatch):
@@ -69,7 +71,7 @@ def test_a_label_too_long_for_its_numbers_stands_above_them(capsys, monkeypatch)
     }
     lines = shown(capsys, monkeypatch, 80, evaluation(right=right))
     place = lines.index("  plain+steered:0.5:1.2/3.0/4.1")
-    assert lines[place + 1].split()[:3] == ["0.50", "[0.50,", "0.50]"]
+    assert lines[place + 1].split()[:3] == ["0.50", "(2", "texts)"]
     assert lines[place + 1].endswith("1.000")
     assert max(map(len, lines)) <= 80
     wide = shown(capsys, monkeypatch, 120, evaluation(right=right))
@@ -96,7 +98,7 @@ def test_a_table_never_breaks_the_name_of_a_condition(capsys, monkeypatch):
 
 def test_before_and_after_keeps_the_names_of_conditions_whole(capsys, monkeypatch, tmp_path):
     def mean(estimate, low, high):
-        return {"estimate": estimate, "low": low, "high": high, "n": 8}
+        return {"estimate": estimate, "low": low, "high": high, "n": 12}
 
     def row(measure, first, second):
         return {

@@ -95,9 +95,9 @@ def test_answers_of_others_are_judged_without_a_model(folder):
     assert "\x1b" not in said.output
     assert "2 of 4 answers have no rating (most often: no rating in brackets)" in said.stderr
     assert "run the same command again" in said.stderr
-    lines = [line.split() for line in said.stdout.splitlines()]  # labels stand above their numbers
-    of_gpt, of_first = (lines[lines.index([name]) + 1] for name in ("gpt", "first"))
-    assert of_gpt[:2] == ["9.00", "nan"]
+    lines = [line.split() for line in said.stdout.splitlines()]
+    of_gpt, of_first = (next(line[1:] for line in lines if line[:1] == [name]) for name in ("gpt", "first"))
+    assert of_gpt[:5] == ["9.00", "–", "9.00", "(1", "question)"]
     assert of_gpt[-4:] == ["1/2", "1", "0", "–"]
     assert of_first[-4:] == ["1/2", "0", "0", "2"]  # both answers reach six tokens
 

@@ -82,8 +82,10 @@ class Asker:
             share: what the budget grants.
             meta: further entries of the grid's `meta`.
         """
-        if self.pace is None or share is None or self.run.has(name):
+        if self.pace is None or share is None:
             return self._ask(cells, config, settings, name, tell, meta)
+        if self.run.has(name):
+            return NeedleGrid.load(self.run.path(name))
         groups = group_texts([cell.case for cell in cells])
         n_texts, done, found = sum(map(len, groups)), 0, []
         part = share.stage if share.stage == "loss" else name
@@ -147,6 +149,9 @@ class Asker:
         done, total = 0, len(config.conditions) * len(cells)
         for condition in config.conditions:
             view = name_view(condition)
+            if self.run.has(self._map_name(view)):  # written last; a kill may have come after it
+                tell(done := done + len(cells), total)
+                continue
             made_of = [config.as_dict(), [cell_record(cell) for cell in cells]]
             parts = Parts(self.run, f"roles-{self.label}-{view}", made_of, form=_ALLOCATIONS)
             found: list[RoleAllocation] = []
@@ -168,7 +173,11 @@ class Asker:
         effects = np.moveaxis(marked.share(_FACT), -1, 0).astype(float)
         quantity = "share of attention to the fact that is asked for"
         fact = HeadMap(effects, np.asarray(texts), "fact", {**meta, "quantity": quantity})
-        self.run.save(f"stages/map-fact-{self.label}-{view}.safetensors", fact)
+        self.run.save(self._map_name(view), fact)
+
+    def _map_name(self, view: str) -> str:
+        """The file with the attention to the facts under a condition."""
+        return f"stages/map-fact-{self.label}-{view}.safetensors"
 
 
 def name_view(condition: str | Condition) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ctxlens.auditing.asking import Asker, Share
@@ -21,12 +22,13 @@ from ctxlens.heads.choose import Head, draw_random_heads
 from ctxlens.heads.sweep import sweep_settings
 from ctxlens.results import Ability, HeadMap, NeedleGrid
 from ctxlens.results.audit import TEMPLATE, choose_alpha
-from ctxlens.runs import Progress
+from ctxlens.runs import PartFormat, Parts, Progress, digest
 
 MAX_NEW_TOKENS = 24
 """Upper bound on an answer; its prefix leaves only the fact's words to write."""
 NEEDLE_HEADS = 0.1
 """The part of all heads that is steered as the heads that attend to the facts."""
+_ABILITIES = PartFormat(".parquet", Ability.write, Ability.load)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,16 +175,25 @@ def measure_cause(bench: Bench, tell: Progress) -> None:
 
 def measure_cost(bench: Bench, tell: Progress) -> None:
     """Ask what needs no text, unsteered and with the α that all heads were steered with."""
+    if bench.run.has("ability.parquet"):
+        return
     alpha = bench.run.read_json("stages/heads.json")["alphas"]["all"]
-    tables = []
-    for number, one in enumerate((1.0, alpha)):
+    made_of = [digest(bench.model.identity), [question.question for question in bench.material.questions]]
+    parts = Parts(bench.run, "cost", made_of, form=_ABILITIES)
+
+    def answer(one: float) -> Ability:
         with bench.model.steer(one):
             table = run_closed_book(
                 bench.model, bench.material.questions, label=bench.label, max_new_tokens=MAX_NEW_TOKENS
             )
-        tables.append(Ability(table.frame.assign(alpha=one), table.meta))
+        return Ability(table.frame.assign(alpha=one), table.meta)
+
+    tables = []
+    for number, one in enumerate((1.0, alpha)):
+        tables.append(parts.get(f"alpha-{one}", partial(answer, one)))
         tell(number + 1, 2)
     bench.run.save("ability.parquet", Ability.concat(tables))
+    parts.remove()
 
 
 def join_steering(bench: Bench) -> NeedleGrid:

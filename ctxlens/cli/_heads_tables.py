@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ctxlens.cli._outcomes import say_heads
-from ctxlens.cli._output import few_note, show_interval
+from ctxlens.cli._output import count, few_note, show_interval
 from ctxlens.cli._screen import note, say_wrapped, show_lines, show_table
 from ctxlens.cli._tables import NO_SINKS, NOTHING_LEFT, list_roles, mean_share
 from ctxlens.cli._tables import show_share as _share
@@ -37,13 +37,19 @@ def show_head_study(run: Run) -> None:
 
 
 def _show_map(found: HeadMap) -> None:
+    from ctxlens.stats import Interval
+
     values, (low, high) = found.values, found.interval()
+    n_texts = len(set(found.contexts.tolist()))
     rows = [
-        [f"{at[0]}.{at[1]}", f"{values[at]:+.3f}", f"[{low[at]:+.3f}, {high[at]:+.3f}]"]
+        [
+            f"{at[0]}.{at[1]}",
+            show_interval(Interval(values[at], low[at], high[at], n_texts), 3, signed=True),
+        ]
         for at in found.ranking(ascending=found.kind in _LOSSES)[:_SHOWN]
     ]
-    title = f"{found.kind}: {found.meta.get('quantity', '')}, {len(found.effects)} cells"
-    columns = ["head", "mean", "95 % interval"]
+    title = f"{found.kind}: {found.meta.get('quantity', '')}, {count(len(found.effects), 'cell')}"
+    columns = ["head", "mean, 95 % interval"]
     if "with_sinks" in found.meta:
         columns.append("with sinks (paper)")
         for row in rows:

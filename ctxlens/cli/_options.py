@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
 
 import typer
 
+from ctxlens.cli._completion import find_completer
 from ctxlens.cli._inputs import parse_template_args
 from ctxlens.cli._output import OutputOptions
 from ctxlens.cli._screen import examples, note, quieted
@@ -391,12 +392,13 @@ def _field_types(kind: Any) -> dict[str, Any]:
     return hints
 
 
-def _for_help(annotation: Any, study: str) -> Any:
-    """An option in one verb's help: flags show no placeholder, and `runs/VERB` names the verb."""
+def _for_verb(annotation: Any, study: str, name: str) -> Any:
+    """An option of one verb: flags show no placeholder, `runs/VERB` names the verb."""
     declared, option = annotation.__origin__, copy(annotation.__metadata__[0])
     if declared is bool:
         option.metavar = ""
     option.help = option.help.replace("runs/VERB", f"runs/{study}")
+    option.autocompletion = find_completer(study, name)
     return Annotated[declared, option]
 
 
@@ -422,7 +424,7 @@ def verb(*commands: str) -> Callable[[Callable[..., None]], Callable[..., None]]
                 spread = [(name, parameter.default, kind)]
             parameters += [
                 inspect.Parameter(
-                    n, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_for_help(hint, study)
+                    n, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_for_verb(hint, study, n)
                 )
                 for n, default, hint in spread
             ]

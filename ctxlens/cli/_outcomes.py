@@ -218,7 +218,7 @@ def say_heads(maps: Sequence[Any]) -> str:
     for one in maps:
         at = one.ranking(ascending=one.kind in ("zero", "mean", "blind"))[0]
         firsts.append(f"{at[0]}.{at[1]} by {one.kind} ({one.values[at]:+.3f})")
-    return f"The first heads are {', '.join(firsts)}."
+    return f"The first {'head is' if len(firsts) == 1 else 'heads are'} {', '.join(firsts)}."
 
 
 def answers_outcome(

@@ -59,6 +59,14 @@ class Verb(_ShortHelpOption, TyperCommand):
 class Verbs(_ShortHelpOption, TyperGroup):
     """The command group: errors of ctxlens are printed as one sentence, with exit code 2."""
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The options of the group; the two that typer adds for completion are flags, too."""
+        params = super().get_params(ctx)
+        for one in params:
+            if one.name in ("install_completion", "show_completion"):
+                one.metavar = ""
+        return params
+
     def invoke(self, ctx: Any) -> Any:
         """Run the verb; exceptions other than `CtxlensError` keep their traceback."""
         try:

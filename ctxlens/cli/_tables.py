@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctxlens.cli._output import few_note, show_interval
+from ctxlens.cli._output import few_note, say_interval, show_interval
 from ctxlens.cli._screen import note, say_wrapped, show_lines, show_table
 
 if TYPE_CHECKING:
     from ctxlens.results import Evaluation, NeedleGrid, RoleAllocation, Selection
-    from ctxlens.stats import Interval
 
 _ALWAYS = ("bos", "sink")
 NO_SINKS = "the view without sinks is not available: sinks were not measured in this result"
@@ -202,6 +201,7 @@ def show_evaluation(evaluation: Evaluation) -> None:
     ]
     common = [one for names in (models, conditions) if len(names) == 1 for one in names]
     show_lines(", ".join(["evaluation", *common]), head, lines)
+    say_wrapped([say_evaluation(evaluation)])
     if compared:
         note(f"difference: minus {', '.join(evaluation.variants[0])}, paired by example; interval and")
         note("sign-flip test over the texts of the questions; McNemar: exact p over examples")
@@ -234,7 +234,7 @@ def _evaluation_lines(
             model_heading = model
             yield f" {model}"
         row = [f"  {condition if many_conditions or not many_models else model}"]
-        row.append(_interval(evaluation.mean(task, metric, variant)))
+        row.append(show_interval(evaluation.mean(task, metric, variant)))
         is_first = variant == evaluation.variants[0]
         yield row + (["", "", ""] if is_first else _compared(evaluation, task, metric, variant))
 
@@ -249,15 +249,27 @@ def _compared(evaluation: Evaluation, task: str, metric: str, variant: Any) -> l
         reading += ", p " + _chance(pair.p_value)
     if evaluation.is_binary(task, metric):
         test = _chance(evaluation.mcnemar(task, metric, first, variant).p_value)
-    return [_interval(pair.difference), reading, test]
+    return [show_interval(pair.difference), reading, test]
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _interval(interval: Interval) -> str:
-    return interval.format().replace("(too few for an interval)", "[too few]")
+def say_evaluation(evaluation: Evaluation) -> str:
+    """What an evaluation shows, in one sentence about its first task and metric."""
+    task, metric, first = next(iter(evaluation.rows()))
+    others = [one for one in evaluation.variants if one != first]
+    if not others:
+        mean = evaluation.mean(task, metric, first)
+        return f"The mean {metric} in {task} with {', '.join(first)} is {say_interval(mean)}."
+    pair = evaluation.compare(task, metric, first, others[0])
+    if not pair.pairs:
+        return f"In {task}, {', '.join(first)} and {', '.join(others[0])} share no example."
+    return (
+        f"In {task} the {metric} with {', '.join(others[0])} differs from that with {', '.join(first)} by "
+        f"{say_interval(pair.difference)}: {pair.reading}."
+    )
 
 
 def _chance(p_value: float) -> str:
@@ -403,7 +415,7 @@ def show_evaluations(folder: Path) -> None:
         for row in rows:
             if "recall" in row.measure:
                 means = f"{row.found.first.estimate:.2f} → {row.found.second.estimate:.2f}"
-                line = [f"  {row.first} → {row.second}", means, row.found.difference.format()]
+                line = [f"  {row.first} → {row.second}", means, show_interval(row.found.difference)]
                 groups.setdefault(row.measure, []).append(line)
         lines = [line for measure, group in groups.items() for line in (measure, *group)]
         show_lines(f"before and after, {path.parent.name}", ["", "means", "difference"], lines)
@@ -417,7 +429,7 @@ def show_verdicts(folder: Path) -> None:
 
     verdicts = Verdicts.load(folder / "verdicts.json").verdicts
     rows = [
-        [verdict.claim, verdict.verdict, verdict.figure.format(), verdict.quantity] for verdict in verdicts
+        [one.claim, one.verdict, show_interval(one.figure, unit="case"), one.quantity] for one in verdicts
     ]
     show_table("verdicts", ["claim", "verdict", "value", "what"], rows, n_labels=4)
     for verdict in verdicts:

@@ -21,7 +21,7 @@ from ctxlens.cli._options import (
     record_choice,
     verb,
 )
-from ctxlens.cli._output import OutputOptions
+from ctxlens.cli._output import OutputOptions, count
 from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
@@ -181,8 +181,8 @@ def eval(
     run = store.open_together("eval", config, processes)
     if processes.is_first:
         _screen.note(
-            f"plan: {', '.join(names)} under {len(asked)} conditions on {len(models.model)} models; the time "
-            "left is shown after the first batch"
+            f"plan: {', '.join(names)} under {count(len(asked), 'condition')} on "
+            f"{count(len(models.model), 'model')}; the time left is shown after the first batch"
         )
     with _screen.stage("examples") as progress:
         evaluation = harness.run_evaluation(
@@ -202,7 +202,7 @@ def eval(
         run.write_json("summary.json", evaluation.summary())
         output.show(
             lambda: _outcomes.records_outcome(
-                "eval", evaluation.summary(), f"{', '.join(names)}: {len(evaluation)} answers.",
+                "eval", evaluation.summary(), _tables.say_evaluation(evaluation),
                 ", ".join(models.model), run.folder,
             ),
             lambda: _tables.show_evaluation(evaluation),

@@ -12,7 +12,15 @@ import typer
 from ctxlens.cli import _screen
 from ctxlens.cli._inputs import BatchOption, HeadsOption, NewTokensOption, check_steering, resolve_heads
 from ctxlens.cli._options import ModelOptions, RunOptions, verb
-from ctxlens.cli._output import Outcome, OutputOptions, Table, interval_cells
+from ctxlens.cli._output import (
+    Outcome,
+    OutputOptions,
+    Table,
+    count,
+    interval_cells,
+    say_interval,
+    show_interval,
+)
 from ctxlens.cli._plan import tell_plan_later
 from ctxlens.errors import InputError
 
@@ -250,7 +258,7 @@ def _outcome(run: Run, questions: list[MTQuestion], ratings: Ratings | None) -> 
         told = [counts[key] for key in ("turns", "empty", "truncated", "cut")]
         rows.append([model, *told, *interval_cells(mean)])
     columns = ("model", "answers", "empty", "truncated", "cut", "rating", "low", "high", "n")
-    summary = f"{len(questions)} questions answered by {len(rows)} models."
+    summary = f"{count(len(questions), 'question')} answered by {count(len(rows), 'model')}."
     return Outcome("mt-bench", summary, Table(columns, rows), None, run.folder)
 
 
@@ -266,8 +274,12 @@ def _show(run: Run, questions: list[MTQuestion], ratings: Ratings | None) -> Non
         row = [model, str(counts["turns"])]
         if ratings is not None:
             of_model = ratings.where(model=model)
-            row = [model, *(f"{of_model.mean(turn=turn).estimate:.2f}" for turn in turns)]
-            row += [of_model.mean().format(), f"{len(of_model) - len(of_model.unrated)}/{len(of_model)}"]
+            means = [of_model.mean(turn=turn).estimate for turn in turns]
+            row = [model, *("–" if mean != mean else f"{mean:.2f}" for mean in means)]
+            row += [
+                show_interval(of_model.mean(), unit="question"),
+                f"{len(of_model) - len(of_model.unrated)}/{len(of_model)}",
+            ]
         cut = "–" if counts["cut"] is None else str(counts["cut"])
         rows.append([*row, str(counts["empty"]), str(counts["truncated"]), cut])
     told = ["answers"] if ratings is None else [*(f"turn {turn}" for turn in turns), "all turns", "rated"]
@@ -283,7 +295,9 @@ def _note_ratings(ratings: Ratings) -> None:
     first, *others = ratings.models
     for other in others:
         found = ratings.compare(first, other)
-        _screen.note(f"{other} minus {first}: {found.difference.format()}, {found.reading}")
+        _screen.note(
+            f"{other} minus {first}: {say_interval(found.difference, unit='question')}, {found.reading}"
+        )
     if len(ratings.unrated):
         reason = ratings.unrated["error"].value_counts().index[0]
         none = len(ratings.unrated) == len(ratings)

@@ -6,8 +6,10 @@ import difflib
 import functools
 import importlib.util
 import logging
+import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ _OURS = "ctxlens_"
 _DECLARED = re.compile(r"""^["']?(?:task|group|tag)["']? *: *["']?([^\s"'#\[{|>&*!]+)""", re.MULTILINE)
 """Matches the declaration of a task, group or tag in the text of a task file."""
 _NO_TASKS = (".py", ".pyc", ".md", ".jpg", ".png")
+_READERS = 16
+"""Threads that read task files: on a disk that has not read them yet, most of the time is waiting."""
 _SEED = 1234
 """lm-eval's default seed for drawing few-shot examples."""
 
@@ -141,15 +145,26 @@ def _read_lm_eval_names(wanted: frozenset[str]) -> tuple[frozenset[str], frozens
     places = package.submodule_search_locations if package else None
     declared: set[str] = set()
     occurring: set[str] = set()
-    for place in places or ():
-        for path in Path(place, "tasks").rglob("*"):
-            # Task files may include files of any name, also without suffix.
-            if path.suffix in _NO_TASKS or not path.is_file():
-                continue
-            text = path.read_text(encoding="utf-8", errors="replace")
+    paths = [path for place in places or () for path in _list_files(Path(place, "tasks"))]
+    with ThreadPoolExecutor(_READERS) as readers:
+        for text in readers.map(_read_text, paths):
             declared.update(_DECLARED.findall(text))
             occurring.update(name for name in wanted if name in text)
     return frozenset(declared), frozenset(occurring)
+
+
+def _list_files(folder: str | Path) -> Iterator[str]:
+    """The files below a folder that may be task files. Task files may include files of any name."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _list_files(entry.path)
+            elif not entry.name.endswith(_NO_TASKS) and entry.is_file():
+                yield entry.path
+
+
+def _read_text(path: str) -> str:
+    return Path(path).read_text(encoding="utf-8", errors="replace")
 
 
 def _is_known(name: str, known: Collection[str]) -> bool:
