@@ -301,12 +301,12 @@ def test_the_fact_is_read_in_the_same_pass(model, cells):
     """One pass agrees with the two read-outs that it replaces."""
     config = NeedleConfig(lengths=(120,), max_new_tokens=8)
     chat = render_cell(model, cells[1], config, "template+prefix")
-    marked = measure.read_with_fact(model, chat, cells[1])
+    marked = asking.read_with_fact(model, chat, cells[1])
     mask = needle_tokens(chat, cells[1])
     fact = model.read_attention_to([chat], [mask], queries="first_answer")[0]
     np.testing.assert_allclose(marked.share(Role.INDICATOR), fact, atol=1e-6)
     plain = model.read_roles(chat, sinks=True)
-    merged = measure.without_fact(marked)
+    merged = asking.without_fact(marked)
     np.testing.assert_allclose(merged.shares, plain.shares, atol=1e-6)
     np.testing.assert_allclose(merged.resting, plain.resting, atol=1e-6)
     np.testing.assert_array_equal(merged.key_counts, plain.key_counts)
