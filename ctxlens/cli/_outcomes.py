@@ -55,14 +55,14 @@ def say_change(
     if found.estimate != found.estimate:
         return f"{what} the user's share of attention cannot be compared: all attention rests on sinks."
     size = abs(found.estimate)
-    bounds = sorted(map(abs, (found.low, found.high)))
+    low, high = sorted(map(abs, (found.low, found.high)))
     if size < 0.005 or (found.low == found.low and found.low <= 0 <= found.high):
         return (
             f"{what} the user's share of attention changes by {say_interval(found)} on average over "
             f"{count(len(layers), 'layer')}: no clear change."
         )
     verb = "falls" if found.estimate < 0 else "rises"
-    shown = say_interval(type(found)(size, *bounds, found.n))
+    shown = say_interval(type(found)(size, low, high, found.n))
     first, last = _peak(by_layer, -1 if found.estimate < 0 else 1)
     most = f"in layer {layers[first]}" if first == last else f"in layers {layers[first]} to {layers[last]}"
     return f"{what} the user's share of attention {verb} by {shown} on average; most {most}."
