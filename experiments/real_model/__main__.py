@@ -8,13 +8,16 @@ from pathlib import Path
 from ctxlens.models import load_model
 from ctxlens.runs import Run
 from experiments.real_model import design
+from experiments.real_model.judge import judge_all
 from experiments.real_model.measure import (
     Bench,
     measure_attention,
+    measure_cause,
     measure_controls,
     measure_foreign,
     measure_logprob,
     measure_loss,
+    measure_verdict_on_cause,
 )
 
 MEASURES = {
@@ -23,14 +26,16 @@ MEASURES = {
     "controls": measure_controls,
     "foreign": measure_foreign,
     "attention": measure_attention,
+    "cause": measure_cause,
+    "cause-judged": measure_verdict_on_cause,
 }
 
 
 def main() -> None:
     """The command line of the experiment."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("measure", choices=MEASURES)
-    parser.add_argument("model", help="SmolLM2-135M-Instruct: folder or Hub id")
+    parser.add_argument("measure", choices=[*MEASURES, "judge"])
+    parser.add_argument("model", nargs="?", help="SmolLM2-135M-Instruct: folder or Hub id")
     parser.add_argument("--essays", type=Path, help="folder with essays, the second haystack")
     parser.add_argument("--template", type=Path, help="chat template in place of the model's own (foreign)")
     parser.add_argument("--out", type=Path, default=Path("runs/real_model"))
@@ -38,6 +43,9 @@ def main() -> None:
     parser.add_argument("--part", help="K/N: every N-th block from the K-th on", default="0/1")
     parser.add_argument("--threads", type=int, help="threads of torch", default=None)
     given = parser.parse_args()
+    if given.measure == "judge":
+        judge_all(given.out, given.out / "judged.json")
+        return
     if given.threads:
         import torch
 

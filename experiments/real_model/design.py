@@ -31,6 +31,10 @@ CONDITIONS = "plain,plain+prefix,template,template+prefix"
 PREFIXED = "plain+prefix,template+prefix"
 CONTROLS = "plain+matched+prefix,plain+bos+prefix,template+nosystem+prefix"
 MAX_NEW_TOKENS = 40
+ALPHAS, ALPHAS_OF_HEADS = (0.95, 0.7, 0.4, 0.15), (0.4, 0.15, 0.05)
+"""Steering strengths to choose from, for all heads and for those that attend to the needle."""
+DRAWS = 3
+"""Random sets of heads."""
 PAPERS = ("sf", "pizza-short")
 INVENTED = (
     "ferry", "statue", "robot", "duke", "rocket", "perfume", "thief", "chess", "tribute", "pirate", "spy",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from ctxlens.auditing.measure import read_with_fact
 from ctxlens.chat.condition import Condition, parse_conditions
@@ -14,8 +13,10 @@ from ctxlens.evals.needle.config import WORDINGS
 from ctxlens.evals.needle.haystack import Haystack
 from ctxlens.evals.needle.prompts import Cell, render_cell
 from ctxlens.evals.needle.run import Setting, run_settings
+from ctxlens.heads.choose import draw_random_heads
 from ctxlens.models import Model
-from ctxlens.results import NeedleGrid, RoleAllocation
+from ctxlens.models.attention.steering import Steering
+from ctxlens.results import RoleAllocation
 from ctxlens.runs import Run
 from experiments.real_model import design
 
@@ -88,11 +89,31 @@ def read_cell(model: Model, cell: Cell, wording: str, condition: Condition) -> R
     return read_with_fact(model, render_cell(model, cell, design.config(wording), condition), cell)
 
 
-def collect(folder: Path) -> NeedleGrid:
-    """All grids of a measurement that are finished, as one."""
-    paths = sorted(folder.glob("*-*.parquet"))
-    grids = [NeedleGrid.load(path) for path in paths]
-    for path, grid in zip(paths, grids, strict=True):
-        grid.frame["wording"] = path.stem.partition("-")[2]
-        grid.frame["haystack"] = np.array([design.haystack_of(case) for case in grid.frame["case"]])
-    return NeedleGrid.concat(grids)
+def measure_cause(bench: Bench) -> None:
+    """Steer on the choosing blocks with every α, and on the judging blocks with the chosen ones."""
+    heads = [tuple(head) for head in _judged(bench)["attention"]["heads that attend to the needle"]]
+    choosing = [block for block in bench.blocks if block in design.CHOOSING]
+    tries = [_steer("all", "all", alpha) for alpha in design.ALPHAS]
+    tries += [_steer("retrieval", heads, alpha) for alpha in design.ALPHAS_OF_HEADS]
+    replace(bench, blocks=choosing).ask("cause", "template+prefix", (design.DETAIL,), settings=tries)
+
+
+def measure_verdict_on_cause(bench: Bench) -> None:
+    """Steer on the judging blocks with the α that the choosing blocks preferred, and with random heads."""
+    found = _judged(bench)
+    heads = [tuple(head) for head in found["attention"]["heads that attend to the needle"]]
+    best = found["cause"]["chosen α"]
+    drawn = draw_random_heads(heads, bench.model.n_heads, n_draws=design.DRAWS, seed=design.SEED)
+    settings = [_steer("all", "all", best["all"]), _steer("retrieval", heads, best["retrieval"])]
+    settings += [_steer("random", one, best["retrieval"], draw) for draw, one in enumerate(drawn)]
+    judging = replace(bench, blocks=[block for block in bench.blocks if block in design.JUDGING])
+    judging.ask("cause", design.PREFIXED, (design.DETAIL,), settings=settings)
+
+
+def _steer(name: str, heads: Any, alpha: float, draw: int = 0) -> Setting:
+    return Setting("model", steering=Steering(alpha, heads=heads), heads=name, draw=draw)
+
+
+def _judged(bench: Bench) -> dict[str, Any]:
+    """What was found so far, as `judge` has written it beside the folders of the measurements."""
+    return json.loads((bench.run.folder.parent / "judged.json").read_text(encoding="utf-8"))
