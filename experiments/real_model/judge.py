@@ -57,18 +57,20 @@ def choose(grid: NeedleGrid, where: pd.Series) -> NeedleGrid:
     return NeedleGrid(grid.frame[where].reset_index(drop=True), grid.meta)
 
 
+def average(grid: NeedleGrid, base: str, prefixes: tuple[str, ...], column: str = "recall") -> pd.Series:
+    """Value by question, a mean over the prefixes."""
+    return pd.concat([grid.recall(column, condition=base + one) for one in prefixes], axis=1).mean(axis=1)
+
+
 def fall(grid: NeedleGrid, prefixes: tuple[str, ...] = ("", "+prefix"), column: str = "recall") -> Interval:
     """Value with the template minus without, paired by question, over texts; a mean over the prefixes."""
-    plain, template = (
-        sum(grid.recall(column, condition=base + prefix) for prefix in prefixes) / len(prefixes)
-        for base in ("plain", "template")
-    )
+    plain, template = (average(grid, base, prefixes, column) for base in ("plain", "template"))
     return grid.difference(plain, template)
 
 
 def level(grid: NeedleGrid, base: str, prefixes: tuple[str, ...] = ("", "+prefix")) -> Interval:
     """Recall of one condition, over texts."""
-    return grid.mean(sum(grid.recall(condition=base + prefix) for prefix in prefixes) / len(prefixes))
+    return grid.mean(average(grid, base, prefixes))
 
 
 def shown(figure: Interval, margin: float | None = None, direction: int = -1) -> Found:
@@ -216,7 +218,7 @@ def _correlate(folder: Path, cells: list[int], lost: np.ndarray, n: int = 2000) 
         if np.ptp(recall[at]) and np.ptp(lost[at]):
             drawn.append(spearmanr(recall[at], lost[at])[0])
     low, high = np.quantile(drawn, [0.025, 0.975])
-    figure = Interval(float(spearmanr(recall, lost)[0]), float(low), float(high), len(recall))
+    figure = Interval(float(np.asarray(spearmanr(recall, lost))[0]), float(low), float(high), len(recall))
     return shown(figure, 0.3, direction=1)
 
 
