@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ctxlens.chat.condition import parse_conditions
 from ctxlens.evals.needle.config import WORDINGS, NeedleConfig
 from ctxlens.evals.needle.contexts import gather_straw, place_needles
 from ctxlens.evals.needle.haystack import Haystack, load_haystack
@@ -51,7 +52,7 @@ def blocks() -> range:
 def config(wording: str, conditions: str = CONDITIONS, *, score: str = "recall,contains") -> NeedleConfig:
     """The configuration of the texts of one wording."""
     return NeedleConfig(
-        lengths=LENGTHS, depths=PER_TEXT, needles=tuple(_facts().values()), conditions=conditions,
+        lengths=LENGTHS, depths=PER_TEXT, needles=tuple(_facts().values()), conditions=parse_conditions(conditions),
         wording=wording, max_new_tokens=MAX_NEW_TOKENS, seed=SEED, score=tuple(score.split(",")),
     )  # fmt: skip
 
