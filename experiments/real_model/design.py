@@ -52,8 +52,9 @@ def blocks() -> range:
 def config(wording: str, conditions: str = CONDITIONS, *, score: str = "recall,contains") -> NeedleConfig:
     """The configuration of the texts of one wording."""
     return NeedleConfig(
-        lengths=LENGTHS, depths=PER_TEXT, needles=tuple(_facts().values()), conditions=parse_conditions(conditions),
-        wording=wording, max_new_tokens=MAX_NEW_TOKENS, seed=SEED, score=tuple(score.split(",")),
+        lengths=LENGTHS, depths=PER_TEXT, needles=tuple(_facts().values()),
+        conditions=parse_conditions(conditions), wording=wording, max_new_tokens=MAX_NEW_TOKENS,
+        seed=SEED, score=tuple(score.split(",")),
     )  # fmt: skip
 
 
