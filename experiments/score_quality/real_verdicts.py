@@ -85,13 +85,11 @@ def read_rows(scores: Scores, world: Labelled) -> tuple[Rows, list[str]]:
     values = {name: np.array([one[name] for one in simple]) for name in simple[0]}
     values["lp_gap"] = turns["lp_gap"].to_numpy(float)
     values["uniform"] = turns["uniform"].to_numpy(float)
-    bare = scores.without_sinks() if hasattr(scores, "without_sinks") else None
+    bare = scores.without_sinks().to_numpy(float)
     for layer in sorted(scores.frame["layer"].unique().tolist()):
         for reduction in Scores.REDUCTIONS:
             values[f"layer {layer}, {reduction}"] = scores.layer(layer, reduction).to_numpy(float)
-        if bare is not None:
-            at = bare.frame[bare.frame["layer"] == layer]
-            values[f"layer {layer}, mean_heads without sinks"] = at["mean_heads"].to_numpy(float)
+        values[f"layer {layer}, mean_heads without sinks"] = bare[(scores.frame["layer"] == layer).to_numpy()]
     positive = np.array([world.kinds[name, int(turn)] == world.positive
                          for name, turn in zip(names, turns["turn"], strict=True)])  # fmt: skip
     return Rows(values, positive, values["prompt length"], turns["context_tokens"].to_numpy()), names
