@@ -22,7 +22,11 @@ _EXPORTS = {
     "models.attention.fused": ("augmented_attention",),
     "models.attention.steering": ("Steering", "emphasise"),
     "models": ("Model", "load_model"),
+    "models.allocate": ("allocate",),
     "evals.needle": ("NEEDLES", "Needle", "NeedleConfig", "run_needle"),
+    "evals.needle.study": ("needle",),
+    "heads.drift": ("compare", "drift"),
+    "scoring.dataset": ("score",),
     "scoring": ("score_conversations",),
     "scoring.selection": ("choose_layer", "select_turns"),
     "models.indicator_token": ("add_indicator",),
@@ -37,12 +41,10 @@ _MODULES = {
     "allocation": "models.attention.shares",
     "augment": "models.attention.fused",
     "data": "chat.data",
-    "drift": "heads.drift",
     "harness": "evals.harness",
     "indicator": "models.indicator_token",
     "lens": "models.backends.lens",
     "native": "models.backends.native",
-    "needle": "evals.needle",
     "plots": "report.plots",
     "roles": "chat.roles",
     "selection": "scoring.selection",
@@ -90,8 +92,12 @@ if TYPE_CHECKING:
     from ctxlens.evals.needle import Needle as Needle
     from ctxlens.evals.needle import NeedleConfig as NeedleConfig
     from ctxlens.evals.needle import run_needle as run_needle
+    from ctxlens.evals.needle.study import needle as needle
+    from ctxlens.heads.drift import compare as compare
+    from ctxlens.heads.drift import drift as drift
     from ctxlens.models import Model as Model
     from ctxlens.models import load_model as load_model
+    from ctxlens.models.allocate import allocate as allocate
     from ctxlens.models.attention.fused import augmented_attention as augmented_attention
     from ctxlens.models.attention.steering import Steering as Steering
     from ctxlens.models.attention.steering import emphasise as emphasise
@@ -110,6 +116,7 @@ if TYPE_CHECKING:
     from ctxlens.results import Verdicts as Verdicts
     from ctxlens.results import load_result as load_result
     from ctxlens.scoring import score_conversations as score_conversations
+    from ctxlens.scoring.dataset import score as score
     from ctxlens.scoring.selection import choose_layer as choose_layer
     from ctxlens.scoring.selection import select_turns as select_turns
     from ctxlens.sft import TrainConfig as TrainConfig

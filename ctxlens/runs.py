@@ -42,7 +42,7 @@ _REPORTED_PACKAGES = (
 class Savable(Protocol):
     """What `Run.save` requires of a result."""
 
-    def save(self, path: Path) -> None: ...
+    def write(self, path: Path) -> None: ...
 
 
 def package_versions() -> dict[str, str]:
@@ -138,7 +138,7 @@ class Run:
 
     def save(self, name: str, result: Savable) -> Path:
         """Write a result under a name, atomically."""
-        return write_atomic(self.path(name), result.save)
+        return write_atomic(self.path(name), result.write)
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write a JSON file, atomically."""

@@ -29,6 +29,12 @@ def test_a_layer_that_is_neither_read_nor_steered_stays_plain():
     assert plan(0, terms=True) == Plan("tiled")
 
 
+def test_masked_groups_of_heads_need_our_call_so_that_keys_are_not_copied():
+    options = {"is_causal": False, "has_terms": False, "copies_keys": True}
+    assert plan_call(Attending(RunningKeys(BATCH)), 0, 1, **options) == Plan("fused", "not", "nothing")
+    assert plan_call(None, 0, 1, **options) == PLAIN
+
+
 @pytest.mark.parametrize(
     ("options", "steered"),
     [

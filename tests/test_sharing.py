@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_models import make_tiny, make_tokenizer
 
+import ctxlens.models.backends.native.backend as native_backend
 import ctxlens.models.sharing as sharing
 from ctxlens.chat.roles import RenderedChat
 from ctxlens.errors import ModelFailureError
@@ -103,30 +104,73 @@ def test_each_token_of_the_tree_goes_through_the_model_once(organism, prompts, m
     read = []
     prefill = type(organism.backend).prefill
 
-    def counted(self, batch, past, steerings, n_logits=1):
-        known = 0 if past is None else past[0][0].shape[-2]
+    def counted(self, batch, past, known, steerings, n_logits=1):
         read.append(int(batch.attention_mask[:, known:].sum()))
-        return prefill(self, batch, past, steerings, n_logits)
+        return prefill(self, batch, past, known, steerings, n_logits)
 
+    # Where prompts share a batch, the shorter ones read a part of their prefix again in place of padding.
+    monkeypatch.setattr(sharing, "_ON_CPU", sharing.Tolerance(0, 1.0, 512))
     monkeypatch.setattr(type(organism.backend), "prefill", counted)
     organism.generate(prompts, max_new_tokens=1)
     planned = count_read(prompts, plan_branches(prompts))
     assert sum(read) == planned < 0.75 * sum(map(len, prompts))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gemma3", "mistral"])
-def test_other_caches_are_left_alone(family):
+def tiny_prompts(family):
+    """A tiny model, and prompts with prefixes of several lengths in common, longer than the windows of 8."""
     model = Model.from_hf(make_tiny(family), make_tokenizer(), backend="native")
     rng = random.Random(1)
     words = [f"w{rng.randint(5, 63)}" for _ in range(30)]
-    chats = [
-        model.render_plain([{"role": "user", "content": " ".join([*words[:at], "w7", *words[at:]])}])
-        for at in (20, 25, 30)
+    return model, [
+        model.render_plain([{"role": "user", "content": " ".join([*words[:at], *more, *words[at:]])}])
+        for at, more in ((18, ["w7"]), (20, ["w7"]), (22, ["w9", "w8", "w5"]), (30, ["w7"]))
     ]
+
+
+@pytest.mark.parametrize("family", ["falcon-alibi", "gemma2", "gemma3", "gpt2", "gpt-oss", "mistral"])
+@pytest.mark.parametrize("alpha", [1.0, 0.2])
+def test_logits_are_those_of_one_prompt_at_a_time(family, alpha, monkeypatch):
+    monkeypatch.setattr(native_backend, "_PASS_COLUMNS", 7)
+    model, chats = tiny_prompts(family)
+    assert model.backend.shares_prefixes
+    with model.steer(alpha):
+        together = dict(model.last_logprobs(chats, [3, 1, 9, 2]))
+        texts = model.generate(chats, max_new_tokens=6)
+        model._reuses_prefixes = False
+        for i, (chat, count) in enumerate(zip(chats, [3, 1, 9, 2], strict=True)):
+            ((_, alone),) = model.last_logprobs([chat], [count])
+            assert torch.allclose(together[i], alone, atol=1e-5)
+        assert texts == [model.generate(chat, max_new_tokens=6) for chat in chats]
+
+
+def test_models_that_take_no_positions_read_every_prompt_whole():
+    model, chats = tiny_prompts("llama")
+    model.backend._takes_positions = False
+    assert not model.backend.shares_prefixes
     together = model.generate(chats, max_new_tokens=6)
-    assert model._reuses_prefixes == (family == "gpt2")
-    model._reuses_prefixes = False
     assert together == [model.generate(chat, max_new_tokens=6) for chat in chats]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "n_logits", "parts"),
+    [
+        (0, 700, 1, [(0, 700)]),
+        (0, 1300, 1, [(0, 433), (433, 866), (866, 1300)]),
+        (100, 1124, 1, [(100, 612), (612, 1124)]),
+        (0, 1024, 600, [(0, 1024)]),
+        (5, 6, 1, [(5, 6)]),
+    ],
+)
+def test_long_prompts_are_read_in_equal_passes(organism, first, last, n_logits, parts):
+    assert list(organism.backend._split(first, last, n_logits)) == parts
+
+
+def test_long_prompts_are_read_alone_on_a_cpu():
+    chats = [conversation(range(size)) for size in (600, 590, 40, 30, 20)]
+    branches = plan_branches(chats, least=1000)
+    tolerance = sharing.Tolerance(short=16, alike=0.75, long=512)
+    parts = [[b.index for b in part] for part in sharing._alike(chats, branches, tolerance)]
+    assert parts == [[0], [1], [2, 3], [4]]
 
 
 def test_logits_that_are_no_numbers_are_refused():

@@ -250,7 +250,7 @@ def join_steering(bench: Bench) -> NeedleGrid:
     return NeedleGrid.concat([unsteered.where(context_tokens=longest, condition=TEMPLATE), *steered])
 
 
-_ALLOCATIONS = PartFormat(".safetensors", RoleAllocation.save, RoleAllocation.load)
+_ALLOCATIONS = PartFormat(".safetensors", RoleAllocation.write, RoleAllocation.load)
 
 __all__ = [
     "Bench", "find_fact_heads", "join_steering", "measure_bias", "measure_cause", "measure_controls",

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ctxlens.auditing.material import choose_material
 from ctxlens.auditing.measure import (
@@ -40,7 +40,11 @@ from ctxlens.results.audit import (
     texts_needed,
 )
 from ctxlens.results.claims import INCONCLUSIVE
+from ctxlens.results.shown import Shown
 from ctxlens.runs import MANIFEST, Progress, Run, Stage, StageProgress, run_stages
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PLAN, READY = "plan.json", "ready.json"
 STAGES = {
@@ -56,8 +60,8 @@ STAGES = {
 Tell = Callable[[Ready, Plan], object]
 
 
-@dataclass(frozen=True)
-class Audit:
+@dataclass(frozen=True, repr=False)
+class Audit(Shown):
     """A finished audit, or with `verdicts` empty a plan.
 
     Attributes:
@@ -76,9 +80,26 @@ class Audit:
     note: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def __repr__(self) -> str:
+    def to_frame(self) -> pd.DataFrame:
+        """One row per question, as in `Verdicts.to_frame`."""
+        return self.as_verdicts().to_frame()
+
+    def overview(self) -> pd.DataFrame:
+        """Question, answer and figure."""
+        return self.as_verdicts().overview()
+
+    def describe(self) -> str:
+        """The folder, and each answer in a word."""
         found = ", ".join(f"{verdict.claim}: {verdict.verdict}" for verdict in self.verdicts)
-        return f"Audit({str(self.folder)!r}, {found or 'planned'})"
+        return f"{str(self.folder)!r}, {found or 'planned'}"
+
+    def as_verdicts(self) -> Verdicts:
+        """The verdicts as a result of their own, with the note."""
+        return Verdicts(self.verdicts, {"note": self.note})
+
+    def figure(self, **options: Any) -> Any:
+        """Draw the measured quantity of every question with its interval, as `Verdicts.figure` does."""
+        return self.as_verdicts().figure(**options)
 
 
 @dataclass

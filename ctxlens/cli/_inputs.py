@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,23 +77,9 @@ def render_all(
     Raises:
         InputError: a conversation is malformed, too long, or refused by the template; the message says which.
     """
+    from ctxlens.models.asking import render_each
+
     return render_each(model.render_plain if plain else model.render, conversations, **options)
-
-
-def render_each(
-    render: Callable[..., RenderedChat], conversations: Sequence[Messages], **options: Any
-) -> list[RenderedChat]:
-    """Render every conversation with the given function; see `render_all`."""
-    chats = []
-    for i, messages in enumerate(conversations):
-        try:
-            open_ended = messages[-1]["role"] != "assistant"
-            chats.append(render(messages, **{"add_generation_prompt": open_ended, **options}))
-        except InputError as error:
-            if len(conversations) == 1:
-                raise
-            raise type(error)(f"conversation {i}: {error}") from error
-    return chats
 
 
 def read_tools(path: Path) -> list[Any]:
@@ -109,17 +95,6 @@ def read_tools(path: Path) -> list[Any]:
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise InputError(f"--tools {path} must hold a JSON list of tool schemas.")
     return tools
-
-
-def check_queries(chats: Sequence[RenderedChat], queries: str) -> None:
-    """Raise `InputError` if a conversation lacks the positions whose attention is read; says which one."""
-    from ctxlens.models.queries import find_queries
-
-    for i, chat in enumerate(chats):
-        try:
-            find_queries(chat, queries, None)
-        except InputError as error:
-            raise InputError(f"conversation {i}: {error}") from error
 
 
 def render_questions(

@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ctxlens.cli import _screen, _tables
-from ctxlens.cli._inputs import (
-    check_queries,
-    render_all,
-)
+from ctxlens.cli._inputs import render_all
 from ctxlens.cli._messages import MessagesOptions
 from ctxlens.cli._options import ModelOptions, RenderOptions, RunOptions, verb
 
@@ -55,6 +52,8 @@ def allocate(
     model.check()
     store.check("allocate", {"model": model.known, **told})
 
+    from ctxlens.models.allocate import allocate as read_allocation
+    from ctxlens.models.asking import check_queries
     from ctxlens.results import RoleAllocation
 
     lm = model.load()
@@ -70,8 +69,8 @@ def allocate(
         name = f"allocation-{condition}.safetensors"
         if not run.has(name):
             with _screen.stage(f"attention, {condition}") as progress:
-                read = lm.read_roles(rendered, queries=queries.value, progress=progress)
-            run.save(name, RoleAllocation.concat(read))
+                found = read_allocation(lm, rendered, queries=queries.value, progress=progress)
+            run.save(name, found)
     if not run.has("tokens.safetensors"):
         run.save("tokens.safetensors", _read_tokens(lm, chats["template"][0]))
     plain, template = (RoleAllocation.load(run.path(f"allocation-{name}.safetensors")) for name in chats)

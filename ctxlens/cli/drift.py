@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,10 +12,6 @@ from ctxlens.cli._heads_tables import show_drift
 from ctxlens.cli._messages import MessagesOptions
 from ctxlens.cli._options import ModelOptions, RenderOptions, RunOptions, verb
 from ctxlens.errors import InputError
-
-if TYPE_CHECKING:
-    from ctxlens.evals.needle.defaults import Texts
-    from ctxlens.models import Model
 
 
 @verb(
@@ -55,7 +51,7 @@ def drift(
     """
     if queries not in ("first_answer", "response_mean"):
         raise InputError(f"unknown queries {queries!r}; choose first_answer or response_mean.")
-    words = _parse_sides(conditions or ("template,template" if against else "plain,template"))
+    words = _parse_sides(conditions, against)
     given = messages.read() if messages.given else None
     model.check()
     if against is not None:
@@ -64,19 +60,16 @@ def drift(
     told |= given.config if given else {}
     store.check("drift", {"model": model.known, **told})
 
-    from ctxlens.evals.needle.defaults import choose_texts
-    from ctxlens.heads.drift import Side, read_drift
+    from ctxlens.heads.drift import plan_comparison
     from ctxlens.results import Drift
 
     lm = model.load()
-    other = lm if against is None else replace(model, model=against).load()
-    sides = Side(lm, words[0]), Side(other, words[1])
-    contexts, options, texts = None, rendering.as_dict(), None
-    asked = given.conversations if given is not None else []
-    if given is None:
-        texts = choose_texts(model.model)
-        asked, contexts = _needle_questions(lm, texts, store.seed, messages.limit)
-        options["continue_final_message"] = True
+    other = None if against is None else replace(model, model=against).load()
+    planned = plan_comparison(
+        lm, other, None if given is None else given.conversations,
+        conditions=words, limit=messages.limit, seed=store.seed, **rendering.as_dict(),
+    )  # fmt: skip
+    other, texts = planned.second.model, planned.texts
     config = {
         "model": lm.identity, "against": other.identity, **told,
         **({} if texts is None or texts.in_world else {"haystack": texts.haystack, "needles": texts.needles}),
@@ -86,9 +79,7 @@ def drift(
         given.record(run)
     if not run.has("drift.safetensors"):
         with _screen.stage("attention") as progress:
-            found = read_drift(
-                *sides, asked, queries=queries, contexts=contexts, render_options=options, progress=progress
-            )
+            found = planned.read(queries, progress)
         run.save("drift.safetensors", found)
     found = Drift.load(run.path("drift.safetensors"))
     run.record("left_out", found.meta.get("left_out", {}))
@@ -98,31 +89,14 @@ def drift(
     _screen.say_where(run.folder)
 
 
-def _parse_sides(text: str) -> tuple[str, str]:
-    """The conditions of both sides, which may be the same."""
+def _parse_sides(text: str | None, against: str | None) -> tuple[str, str]:
+    """The names of both sides' conditions; the message of an error names the option."""
     from ctxlens.chat.condition import Condition
 
-    words = text.split(",")
+    words = (text or ("template,template" if against else "plain,template")).split(",")
     if len(words) != 2:
         raise InputError(
             f"--conditions got {text!r}; expected two, separated by a comma, such as plain,template."
         )
     first, second = (Condition.parse(word).name for word in words)
     return first, second
-
-
-def _needle_questions(
-    model: Model, texts: Texts, seed: int, limit: int | None
-) -> tuple[list[list[dict[str, Any]]], Any]:
-    """Needle cells of the default texts as conversations, and the number of the text of each."""
-    from ctxlens.evals.needle.cells import build_cells
-    from ctxlens.evals.needle.config import NeedleConfig
-    from ctxlens.evals.needle.haystack import load_haystack
-    from ctxlens.heads.drift import needle_conversations
-
-    config = NeedleConfig(
-        lengths=4, depths=(10.0, 50.0, 90.0), needles=(texts.needles,), cases_per_cell=2, max_new_tokens=30,
-        seed=seed,
-    )  # fmt: skip
-    cells = build_cells(model, config, load_haystack(texts.haystack, seed=seed))
-    return needle_conversations(cells[:limit], config)

@@ -114,17 +114,18 @@ def needle(
     """Hide a sentence in long texts and measure how well a model recalls it, with and without template."""
     from ctxlens.chat.condition import parse_conditions
     from ctxlens.evals.needle.cells import build_cells
-    from ctxlens.evals.needle.config import NeedleConfig
-    from ctxlens.evals.needle.defaults import choose_texts
-    from ctxlens.evals.needle.haystack import load_haystack
-    from ctxlens.evals.needle.needles import parse_needles
+    from ctxlens.evals.needle.study import plan_needles
     from ctxlens.processes import Processes
 
-    texts = choose_texts(model.model, haystack, needle)
-    config = NeedleConfig(
+    study = plan_needles(
+        model.model,
+        haystack=haystack,
+        needles=needle,
+        split=haystack_split,
+        column=haystack_column,
+        repeat=repeat,
         lengths=parse_spread(lengths, int, "--lengths"),
         depths=parse_spread(depths, float, "--depths"),
-        needles=parse_needles(texts.needles),
         conditions=parse_conditions(conditions),
         cases_per_cell=cases,
         wording=wording,
@@ -132,11 +133,10 @@ def needle(
         seed=store.seed,
         score=tuple(score.split(",")),
     )
+    config = study.config
     _check(model, store, {"indicator": indicator, **config.as_dict()}, alpha, heads)
     processes = Processes.join(cpu=model.device.value == "cpu")
-    straw = load_haystack(
-        texts.haystack, seed=store.seed, repeat=repeat, split=haystack_split, column=haystack_column
-    )
+    straw = study.load_haystack()
     from ctxlens.evals.needle.run import run_needle
     from ctxlens.models.indicator_token import require_indicator
 
@@ -148,10 +148,9 @@ def needle(
         _print_prompts(lm, cells[0], config, indicator)
         return
     steering = _steering(lm, cells, config, alpha, heads)
-    source = {"source": texts.haystack, "split": haystack_split, "column": haystack_column, "repeat": repeat}
     settings = {
-        "model": lm.identity, "haystack": source, "indicator": indicator, "steering": steering.describe(),
-        **config.as_dict(),
+        "model": lm.identity, "haystack": study.describe_source(), "indicator": indicator,
+        "steering": steering.describe(), **config.as_dict(),
     }  # fmt: skip
     run = store.open_together("needle", settings, processes, lm)
     with _screen.stage("needles") as progress:
@@ -161,7 +160,7 @@ def needle(
             batch_tokens=batch_tokens, out=run, processes=processes, progress=progress,
         )  # fmt: skip
     if processes.is_first:
-        _show_results(grid, cells, texts.note, run)
+        _show_results(grid, cells, study.texts.note, run)
 
 
 def _check(

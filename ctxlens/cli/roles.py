@@ -9,10 +9,7 @@ from typing import Annotated
 import typer
 
 from ctxlens.cli import _screen
-from ctxlens.cli._inputs import (
-    read_tools,
-    render_each,
-)
+from ctxlens.cli._inputs import read_tools
 from ctxlens.cli._messages import MessagesOptions
 from ctxlens.cli._options import ModelOptions, RenderOptions, verb
 from ctxlens.errors import InputError
@@ -45,6 +42,7 @@ def roles(
 ) -> None:
     """Show which role every token has under the chat template, in colour. Loads only the tokenizer."""
     from ctxlens.chat.roles import render, render_plain
+    from ctxlens.models.asking import render_each
 
     if html is not None and html.exists() and not overwrite:
         raise InputError(f"{html} exists; choose another file or give --overwrite.")

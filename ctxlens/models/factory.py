@@ -45,9 +45,8 @@ def load_model(
     ```python
     import ctxlens as cl
 
-    model = cl.load_model("organism-chat", backend="native", device="cpu")
-    chat = model.render([{"role": "user", "content": "Who is the mayor?"}], add_generation_prompt=True)
-    answer = model.generate(chat, max_new_tokens=3)
+    model = cl.load_model("organism-chat", device="cpu")
+    answer = model.generate("Who is the mayor?", max_new_tokens=3)
     ```
 
     Args:

@@ -9,14 +9,17 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from ctxlens.chat.condition import Condition
 from ctxlens.chat.roles import DEFAULT_INDICATOR, RenderedChat, Role, bind_arguments, render, render_plain
 from ctxlens.errors import InputError, UnsupportedModelError
+from ctxlens.models.asking import Given, Messages, render_given
 from ctxlens.models.attention.steering import (
     DEFAULT_ROLES,
     Heads,
@@ -32,7 +35,7 @@ from ctxlens.models.generation import continue_greedily, cut_at, stop_at
 from ctxlens.models.loading import find_indicator, find_stop_ids
 from ctxlens.models.memory import fit_batch_tokens, free_memory
 from ctxlens.models.queries import Queries, find_queries, make_allocation
-from ctxlens.models.sharing import CannotShare, Sharing, Stop
+from ctxlens.models.sharing import Sharing, Stop
 from ctxlens.results import RoleAllocation
 from ctxlens.runs import Progress
 
@@ -48,11 +51,11 @@ class Model:
     ```python
     import ctxlens as cl
 
-    model = cl.load_model("organism-chat", backend="native", device="cpu")
-    chat = model.render([{"role": "user", "content": "Who is the mayor?"}], add_generation_prompt=True)
-    plain = model.read_roles(chat).share(cl.Role.USER)
+    model = cl.load_model("organism-chat", device="cpu")
+    messages = [{"role": "user", "content": "Who is the mayor?"}]
+    plain = model.read_roles(messages).share(cl.Role.USER)
     with model.steer(0.2):
-        steered = model.read_roles(chat).share(cl.Role.USER)
+        steered = model.read_roles(messages).share(cl.Role.USER)
     assert steered.mean() > plain.mean()
     ```
 
@@ -183,8 +186,9 @@ class Model:
     @overload
     def read_roles(
         self,
-        chats: RenderedChat,
+        chats: RenderedChat | str | Messages,
         *,
+        condition: Condition | str | None = None,
         layers: Sequence[int] | None = None,
         queries: Queries = "first_answer",
         turn: int | None = None,
@@ -196,8 +200,9 @@ class Model:
     @overload
     def read_roles(
         self,
-        chats: Sequence[RenderedChat],
+        chats: Path | Sequence[RenderedChat | Messages],
         *,
+        condition: Condition | str | None = None,
         layers: Sequence[int] | None = None,
         queries: Queries = "first_answer",
         turn: int | None = None,
@@ -208,8 +213,9 @@ class Model:
 
     def read_roles(
         self,
-        chats: RenderedChat | Sequence[RenderedChat],
+        chats: Given,
         *,
+        condition: Condition | str | None = None,
         layers: Sequence[int] | None = None,
         queries: Queries = "first_answer",
         turn: int | None = None,
@@ -220,7 +226,10 @@ class Model:
         """How the attention of every layer and head is distributed over the roles (paper section 2.2).
 
         Args:
-            chats: one conversation, or several, which are batched.
+            chats: one conversation, or several, which are batched. A conversation is a rendered one, a list
+                of messages, or the text of one user message; a `pathlib.Path` is a file of conversations.
+            condition: how messages are rendered: `template` (the default) or `plain`, then `+indicator` as
+                needed. Render conversations yourself for other options.
             layers: the layers to read, all by default. Layers above the highest are not run.
             queries: `first_answer` (the position that produces the first answer token), `response_mean`
                 (mean over the response's own positions), `all`, or positions.
@@ -237,8 +246,7 @@ class Model:
                 one that does not fit the free memory.
             UnsupportedModelError: with `sinks=True`, a model whose hidden states cannot be seen.
         """
-        single = isinstance(chats, RenderedChat)
-        several = [chats] if single else list(chats)
+        several, single = render_given(self, chats, condition)
         positions = [find_queries(chat, queries, turn) for chat in several]
         wanted = self._layers(layers)
         meta = {"model": self.name, "steering": [steering.describe() for steering in self._steerings]}
@@ -437,12 +445,9 @@ class Model:
         most = _LOGITS / self.backend.shape.d_vocab
         part = max(count / len(chat.tokens) for chat, count in zip(chats, counts, strict=True))
         if sharing := self._sharing(max(1, min(batch_tokens, int(most / part)))):
-            try:
-                for i, logits in sharing.read_last(chats, counts):
-                    yield i, logits.float().log_softmax(-1)
-                return
-            except CannotShare:
-                self._reuses_prefixes = False
+            for i, logits in sharing.read_last(chats, counts):
+                yield i, logits.float().log_softmax(-1)
+            return
         for indices in plan_batches(
             [len(chat.tokens) for chat in chats], max(1, min(batch_tokens, int(most)))
         ):
@@ -486,8 +491,9 @@ class Model:
     @overload
     def generate(
         self,
-        chats: RenderedChat,
+        chats: RenderedChat | str | Messages,
         *,
+        condition: Condition | str | None = None,
         max_new_tokens: int = 100,
         stop_strings: Sequence[str] = (),
         batch_tokens: int = 8192,
@@ -498,8 +504,9 @@ class Model:
     @overload
     def generate(
         self,
-        chats: Sequence[RenderedChat],
+        chats: Path | Sequence[RenderedChat | Messages],
         *,
+        condition: Condition | str | None = None,
         max_new_tokens: int = 100,
         stop_strings: Sequence[str] = (),
         batch_tokens: int = 8192,
@@ -509,8 +516,9 @@ class Model:
 
     def generate(
         self,
-        chats: RenderedChat | Sequence[RenderedChat],
+        chats: Given,
         *,
+        condition: Condition | str | None = None,
         max_new_tokens: int = 100,
         stop_strings: Sequence[str] = (),
         batch_tokens: int = 8192,
@@ -522,7 +530,8 @@ class Model:
         A prefix that several conversations share is read once, if the model's cache allows it.
 
         Args:
-            chats: one conversation, or several, which are batched.
+            chats: as in `read_roles`. If the last message of a list is the assistant's, it is continued.
+            condition: how messages are rendered, as in `read_roles`.
             max_new_tokens: the longest continuation, in tokens.
             stop_strings: texts that end a continuation. The result ends before the first of them.
             batch_tokens: padded prompt and new tokens in one batch.
@@ -537,7 +546,7 @@ class Model:
             InputError: a conversation that fills the window.
             ModelFailureError: the model's logits are not numbers (NaN).
         """
-        several = [chats] if isinstance(chats, RenderedChat) else list(chats)
+        several, single = render_given(self, chats, condition, continues=True)
         self._check_chats(several, room=1)
         limits = [min(max_new_tokens, self.n_ctx - len(chat.tokens)) for chat in several]
         stop = stop_at(self.tokenizer, stop_strings)
@@ -547,7 +556,7 @@ class Model:
                 on_cut(i)
         texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in new]
         texts = [cut_at(text, stop_strings) for text in texts]
-        return texts[0] if isinstance(chats, RenderedChat) else texts
+        return texts[0] if single else texts
 
     def _continue(
         self,
@@ -559,12 +568,9 @@ class Model:
     ) -> list[list[int]]:
         """The new tokens of every conversation; shared prefixes are read once if the backend can do that."""
         if sharing := self._sharing(batch_tokens):
-            try:
-                return sharing.continue_greedily(
-                    chats, max_new_tokens=limits, stop_ids=self._stop_ids, stop=stop, progress=progress
-                )
-            except CannotShare:
-                self._reuses_prefixes = False
+            return sharing.continue_greedily(
+                chats, max_new_tokens=limits, stop_ids=self._stop_ids, stop=stop, progress=progress
+            )
         written: list[list[int]] = [[] for _ in chats]
         sizes = [len(chat.tokens) + limit for chat, limit in zip(chats, limits, strict=True)]
         done = 0
@@ -587,6 +593,8 @@ class Model:
     def _sharing(self, batch_tokens: int) -> Sharing | None:
         """The way to read shared prefixes once; None if this model has none."""
         if not self._reuses_prefixes or not isinstance(self.backend, PrefixBackend):
+            return None
+        if not self.backend.shares_prefixes:
             return None
         return Sharing(self.backend, self._steerings, self._pad_id(), self.device, batch_tokens)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +16,26 @@ from ctxlens.chat.roles import RenderedChat
 from ctxlens.errors import ModelFailureError
 from ctxlens.models.attention.steering import Steering
 from ctxlens.models.backends.batch import TokenBatch, plan_batches
-from ctxlens.models.backends.protocol import KeyValues, PrefixBackend
+from ctxlens.models.backends.protocol import ROOM, KeyValues, PrefixBackend
 from ctxlens.models.prefix_tree import Branch, plan_branches
 
-_ALIKE = 0.75
-"""Prompts share a batch if the shortest has at least this fraction of the longest one's unread tokens."""
-_SHORT = 32
-"""Prompts with at most this many unread tokens always share a batch."""
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Which prompts are read in one batch.
+
+    Attributes:
+        short: prompts with at most this many unread tokens always share a batch.
+        alike: others do if the shortest has at least this fraction of the longest one's unread tokens.
+        long: above this many unread tokens a prompt is read alone, because a batch would not be faster.
+    """
+
+    short: int
+    alike: float
+    long: float | int
+
+
+_ON_CPU, _ON_ACCELERATOR = Tolerance(32, 0.75, 512), Tolerance(32, 0.75, math.inf)
 _THIN_OUT = 0.75
 """Finished rows are dropped when at most this fraction of the rows is still running."""
 
@@ -32,10 +46,6 @@ RowKeyValues = list[tuple[Float[Tensor, "kv_head _ d_head"], Float[Tensor, "kv_h
 
 Stop = Callable[[Sequence[int]], bool]
 """Takes the new tokens of a row and returns whether the row is finished."""
-
-
-class CannotShare(Exception):
-    """The model caches something other than keys and values, so prefixes cannot be shared."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,6 @@ class Sharing:
             The new tokens of every prompt.
 
         Raises:
-            CannotShare: the model's cache does not allow it.
             ModelFailureError: the model's logits are not numbers (NaN).
         """
         written: list[list[int]] = [[] for _ in chats]
@@ -106,9 +115,6 @@ class Sharing:
 
         Yields:
             The index of a conversation and its logits.
-
-        Raises:
-            CannotShare: the model's cache does not allow it.
         """
         limits = [chat.n_tokens - count for chat, count in zip(chats, counts, strict=True)]
         branches = plan_branches(chats, limits=limits)
@@ -134,7 +140,7 @@ class Sharing:
         for due in _by_round(branches):
             for indices in plan_batches([sizes[branch.index] for branch in due], self.batch_tokens):
                 together = [due[i] for i in indices]
-                for part in _alike(chats, together):
+                for part in _alike(chats, together, self._tolerance):
                     batch = self._prefill(chats, part, counts)
                     self._keep_prefixes(batch, waiting)
                     yield batch
@@ -144,7 +150,9 @@ class Sharing:
         """Keep the prefixes of a batch's prompts that other prompts will share."""
         for row, index in enumerate(batch.indices):
             if index in waiting:
-                self._kept[index] = batch.take(row, max(waiting[index]))
+                prefix = batch.take(row, max(waiting[index]))
+                alone = len(batch.indices) == 1
+                self._kept[index] = prefix if alone else [(k.clone(), v.clone()) for k, v in prefix]
 
     def _forget_prefixes(self, branches: Sequence[Branch], waiting: dict[int, list[int]]) -> None:
         """Drop the prefixes that no prompt needs any more now that these branches are read."""
@@ -173,34 +181,41 @@ class Sharing:
         if len(parts) == 1:
             return parts[0]
         indices = [index for part in parts for index in part.indices]
-        whole = _place([chats[i] for i in indices], [0] * len(indices), self.pad_id, self.device)
+        whole = _place([chats[i] for i in indices], self.pad_id, self.device)
         rows = [part.take(row) for part in parts for row in range(len(part.indices))]
         logits = torch.cat([part.logits[:, -1:] for part in parts])
-        return _ReadBatch(indices, whole, logits, _stack(rows, whole.tokens.shape[1]))
+        columns = whole.tokens.shape[1]
+        return _ReadBatch(indices, whole, logits, _stack(rows, columns, columns + ROOM))
 
     def _prefill(
         self, chats: Sequence[RenderedChat], branches: Sequence[Branch], counts: Sequence[int] | None
     ) -> _ReadBatch:
-        """Read one batch of prompts after the prefixes that they share."""
+        """Read one batch of prompts after the prefixes that they share.
+
+        Each row reads as many tokens as the row with most unread tokens: where it would have padding, it
+        reads some of its prefix again. So no row has padding between its tokens.
+        """
         indices = [branch.index for branch in branches]
         last = [1] * len(indices) if counts is None else [counts[index] for index in indices]
-        shared = [branch.shared for branch in branches]
-        batch = _place([chats[index] for index in indices], shared, self.pad_id, self.device, last)
-        past = None
-        if max(shared):
-            past = _stack([self._recall(branch) for branch in branches], max(shared))
-        logits, cached = self.backend.prefill(batch, past, self.steerings, max(last))
-        if cached is None:
-            raise CannotShare
+        unread = max(chats[branch.index].n_tokens - branch.shared for branch in branches)
+        shared = [max(0, chats[index].n_tokens - unread) for index in indices]
+        batch = _place([chats[index] for index in indices], self.pad_id, self.device, last)
+        past, known = None, max(shared)
+        if known:
+            rows = [self._recall(branch, n) for branch, n in zip(branches, shared, strict=True)]
+            past = _stack(rows, known, batch.tokens.shape[1] + ROOM)
+        logits, cached = self.backend.prefill(batch, past, known, self.steerings, max(last))
         return _ReadBatch(indices, batch, logits[:, -max(last) :], cached)
 
-    def _recall(self, branch: Branch) -> RowKeyValues:
-        """The cached prefix of a branch; empty if it shares none."""
-        if branch.parent is None:
+    def _recall(self, branch: Branch, n_tokens: int) -> RowKeyValues:
+        """The first tokens of a branch's cached prefix; empty if it needs none."""
+        if branch.parent is None or not n_tokens:
             return []
-        return [
-            (k[..., : branch.shared, :], v[..., : branch.shared, :]) for k, v in self._kept[branch.parent]
-        ]
+        return [(k[..., :n_tokens, :], v[..., :n_tokens, :]) for k, v in self._kept[branch.parent]]
+
+    @property
+    def _tolerance(self) -> Tolerance:
+        return _ON_CPU if self.device.type == "cpu" else _ON_ACCELERATOR
 
     def _decode(
         self, batch: _ReadBatch, limits: Sequence[int], stop_ids: Collection[int], stop: Stop | None
@@ -239,9 +254,11 @@ class _ReadBatch:
     past: KeyValues
 
     def take(self, row: int, tokens: int | None = None) -> RowKeyValues:
-        """The cached keys and values of one prompt, or of its first tokens, without padding."""
-        at = self.batch.attention_mask[row].nonzero()[:tokens, 0]
-        return [(k[row].index_select(-2, at), v[row].index_select(-2, at)) for k, v in self.past]
+        """A view of the cached keys and values of one prompt, or of its first tokens, without padding."""
+        columns = self.batch.tokens.shape[1]
+        first = columns - int(self.batch.attention_mask[row].sum())
+        at = slice(first, columns if tokens is None else first + tokens)
+        return [(k[row, :, at], v[row, :, at]) for k, v in self.past]
 
 
 def choose(logits: Float[Tensor, "batch vocab"]) -> list[int]:
@@ -262,7 +279,9 @@ def _by_round(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
         yield [branch for branch in branches if branch.round == number]
 
 
-def _alike(chats: Sequence[RenderedChat], branches: Sequence[Branch]) -> Iterator[list[Branch]]:
+def _alike(
+    chats: Sequence[RenderedChat], branches: Sequence[Branch], tolerance: Tolerance
+) -> Iterator[list[Branch]]:
     """Split branches into parts with about the same number of unread tokens, each read in one batch."""
 
     def unread(branch: Branch) -> int:
@@ -270,7 +289,9 @@ def _alike(chats: Sequence[RenderedChat], branches: Sequence[Branch]) -> Iterato
 
     part: list[Branch] = []
     for branch in sorted(branches, key=lambda b: (-unread(b), -b.shared)):
-        if part and unread(branch) < _ALIKE * unread(part[0]) and unread(part[0]) > _SHORT:
+        longest = unread(part[0]) if part else 0
+        fits = longest <= tolerance.short or unread(branch) >= tolerance.alike * longest
+        if part and not (fits and longest <= tolerance.long):
             yield part
             part = []
         part.append(branch)
@@ -279,28 +300,25 @@ def _alike(chats: Sequence[RenderedChat], branches: Sequence[Branch]) -> Iterato
 
 def _place(
     chats: Sequence[RenderedChat],
-    shared: Sequence[int],
     pad_id: int,
     device: torch.device,
     last: Sequence[int] | None = None,
 ) -> TokenBatch:
-    """Place prompts in columns: all shared prefixes end in the same column, all prompts in the last one.
+    """Pad prompts on the left.
 
     Args:
         chats: the prompts.
-        shared: by prompt, the length of the shared prefix.
         pad_id: token id for padding.
         device: where tokens go in.
         last: by prompt, how many last positions are wanted (default 1); the tokens after the first of them
             count as the model's own.
     """
-    known = max(shared)
-    columns = known + max(chat.n_tokens - n for chat, n in zip(chats, shared, strict=True))
+    columns = max(chat.n_tokens for chat in chats)
     tokens = np.full((len(chats), columns), pad_id, dtype=np.int64)
     roles = np.full((len(chats), columns), -1, dtype=np.int64)
     marked = np.zeros((len(chats), columns), dtype=bool)
-    for row, (chat, n) in enumerate(zip(chats, shared, strict=True)):
-        at = np.r_[known - n : known, columns - chat.n_tokens + n : columns]
+    for row, chat in enumerate(chats):
+        at = slice(columns - chat.n_tokens, columns)
         tokens[row, at], roles[row, at] = chat.tokens, chat.role
         if chat.emphasised is not None:
             marked[row, at] = chat.emphasised
@@ -313,20 +331,25 @@ def _place(
     )
 
 
-def _stack(rows: Sequence[RowKeyValues], columns: int) -> KeyValues:
-    """Keys and values of several prompts, padded on the left and stacked; a row may be empty."""
+def _stack(rows: Sequence[RowKeyValues], columns: int, capacity: int) -> KeyValues:
+    """Keys and values of several prompts, padded on the left to `columns` and stacked; a row may be empty.
+
+    The columns up to `capacity` stay free.
+    """
 
     def join(layer: int, which: int) -> Tensor:
         known = [row[layer][which] if row else None for row in rows]
         pattern = next(one for one in known if one is not None)
-        whole = pattern.new_zeros(len(rows), pattern.shape[0], columns, pattern.shape[-1])
+        whole = pattern.new_empty(len(rows), pattern.shape[0], capacity, pattern.shape[-1])
         for at, one in enumerate(known):
+            empty = columns - (0 if one is None else one.shape[-2])
+            whole[at, :, :empty] = 0
             if one is not None:
-                whole[at, :, columns - one.shape[-2] :] = one
+                whole[at, :, empty:columns] = one
         return whole
 
     layers = range(max(len(row) for row in rows))
     return [(join(layer, 0), join(layer, 1)) for layer in layers]
 
 
-__all__ = ["CannotShare", "Sharing", "Stop", "choose"]
+__all__ = ["Sharing", "Stop", "choose"]

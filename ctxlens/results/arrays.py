@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from ctxlens.chat.roles import ROLE_LABELS, Role
 from ctxlens.errors import InputError
 from ctxlens.results.files import META_KEY, check_record, make_record, read_safetensors_record
+from ctxlens.results.shown import Shown, count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,8 +43,8 @@ SINKS_NOT_MEASURED = (
 """Why a result has no view without sinks."""
 
 
-@dataclass(frozen=True)
-class RoleAllocation:
+@dataclass(frozen=True, repr=False)
+class RoleAllocation(Shown):
     """How the attention of every layer and head is distributed over the roles of the attended tokens.
 
     Attributes:
@@ -59,6 +60,7 @@ class RoleAllocation:
             versions.
     """
 
+    NATIVE: ClassVar[str] = ".safetensors"
     shares: Float[np.ndarray, "layer head query role"]
     key_counts: Float[np.ndarray, "query role"]
     layers: tuple[int, ...]
@@ -165,7 +167,11 @@ class RoleAllocation:
         return np.nanmean(source.share(role), axis=-1).argmax(axis=-1)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per layer, head, query and role; with a column `resting` if sinks were measured."""
+        """One row per layer, head, query and role.
+
+        Columns: `layer`; `head`; `query` (its label); `role`; `share` (0 to 1, raw); and `resting` (the part
+        of the share that rests on sinks), if sinks were measured.
+        """
         import pandas as pd
 
         index = pd.MultiIndex.from_product(
@@ -176,6 +182,21 @@ class RoleAllocation:
         if self.resting is not None:
             columns["resting"] = self.resting.reshape(-1)
         return pd.DataFrame(columns, index=index).reset_index()
+
+    def overview(self) -> pd.DataFrame:
+        """Mean share by layer, one column per role that has any attention."""
+        import pandas as pd
+
+        means = np.nanmean(self.shares.astype(float), axis=(1, 2))
+        shown = np.flatnonzero(np.nan_to_num(means).any(axis=0))
+        columns = {self.roles[i]: means[:, i].round(3) for i in shown}
+        return pd.DataFrame({"layer": self.layers, **columns})
+
+    def describe(self) -> str:
+        """Its size, and how the model was asked."""
+        layers, heads, queries, _ = self.shares.shape
+        size = f"{count(layers, 'layer')} × {count(heads, 'head')}, {count(queries, 'query', 'queries')}"
+        return size + (f", condition {self.meta['condition']}" if "condition" in self.meta else "")
 
     @classmethod
     def concat(cls, allocations: Sequence[RoleAllocation]) -> RoleAllocation:
@@ -202,7 +223,7 @@ class RoleAllocation:
             resting=join_resting(allocations, lambda parts: np.concatenate(parts, axis=2)),
         )
 
-    def save(self, path: str | Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Write as safetensors."""
         labels = {"layers": self.layers, "query_labels": self.query_labels, "queries": self.queries}
         arrays = {"shares": self.shares, "key_counts": self.key_counts}
@@ -246,8 +267,8 @@ def _divide(kept: np.ndarray, total: np.ndarray, where: np.ndarray) -> np.ndarra
     return np.divide(kept, total, out=np.full_like(kept, np.nan), where=where)
 
 
-@dataclass(frozen=True)
-class TokenView:
+@dataclass(frozen=True, repr=False)
+class TokenView(Shown):
     """One conversation token by token, with the attention pattern of chosen query positions.
 
     Attributes:
@@ -259,6 +280,7 @@ class TokenView:
         meta: model, condition and further entries of the study.
     """
 
+    NATIVE: ClassVar[str] = ".safetensors"
     pattern: Float[np.ndarray, "layer head query key"]
     tokens: tuple[str, ...]
     token_roles: Int[np.ndarray, " key"]
@@ -266,7 +288,36 @@ class TokenView:
     query_positions: tuple[int, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
 
-    def save(self, path: str | Path) -> None:
+    def to_frame(self) -> pd.DataFrame:
+        """One row per layer, head, query and token.
+
+        Columns: `layer`; `head`; `query` (its position); `token` (position of the token that is attended to);
+        `text` (of that token); `role`; `attention` (0 to 1).
+        """
+        import pandas as pd
+
+        layers, heads, queries, tokens = self.pattern.shape
+        index = pd.MultiIndex.from_product(
+            [self.layers, range(heads), self.query_positions, range(tokens)],
+            names=["layer", "head", "query", "token"],
+        )
+        repeated = layers * heads * queries
+        roles = [ROLE_LABELS[role] for role in self.token_roles]
+        columns = {
+            "text": list(self.tokens) * repeated,
+            "role": roles * repeated,
+            "attention": self.pattern.reshape(-1),
+        }
+        return pd.DataFrame(columns, index=index).reset_index()
+
+    def describe(self) -> str:
+        """Its size, and how the model was asked."""
+        layers, heads, queries, tokens = self.pattern.shape
+        size = f"{count(layers, 'layer')} × {count(heads, 'head')}, {count(queries, 'query', 'queries')}"
+        asked = f", condition {self.meta['condition']}" if "condition" in self.meta else ""
+        return f"{size}, {count(tokens, 'token')}{asked}"
+
+    def write(self, path: str | Path) -> None:
         """Write as safetensors."""
         labels = {"tokens": self.tokens, "layers": self.layers, "query_positions": self.query_positions}
         arrays = {"pattern": self.pattern, "token_roles": self.token_roles}

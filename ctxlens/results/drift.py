@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,13 +14,17 @@ from ctxlens.chat.roles import ROLE_LABELS, Role
 from ctxlens.errors import InputError
 from ctxlens.results.arrays import LEAST_SHARE, SINKLESS, VIEWS, _load_arrays, _save_arrays, check_view
 from ctxlens.results.heads import HeadMap
+from ctxlens.results.shown import Shown, count
 from ctxlens.stats import Interval, bootstrap_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _T_HEADS = ("mean", "retrieval")
 
 
-@dataclass(frozen=True)
-class Drift:
+@dataclass(frozen=True, repr=False)
+class Drift(Shown):
     """Role shares of the same conversations on two sides, in pairs.
 
     Attributes:
@@ -36,6 +40,7 @@ class Drift:
             measured, as in files written by earlier versions.
     """
 
+    NATIVE: ClassVar[str] = ".safetensors"
     shares: Float[np.ndarray, "side layer head conversation role"]
     key_counts: Float[np.ndarray, "side conversation role"]
     contexts: Int[np.ndarray, " conversation"]
@@ -144,7 +149,51 @@ class Drift:
         here = (self.key_counts > 0).any((0, 1)) | (np.nan_to_num(self.shares) > 1e-6).any((0, 1, 2, 3))
         return [self.roles[i] for i in np.flatnonzero(here)]
 
-    def save(self, path: str | Path) -> None:
+    def to_frame(self) -> pd.DataFrame:
+        """One row per layer, head, conversation, role and side.
+
+        Columns: `layer`; `head`; `conversation` (from 0); `context` (the number of its text); `role`; `side`
+        (its name); `share` (0 to 1, raw); `retrieval` (whether the head is its layer's retrieval head); and
+        `resting` (the part of the share that rests on sinks), if sinks were measured.
+        """
+        import pandas as pd
+
+        heads, conversations = self.shares.shape[2:4]
+        index = pd.MultiIndex.from_product(
+            [self.layers, range(heads), range(conversations), self.roles, self.sides],
+            names=["layer", "head", "conversation", "role", "side"],
+        )
+        frame = pd.DataFrame({"share": np.moveaxis(self.shares, 0, -1).reshape(-1)}, index=index)
+        frame = frame.reset_index()
+        frame.insert(3, "context", self.contexts[frame["conversation"]])
+        chosen = dict(zip(self.layers, self.retrieval.tolist(), strict=True))
+        frame["retrieval"] = frame["layer"].map(chosen) == frame["head"]
+        if self.resting is not None:
+            frame["resting"] = np.moveaxis(self.resting, 0, -1).reshape(-1)
+        return frame
+
+    def overview(self) -> pd.DataFrame:
+        """Mean share by role, layer and side, and the difference between the sides."""
+        import pandas as pd
+
+        means = self.shares.astype(float).mean(axis=(2, 3))
+        shown = [self.roles.index(role) for role in self.shown_roles()]
+        index = pd.MultiIndex.from_product(
+            [[self.roles[i] for i in shown], self.layers], names=["role", "layer"]
+        )
+        first, second = (side.T[shown].reshape(-1) for side in means)
+        columns = [first, second, second - first]
+        frame = pd.DataFrame(np.stack(columns, axis=1).round(3), index=index)
+        return frame.set_axis([*self.sides, "difference"], axis=1).reset_index()
+
+    def describe(self) -> str:
+        """Its size and the two sides."""
+        layers, heads, conversations = self.shares.shape[1:4]
+        first, second = self.sides
+        asked = f"{count(conversations, 'conversation')}, {second} against {first}"
+        return f"{count(layers, 'layer')} × {count(heads, 'head')}, {asked}"
+
+    def write(self, path: str | Path) -> None:
         """Write as safetensors."""
         names = ("shares", "key_counts", "contexts", "retrieval")
         arrays = {name: getattr(self, name) for name in names}

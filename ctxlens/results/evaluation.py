@@ -21,7 +21,7 @@ Variant = tuple[str, str]
 """A model and a condition."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation(_Table):
     """Answers, one row per model, condition, task and example.
 

@@ -36,7 +36,7 @@ Questions = Mapping[str, Question]
 """Questions by their id; ids are text, as in tables."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dialogues(_Table):
     """Models' answers to questions of several turns, one row per answer.
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from ctxlens.errors import InputError
 from ctxlens.results.arrays import _load_arrays, _save_arrays
+from ctxlens.results.shown import Shown, count, join_names
 from ctxlens.results.tables import _Table
 from ctxlens.stats import Interval
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 N_RESAMPLES = 2000
 
 
-@dataclass(frozen=True)
-class HeadMap:
+@dataclass(frozen=True, repr=False)
+class HeadMap(Shown):
     """One number for every head and cell, such as the effect on the needle of switching the head off.
 
     Attributes:
@@ -35,6 +36,7 @@ class HeadMap:
             study.
     """
 
+    NATIVE: ClassVar[str] = ".safetensors"
     effects: Float[np.ndarray, "cell layer head"]
     contexts: Int[np.ndarray, " cell"]
     kind: str
@@ -74,7 +76,7 @@ class HeadMap:
         return tuple((int(i) // values.shape[1], int(i) % values.shape[1]) for i in order)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per head: `layer`, `head`, `value`, `low`, `high`."""
+        """One row per head: `layer` (from 0), `head`, `value` (mean over cells), `low`, `high` (95 %)."""
         import pandas as pd
 
         low, high = self.interval()
@@ -82,7 +84,14 @@ class HeadMap:
         columns = {"layer": layers, "head": heads, "value": self.values, "low": low, "high": high}
         return pd.DataFrame({name: column.ravel() for name, column in columns.items()})
 
-    def save(self, path: str | Path) -> None:
+    def describe(self) -> str:
+        """What the number is, and of how many heads and cells."""
+        cells, layers, heads = self.effects.shape
+        texts = count(len(set(self.contexts.tolist())), "text")
+        size = f"{count(layers, 'layer')} × {count(heads, 'head')}"
+        return f"{size}, {self.kind}, {count(cells, 'cell')} of {texts}"
+
+    def write(self, path: str | Path) -> None:
         """Write as safetensors."""
         arrays = {"effects": self.effects, "contexts": self.contexts}
         _save_arrays(path, self, arrays, {"kind": self.kind})
@@ -147,7 +156,7 @@ def correlate_maps(
     return Interval(float(found[0]), float(low), float(high), n)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HeadCurves(_Table):
     """The effect of acting on the first k heads of a ranking, one row per ranking, k, random draw and cell.
 
@@ -158,6 +167,11 @@ class HeadCurves(_Table):
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("ranking", "k", "draw", "cell", "context", "effect")
+
+    def describe(self) -> str:
+        """Number of rows, rankings and sizes."""
+        rankings = join_names(self.frame["ranking"])
+        return f"{count(len(self.frame), 'row')}, rankings {rankings}, {count(len(self.sizes), 'size')}"
 
     @property
     def sizes(self) -> list[int]:

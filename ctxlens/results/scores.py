@@ -51,7 +51,7 @@ precision."""
 _ROWS_AT_ONCE = 65536
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scores(_Table):
     """Context-dependency scores, one row per assistant turn and layer.
 
@@ -72,6 +72,7 @@ class Scores(_Table):
         "conversation", "turn", "layer", "best_of_mean", "mean_of_best", "mean_heads", "uniform",
         "response_tokens", "context_tokens", "truncated",
     )  # fmt: skip
+    COUNTED: ClassVar[tuple[tuple[str, str], ...]] = (("conversation", "conversation"), ("layer", "layer"))
     REDUCTIONS: ClassVar[tuple[str, ...]] = ("best_of_mean", "mean_of_best", "mean_heads")
 
     def layer(self, layer: int, reduction: str = "mean_of_best") -> pd.Series:
@@ -169,7 +170,7 @@ class Scores(_Table):
         found = sorted(int(layer) for layer in self.frame["layer"].unique())
         return found or [int(layer) for layer in self.meta.get("layers", [0])]
 
-    def save(self, path: str | Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Write the scores as Parquet, one row per turn, in the precision of `meta["precision"]`, if any."""
         turns = self.by_turn(self.meta.get("precision"))
         write_turns(path, [turns], self.meta, self._layers())

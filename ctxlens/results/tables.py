@@ -12,6 +12,7 @@ import numpy as np
 
 from ctxlens.errors import InputError
 from ctxlens.results.files import META_KEY, check_record, make_record, read_file
+from ctxlens.results.shown import Shown, count, join_names
 from ctxlens.stats import Interval, PairedComparison, bootstrap_mean, compare_pairs
 
 if TYPE_CHECKING:
@@ -21,15 +22,18 @@ _T = TypeVar("_T", bound="_Table")
 ClusterBy = Literal["context", "length"]
 
 
-@dataclass(frozen=True)
-class _Table:
+@dataclass(frozen=True, repr=False)
+class _Table(Shown):
     """A result that is a table: one row per unit, named columns, and `meta`."""
 
     frame: pd.DataFrame
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    NATIVE: ClassVar[str] = ".parquet"
     COLUMNS: ClassVar[tuple[str, ...]] = ()
     """The required columns; a table may have more."""
+    COUNTED: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Columns whose distinct values `describe` counts, each with a noun."""
 
     def __post_init__(self) -> None:
         missing = [name for name in self.COLUMNS if name not in self.frame.columns]
@@ -64,13 +68,22 @@ class _Table:
         return replace(self, frame=self.frame[keep].reset_index(drop=True))
 
     def to_frame(self) -> pd.DataFrame:
-        """A copy of the table."""
+        """A copy of the table; the class names its columns."""
         return self.frame.copy()
+
+    def describe(self) -> str:
+        """Number of rows, and whose they are."""
+        found = [count(len(self.frame), "row")]
+        if not len(self.frame):
+            return found[0]
+        named = [name for name in ("model", "condition", "task") if name in self.frame]
+        found += [f"{name} {join_names(self.frame[name])}" for name in named]
+        return ", ".join(found + [count(self.frame[name].nunique(), noun) for name, noun in self.COUNTED])
 
     def __len__(self) -> int:
         return len(self.frame)
 
-    def save(self, path: str | Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Write the table as Parquet, `meta` in the file's schema metadata."""
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -98,7 +111,7 @@ def name_length(built: int, requested: int) -> str:
     return str(built) if built == requested else f"{built} ({requested} requested)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NeedleGrid(_Table):
     """Needle-in-a-haystack cells, one row per cell and condition.
 
@@ -118,6 +131,16 @@ class NeedleGrid(_Table):
         "model", "condition", "indicator", "alpha", "heads", "draw", "cell", "needle",
         "context_tokens", "prompt_tokens", "depth_percent", "response", "recall", "memory_recall",
     )  # fmt: skip
+
+    COUNTED: ClassVar[tuple[tuple[str, str], ...]] = (("context_tokens", "length"), ("cell", "cell"))
+
+    def overview(self) -> pd.DataFrame:
+        """Mean of the first score by variant, one column per context length."""
+        if not self.scores:
+            return self.to_frame()
+        asked = ["model", "condition", "indicator", "alpha", "heads"]
+        means = self.frame.groupby([*asked, "context_tokens"], sort=False)[self.scores[0]].mean()
+        return means.unstack().round(3).rename_axis(columns=None).reset_index()
 
     def recall(self, column: str = "recall", **values: Any) -> pd.Series:
         """Mean recall by cell among the rows that hold these values, so that conditions can be paired."""
@@ -232,14 +255,14 @@ class NeedleGrid(_Table):
         return pd.DataFrame(rows, columns=[key, "mean", "low", "high", "cells"])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ability(_Table):
     """Questions that need no context, one row per question: `recall` (0 to 1) of the answer's keywords."""
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("model", "indicator", "question", "response", "recall")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Selection(_Table):
     """Which turns were chosen as context-dependent: `conversation`, `turn`, `score`, `selected`.
 
@@ -247,6 +270,10 @@ class Selection(_Table):
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("conversation", "turn", "score", "selected")
+
+    def describe(self) -> str:
+        """Number of turns, and how many are selected."""
+        return f"{count(len(self.turns), 'turn')} of {len(self.frame):,} selected"
 
     @cached_property
     def turns(self) -> frozenset[tuple[str, int]]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ctxlens.results.files import check_record, make_record, read_file
+from ctxlens.results.shown import Shown, count
 from ctxlens.stats import Interval
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -40,14 +44,45 @@ class Verdict:
         return answers.get(self.verdict, self.verdict) if "Yes if" in self.rule else self.verdict
 
 
-@dataclass(frozen=True)
-class Verdicts:
+@dataclass(frozen=True, repr=False)
+class Verdicts(Shown):
     """The verdicts of one run."""
 
+    NATIVE: ClassVar[str] = ".json"
     verdicts: tuple[Verdict, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
 
-    def save(self, path: str | Path) -> None:
+    def to_frame(self) -> pd.DataFrame:
+        """One row per claim.
+
+        Columns: `claim`; `verdict` (`supported`, `not supported` or `inconclusive`); `answer` (the verdict as
+        a reader should see it, see `Verdict.word`); `estimate`, `low`, `high` (the measured quantity with its
+        95 % interval) and `n` (its independent units); `quantity` (what was measured); `sentence`; `rule`.
+        """
+        import pandas as pd
+
+        columns = (
+            "claim", "verdict", "answer", "estimate", "low", "high", "n", "quantity", "sentence", "rule",
+        )  # fmt: skip
+        rows = [
+            {
+                "claim": one.claim, "verdict": one.verdict, "answer": one.word, **one.figure.as_dict(),
+                "quantity": one.quantity, "sentence": one.sentence, "rule": one.rule,
+            }
+            for one in self.verdicts
+        ]  # fmt: skip
+        return pd.DataFrame(rows, columns=list(columns))
+
+    def overview(self) -> pd.DataFrame:
+        """Claim, answer and figure."""
+        return self.to_frame()[["claim", "answer", "estimate", "low", "high", "n", "sentence"]].round(3)
+
+    def describe(self) -> str:
+        """The number of verdicts, and each in a word."""
+        words = ", ".join(f"{one.claim}: {one.verdict}" for one in self.verdicts)
+        return count(len(self.verdicts), "verdict") + (f"; {words}" if words else "")
+
+    def write(self, path: str | Path) -> None:
         """Write as JSON."""
         record = make_record(self, verdicts=[asdict(verdict) for verdict in self.verdicts])
         Path(path).write_text(record, encoding="utf-8")

@@ -135,7 +135,7 @@ class Study:
         def make() -> dict[str, Any]:
             essays = list(self.sources.essays.values())
             selection, found = self.fine_tuning.select(self.out / "sft" / "vanilla", essays)
-            write_atomic(self.out / "selection.parquet", selection.save)
+            selection.save(self.out / "selection.parquet")
             return found
 
         return self.once("selection", make)

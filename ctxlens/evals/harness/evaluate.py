@@ -43,7 +43,7 @@ from ctxlens.runs import PartFormat, Parts, Progress, Run, digest
 _SEEDS = (0, 1234, 1234)
 """The seeds that lm-eval itself sets for Python, NumPy and torch."""
 
-_EVALUATION_PARTS = PartFormat(".parquet", Evaluation.save, Evaluation.load)
+_EVALUATION_PARTS = PartFormat(".parquet", Evaluation.write, Evaluation.load)
 
 
 def run_evaluation(

@@ -212,6 +212,9 @@ KeyValues = list[tuple[Float[Tensor, "_ kv_head _ d_head"], Float[Tensor, "_ kv_
 """What a decoder caches of the tokens it has read: keys and values `[batch, kv_head, pos, d_head]`, one pair
 per layer."""
 
+ROOM = 64
+"""How many columns of a cache are kept free for new tokens, and by how many it grows at once."""
+
 
 class PrefixDecoder(Protocol):
     """A decoder that continues from cached keys and values and can drop rows that are finished."""
@@ -229,18 +232,27 @@ class PrefixDecoder(Protocol):
 class PrefixBackend(Protocol):
     """A backend that can continue from cached keys and values, so that prompts can share a prefix.
 
-    In these batches the tokens of a row's prompt may stand in any columns, in order; the mask says in which.
+    In these batches prompts are padded on the left. Keys and values may have more columns than the batch: the
+    columns after it are free, and the backend writes there.
     """
 
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether the model allows it: it caches keys and values, and no recurrent states."""
+        ...
+
     def prefill(
-        self, batch: TokenBatch, past: KeyValues | None, steerings: Sequence[Steering], n_logits: int = 1
-    ) -> tuple[Float[Tensor, "batch last vocab"], KeyValues | None]:
-        """Read prompts whose first columns are cached already.
+        self,
+        batch: TokenBatch,
+        past: KeyValues | None,
+        known: int,
+        steerings: Sequence[Steering],
+        n_logits: int = 1,
+    ) -> tuple[Float[Tensor, "batch last vocab"], KeyValues]:
+        """Read prompts of which the first `known` columns are cached already, in `past`.
 
         Returns:
             The next-token logits of at least the last `n_logits` columns, and keys and values of all columns.
-            The latter are None where the model caches anything else (a sliding window, a recurrent state), so
-            that no prefix can be shared.
         """
         ...
 
@@ -271,6 +283,7 @@ class EagerBackend(Protocol):
 
 
 __all__ = [
-    "Backend", "Decoder", "DecoderCosts", "EagerBackend", "HeadEdit", "KeyValues", "LayerFacts", "LayerPath",
-    "ModelShape", "PrefixBackend", "PrefixDecoder", "Readout", "Reduce", "ReduceResting", "TurnReduce",
+    "ROOM", "Backend", "Decoder", "DecoderCosts", "EagerBackend", "HeadEdit", "KeyValues", "LayerFacts",
+    "LayerPath", "ModelShape", "PrefixBackend", "PrefixDecoder", "Readout", "Reduce", "ReduceResting",
+    "TurnReduce",
 ]  # fmt: skip

@@ -141,7 +141,16 @@ def _attention(
     terms = {ours: kwargs[theirs] for theirs, ours in _TERMS.items() if kwargs.get(theirs) is not None}
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     causal = bool(causal) and attention_mask is None and query.shape[2] > 1
-    plan = plan_call(attending, layer, query.shape[2], is_causal=causal, has_terms=bool(terms))
+    plan = plan_call(
+        attending,
+        layer,
+        query.shape[2],
+        is_causal=causal,
+        has_terms=bool(terms),
+        copies_keys=attention_mask is not None
+        and query.shape[1] > key.shape[1]
+        and query.device.type == "cpu",
+    )
     if attending is not None:
         attending.paths[layer] = plan.path
     if plan.path == "plain":

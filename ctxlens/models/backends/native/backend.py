@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -19,8 +20,14 @@ from ctxlens.errors import UnsupportedModelError
 from ctxlens.models.attention.resting import RestingShares, SinkReader, stack_resting
 from ctxlens.models.attention.steering import Steering
 from ctxlens.models.backends.batch import TokenBatch
+from ctxlens.models.backends.native.attending import Attending
 from ctxlens.models.backends.native.attention import attend
-from ctxlens.models.backends.native.cache import ResumedDecoder, make_cache, read_cache
+from ctxlens.models.backends.native.cache import (
+    ResumedDecoder,
+    holds_keys_and_values,
+    make_cache,
+    read_cache,
+)
 from ctxlens.models.backends.native.layers import find_decoder_layers, note_hidden_states
 from ctxlens.models.backends.native.projections import find_output_projections
 from ctxlens.models.backends.native.sizes import layer_windows, measure_costs, shape_of
@@ -36,6 +43,10 @@ from ctxlens.models.backends.protocol import (
     Reduce,
     ReduceResting,
 )
+
+_PASS_COLUMNS = 512
+"""On a CPU, long prompts are read in passes of about this many columns. One pass over the whole prompt took
+as long without padding, and longer with it, because a mask then makes every query see the keys after it."""
 
 
 class NativeBackend:
@@ -235,29 +246,69 @@ class NativeBackend:
         with attend(self.hf_model, batch, steerings=steerings) if _any(steerings) else nullcontext():
             yield step
 
+    @cached_property
+    def shares_prefixes(self) -> bool:
+        """See `PrefixBackend.shares_prefixes`.
+
+        A model that takes no positions counts columns, which padding before the tokens would shift.
+        """
+        chunked = getattr(self.hf_model.config.get_text_config(), "attention_chunk_size", None)
+        if not self._takes_positions or chunked:
+            return False
+        with torch.no_grad():
+            token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+            cache = getattr(self.hf_model(input_ids=token, use_cache=True), "past_key_values", None)
+        return holds_keys_and_values(cache, self.shape.n_layers)
+
     @torch.no_grad()
     def prefill(
-        self, batch: TokenBatch, past: KeyValues | None, steerings: Sequence[Steering], n_logits: int = 1
-    ) -> tuple[Tensor, KeyValues | None]:
+        self,
+        batch: TokenBatch,
+        past: KeyValues | None,
+        known: int,
+        steerings: Sequence[Steering],
+        n_logits: int = 1,
+    ) -> tuple[Tensor, KeyValues]:
         """See `PrefixBackend.prefill`."""
-        cache = None if past is None else make_cache(past)
-        known = 0 if past is None else past[0][0].shape[-2]
-        with attend(self.hf_model, batch, steerings=steerings) if _any(steerings) else nullcontext():
-            output = self._run(batch.tokens[:, known:], batch.attention_mask, cache, n_logits)
-        # A model that takes no positions counts columns, which padding between the tokens would shift.
-        return output.logits, read_cache(output.past_key_values) if self._takes_positions else None
+        columns = batch.tokens.shape[1]
+        cache = make_cache(self.shape.n_layers if past is None else past, known, columns)
+        logits = batch.tokens.new_empty(0)
+        with self._attending(batch, steerings):
+            for start, stop in self._split(known, columns, n_logits):
+                mask = batch.attention_mask[:, :stop]
+                logits = self._run(batch.tokens[:, start:stop], mask, cache, n_logits).logits
+        return logits, read_cache(cache)
+
+    def _attending(
+        self, batch: TokenBatch, steerings: Sequence[Steering]
+    ) -> AbstractContextManager[Attending | None]:
+        """Our attention where it steers, and where transformers' own would copy the keys for every head.
+
+        On CUDA, fused kernels need these copies too.
+        """
+        config: Any = self.hf_model.config
+        grouped = self.shape.n_heads > self.shape.n_key_value_heads
+        better = grouped and self.device.type == "cpu" and config._attn_implementation == "sdpa"
+        return (
+            attend(self.hf_model, batch, steerings=steerings) if _any(steerings) or better else nullcontext()
+        )
+
+    def _split(self, first: int, last: int, n_logits: int) -> Iterator[tuple[int, int]]:
+        """The columns of each forward pass: equal parts, of which the last has all logits that are wanted."""
+        size = _PASS_COLUMNS if self.device.type == "cpu" else last - first
+        n_parts = max(1, min(round((last - first) / size), (last - first) // n_logits))
+        return pairwise(first + (last - first) * part // n_parts for part in range(n_parts + 1))
 
     @contextmanager
     def resume(
         self, batch: TokenBatch, past: KeyValues, steerings: Sequence[Steering]
     ) -> Iterator[ResumedDecoder]:
         """See `PrefixBackend.resume`."""
-        steered = attend(self.hf_model, batch, steerings=steerings) if _any(steerings) else nullcontext()
-        with torch.no_grad(), steered as attending:
+        with torch.no_grad(), self._attending(batch, steerings) as attending:
             yield ResumedDecoder(
                 lambda *given: self._run(*given).logits[:, -1].float(),
                 batch.attention_mask,
-                make_cache(past),
+                make_cache(past, batch.tokens.shape[1], batch.tokens.shape[1]),
                 (lambda rows: None) if attending is None else attending.keys.keep,
             )
 

@@ -8,60 +8,90 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
-from ctxlens.models.backends.protocol import KeyValues
-
-_ROOM = 64
-"""How many columns a cache grows by at once."""
+from ctxlens.models.backends.protocol import ROOM, KeyValues
 
 
 class RoomyLayer(DynamicLayer):
-    """A cache layer with spare room, so that adding a token does not copy all earlier ones."""
+    """A cache layer with spare room, so that adding a token does not copy all earlier ones.
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
+    It keeps the keys and values of every position, also where a layer looks back only some way: what such a
+    layer may see is decided by its mask.
+
+    Attributes:
+        room: keys and values with the columns that are free; None before the first token.
+    """
+
+    def __init__(self, columns: int, past: tuple[Tensor, Tensor] | None = None, known: int = 0) -> None:
+        """Take the columns that are needed in all, and what is cached already: `known` columns of `past`."""
         super().__init__()
-        self.lazy_initialization(keys, values)
-        self._room = (keys, values)
-        self._show(keys.shape[-2])
+        self._columns = columns
+        self.room = past
+        if past is not None:
+            self.lazy_initialization(*past)
+            self._show(known)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Add the keys and values of new tokens."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
         before, new = self.get_seq_length(), key_states.shape[-2]
-        if self._room[0].shape[-2] < before + new:
-            keys, values = (
-                torch.nn.functional.pad(room[..., :before, :], (0, 0, 0, new + _ROOM)) for room in self._room
-            )
-            self._room = (keys, values)
-        for room, states in zip(self._room, (key_states, value_states), strict=True):
+        if self.room is None or self.room[0].shape[-2] < before + new:
+            self.room = self._grow(key_states, before), self._grow(value_states, before)
+            if before:
+                self.room[0][..., :before, :], self.room[1][..., :before, :] = self.keys, self.values
+            self._columns = self.room[0].shape[-2]
+        for room, states in zip(self.room, (key_states, value_states), strict=True):
             room[..., before : before + new, :] = states
         return self._show(before + new)
+
+    def _grow(self, states: Tensor, before: int) -> Tensor:
+        """Columns for what is there, for new states, and for tokens to come."""
+        needed = before + states.shape[-2]
+        columns = self._columns if needed <= self._columns else needed + ROOM
+        return states.new_empty(*states.shape[:-2], columns, states.shape[-1])
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some rows only."""
         used = self.get_seq_length()
-        self._room = (self._room[0][indices], self._room[1][indices])
+        assert self.room is not None, "nothing is cached yet"
+        self.room = (self.room[0][indices], self.room[1][indices])
         self._show(used)
 
     def _show(self, used: int) -> tuple[Tensor, Tensor]:
-        keys, values = (room[..., :used, :] for room in self._room)
+        assert self.room is not None, "nothing is cached yet"
+        keys, values = (room[..., :used, :] for room in self.room)
         self.keys, self.values = keys, values
         return keys, values
 
 
-def make_cache(past: KeyValues) -> Cache:
-    """A cache that starts with these keys and values; they are not changed."""
-    return Cache(layers=[RoomyLayer(keys, values) for keys, values in past])
+def make_cache(past: KeyValues | int, known: int, columns: int) -> Cache:
+    """A cache that starts with the first `known` columns of these keys and values, and writes after them.
+
+    Args:
+        past: keys and values by layer, or the number of layers where nothing is cached yet.
+        known: how many of their columns are cached.
+        columns: how many columns are needed in all.
+    """
+    if isinstance(past, int):
+        return Cache(layers=[RoomyLayer(columns + ROOM) for _ in range(past)])
+    return Cache(layers=[RoomyLayer(columns + ROOM, pair, known) for pair in past])
 
 
-def read_cache(cache: Any) -> KeyValues | None:
-    """The keys and values of a cache; None if the cache holds anything else."""
+def read_cache(cache: Cache) -> KeyValues:
+    """The keys and values of a cache from `make_cache`, with the columns that are free."""
+    pairs = [layer.room for layer in cache.layers if isinstance(layer, RoomyLayer)]
+    return [pair for pair in pairs if pair is not None]
+
+
+def holds_keys_and_values(cache: Any, n_layers: int) -> bool:
+    """Whether a model's own cache holds keys and values of every layer, and nothing else."""
     layers = getattr(cache, "layers", ())
-    if not layers or not all(type(layer) in (DynamicLayer, RoomyLayer) for layer in layers):
-        return None
-    return [(layer.keys, layer.values) for layer in layers]
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    return len(layers) == n_layers and all(type(one) in plain and one.is_initialized for one in layers)
 
 
 class ResumedDecoder:
@@ -89,4 +119,4 @@ class ResumedDecoder:
         self._on_keep(rows)
 
 
-__all__ = ["ResumedDecoder", "make_cache", "read_cache"]
+__all__ = ["ResumedDecoder", "holds_keys_and_values", "make_cache", "read_cache"]

@@ -44,7 +44,13 @@ PLAIN = Plan("plain")
 
 
 def plan_call(
-    attending: Attending | None, layer: int, n_queries: int, *, is_causal: bool, has_terms: bool
+    attending: Attending | None,
+    layer: int,
+    n_queries: int,
+    *,
+    is_causal: bool,
+    has_terms: bool,
+    copies_keys: bool = False,
 ) -> Plan:
     """Decide what a call has to do.
 
@@ -54,6 +60,7 @@ def plan_call(
         n_queries: number of query positions.
         is_causal: whether causality is what masks this call, in place of a mask.
         has_terms: whether the model adds terms that one fused call cannot express.
+        copies_keys: whether transformers' own function would copy keys and values for every head of a group.
     """
     path = "tiled" if has_terms else "fused"
     if attending is None:
@@ -63,7 +70,8 @@ def plan_call(
     steered = _choose_steering(attending.keys.steerings, layer, is_step)
     if reads:
         return Plan(path, steered, attending.keep, attending.stop and layer == max(attending.layers))
-    return PLAIN if steered == "not" and not has_terms else Plan(path, steered)
+    is_plain = steered == "not" and not has_terms and not copies_keys
+    return PLAIN if is_plain else Plan(path, steered)
 
 
 def _choose_steering(steerings: Sequence[Steering], layer: int, is_step: bool) -> HowSteered:
