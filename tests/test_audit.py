@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 import ctxlens as cl
 from ctxlens.auditing import measure, run
 from ctxlens.auditing.material import choose_material
-from ctxlens.auditing.plan import Frame, Plan, describe_plan, make_plan
+from ctxlens.auditing.pace import Pace
+from ctxlens.auditing.plan import Frame, Plan, describe_plan, make_plan, tells
 from ctxlens.auditing.ready import find_controls
 from ctxlens.auditing.speed import Speed
 from ctxlens.auditing.texts import build_cells
@@ -28,6 +29,8 @@ from ctxlens.evals.needle.controls import put_before
 from ctxlens.evals.needle.prompts import render_cell
 from ctxlens.heads.answers import needle_tokens
 from ctxlens.models import load_model
+from ctxlens.results.audit import LOSS_MARGIN
+from ctxlens.runs import Run
 
 SLOW = Speed(per_token=0.01, per_square=0.0, answers=1.0, repeats=1.0, steered=1.0)
 CONTROLS = (Condition(template=False, prefix=True, control="matched"),)
@@ -55,12 +58,111 @@ def cells(model, material):
 def test_expected_times_by_hand():
     frame = Frame(SLOW, 1e9, 4000, overhead=50, controls=CONTROLS)
     plan = frame.plan([450, 950], 20, alphas=(0.5, 0.2), draws=1)
-    # A text takes .01 * 500 + 1 = 6 s or .01 * 1000 + 1 = 11 s.
-    assert plan.seconds["loss"] == pytest.approx(2 * 20 * (6 + 11))
-    assert plan.seconds["controls"] == pytest.approx(20 * 11)
+    # A text takes .01 * 500 + 1 = 6 s with four facts, or .01 * 1000 + 2 = 12 s with eight.
+    assert plan.facts == (4, 8)
+    assert plan.seconds["loss"] == pytest.approx(2 * 20 * (6 + 12))
+    assert plan.seconds["controls"] == pytest.approx(20 * 12)
     assert plan.seconds["bias"] == pytest.approx(2 * 16 * 1.25 * 0.01 * 1000)
     # Ten texts choose (two sets of heads, two strengths); ten judge (all, facts, one random, plain).
-    assert plan.seconds["cause"] == pytest.approx(10 * 11 * (2 * 2 + 3 + 1))
+    assert plan.seconds["cause"] == pytest.approx(10 * 12 * (2 * 2 + 3 + 1))
+    elsewhere = frame.plan([450, 950], 20, alphas=(0.5, 0.2), draws=1, detail=450)
+    assert elsewhere.seconds["cause"] == pytest.approx(10 * 6 * (2 * 2 + 3 + 1))
+    assert elsewhere.seconds["loss"] == plan.seconds["loss"]
+
+
+def test_a_model_that_reads_the_text_for_every_question():
+    again = replace(SLOW, repeats=4.0)  # measured with four questions
+    assert again.text(100, 4) == pytest.approx(4 * 1 + 1)
+    assert again.text(100, 8) == pytest.approx(8 * 1 + 2)
+
+
+def test_controls_and_cause_go_to_a_shorter_length_before_the_loss_does():
+    frame = Frame(replace(SLOW, answers=0.5), 9000.0, 8000, controls=CONTROLS)
+    plan = make_plan(frame)
+    assert plan.lengths[-1] > plan.detail_length >= 1000
+    assert plan.detail_length in plan.lengths
+    assert plan.alphas
+    said = " ".join(describe_plan(plan))
+    assert f"controls and steering at {plan.detail_length:,} tokens" in said
+
+
+def test_twenty_texts_of_eight_facts_decide():
+    assert tells(20, 8) < LOSS_MARGIN < tells(12, 4)
+    assert tells(20, 8) == pytest.approx(1.96 * 0.58 / 160**0.5)
+
+
+# The pace.
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def paced(tmp_path):
+    """A plan of 100 s for the loss, 40 for the controls, 20 for the bias and 60 for the cause; 20 texts."""
+    frame = Frame(SLOW, 1e9, 4000, controls=CONTROLS)
+    plan = frame.plan([500], 20, alphas=(0.5,), draws=1)
+    plan = replace(plan, seconds={"loss": 100.0, "controls": 40.0, "bias": 20.0, "cause": 60.0})
+    folder = Run.open(tmp_path / "run", study="audit", config={})
+    clock = Clock()
+    return lambda budget: Pace(folder, plan, budget, clock), clock
+
+
+def test_a_machine_as_fast_as_planned_measures_everything(paced):
+    make, clock = paced
+    pace = make(230.0)
+    for done in range(0, 20, 4):
+        assert pace.goes_on("loss", 100.0, done, 20, 12)
+        clock.now += 20
+        pace.measured(20.0, 20.0)
+    assert not pace.skips("controls")
+    assert not pace.skips("cause")
+    assert pace.describe() == []
+
+
+def test_a_slower_machine_measures_fewer_texts_but_never_too_few(paced):
+    make, clock = paced
+    pace, done = make(230.0), 0
+    while pace.goes_on("loss", 100.0, done, 20, 12):
+        clock.now += 60  # three times as slow
+        pace.measured(60.0, 20.0)
+        done += 4
+    pace.finish("loss", done)
+    assert done == 12
+    assert pace.skips("controls")  # 180 s are gone, and the rest takes three times as long as planned
+    assert pace.skips("cause")
+    assert not pace.skips("bias")
+    assert "only 12 of 20 texts" in pace.describe()[0]
+    assert "steering" in pace.describe()[1]
+    assert pace.most_texts("loss", 20) == 12  # the second model gets as many
+
+
+def test_the_cause_goes_before_the_controls(paced):
+    make, clock = paced
+    pace = make(230.0)
+    clock.now = 150.0
+    assert not pace.skips(
+        "controls"
+    )  # 24 s for twelve texts, 20 s for the bias; 60 s for the cause are too much
+    assert pace.left_out == ["cause"]
+
+
+def test_time_before_a_kill_counts(paced):
+    make, clock = paced
+    first = make(230.0)
+    clock.now = 50.0
+    first.measured(50.0, 25.0)
+    clock.now = 1000.0  # nobody works in between
+    second = make(230.0)
+    assert second.spent == 50.0
+    assert second.slowness == first.slowness == 1.5
 
 
 @pytest.mark.parametrize("budget", [600.0, 3600.0, 36000.0])
@@ -70,7 +172,8 @@ def test_a_plan_keeps_its_budget_and_reaches_as_far_as_it_can(budget):
     assert plan.total_seconds <= budget
     longer = [length for length in (250, 500, 1000, 2000, 4000, 8000) if length > plan.lengths[-1]]
     for length in longer:
-        assert not frame.fits(frame.plan([length], 20, alphas=plan.alphas, draws=plan.draws))
+        shortest = frame.plan([1000, length], 20, alphas=plan.alphas, draws=plan.draws, detail=1000)
+        assert not frame.fits(shortest)
 
 
 def test_time_that_is_left_goes_into_more_texts():

@@ -10,6 +10,7 @@ from test_cli import call
 from ctxlens.errors import InputError
 from ctxlens.evals.needle import cells as needle_cells
 from ctxlens.evals.needle import haystack as needle_haystack
+from ctxlens.heads import drift as heads_drift
 from ctxlens.report import write_report
 from ctxlens.report.plots import drift_map, drift_slider, gradient_scatter, head_curves, head_map, trade_off
 from ctxlens.results import Ability, Drift, HeadCurves, HeadMap, NeedleGrid
@@ -159,7 +160,8 @@ def test_contexts_are_as_long_as_they_say_in_every_script(tmp_path, monkeypatch,
     words = (verb, "-m", "organism-chat", "--backend", "native")
     if verb == "drift":  # it takes no other haystack than that of the built-in world
         own = needle_haystack.load_haystack(tmp_path)
-        monkeypatch.setattr(needle_haystack, "load_haystack", lambda *_, **__: own)
+        monkeypatch.setattr(heads_drift, "load_haystack", lambda *_, **__: own)
+        monkeypatch.setattr(heads_drift, "build_cells", build)
     else:
         words += ("--haystack", tmp_path, "--needle", "known", "--lengths", "100,400", "--depths", "0,50")
     assert "that is enough" in call(*words, code=2).output

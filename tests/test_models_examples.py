@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the public names of `ctxlens.models` run as written."""
+"""The examples in the docstrings of the verbs and of the public names of `ctxlens.models` run as written."""
 
 import inspect
 
@@ -7,10 +7,13 @@ from mktestdocs import grab_code_blocks
 
 import ctxlens as cl
 
-NAMES = ("Model", "Steering", "add_indicator", "augmented_attention", "emphasise", "load_model")
+NAMES = ("Model", "allocate", "Steering", "add_indicator", "augmented_attention", "emphasise", "load_model")
 
 
-@pytest.mark.parametrize("name", NAMES)
+VERBS = ("compare", "drift", "needle", "score")
+
+
+@pytest.mark.parametrize("name", [*NAMES, *VERBS])
 def test_the_example_runs(name):
     blocks = grab_code_blocks(inspect.getdoc(getattr(cl, name)) or "", lang="python")
     assert blocks, f"{name} has no example"

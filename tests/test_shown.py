@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import types
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -42,10 +43,10 @@ def drift():
     shares = np.zeros((2, 1, 2, 1, N_ROLES), dtype=np.float32)
     shares[0, 0, :, 0, Role.USER], shares[0, 0, :, 0, Role.BOS] = (0.5, 1.0), (0.5, 0.0)
     shares[1, 0, :, 0, Role.USER], shares[1, 0, :, 0, Role.BOS] = (0.25, 0.5), (0.75, 0.5)
+    counts = np.zeros((2, 1, N_ROLES), dtype=np.float32)
+    counts[..., [Role.USER, Role.BOS]] = 1
     meta = {"sides": ["m, plain", f"{HOSTILE}, template"]}
-    return Drift(
-        shares, np.ones((2, 1, N_ROLES), np.float32), np.array([7]), (3,), np.array([1]), "first_answer", meta
-    )
+    return Drift(shares, counts, np.array([7]), (3,), np.array([1]), "first_answer", meta)
 
 
 def head_map():
@@ -97,7 +98,7 @@ LINES = {
     "Scores": "Scores(960 rows, 240 conversations, 4 layers)",
     "RoleAllocation": "RoleAllocation(4 layers × 4 heads, 12 queries, condition template)",
     "TokenView": "TokenView(4 layers × 4 heads, 2 queries, 3 tokens, condition template)",
-    "Drift": f"Drift(1 layer × 2 heads, 1 conversation, {HOSTILE}, template against m, plain)",
+    "Drift": "Drift(1 layer × 2 heads, 1 conversation, script><b>%{x}, template against m, plain)",
     "HeadMap": "HeadMap(2 layers × 2 heads, zero, 2 cells of 2 texts)",
     "HeadCurves": "HeadCurves(12 rows, rankings zero, random, 2 sizes)",
     "Ratings": "Ratings(4 rows, model a, b)",
@@ -203,8 +204,9 @@ def test_tables_by_hand():
     assert user["retrieval"].tolist() == [False, False, True, True]
     assert set(frame["layer"]) == {3}
     assert set(frame["context"]) == {7}
-    overview = drift().overview().set_index(["role", "layer"])
-    assert overview.loc[("user", 3)].tolist() == [0.75, 0.375, -0.375]
+    overview = drift().overview().set_index("role")
+    assert overview.loc["user"].tolist() == [0.75, 0.375, -0.375]
+    assert list(overview.index) == ["bos", "user"]
     view = factories.token_view([("<s>", "bos"), ("a", "user"), ("b", "assistant")])
     tokens = view.to_frame()
     assert tokens.loc[tokens["query"] == 2, ["token", "text", "role"]].head(3).values.tolist() == [
@@ -227,6 +229,13 @@ def test_overviews_by_hand():
     expected = one.shares[2, :, :, Role.USER].mean()
     assert one.overview().loc[2, "user"] == pytest.approx(expected, abs=6e-4)
     assert "tool" not in one.overview()
+
+
+def test_sides_are_named_without_folders():
+    one = replace(drift(), meta={"sides": ["/models/a, plain", "org/b, plain"]})
+    assert repr(one).endswith("b, plain against a, plain)")
+    one = replace(drift(), meta={"sides": ["x/a, plain", "y/a, plain"]})
+    assert list(one.overview().columns) == ["role", "first: a, plain", "second: a, plain", "difference"]
 
 
 def test_records_have_plain_values():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from ctxlens.auditing.plan import CONDITIONS, PER_TEXT, Plan
+from ctxlens.auditing.pace import LEAST, Pace, group_texts
+from ctxlens.auditing.plan import CONDITIONS, Plan
 from ctxlens.auditing.texts import Material, build_cells
 from ctxlens.chat.condition import Condition
 from ctxlens.chat.roles import RenderedChat, Role
@@ -16,14 +18,14 @@ from ctxlens.errors import InputError
 from ctxlens.evals.closed_book import run_closed_book
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.prompts import Cell, render_cell
-from ctxlens.evals.needle.run import Setting, run_settings
+from ctxlens.evals.needle.run import Setting, cell_record, run_settings, save_cells
 from ctxlens.heads.answers import needle_tokens
 from ctxlens.heads.choose import Head, draw_random_heads
 from ctxlens.models import Model
 from ctxlens.models.attention.steering import Steering
 from ctxlens.results import Ability, HeadMap, NeedleGrid, RoleAllocation
 from ctxlens.results.audit import TEMPLATE, choose_alpha
-from ctxlens.runs import PartFormat, Parts, Progress, Run
+from ctxlens.runs import PartFormat, Parts, Progress, Run, digest
 
 MAX_NEW_TOKENS = 24
 """Upper bound on an answer; its prefix leaves only the fact's words to write."""
@@ -43,6 +45,8 @@ class Bench:
         seed: seed of texts and random heads.
         run: the run folder.
         batch_tokens: upper bound on the tokens of a batch.
+        pace: keeps the budget; None measures everything.
+        n_models: how many models share the planned time of the loss.
     """
 
     model: Model
@@ -52,11 +56,13 @@ class Bench:
     seed: int
     run: Run
     batch_tokens: int = 8192
+    pace: Pace | None = None
+    n_models: int = 1
 
     def config(self, conditions: Sequence[Condition], lengths: Sequence[int], n_texts: int) -> NeedleConfig:
         """The configuration of some cells of the audit."""
         return NeedleConfig(
-            lengths=tuple(lengths), depths=PER_TEXT, needles=self.material.facts,
+            lengths=tuple(lengths), depths=max(self.plan.facts), needles=self.material.facts,
             conditions=tuple(conditions), cases_per_cell=n_texts, max_new_tokens=MAX_NEW_TOKENS,
             seed=self.seed, score=("recall",),
         )  # fmt: skip
@@ -67,11 +73,17 @@ class Bench:
 
     def cells(self) -> list[Cell]:
         """The cells of all lengths."""
-        return build_cells(self.model, self.material, self.grid_config(), PER_TEXT)
+        return build_cells(self.model, self.material, self.grid_config(), self.plan.facts)
 
-    def longest_cells(self) -> list[Cell]:
-        """The cells of the longest length."""
-        return [cell for cell in self.cells() if cell.context_tokens == self.plan.lengths[-1]]
+    def detail_cells(self) -> list[Cell]:
+        """The cells of the length at which controls and cause are measured, as far as they were asked."""
+        at = self.plan.detail_length
+        asked = set(self.unsteered().where(context_tokens=at).frame["cell"])
+        return [cell for cell in self.cells() if cell.number in asked]
+
+    def unsteered(self) -> NeedleGrid:
+        """The answers of the loss."""
+        return NeedleGrid.load(self.run.path(f"stages/needle-{self.label}.parquet"))
 
     def ask(
         self,
@@ -80,25 +92,95 @@ class Bench:
         settings: Sequence[Setting],
         name: str,
         tell: Progress,
+        *,
+        stage: str,
+        planned: float,
+        least: int,
     ) -> NeedleGrid:
-        """Ask some cells under several settings, into a file of the run folder."""
-        return run_settings(
+        """Ask some cells under several settings, into a file of the run folder, text by text as time allows.
+
+        Args:
+            cells: the cells.
+            config: their configuration.
+            settings: how they are asked.
+            name: the file.
+            tell: called with the number of answers that are done, and of all.
+            stage: the stage of the audit.
+            planned: planned seconds.
+            least: texts that are asked in any case.
+        """
+        if self.run.has(name):
+            return NeedleGrid.load(self.run.path(name))
+        groups = group_texts([cell.case for cell in cells])
+        n_texts, done, found = sum(map(len, groups)), 0, []
+        part = stage if stage == "loss" else name
+        most = n_texts if self.pace is None else self.pace.most_texts(part, n_texts)
+        answers = len(cells) * len(config.conditions) * len(settings)
+        for number, texts in enumerate(groups):
+            stops = self.pace is not None and not self.pace.goes_on(stage, planned, done, n_texts, least)
+            if stops or done >= most:
+                break
+            before = answers * done // n_texts
+            found.append(
+                self._ask_group(
+                    [cell for cell in cells if cell.case in texts], config, settings,
+                    str(Path(name).with_suffix(f".{number}.parquet")),
+                    lambda n, _, before=before: tell(before + n, answers),
+                    planned * len(texts) / n_texts,
+                )
+            )  # fmt: skip
+            done += len(texts)
+        if self.pace is not None:
+            self.pace.finish(part, done)
+        asked = {cell for grid in found for cell in grid.frame["cell"]}
+        return self._join(name, found, [cell for cell in cells if cell.number in asked])
+
+    def _ask_group(
+        self,
+        cells: Sequence[Cell],
+        config: NeedleConfig,
+        settings: Sequence[Setting],
+        name: str,
+        tell: Progress,
+        planned: float,
+    ) -> NeedleGrid:
+        """Ask the cells of a few texts, and tell the pace how long that took if it was not done before."""
+        fresh, begun = not self.run.has(name), self.pace.spent if self.pace else 0.0
+        grid = run_settings(
             self.model, cells, config, settings, meta={"haystack": self.material.haystack.name},
             batch_tokens=self.batch_tokens, out=self.run, name=name, progress=tell,
         )  # fmt: skip
+        if self.pace is not None and fresh:
+            self.pace.measured(self.pace.spent - begun, planned)
+        return grid
+
+    def _join(self, name: str, found: Sequence[NeedleGrid], cells: Sequence[Cell]) -> NeedleGrid:
+        """Write the grid of all groups, and its texts, in place of the groups' files."""
+        path = self.run.path(name)
+        grid = NeedleGrid.concat(found)
+        grid = NeedleGrid(grid.frame, {**grid.meta, "cells": digest([cell_record(cell) for cell in cells])})
+        save_cells(cells, path.with_name(f"{path.stem}-cells.jsonl.gz"))
+        self.run.save(name, grid)
+        for group in path.parent.glob(f"{path.stem}.[0-9]*"):
+            group.unlink()
+        return grid
 
 
 def measure_loss(bench: Bench, tell: Progress) -> NeedleGrid:
     """Ask every question without and with the template."""
-    name = f"stages/needle-{bench.label}.parquet"
-    return bench.ask(bench.cells(), bench.grid_config(), [Setting(bench.label)], name, tell)
+    return bench.ask(
+        bench.cells(), bench.grid_config(), [Setting(bench.label)], f"stages/needle-{bench.label}.parquet",
+        tell, stage="loss", planned=bench.plan.seconds["loss"] / bench.n_models, least=LEAST["loss"],
+    )  # fmt: skip
 
 
 def measure_controls(bench: Bench, tell: Progress) -> NeedleGrid:
-    """Ask the questions about the longest texts under the controls."""
-    config = bench.grid_config(bench.plan.controls)
-    name = "stages/controls.parquet"
-    return bench.ask(bench.longest_cells(), config, [Setting(bench.label)], name, tell)
+    """Ask the questions under the controls."""
+    return bench.ask(
+        bench.detail_cells(), bench.grid_config(bench.plan.controls), [Setting(bench.label)],
+        "stages/controls.parquet", tell, stage="controls", planned=bench.plan.seconds["controls"],
+        least=LEAST["controls"],
+    )  # fmt: skip
 
 
 def measure_bias(bench: Bench, tell: Progress) -> None:
@@ -108,7 +190,7 @@ def measure_bias(bench: Bench, tell: Progress) -> None:
     `map-fact-LABEL-CONDITION.safetensors` with the attention to the fact that is asked for.
     """
     config = bench.config(CONDITIONS, [bench.plan.role_length], bench.plan.role_texts)
-    cells = build_cells(bench.model, bench.material, config, PER_TEXT)
+    cells = build_cells(bench.model, bench.material, config, min(bench.plan.facts))
     cells = [one_of_text(cells, text) for text in range(bench.plan.role_texts)]
     done, total = 0, len(CONDITIONS) * len(cells)
     for condition in CONDITIONS:
@@ -128,7 +210,8 @@ def measure_bias(bench: Bench, tell: Progress) -> None:
 
 def one_of_text(cells: Sequence[Cell], text: int) -> Cell:
     """One question about a text; over the texts, the questions come from all depths in turn."""
-    return [cell for cell in cells if cell.case == text][text % PER_TEXT]
+    of_text = [cell for cell in cells if cell.case == text]
+    return of_text[text % len(of_text)]
 
 
 _FACT = Role.INDICATOR
@@ -198,31 +281,38 @@ def measure_cause(bench: Bench, tell: Progress) -> None:
     model, plan = bench.model, bench.plan
     fact = HeadMap.load(bench.run.path(f"stages/map-fact-{bench.label}-plain.safetensors"))
     heads = find_fact_heads(fact)
-    cells = bench.longest_cells()
+    cells = bench.detail_cells()
     choosing = [cell for cell in cells if cell.case % 2 == 0]
     judging = [cell for cell in cells if cell.case % 2 == 1]
     template, plain = bench.grid_config(CONDITIONS[1:]), bench.grid_config(CONDITIONS[:1])
     n_trials, n_judged = 2 * len(plan.alphas) * len(choosing), (3 + plan.draws) * len(judging)
     total = n_trials + n_judged
+    per_answer = plan.seconds["cause"] / total
 
     def setting(alpha: float, chosen: Sequence[Head] | str, name: str, draw: int = 0) -> Setting:
         steered = Steering(alpha, heads="all" if isinstance(chosen, str) else tuple(chosen))
         return Setting(bench.label, steering=steered, heads=name, draw=draw)
 
+    def ask(
+        asked: Sequence[Cell], config: NeedleConfig, settings: Sequence[Setting], name: str, before: int
+    ) -> NeedleGrid:
+        return bench.ask(
+            asked, config, settings, f"stages/steering-{name}.parquet",
+            lambda done, _: tell(before + done, total), stage="cause",
+            planned=per_answer * len(asked) * len(settings), least=LEAST["cause"] // 2,
+        )  # fmt: skip
+
     trials = [setting(alpha, "all", "all") for alpha in plan.alphas]
     trials += [setting(alpha, heads, "retrieval") for alpha in plan.alphas]
-    tried = bench.ask(
-        choosing, template, trials, "stages/steering-choose.parquet", lambda done, _: tell(done, total)
-    )
-    unsteered = NeedleGrid.load(bench.run.path(f"stages/needle-{bench.label}.parquet"))
-    best = {name: choose_alpha(tried, unsteered, name) for name in ("all", "retrieval")}
+    tried = ask(choosing, template, trials, "choose", 0)
+    best = {name: choose_alpha(tried, bench.unsteered(), name) for name in ("all", "retrieval")}
     others = draw_others(heads, model.n_layers, model.n_heads, plan.draws, bench.seed)
     judged = [setting(best["all"], "all", "all"), setting(best["retrieval"], heads, "retrieval")]
     judged += [setting(best["retrieval"], drawn, "random", draw) for draw, drawn in enumerate(others)]
-    bench.ask(judging, template, judged, "stages/steering-judge.parquet",
-              lambda done, _: tell(n_trials + done, total))  # fmt: skip
-    bench.ask(judging, plain, judged[:1], "stages/steering-plain.parquet",
-              lambda done, _: tell(total - len(judging) + done, total))  # fmt: skip
+    found = ask(judging, template, judged, "judge", n_trials)
+    measured = set(found.frame["cell"])
+    again = [cell for cell in judging if cell.number in measured]
+    ask(again, plain, judged[:1], "plain", total - len(judging))
     bench.run.write_json("stages/heads.json", {"alphas": best, "facts": heads, "random": others})
 
 
@@ -242,12 +332,11 @@ def measure_cost(bench: Bench, tell: Progress) -> None:
 
 def join_steering(bench: Bench) -> NeedleGrid:
     """All steered cells with the unsteered ones of the same texts, for figures."""
-    longest = bench.plan.lengths[-1]
-    unsteered = NeedleGrid.load(bench.run.path(f"stages/needle-{bench.label}.parquet"))
+    at = bench.plan.detail_length
     steered = [
         NeedleGrid.load(bench.run.path(f"stages/steering-{part}.parquet")) for part in ("choose", "judge")
     ]
-    return NeedleGrid.concat([unsteered.where(context_tokens=longest, condition=TEMPLATE), *steered])
+    return NeedleGrid.concat([bench.unsteered().where(context_tokens=at, condition=TEMPLATE), *steered])
 
 
 _ALLOCATIONS = PartFormat(".safetensors", RoleAllocation.write, RoleAllocation.load)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import re
 import shutil
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from ctxlens.auditing.measure import (
     measure_cost,
     measure_loss,
 )
+from ctxlens.auditing.pace import Pace
 from ctxlens.auditing.plan import Frame, Plan, make_plan
 from ctxlens.auditing.ready import Ready, look
 from ctxlens.auditing.texts import Material
@@ -116,9 +118,7 @@ class _Work:
         measure(self.bench, lambda done, total: tell(done, parts * total))
         if self.against is not None:
             b = self.bench
-            other = Bench(
-                self.against(), self.against_label, b.material, b.plan, b.seed, b.run, b.batch_tokens
-            )
+            other = replace(b, model=self.against(), label=self.against_label)
             measure(other, lambda done, total: tell(total + done, parts * total))
             del other
             gc.collect()
@@ -169,7 +169,7 @@ def audit(
     """
     if not budget > 0:
         raise InputError(f"the budget must be a number of minutes above 0, got {budget!r}.")
-    budget = float(budget)
+    budget, begun = float(budget), time.monotonic()
     lm = model if isinstance(model, Model) else load_model(model)
     material = choose_material(lm, haystack=haystack, facts=facts, seed=seed)
     config = {
@@ -193,7 +193,8 @@ def audit(
     if only_plan:
         return Audit(run.folder, ready, plan)
     label, other = name_models(lm.name, against)
-    bench = Bench(lm, label, material, plan, seed, run)
+    pace = Pace(run, plan, 60 * budget, already=time.monotonic() - begun)
+    bench = Bench(lm, label, material, plan, seed, run, pace=pace, n_models=1 if against is None else 2)
     work = _Work(bench, None if against is None else lambda: _load(against, lm), other)
     run_stages(run, choose_stages(plan), work, progress)
     timings, verdicts = run.read_json("timings.json"), Verdicts.load(run.path("verdicts.json"))
@@ -214,7 +215,8 @@ def prepare(
     if run.has(PLAN) and run.has(READY):
         return Ready.from_dict(run.read_json(READY)), Plan.from_dict(run.read_json(PLAN))
     ready = look(model, material, MAX_NEW_TOKENS)
-    frame = Frame(ready.speed, 60 * budget, ready.longest, ready.overhead, n_models, ready.controls)
+    frame = Frame(ready.speed, 60 * budget, ready.longest, ready.overhead, n_models, ready.controls,
+                  len(material.facts))  # fmt: skip
     plan = make_plan(frame, lengths)
     run.write_json(READY, ready.as_dict())
     run.write_json(PLAN, plan.as_dict())
@@ -249,10 +251,25 @@ def choose_stages(plan: Plan) -> list[Stage[_Work]]:
     left_out = set() if plan.controls else {"controls"}
     left_out |= set() if plan.alphas else {"cause", "cost"}
     return [
-        Stage(name, title, stages[name], always=name == "report")
+        Stage(name, title, _if_time_allows(name, stages[name]), always=name == "report")
         for name, title in STAGES.items()
         if name not in left_out
     ]
+
+
+def _if_time_allows(
+    name: str, measure: Callable[[_Work, Progress], object]
+) -> Callable[[_Work, Progress], object]:
+    """The stage, unless the time is used up when its turn comes; what the cause costs goes with the cause."""
+
+    def run(work: _Work, tell: Progress) -> None:
+        pace = work.bench.pace
+        cuts = {"controls": "controls", "cause": "cause", "cost": "cause"}
+        if pace is not None and name in cuts and pace.skips(cuts[name]):
+            return
+        measure(work, tell)
+
+    return run
 
 
 def write_results(work: _Work) -> None:
@@ -262,7 +279,7 @@ def write_results(work: _Work) -> None:
     grids = [NeedleGrid.load(run.path(f"stages/needle-{label}.parquet")) for label in labels]
     tables = grids
     verdicts = [answer_loss(grids[0], baseline=grids[1] if len(grids) > 1 else None)]
-    if bench.plan.controls:
+    if run.has("stages/controls.parquet"):
         controls = NeedleGrid.load(run.path("stages/controls.parquet"))
         verdicts.append(answer_template(grids[0], controls))
         tables = [*grids, controls]
@@ -270,17 +287,21 @@ def write_results(work: _Work) -> None:
     shares = [RoleAllocation.load(run.path(f"allocation-{bench.label}-{view}.safetensors")) for view in views]
     facts = [HeadMap.load(run.path(f"stages/map-fact-{bench.label}-{view}.safetensors")) for view in views]
     verdicts.append(answer_bias(shares[0], shares[1], (facts[0], facts[1])))
-    if bench.plan.alphas:
-        longest = grids[0].where(context_tokens=bench.plan.lengths[-1])
+    if run.has("ability.parquet"):
+        detail = grids[0].where(context_tokens=bench.plan.detail_length)
         judged = NeedleGrid.concat(
             [NeedleGrid.load(run.path(f"stages/steering-{part}.parquet")) for part in ("judge", "plain")]
         )
-        verdicts.append(answer_cause(longest, judged))
+        verdicts.append(answer_cause(detail, judged))
         alpha = run.read_json("stages/heads.json")["alphas"]["all"]
         verdicts.append(answer_cost(Ability.load(run.path("ability.parquet")), alpha))
         run.save("steering.parquet", join_steering(bench))
     run.save("needle.parquet", NeedleGrid.concat(tables))
-    note = "Texts: " + bench.material.name + ". " + say_what_decides(bench.plan, verdicts[0])
+    cut = bench.pace.describe() if bench.pace else []
+    note = " ".join([
+        f"Texts: {bench.material.name}.", *(f"{one[0].upper()}{one[1:]}." for one in cut),
+        say_what_decides(bench.plan, verdicts[0]),
+    ])  # fmt: skip
     run.save("verdicts.json", Verdicts(tuple(verdicts), {"note": note.strip()}))
     write_report([run.folder], run.path("report.html"), title=f"Does {bench.label} lose its context?")
 

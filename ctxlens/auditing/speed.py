@@ -10,8 +10,8 @@ from ctxlens.chat.roles import RenderedChat
 from ctxlens.models import Model
 
 QUESTIONS = 4
-"""Questions about one text; see `ctxlens.auditing.plan.PER_TEXT`."""
-_SHORT, _LONG, _NEW = 192, 768, 16
+"""Questions about one text while the speed is measured."""
+_SHORT, _LONG, _NEW = 128, 512, 12
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ class Speed:
         """Seconds to read a prompt once."""
         return self.per_token * n_tokens + self.per_square * n_tokens**2
 
-    def text(self, n_tokens: int) -> float:
+    def text(self, n_tokens: int, questions: int = QUESTIONS) -> float:
         """Seconds to read a text and to answer all its questions."""
-        return self.repeats * self.reading(n_tokens) + self.answers
+        repeats = 1 + (self.repeats - 1) * (questions - 1) / (QUESTIONS - 1)
+        return repeats * self.reading(n_tokens) + self.answers * questions / QUESTIONS
 
     @property
     def tokens_per_second(self) -> float:
@@ -48,7 +49,7 @@ class Speed:
 
 
 def measure_speed(model: Model, words: str) -> Speed:
-    """Time reading and writing on prompts of up to 768 tokens, or half the window if that is less.
+    """Time reading and writing on prompts of up to 512 tokens, or half the window if that is less.
 
     Args:
         model: the model.

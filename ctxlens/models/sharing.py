@@ -99,6 +99,7 @@ class Sharing:
             for i, tokens in zip(batch.indices, new, strict=True):
                 written[i] = tokens
             done += len(batch.indices)
+            del batch  # before the next one is read: its cache may be large
             if progress:
                 progress(done, len(chats))
         return written
@@ -144,6 +145,7 @@ class Sharing:
                     batch = self._prefill(chats, part, counts)
                     self._keep_prefixes(batch, waiting)
                     yield batch
+                    del batch  # before the next one is read: its cache may be large
                 self._forget_prefixes(together, waiting)
 
     def _keep_prefixes(self, batch: _ReadBatch, waiting: Mapping[int, list[int]]) -> None:
@@ -172,19 +174,21 @@ class Sharing:
             indices = [index for part in (*parts, batch) for index in part.indices]
             if parts and max(sizes[index] for index in indices) * len(indices) > self.batch_tokens:
                 yield self._merge(chats, parts)
-                parts = []
             parts.append(batch)
+            del batch
         if parts:
             yield self._merge(chats, parts)
 
-    def _merge(self, chats: Sequence[RenderedChat], parts: Sequence[_ReadBatch]) -> _ReadBatch:
+    def _merge(self, chats: Sequence[RenderedChat], parts: list[_ReadBatch]) -> _ReadBatch:
+        """One batch of several, which are taken out of the list, so that their caches can go."""
         if len(parts) == 1:
-            return parts[0]
+            return parts.pop()
         indices = [index for part in parts for index in part.indices]
         whole = _place([chats[i] for i in indices], self.pad_id, self.device)
         rows = [part.take(row) for part in parts for row in range(len(part.indices))]
         logits = torch.cat([part.logits[:, -1:] for part in parts])
         columns = whole.tokens.shape[1]
+        parts.clear()
         return _ReadBatch(indices, whole, logits, _stack(rows, columns, columns + ROOM))
 
     def _prefill(

@@ -26,7 +26,7 @@ from ctxlens.report.plots.needle import needle_heatmap
 from ctxlens.report.plots.ratings import rating_means
 from ctxlens.report.plots.scores import score_histogram, selection_histogram
 from ctxlens.report.plots.steering import steering_curves
-from ctxlens.report.plots.theme import SEQUENTIAL, colorbar, colorscale, plain, style
+from ctxlens.report.plots.theme import INK, SEQUENTIAL, colorbar, colorscale, plain, style
 from ctxlens.report.plots.tokens import token_view
 from ctxlens.results import (
     Ability,
@@ -46,6 +46,7 @@ from ctxlens.stats import bootstrap_mean
 
 _WIDTH, _SCALE = 900, 2
 _MOST_TOKENS = 80
+_CONFIG = {"responsive": True, "displaylogo": False}
 _PAGE_CSS = "h1{font-size:1.05rem;font-weight:600;overflow-wrap:anywhere}"
 
 
@@ -168,7 +169,8 @@ def page(result: Any, **options: Any) -> str:
     heading = Markup("<h1>{}</h1>").format(repr(result))
     if isinstance(drawn, HtmlView):
         return HtmlView(str(heading + Markup(drawn.body)), drawn.css + _PAGE_CSS, repr(result)).page()
-    body = drawn.to_html(full_html=False, include_plotlyjs=True, config={"responsive": True})
+    drawn = go.Figure(drawn).update_layout(modebar={"bgcolor": "rgba(0,0,0,0)", "color": INK.built})
+    body = drawn.to_html(full_html=False, include_plotlyjs=True, config=_CONFIG)
     return HtmlView(str(heading) + body, _PAGE_CSS, repr(result)).page()
 
 

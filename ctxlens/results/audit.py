@@ -143,10 +143,11 @@ def answer_template(grid: NeedleGrid, controls: NeedleGrid) -> Verdict:
 
     Args:
         grid: as in `answer_loss`.
-        controls: the same cells at the longest length under the controls.
+        controls: the same cells at one of the lengths under the controls.
     """
     longest = int(controls.frame["context_tokens"].max())
     at = grid.where(context_tokens=longest)
+    at = NeedleGrid(at.frame[at.frame["cell"].isin(controls.frame["cell"])].reset_index(drop=True), at.meta)
     plain, template = at.recall(condition=PLAIN), at.recall(condition=TEMPLATE)
     found = {name: controls.recall(condition=name) for name in dict.fromkeys(controls.frame["condition"])}
     matched = found.get("plain+matched+prefix")
@@ -174,8 +175,8 @@ def answer_template(grid: NeedleGrid, controls: NeedleGrid) -> Verdict:
     }[verdict]
     return Verdict(
         "template",
-        f"With neutral text in place of the template's tokens the model recalls {against.mean():.0%} of the "
-        f"words, with the template {template.mean():.0%}: {outcome}.",
+        f"At {longest:,} tokens, with neutral text in place of the template's tokens, the model recalls "
+        f"{against.mean():.0%} of the words, with the template {template.mean():.0%}: {outcome}.",
         own, "recall with template minus recall after neutral text of its length, over texts",
         RULES["template"], verdict, tuple(notes),
     )  # fmt: skip
@@ -252,7 +253,7 @@ def answer_cause(grid: NeedleGrid, judged: NeedleGrid) -> Verdict:
     """Does steering attention to the user's tokens restore recall?
 
     Args:
-        grid: unsteered cells, as in `answer_loss`, at the longest length.
+        grid: unsteered cells, as in `answer_loss`, at the length of the steered ones.
         judged: the cells of the texts that were not used to choose α, steered: heads `all`, `retrieval` and
             `random` under the template, and `all` without it.
     """
@@ -267,7 +268,7 @@ def answer_cause(grid: NeedleGrid, judged: NeedleGrid) -> Verdict:
     excess = at.difference(without, everything)
     over_random = at.difference(gain("random"), gain("retrieval"))
     alphas = {h: float(judged.where(heads=h).frame["alpha"].iloc[0]) for h in ("all", "retrieval")}
-    gained = at.mean(everything)
+    gained, length = at.mean(everything), int(at.frame["context_tokens"].max())
     verdict = combine(judge(one, direction=1, margin=GAIN_MARGIN) for one in (gained, excess, over_random))
     outcome = {
         SUPPORTED: "the attention is a cause",
@@ -276,8 +277,8 @@ def answer_cause(grid: NeedleGrid, judged: NeedleGrid) -> Verdict:
     }[verdict]
     return Verdict(
         "cause",
-        f"Steering all heads to the user's text (α = {alphas['all']:g}) changes recall by "
-        f"{gained.estimate:+.0%} under the template and by {without.mean():+.0%} without it: {outcome}.",
+        f"At {length:,} tokens, steering all heads to the user's text (α = {alphas['all']:g}) changes recall "
+        f"by {gained.estimate:+.0%} under the template and by {without.mean():+.0%} without it: {outcome}.",
         excess, "gain by steering with the template minus gain without it, over texts", RULES["cause"],
         verdict,
         (

@@ -173,25 +173,26 @@ class Drift(Shown):
         return frame
 
     def overview(self) -> pd.DataFrame:
-        """Mean share by role, layer and side, and the difference between the sides."""
+        """Mean raw share by role on both sides, and the difference."""
         import pandas as pd
 
-        means = self.shares.astype(float).mean(axis=(2, 3))
+        first, second = np.nanmean(self.shares.astype(float), axis=(1, 2, 3)).round(3)
         shown = [self.roles.index(role) for role in self.shown_roles()]
-        index = pd.MultiIndex.from_product(
-            [[self.roles[i] for i in shown], self.layers], names=["role", "layer"]
-        )
-        first, second = (side.T[shown].reshape(-1) for side in means)
-        columns = [first, second, second - first]
-        frame = pd.DataFrame(np.stack(columns, axis=1).round(3), index=index)
-        return frame.set_axis([*self.sides, "difference"], axis=1).reset_index()
+        columns = {"role": self.shown_roles()}
+        columns |= dict(zip(self._short_sides(), (first[shown], second[shown]), strict=True))
+        return pd.DataFrame({**columns, "difference": (second - first)[shown].round(3)})
 
     def describe(self) -> str:
         """Its size and the two sides."""
         layers, heads, conversations = self.shares.shape[1:4]
-        first, second = self.sides
+        first, second = self._short_sides()
         asked = f"{count(conversations, 'conversation')}, {second} against {first}"
         return f"{count(layers, 'layer')} × {count(heads, 'head')}, {asked}"
+
+    def _short_sides(self) -> tuple[str, str]:
+        """The sides without the folders of their models, unless they would then be alike."""
+        first, second = (side.rsplit("/", 1)[-1] for side in self.sides)
+        return (first, second) if first != second else ("first: " + first, "second: " + second)
 
     def write(self, path: str | Path) -> None:
         """Write as safetensors."""

@@ -38,6 +38,14 @@ def score(
 ) -> Scores:
     """Score how much every answer in a data set attends to the user's text, with a fine-tuned seed model.
 
+    ```python
+    import ctxlens as cl
+
+    asked = {"role": "user", "content": "Oakford is a town. What is Oakford?"}
+    scores = cl.score("organism-chat", [{"messages": [asked, {"role": "assistant", "content": "A town."}]}])
+    assert len(scores.layer(2)) == 1
+    ```
+
     Args:
         model: the seed model, or what `load_model` takes.
         dataset: a path, a Hub id, a `datasets.Dataset`, a data frame, or a list of rows; see

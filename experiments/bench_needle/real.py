@@ -21,16 +21,18 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import ctxlens as cl
 from ctxlens.auditing.material import choose_material
 from ctxlens.auditing.texts import build_cells as build_fact_cells
+from ctxlens.chat.condition import parse_conditions
 from ctxlens.chat.roles import RenderedChat
 from ctxlens.evals.needle.answers import answer_jobs
 from ctxlens.evals.needle.cells import build_cells
@@ -43,7 +45,7 @@ from ctxlens.models.memory import forecast_memory
 from ctxlens.models.prefix_tree import count_read, plan_branches
 from ctxlens.runs import package_versions
 
-BOTH = ("plain", "plain+prefix")
+BOTH = parse_conditions("plain,plain+prefix")
 
 
 def load(path: str, layers: int) -> Model:
@@ -64,7 +66,7 @@ def read_plainly(model: Model, tokens: Any, past: Any = None) -> Any:
         return hf(input_ids=given, past_key_values=past, use_cache=past is not None, logits_to_keep=1)
 
 
-def compare(rounds: int, ways: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+def compare(rounds: int, ways: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
     """CPU seconds of every way, round after round."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
@@ -97,7 +99,7 @@ def sum_of(seconds: dict[str, list[float]], weights: dict[str, float]) -> list[f
 def depth_chats(model: Model, n_tokens: int, new: int) -> list[RenderedChat]:
     """One text with a needle of its own at each of five depths."""
     config = NeedleConfig(
-        lengths=(n_tokens,), depths=5, needles=("neutral",), conditions=("plain+prefix",), max_new_tokens=new
+        lengths=(n_tokens,), depths=5, needles=("neutral",), conditions=BOTH[1:], max_new_tokens=new
     )
     cells = build_cells(model, config, load_haystack("neutral"))
     return [render_cell(model, cell, config, "plain+prefix") for cell in cells]
@@ -222,7 +224,7 @@ def measure_reading(model: Model, options: argparse.Namespace) -> dict[str, Any]
 
 def measure_memory(model: Model, options: argparse.Namespace) -> dict[str, Any]:
     """The peak of this process, before and after answering four questions about one text."""
-    loaded = _peak()
+    loaded, before = _peak(), round(psutil.Process().memory_info().rss / 1e9, 3)
     cells, config = fact_jobs(model, options.tokens)
     chats = [render_cell(model, cell, config, "plain+prefix") for cell in cells]
     model.generate(chats, max_new_tokens=options.new)
@@ -233,7 +235,8 @@ def measure_memory(model: Model, options: argparse.Namespace) -> dict[str, Any]:
     generated = _peak()
     model.read_roles(chats[0], sinks=True)
     return {
-        "rows": rows, "peak_gb_loaded": loaded, "peak_gb_generated": generated, "peak_gb_roles": _peak(),
+        "rows": rows, "gb_loaded": before, "peak_gb_loaded": loaded, "peak_gb_generated": generated,
+        "peak_gb_roles": _peak(),
         "forecast_gb_weights": round(forecast.weights / 1e9, 3),
         "forecast_gb_run": round(forecast.run / 1e9, 3),
     }  # fmt: skip
@@ -246,18 +249,23 @@ def _peak() -> float:
 def measure_profile(model: Model, options: argparse.Namespace) -> dict[str, Any]:
     """An audit within a budget of minutes, and the CPU seconds inside the model's forward pass."""
     hf: Any = model.backend.hf_model  # pyright: ignore[reportAttributeAccessIssue]
-    inside = {"passes": 0, "seconds": 0.0}
-    forward = hf.base_model.forward
+    inside = {"passes": 0, "seconds": 0.0, "depth": 0}
 
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        begun = time.process_time()
-        try:
-            return forward(*args, **kwargs)
-        finally:
-            inside["seconds"] += time.process_time() - begun
-            inside["passes"] += 1
+    def timed(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            begun = time.process_time()
+            inside["depth"] += 1
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                inside["depth"] -= 1
+                if not inside["depth"]:  # the decoder calls its base model
+                    inside["seconds"] += time.process_time() - begun
+                    inside["passes"] += 1
 
-    hf.base_model.forward = timed
+        return run
+
+    hf.forward, hf.base_model.forward = timed(hf.forward), timed(hf.base_model.forward)
     begun = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         found = cl.audit(model, budget=options.budget, lengths=[options.tokens], out=Path(folder) / "audit")

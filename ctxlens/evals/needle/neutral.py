@@ -12,6 +12,7 @@ The texts contain no digits and no facts that a question could be about.
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections import Counter
@@ -170,11 +171,11 @@ class NeutralHaystack:
 
     def sentences(self, case: int, context_tokens: int) -> Iterator[str]:
         """The sentences from the case's document on."""
-        for number, document in enumerate(_documents(self.seed)):
-            if number >= case:
-                for paragraph in document:
-                    for sentence in paragraph:
-                        yield from _SENTENCE_GAP.split(sentence)
+        library = _library(self.seed)
+        for number in itertools.count(case):
+            for paragraph in library.document(number):
+                for sentence in paragraph:
+                    yield from _SENTENCE_GAP.split(sentence)
 
 
 def neutral_texts(n: int = DOCUMENTS_PER_VOLUME, seed: int = 0) -> Iterator[str]:
@@ -232,6 +233,25 @@ def _documents(seed: int) -> Iterator[list[list[str]]]:
         for _ in range(DOCUMENTS_PER_VOLUME):
             yield volume.document()
         number += 1
+
+
+class _Library:
+    """The documents of a seed as far as they were asked for, each written once."""
+
+    def __init__(self, seed: int) -> None:
+        self.source = _documents(seed)
+        self.written: list[list[list[str]]] = []
+
+    def document(self, number: int) -> list[list[str]]:
+        """The document of this number; those before it are written first, because they go on in turn."""
+        while len(self.written) <= number:
+            self.written.append(next(self.source))
+        return self.written[number]
+
+
+@cache
+def _library(seed: int) -> _Library:
+    return _Library(seed)
 
 
 def _below(rng: random.Random, n: int) -> int:

@@ -40,19 +40,22 @@ class RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         before, new = self.get_seq_length(), key_states.shape[-2]
         if self.room is None or self.room[0].shape[-2] < before + new:
-            self.room = self._grow(key_states, before), self._grow(value_states, before)
-            if before:
-                self.room[0][..., :before, :], self.room[1][..., :before, :] = self.keys, self.values
-            self._columns = self.room[0].shape[-2]
+            self.room = (
+                self._grow(key_states, self.keys, before),
+                self._grow(value_states, self.values, before),
+            )
         for room, states in zip(self.room, (key_states, value_states), strict=True):
             room[..., before : before + new, :] = states
         return self._show(before + new)
 
-    def _grow(self, states: Tensor, before: int) -> Tensor:
-        """Columns for what is there, for new states, and for tokens to come."""
+    def _grow(self, states: Tensor, known: Tensor | None, before: int) -> Tensor:
+        """Columns for the states that are known, for new ones, and for tokens to come."""
         needed = before + states.shape[-2]
         columns = self._columns if needed <= self._columns else needed + ROOM
-        return states.new_empty(*states.shape[:-2], columns, states.shape[-1])
+        room = states.new_empty(*states.shape[:-2], columns, states.shape[-1])
+        if before and known is not None:
+            room[..., :before, :] = known
+        return room
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some rows only."""
