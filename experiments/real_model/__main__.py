@@ -1,0 +1,67 @@
+"""Measure claims 1 to 4 on a real instruction-tuned model; see README.md for hypotheses and rules."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ctxlens.models import load_model
+from ctxlens.runs import Run
+from experiments.real_model import design
+from experiments.real_model.judge import judge_all
+from experiments.real_model.measure import (
+    Bench,
+    measure_attention,
+    measure_cause,
+    measure_controls,
+    measure_foreign,
+    measure_logprob,
+    measure_loss,
+    measure_verdict_on_cause,
+)
+
+MEASURES = {
+    "loss": measure_loss,
+    "logprob": measure_logprob,
+    "controls": measure_controls,
+    "foreign": measure_foreign,
+    "attention": measure_attention,
+    "cause": measure_cause,
+    "cause-judged": measure_verdict_on_cause,
+}
+
+
+def main() -> None:
+    """The command line of the experiment."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("measure", choices=[*MEASURES, "judge"])
+    parser.add_argument("model", nargs="?", help="SmolLM2-135M-Instruct: folder or Hub id")
+    parser.add_argument("--essays", type=Path, help="folder with essays, the second haystack")
+    parser.add_argument("--template", type=Path, help="chat template in place of the model's own (foreign)")
+    parser.add_argument("--out", type=Path, default=Path("runs/real_model"))
+    parser.add_argument("--blocks", help="numbers of blocks, separated by commas", default=None)
+    parser.add_argument("--part", help="K/N: every N-th block from the K-th on", default="0/1")
+    parser.add_argument("--threads", type=int, help="threads of torch", default=None)
+    given = parser.parse_args()
+    if given.measure == "judge":
+        judge_all(given.out, given.out / "judged.json")
+        return
+    if given.threads:
+        import torch
+
+        torch.set_num_threads(given.threads)
+    part, parts = (int(number) for number in given.part.split("/"))
+    blocks = [int(one) for one in given.blocks.split(",")] if given.blocks else list(design.blocks())
+    template = given.template.read_text(encoding="utf-8") if given.template else None
+    model = load_model(given.model, backend="native", dtype="float32", chat_template=template)
+    run = Run.open(
+        given.out / given.measure,
+        study="real_model",
+        config={"measure": given.measure, "model": dict(model.identity), "seed": design.SEED},
+    )
+    bench = Bench(model, design.load_haystacks(given.essays), run, blocks[part::parts])
+    MEASURES[given.measure](bench)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""The verdicts of the experiment, from its grids alone, by the rules in README.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ctxlens.auditing.measure import without_fact
+from ctxlens.chat.roles import Role
+from ctxlens.files import write_atomic
+from ctxlens.results import NeedleGrid, RoleAllocation
+from ctxlens.results.claims import combine, judge
+from ctxlens.stats import Interval, bootstrap_mean, paired_difference
+from experiments.common import rounded
+from experiments.real_model import design
+
+LOSS_MARGIN, BIAS_MARGIN, GAIN_MARGIN = 0.10, 0.05, 0.05
+Found = dict[str, Any]
+
+
+def judge_all(folder: Path, out: Path) -> Found:
+    """Judge what is finished, and write it as JSON."""
+    parts: Mapping[str, Callable[[Path], Found]] = {
+        "loss": judge_loss,
+        "logprob": judge_logprob,
+        "controls": judge_controls,
+        "attention": judge_attention,
+        "cause": judge_cause,
+    }
+    found = {name: how(folder) for name, how in parts.items() if any((folder / name).glob("*-*.*"))}
+    write_atomic(out, json.dumps(rounded(found), indent=1) + "\n")
+    return found
+
+
+def collect(folder: Path) -> NeedleGrid:
+    """All grids of a measurement that are finished, with wording, haystack and prefix of every row."""
+    paths = sorted(folder.glob("*-*.parquet"))
+    frames = [
+        NeedleGrid.load(path).frame.assign(wording=path.stem.partition("-")[2], block=int(path.stem[0]))
+        for path in paths
+    ]
+    frame = pd.concat(frames, ignore_index=True)
+    frame["haystack"] = [design.haystack_of(case) for case in frame["case"]]
+    frame["length_of_prefix"] = frame["needle"].str.partition("/")[2]
+    frame["needle"] = frame["needle"].str.partition("/")[0]
+    return NeedleGrid(frame, {})
+
+
+def choose(grid: NeedleGrid, where: pd.Series) -> NeedleGrid:
+    """The rows for which a condition holds."""
+    return NeedleGrid(grid.frame[where].reset_index(drop=True), grid.meta)
+
+
+def average(grid: NeedleGrid, base: str, prefixes: tuple[str, ...], column: str = "recall") -> pd.Series:
+    """Value by question, a mean over the prefixes."""
+    return pd.concat([grid.recall(column, condition=base + one) for one in prefixes], axis=1).mean(axis=1)
+
+
+def fall(grid: NeedleGrid, prefixes: tuple[str, ...] = ("", "+prefix"), column: str = "recall") -> Interval:
+    """Value with the template minus without, paired by question, over texts; a mean over the prefixes."""
+    plain, template = (average(grid, base, prefixes, column) for base in ("plain", "template"))
+    return grid.difference(plain, template)
+
+
+def level(grid: NeedleGrid, base: str, prefixes: tuple[str, ...] = ("", "+prefix")) -> Interval:
+    """Recall of one condition, over texts."""
+    return grid.mean(average(grid, base, prefixes))
+
+
+def shown(figure: Interval, margin: float | None = None, direction: int = -1) -> Found:
+    """A figure as JSON values, with its verdict where a margin is given."""
+    verdict = {} if margin is None else {"verdict": judge(figure, direction=direction, margin=margin)}
+    return {**figure.as_dict(), **verdict}
+
+
+def judge_loss(folder: Path) -> Found:
+    """Hypothesis 1: the loss over long texts, by length, prefix, haystack, kind of needle and needle."""
+    grid = collect(folder / "loss")
+    frame = grid.frame
+    long = choose(grid, frame["context_tokens"] >= design.LONG)
+    by_length = {}
+    for length in design.LENGTHS:
+        at = choose(grid, frame["context_tokens"] == length)
+        if len(at):
+            by_length[length] = {
+                "fall": shown(fall(at), LOSS_MARGIN),
+                "without prefix": shown(fall(at, ("",))),
+                "with prefix": shown(fall(at, ("+prefix",))),
+                "plain": shown(level(at, "plain")),
+                "template": shown(level(at, "template")),
+            }
+    rows = long.frame
+    papers = rows["needle"].isin(design.PAPERS)
+    parts = {
+        "without prefix": fall(long, ("",)),
+        "with a short prefix": fall(choose(long, rows["length_of_prefix"] == "short"), ("+prefix",)),
+        "with the full prefix": fall(choose(long, rows["length_of_prefix"] == "full"), ("+prefix",)),
+        **{
+            f"haystack {name}": fall(choose(long, rows["haystack"] == name)) for name in ("neutral", "essays")
+        },
+        **{f"wording {name}": fall(choose(long, rows["wording"] == name)) for name in set(rows["wording"])},
+        "the paper's needles": fall(choose(long, papers)),
+        "invented needles": fall(choose(long, ~papers)),
+    }
+    needles = {name: fall(choose(long, rows["needle"] == name)) for name in sorted(set(rows["needle"]))}
+    return {
+        "long": {
+            "fall": shown(fall(long), LOSS_MARGIN),
+            "plain": shown(level(long, "plain")),
+            "template": shown(level(long, "template")),
+            "word for word": shown(fall(long, column="contains")),
+        },
+        "by length": by_length,
+        "begins at": _beginning({n: one["fall"]["verdict"] for n, one in by_length.items()}),
+        "parts": {name: shown(one) for name, one in parts.items()},
+        "needles": {name: shown(one) for name, one in needles.items()},
+        "empty or failed answers": int(frame["response"].isna().sum()),
+    }
+
+
+def _beginning(verdicts: Mapping[int, str]) -> int | None:
+    """The smallest length from which on every length shows the loss."""
+    supported = [length for length, verdict in verdicts.items() if verdict == "supported"]
+    tails = [n for n in supported if all(verdicts[m] == "supported" for m in verdicts if m >= n)]
+    return min(tails, default=None)
+
+
+def judge_logprob(folder: Path) -> Found:
+    """Hypothesis 1: the log-probability of the needle's words, in nats per token."""
+    grid = collect(folder / "logprob")
+    lengths = sorted(set(grid.frame["context_tokens"]))
+    return {
+        str(length): shown(
+            fall(choose(grid, grid.frame["context_tokens"] == length), ("+prefix",), "needle_logprob")
+        )
+        for length in lengths
+    }
+
+
+def judge_controls(folder: Path) -> Found:
+    """Hypothesis 2: recall with the template minus recall under each control."""
+    template = collect(folder / "loss").where(condition="template+prefix", context_tokens=design.DETAIL)
+    controls = collect(folder / "controls")
+    found = {}
+    for condition in design.CONTROLS.split(","):
+        found[condition] = controls.recall(condition=condition)
+    if any((folder / "foreign").glob("*-*.parquet")):
+        found["a foreign template"] = collect(folder / "foreign").recall()
+    told = template.recall()
+    figures = {name: shown(template.difference(one, told), LOSS_MARGIN) for name, one in found.items()}
+    return {
+        "template minus control": figures,
+        "recall": {name: float(one.mean()) for name, one in {"template+prefix": told, **found}.items()},
+        "verdict": combine(one["verdict"] for one in figures.values()),
+    }
+
+
+def judge_attention(folder: Path) -> Found:
+    """Hypothesis 3: the user's share without sinks, the heads that lose the needle, and recall."""
+    paths = sorted((folder / "attention").glob("*-plain.safetensors"))
+    pairs = [[RoleAllocation.load(p), RoleAllocation.load(Path(str(p).replace("-plain.", "-template.")))]
+             for p in paths if Path(str(p).replace("-plain.", "-template.")).exists()]  # fmt: skip
+    marked = [RoleAllocation.concat([pair[side] for pair in pairs]) for side in (0, 1)]
+    views = {"without sinks": "renormalised without sinks", "as in the paper": "renormalised", "raw": "raw"}
+    user = {
+        name: [np.nanmean(without_fact(one).share(Role.USER, view=view), axis=(0, 1)) for one in marked]
+        for name, view in views.items()
+    }
+    fact = [one.share(Role.INDICATOR) for one in marked]  # [layer, head, text]
+    blocks = np.array([int(p.name[0]) for p in paths])
+    chosen = _top(fact[0][..., np.isin(blocks, design.CHOOSING)].mean(-1))
+    cells = [int(re.findall(r"\d+", label)[0]) for label in marked[0].query_labels]
+    lost = [fact[1][layer, head] - fact[0][layer, head] for layer, head in chosen]
+    return {
+        "user share": {name: shown(paired_difference(*pair), BIAS_MARGIN) for name, pair in user.items()},
+        "levels": {name: [float(one.mean()) for one in pair] for name, pair in user.items()},
+        "share on sinks": [float(one.with_sinks_apart().share(Role.SINK).mean()) for one in marked],
+        "attention to the needle": shown(paired_difference(*(one.mean((0, 1)) for one in fact))),
+        "heads that attend to the needle": chosen,
+        "their attention": shown(bootstrap_mean(np.mean(lost, axis=0))),
+        "correlation with recall": _correlate(folder, cells, np.mean(lost, axis=0)),
+        "by layer": {
+            name: np.nanmean(
+                without_fact(marked[1]).share(Role.USER, view=view)
+                - without_fact(marked[0]).share(Role.USER, view=view), axis=(1, 2)
+            ).tolist()
+            for name, view in views.items()
+        },
+    }  # fmt: skip
+
+
+def _top(attention: np.ndarray) -> list[tuple[int, int]]:
+    """The tenth of the heads with the most attention to the needle."""
+    n = max(1, round(0.1 * attention.size))
+    best = np.argsort(-attention, axis=None, kind="stable")[:n]
+    layers, heads = np.unravel_index(best, attention.shape)
+    return [(int(layer), int(head)) for layer, head in zip(layers, heads, strict=True)]
+
+
+def _correlate(folder: Path, cells: list[int], lost: np.ndarray, n: int = 2000) -> Found:
+    """Spearman's ρ over texts between the change of attention and the change of recall of the text."""
+    from scipy.stats import spearmanr
+
+    grid = collect(folder / "loss").where(context_tokens=design.DETAIL)
+    change = grid.recall(condition="template+prefix") - grid.recall(condition="plain+prefix")
+    of_text = change.groupby(change.index // design.PER_TEXT).mean()
+    recall = np.array([of_text[cell // design.PER_TEXT] for cell in cells])
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(n):
+        at = rng.integers(0, len(recall), len(recall))
+        if np.ptp(recall[at]) and np.ptp(lost[at]):
+            drawn.append(spearmanr(recall[at], lost[at])[0])
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    figure = Interval(float(np.asarray(spearmanr(recall, lost))[0]), float(low), float(high), len(recall))
+    return shown(figure, 0.3, direction=1)
+
+
+def judge_cause(folder: Path) -> Found:
+    """Hypothesis 4: gains by steering on the judging blocks, with α chosen on the others."""
+    loss = collect(folder / "loss").where(context_tokens=design.DETAIL)
+    unsteered = {base: loss.recall(condition=f"{base}+prefix") for base in ("plain", "template")}
+    tried = collect(folder / "cause")
+
+    def gain(of: NeedleGrid, heads: str, alpha: float, base: str = "template") -> pd.Series:
+        steered = of.recall(heads=heads, alpha=alpha, condition=f"{base}+prefix")
+        return (steered - unsteered[base]).dropna()
+
+    doses = {
+        heads: {
+            float(alpha): loss.mean(gain(tried, heads, alpha))
+            for alpha in sorted(set(tried.where(heads=heads).frame["alpha"]), reverse=True)
+        }
+        for heads in ("all", "retrieval")
+    }
+    best = {heads: max(of, key=lambda alpha: of[alpha].estimate) for heads, of in doses.items()}
+    found = {
+        "chosen α": best,
+        "gains while choosing": {h: {str(a): shown(one) for a, one in of.items()} for h, of in doses.items()},
+        "the paper's α of 0.95": shown(doses["all"][0.95]),
+    }
+    if not any((folder / "cause-judged").glob("*-*.parquet")):
+        return found
+    judged = collect(folder / "cause-judged")
+    everything, plain = (gain(judged, "all", best["all"], base) for base in ("template", "plain"))
+    chosen, random = (gain(judged, heads, best["retrieval"]) for heads in ("retrieval", "random"))
+    figures = {
+        "all heads, template": loss.mean(everything),
+        "template minus no template": loss.difference(plain, everything),
+        "chosen heads minus random heads": loss.difference(random, chosen),
+    }
+    return {
+        **found,
+        "judged": {name: shown(one, GAIN_MARGIN, direction=1) for name, one in figures.items()},
+        "verdict": combine(judge(one, direction=1, margin=GAIN_MARGIN) for one in figures.values()),
+        "all heads, no template": shown(loss.mean(plain)),
+        "chosen heads": shown(loss.mean(chosen)),
+        "random heads": shown(loss.mean(random)),
+    }
+
+
+__all__ = ["collect", "judge_all"]
