@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ctxlens.auditing.measure import without_fact
+from ctxlens.auditing.asking import without_fact
 from ctxlens.chat.roles import Role
 from ctxlens.files import write_atomic
 from ctxlens.results import NeedleGrid, RoleAllocation

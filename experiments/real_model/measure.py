@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ctxlens.auditing.measure import read_with_fact
+from ctxlens.auditing.asking import read_with_fact
 from ctxlens.chat.condition import Condition, parse_conditions
 from ctxlens.evals.needle.config import WORDINGS
 from ctxlens.evals.needle.haystack import Haystack
