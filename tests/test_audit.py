@@ -16,7 +16,7 @@ from ctxlens.auditing.material import choose_material
 from ctxlens.auditing.pace import Pace
 from ctxlens.auditing.plan import Frame, Plan, describe_plan, make_plan, tells
 from ctxlens.auditing.ready import find_controls
-from ctxlens.auditing.speed import Speed
+from ctxlens.auditing.speed import Speed, attention_share
 from ctxlens.auditing.texts import build_cells
 from ctxlens.chat.condition import Condition
 from ctxlens.chat.roles import Role
@@ -74,6 +74,12 @@ def test_a_model_that_reads_the_text_for_every_question():
     again = replace(SLOW, repeats=4.0)  # measured with four questions
     assert again.text(100, 4) == pytest.approx(4 * 1 + 1)
     assert again.text(100, 8) == pytest.approx(8 * 1 + 2)
+
+
+def test_attention_share_by_hand(model):
+    # The heads together are as wide as the model, over 12 squares of its width.
+    width = model.backend.shape.d_model
+    assert attention_share(model) == pytest.approx(1 / (12 * width))
 
 
 def test_controls_and_cause_go_to_a_shorter_length_before_the_loss_does():

@@ -11,7 +11,9 @@ from ctxlens.models import Model
 
 QUESTIONS = 4
 """Questions about one text while the speed is measured."""
-_SHORT, _LONG, _NEW = 128, 512, 12
+_LONG, _NEW = 384, 12
+_PARAMETERS = 12
+"""Weights of a common layer, in squares of its width."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Speed:
 
     Attributes:
         per_token: seconds of reading per token.
-        per_square: seconds of reading per token and token before it (attention), 0 or more.
+        per_square: seconds of reading per token and token before it (attention), by arithmetic.
         answers: seconds to write the answers to the questions about one text.
         repeats: how many times a text is read in effect for all its questions; 1 if the model keeps what it
             has read.
@@ -49,33 +51,45 @@ class Speed:
 
 
 def measure_speed(model: Model, words: str) -> Speed:
-    """Time reading and writing on prompts of up to 512 tokens, or half the window if that is less.
+    """Time reading and writing on prompts of 384 tokens, or half the window if that is less.
+
+    How much slower longer prompts are follows from the number of operations of attention and of a common
+    layer; timing it would take long prompts.
 
     Args:
         model: the model.
         words: any text of at least a thousand words.
     """
     long = min(_LONG, model.n_ctx // 2)
-    short = max(1, min(_SHORT, long // 4))
     one = [_prompt(model, words, long, 0)]
     several = [_prompt(model, words, long, number) for number in range(QUESTIONS)]
     brief = [_prompt(model, words, 24, number) for number in range(QUESTIONS)]
     _time(lambda: model.generate(brief, max_new_tokens=1))  # the first call is slower
-    quick = _time(lambda: model.generate([_prompt(model, words, short, 0)], max_new_tokens=1))
     slow = _time(lambda: model.generate(one, max_new_tokens=1))
     answers = _time(lambda: model.generate(brief, max_new_tokens=_NEW))
     together = _time(lambda: model.generate(several, max_new_tokens=_NEW))
     with model.steer(0.5):
         steered = _time(lambda: model.generate(one, max_new_tokens=1))
-    square = max(0.0, (slow / long - quick / short) / (long - short))
-    token = max(slow / long - square * long, 0.5 * slow / long)
+    squares = attention_share(model)
+    token = slow / long / (1 + squares * long)
     return Speed(
         per_token=token,
-        per_square=square,
+        per_square=squares * token,
         answers=answers,
         repeats=min(float(QUESTIONS), max(1.0, (together - answers) / slow)),
         steered=max(1.0, steered / slow),
     )
+
+
+def attention_share(model: Model) -> float:
+    """Operations of attention for each earlier token, over those of a token's layers: about 1 / (12 × width).
+
+    Causal attention takes 2 × heads × head width operations per token and earlier token on average over a
+    prompt, a weight takes 2 per token. Layers with a sliding window do not count.
+    """
+    shape = model.backend.shape
+    whole = sum(facts.window is None for facts in model.backend.layers) / shape.n_layers
+    return whole * shape.n_heads * shape.d_head / (_PARAMETERS * shape.d_model**2)
 
 
 def _prompt(model: Model, words: str, n_tokens: int, number: int) -> RenderedChat:
