@@ -14,7 +14,7 @@ from ctxlens.chat.condition import parse_conditions
 from ctxlens.evals.needle.config import WORDINGS, NeedleConfig
 from ctxlens.evals.needle.contexts import gather_straw, place_needles
 from ctxlens.evals.needle.haystack import Haystack, load_haystack
-from ctxlens.evals.needle.needles import NEEDLES, Needle, neutral_needles
+from ctxlens.evals.needle.needles import NEEDLES, Needle, load_needles
 from ctxlens.evals.needle.prompts import Cell
 
 SEED = 2026
@@ -37,11 +37,8 @@ ALPHAS, ALPHAS_OF_HEADS = (0.95, 0.7, 0.4, 0.15), (0.4, 0.15, 0.05)
 DRAWS = 3
 """Random sets of heads."""
 PAPERS = ("sf", "pizza-short")
-INVENTED = (
-    "ferry", "statue", "robot", "duke", "rocket", "perfume", "thief", "chess", "tribute", "pirate", "spy",
-    "vault",
-)  # fmt: skip
-"""The first twelve invented facts that were recalled in a short text."""
+INVENTED = Path(__file__).with_name("needles.yaml")
+"""Twelve invented facts that were recalled in a short text."""
 
 
 def blocks() -> range:
@@ -83,7 +80,8 @@ def build_block(tokenizer: Any, haystacks: list[Haystack], block: int) -> dict[s
 def _build_text(tokenizer: Any, haystack: Haystack, length: int, text: int, first: int) -> list[Cell]:
     rng = random.Random(f"real-model-{SEED}-{length}-{text}")
     known = _facts()
-    chosen = [known[PAPERS[text % 2]], *(known[name] for name in rng.sample(INVENTED, PER_TEXT - 1))]
+    invented = tuple(name for name in known if name not in PAPERS)
+    chosen = [known[PAPERS[text % 2]], *(known[name] for name in rng.sample(invented, PER_TEXT - 1))]
     rng.shuffle(chosen)
     facts = [draw_prefix(fact, rng) for fact in chosen]
     depths = [100 * (part + rng.random()) / PER_TEXT for part in range(PER_TEXT)]
@@ -114,8 +112,7 @@ def haystack_of(case: int) -> str:
 
 
 def _facts() -> dict[str, Needle]:
-    invented = neutral_needles()
     return {
         **{name: NEEDLES[name] for name in PAPERS},
-        **{name: replace(invented[f"neutral-{name}"], name=name) for name in INVENTED},
+        **{fact.name: fact for fact in load_needles(INVENTED)},
     }
