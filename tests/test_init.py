@@ -50,7 +50,10 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(one, marks=pytest.mark.slow) if "--evaluate" in one else one for one in COMMANDS],
+)
 def test_the_commands_of_the_readme_run_as_written(command, folder, monkeypatch):
     monkeypatch.chdir(folder)
     result = call(command)

@@ -128,6 +128,7 @@ def test_generate_asks_with_the_prompt_of_any_server(tmp_path, monkeypatch, says
     asked = []
     monkeypatch.setattr(Model, "generate", lambda self, chats, **_: asked.extend(chats) or [""] * len(chats))
     words = ["generate", "--model", str(folder), "--messages", str(tmp_path / "chat.json"), "--indicator"]
+    words += ["--quiet"]  # no timing, which asks the model too
     result = CliRunner().invoke(app, [*words, "--backend", "native", "--max-new-tokens", "4"])
     assert result.exit_code == 0, result.output
     delivered = AutoTokenizer.from_pretrained(folder)
