@@ -62,7 +62,7 @@ def test_expected_times_by_hand():
     assert plan.facts == (4, 8)
     assert plan.seconds["loss"] == pytest.approx(2 * 20 * (6 + 12))
     assert plan.seconds["controls"] == pytest.approx(20 * 12)
-    assert plan.seconds["bias"] == pytest.approx(2 * 16 * 1.25 * 0.01 * 1000)
+    assert plan.seconds["bias"] == pytest.approx(2 * 12 * 1.25 * 0.01 * 1000)
     # Ten texts choose (two sets of heads, two strengths); ten judge (all, facts, one random, plain).
     assert plan.seconds["cause"] == pytest.approx(10 * 12 * (2 * 2 + 3 + 1))
     elsewhere = frame.plan([450, 950], 20, alphas=(0.5, 0.2), draws=1, detail=450)

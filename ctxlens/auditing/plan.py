@@ -26,7 +26,7 @@ LEAST_TEXTS, MOST_TEXTS = 20, 80
 difference to about 0.09, so that no loss can be told from a loss of 0.10."""
 FEW_TEXTS = 12
 """Texts of each length where even the audit without the cause does not fit with more."""
-ROLE_TEXTS, ROLE_LENGTH = 16, 2000
+ROLE_TEXTS, ROLE_LENGTH = 12, 2000
 """Texts whose attention by role is read, and their greatest length in tokens."""
 ALPHAS = (0.5, 0.2, 0.07)
 """Steering strengths to choose from, on one half of the texts."""
@@ -198,6 +198,7 @@ _VARIANTS: tuple[tuple[int, dict[str, Any]], ...] = (
     (LEAST_TEXTS, {"alphas": ALPHAS, "draws": DRAWS}),
     (LEAST_TEXTS, {"alphas": ALPHAS[1:], "draws": 1}),
     (LEAST_TEXTS, {"alphas": (), "draws": 0, "left_out": (_NO_CAUSE,)}),
+    (LEAST_TEXTS, {"alphas": (), "draws": 0, "controls": False, "left_out": (_NO_CAUSE, _NO_CONTROLS)}),
     (FEW_TEXTS, {"alphas": (), "draws": 0, "left_out": (_NO_CAUSE,)}),
     (FEW_TEXTS, {"alphas": (), "draws": 0, "controls": False, "left_out": (_NO_CAUSE, _NO_CONTROLS)}),
 )

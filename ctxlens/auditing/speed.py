@@ -11,7 +11,7 @@ from ctxlens.models import Model
 
 QUESTIONS = 4
 """Questions about one text while the speed is measured."""
-_LONG, _NEW = 384, 12
+_LONG, _NEW = 256, 24
 _PARAMETERS = 12
 """Weights of a common layer, in squares of its width."""
 
@@ -51,7 +51,7 @@ class Speed:
 
 
 def measure_speed(model: Model, words: str) -> Speed:
-    """Time reading and writing on prompts of 384 tokens, or half the window if that is less.
+    """Time reading and writing on prompts of 256 tokens, or half the window if that is less.
 
     How much slower longer prompts are follows from the number of operations of attention and of a common
     layer; timing it would take long prompts.
@@ -67,7 +67,7 @@ def measure_speed(model: Model, words: str) -> Speed:
     _time(lambda: model.generate(brief, max_new_tokens=1))  # the first call is slower
     slow = _time(lambda: model.generate(one, max_new_tokens=1))
     answers = _time(lambda: model.generate(brief, max_new_tokens=_NEW))
-    together = _time(lambda: model.generate(several, max_new_tokens=_NEW))
+    together = _time(lambda: model.generate(several, max_new_tokens=_NEW), 1)
     with model.steer(0.5):
         steered = _time(lambda: model.generate(one, max_new_tokens=1))
     squares = attention_share(model)
@@ -100,10 +100,10 @@ def _prompt(model: Model, words: str, n_tokens: int, number: int) -> RenderedCha
     return model.render_plain([{"role": "user", "content": ending}], add_generation_prompt=True)
 
 
-def _time(work: Callable[[], object]) -> float:
-    """Seconds of the faster of two runs, because other work on the machine only makes runs slower."""
+def _time(work: Callable[[], object], runs: int = 2) -> float:
+    """Seconds of the fastest of some runs, because other work on the machine only makes runs slower."""
     seconds = []
-    for _ in range(2):
+    for _ in range(runs):
         begun = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - begun)

@@ -14,7 +14,7 @@ from ctxlens.cli import _screen
 from ctxlens.cli._audits import describe, outcome_of
 from ctxlens.cli._checkpoints import show_several
 from ctxlens.cli._options import ModelOptions, verb
-from ctxlens.cli._output import OutputOptions, print_json
+from ctxlens.cli._output import OutputOptions, print_json, show_interval
 from ctxlens.errors import InputError
 from ctxlens.parsing import parse_numbers
 
@@ -234,7 +234,7 @@ def _show(found: Audit) -> None:
     for verdict in found.verdicts:
         lines += [
             f"{verdict.claim}: {verdict.word.upper()}. {QUESTIONS[verdict.claim]}",
-            f"  {verdict.sentence} [{verdict.figure.format()}; {verdict.quantity}]",
+            f"  {verdict.sentence} [{show_interval(verdict.figure)}; {verdict.quantity}]",
         ]
     if note := found.note:
         lines.append(note)
