@@ -11,7 +11,7 @@ from ctxlens.models import Model
 
 QUESTIONS = 4
 """Questions about one text while the speed is measured."""
-_LONG, _NEW = 256, 24
+_LONG, _NEW = 256, 16
 _PARAMETERS = 12
 """Weights of a common layer, in squares of its width."""
 
