@@ -12,6 +12,8 @@ from ctxlens.models import Model
 QUESTIONS = 4
 """Questions about one text while the speed is measured."""
 _LONG, _NEW = 256, 16
+_SHARED = 2.0
+"""Four questions that take less than this many readings share one."""
 _PARAMETERS = 12
 """Weights of a common layer, in squares of its width."""
 
@@ -70,13 +72,16 @@ def measure_speed(model: Model, words: str) -> Speed:
     together = _time(lambda: model.generate(several, max_new_tokens=_NEW), 1)
     with model.steer(0.5):
         steered = _time(lambda: model.generate(one, max_new_tokens=1))
+    repeats = min(float(QUESTIONS), (together - answers) / slow)
+    if repeats < _SHARED:  # the text is read once; what remains is the writing after a longer text
+        repeats, answers = 1.0, max(answers, together - slow)
     squares = attention_share(model)
     token = slow / long / (1 + squares * long)
     return Speed(
         per_token=token,
         per_square=squares * token,
         answers=answers,
-        repeats=min(float(QUESTIONS), max(1.0, (together - answers) / slow)),
+        repeats=repeats,
         steered=max(1.0, steered / slow),
     )
 
