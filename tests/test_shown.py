@@ -334,12 +334,17 @@ def test_a_class_of_ones_own_can_be_drawn():
         def describe(self):
             return "one\nthing"
 
+        def to_frame(self):
+            return pd.DataFrame({"value": [1]})
+
     @figures.draw.register
     def _(result: Mine):
         return go.Figure(layout={"title": "mine"})
 
     assert repr(Mine()) == "Mine(one thing)"
     assert Mine().figure().layout.title.text == "mine"
+    with pytest.raises(InputError, match="Mine has no file format of its own"):
+        Mine().write("x")
 
 
 def test_classes_agree_with_their_loaders():

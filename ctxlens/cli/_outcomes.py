@@ -117,13 +117,12 @@ def allocation_table(sides: Mapping[str, RoleAllocation]) -> Table:
 
 def drift_outcome(drift: Drift, folder: Path) -> Outcome:
     """The share of every role on both sides and its paired change, by view and layer."""
+    from ctxlens.chat.roles import Role
     from ctxlens.cli._tables import list_roles
 
     rows = []
     for view in drift.views:
         for role in list_roles(drift.shown_roles()):
-            from ctxlens.chat.roles import Role
-
             if Role.parse(role) in drift.left_out(view):
                 continue
             for heads in ("mean", "retrieval") if role == "user" else ("mean",):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,7 +23,7 @@ imported only when a figure is asked for."""
 _MOST_ROWS = 20
 
 
-class Shown:
+class Shown(ABC):
     """A result that can be printed, tabulated, drawn and saved.
 
     A class gives `NATIVE`, `to_frame`, `describe` and `write`; the rest follows from them and from the figure
@@ -32,21 +33,27 @@ class Shown:
     NATIVE: ClassVar[str] = ""
     """The suffix of the class's own file format, which `load` reads; empty if there is none."""
 
+    @abstractmethod
     def to_frame(self) -> pd.DataFrame:
         """The result as one tidy table: one row per observation, one column per variable."""
-        raise NotImplementedError
 
+    @abstractmethod
     def describe(self) -> str:
         """Size and origin of the result, in a few words."""
-        raise NotImplementedError
 
     def overview(self) -> pd.DataFrame:
         """The table that `show` prints where no browser can be opened; by default that of `to_frame`."""
         return self.to_frame()
 
     def write(self, path: str | Path) -> None:
-        """Write the class's own file format, whatever the file's name."""
-        raise NotImplementedError
+        """Write the class's own file format, whatever the file's name.
+
+        Raises:
+            InputError: the class has none.
+        """
+        raise InputError(
+            f"{type(self).__name__} has no file format of its own; save {path} as .html, .png, .csv or .json."
+        )
 
     def __repr__(self) -> str:
         return " ".join(f"{type(self).__name__}({self.describe()})".split())
