@@ -318,7 +318,7 @@ def test_a_judge_that_only_thinks_is_given_up(questions, tmp_path):
         pytest.raises(ModelFailureError, match=r"none of 8 questions .*cut off at 4096 tokens"),
     ):
         judge_answers(quick(stub), questions, answers_of("m", "n"), path=tmp_path / "j.jsonl", threads=1)
-    assert len(stub.requests) <= 9
+    assert len(stub.requests) < 16  # two answers of eight turns; another may be on its way
 
 
 def test_a_rating_that_was_taken_from_the_thinking_is_asked_for_again(questions, tmp_path):

@@ -164,8 +164,7 @@ def make_plan(frame: Frame, lengths: Sequence[int] | None = None) -> Plan:
     """Choose lengths and numbers of texts that keep the budget.
 
     The longest length for which the loss fits with texts enough to decide it comes first. Controls and cause
-    are measured at the same length if that fits, and else at the longest one that fits, of 1,000 tokens or
-    more. What time is left goes into a shorter length beside it and into more texts. Stages are left out only
+    are measured at the same length if that fits, and else at the longest one that fits, of 500 tokens or more. What time is left goes into a shorter length beside it and into more texts. Stages are left out only
     where the complete plan would not reach 1,000 tokens.
 
     Args:
@@ -214,7 +213,7 @@ def _longest(frame: Frame, variant: tuple[int, dict[str, Any]], lengths: Sequenc
         return next((plan for plan in reversed(plans) if frame.fits(plan)), None)
     steps = [length for length in LADDER if length < frame.longest] + [frame.longest]
     for at in range(len(steps) - 1, -1, -1):
-        for detail in reversed([step for step in steps[:at] if step >= SHORT_ENOUGH] + [steps[at]]):
+        for detail in reversed([step for step in steps[:at] if step >= ROOMY] + [steps[at]]):
             both = sorted({detail, steps[at]})
             if frame.fits(plan := frame.plan(both, n_texts, detail=detail, **options)):
                 return plan
