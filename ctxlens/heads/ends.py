@@ -1,7 +1,7 @@
 """One head at a time in long texts: interventions on the question and the answer alone.
 
-The text is read once, untouched. An intervention then acts on the question and the answer, so a map of all heads
-takes one reading of the text, and one of the question for each head.
+The text is read once, untouched. An intervention then acts on the question and the answer, so a map of all
+heads takes one reading of the text, and one of the question for each head.
 """
 
 from __future__ import annotations
