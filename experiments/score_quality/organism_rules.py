@@ -1,6 +1,6 @@
 """The layer rules on the organism: its scores, and the attention of its heads to hidden facts.
 
-Its window holds 576 tokens and it knows the words of its own world only, so the long texts have 450 tokens,
+Its window holds 576 tokens and it knows the words of its own world only, so the long texts have 440 tokens,
 and texts and facts are drawn from its world. This was decided before the first run with SmolLM2.
 """
 
@@ -16,7 +16,7 @@ from ctxlens.scoring import score_conversations
 from ctxlens.scoring.lp_gap import add_lp_gap
 
 CONVERSATIONS, SEED = 900, 7
-PROBES = {"short": (250, 24), "long": (450, 12)}
+PROBES = {"short": (250, 24), "long": (440, 12)}
 """Length in tokens and number of the texts in which the layer is looked for."""
 
 
