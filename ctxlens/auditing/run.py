@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctxlens.auditing.material import choose_material
 from ctxlens.auditing.measure import (
     MAX_NEW_TOKENS,
     Bench,
@@ -25,10 +24,11 @@ from ctxlens.auditing.measure import (
 from ctxlens.auditing.pace import Pace
 from ctxlens.auditing.plan import Frame, Plan, make_plan
 from ctxlens.auditing.ready import Ready, look
-from ctxlens.auditing.texts import Material
 from ctxlens.errors import CtxlensError, InputError, RunExistsError
+from ctxlens.evals.material import choose_material
 from ctxlens.evals.needle.haystack import Haystack
 from ctxlens.evals.needle.needles import Needle
+from ctxlens.evals.texts import Material
 from ctxlens.models import Model, load_model
 from ctxlens.report import write_report
 from ctxlens.results import Ability, HeadMap, NeedleGrid, RoleAllocation, Verdict, Verdicts

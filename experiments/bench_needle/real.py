@@ -30,15 +30,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import ctxlens as cl
-from ctxlens.auditing.material import choose_material
-from ctxlens.auditing.texts import build_cells as build_fact_cells
 from ctxlens.chat.condition import parse_conditions
 from ctxlens.chat.roles import RenderedChat
+from ctxlens.evals.material import choose_material
 from ctxlens.evals.needle.answers import answer_jobs
 from ctxlens.evals.needle.cells import build_cells
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.evals.needle.prompts import Cell, render_cell
+from ctxlens.evals.texts import build_cells as build_fact_cells
 from ctxlens.files import write_atomic
 from ctxlens.models import Model, load_model
 from ctxlens.models.memory import forecast_memory

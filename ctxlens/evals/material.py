@@ -1,15 +1,15 @@
-"""Which texts an audit uses: the project's own for real models, the embedded world for embedded ones."""
+"""The texts, facts and questions for a model: the project's own, or an embedded model's own world."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ctxlens.auditing.knowledge import KNOWLEDGE
-from ctxlens.auditing.texts import Material
+from ctxlens.evals.knowledge import KNOWLEDGE
 from ctxlens.evals.needle.defaults import is_organism
 from ctxlens.evals.needle.haystack import Haystack, load_haystack
 from ctxlens.evals.needle.needles import Needle, draw_needle, neutral_needles
+from ctxlens.evals.texts import Material
 from ctxlens.models import Model
 from ctxlens.organism.world import load_world
 
