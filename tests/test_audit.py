@@ -43,7 +43,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def material(model):
-    return choose_material(model)
+    return choose_material(model.name)
 
 
 @pytest.fixture(scope="module")

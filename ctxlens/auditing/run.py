@@ -174,7 +174,7 @@ def audit(
         raise InputError(f"the budget must be a number of minutes above 0, got {budget!r}.")
     budget, begun = float(budget), time.monotonic()
     lm = model if isinstance(model, Model) else load_model(model)
-    material = choose_material(lm, haystack=haystack, facts=facts, seed=seed)
+    material = choose_material(lm.name, haystack=haystack, facts=facts, seed=seed)
     config = {
         "model": dict(lm.identity),
         "against": None if against is None else str(getattr(against, "name", against)),

@@ -138,7 +138,7 @@ def measure_depths(model: Model, options: argparse.Namespace) -> dict[str, Any]:
 
 def fact_jobs(model: Model, n_tokens: int, n_texts: int = 1) -> tuple[list[Cell], NeedleConfig]:
     """The cells of an audit with four facts in every text."""
-    material = choose_material(model, haystack=None, facts=(), seed=0)
+    material = choose_material(model.name)
     config = NeedleConfig(
         lengths=(n_tokens,), depths=4, needles=material.facts, conditions=BOTH, cases_per_cell=n_texts,
         max_new_tokens=24, score=("recall",),
