@@ -1,5 +1,6 @@
 """Readings of context use during a training: their budget, their rules, their record, and the training."""
 
+import gc
 import itertools
 import json
 import math
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import build_toy_tokenizer
+from datasets import Dataset
 from sft_cases import tiny
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ctxlens.errors import InputError
 from ctxlens.models.checkpoint import load_tokenizer, locate_checkpoint
 from ctxlens.models.loading import load_causal_lm
+from ctxlens.organism import load_world
 from ctxlens.report import plots
 from ctxlens.runs import Run
 from ctxlens.sft import ContextCallback, ContextWarning
@@ -221,16 +224,31 @@ def watch(trainer, **options):
     return callback
 
 
+class Logger(TrainerCallback):
+    """What a tracker that `report_to` names gets."""
+
+    def __init__(self):
+        self.logged = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.logged.append((state.global_step, dict(logs)))
+
+
 @needs_no_time
 def test_a_training_is_the_same_with_readings_and_without(tmp_path):
-    """Losses and weights to the bit; configuration, tensors and modules as before."""
+    """Losses and weights to the bit, and the configuration as before."""
     alone = make_trainer(tmp_path / "alone")
     alone.train()
     trainer = make_trainer(tmp_path / "watched")
     before = trainer.model.config.to_dict()
+    trainer.add_callback(logger := Logger())
     callback = watch(trainer, every=2)
     trainer.train()
     assert log_of(trainer, "loss") == log_of(alone, "loss")
+    told = [
+        (step, logs["context/recall_template"]) for step, logs in logger.logged if "context/seconds" in logs
+    ]
+    assert told == log_of(trainer, "context/recall_template")
     for ours, theirs in zip(trainer.model.parameters(), alone.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     assert trainer.model.config.to_dict() == before
@@ -245,6 +263,20 @@ def test_a_training_is_the_same_with_readings_and_without(tmp_path):
     assert not first["error"]
     assert last["spent_seconds"] >= sum(line["seconds"] for line in callback.readings)
     assert len(callback.figure().data) == 5
+
+
+def test_a_reading_keeps_no_tensors(tmp_path):
+    """A model that keeps nothing has as many tensors after a reading as before it."""
+    asking = watch(make_trainer(tmp_path))._asking
+
+    def count():
+        gc.collect()
+        return sum(isinstance(one, torch.Tensor) for one in gc.get_objects())
+
+    asking.read()  # what is made once stays
+    before = count()
+    assert not asking.read().error
+    assert count() == before
 
 
 @needs_no_time
@@ -383,3 +415,62 @@ def test_trainers_that_cannot_be_watched_are_refused_at_once(tmp_path):
     trainer = make_trainer(tmp_path, metric_for_best_model="context/memory")
     with pytest.raises(InputError, match="metric_for_best_model names 'memory'"):
         ContextCallback(trainer, **SMALL)
+
+
+def sft_with_lora(folder, model, tokenizer, talks, common):
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    args = SFTConfig(str(folder), **common)
+    data = Dataset.from_list([{"messages": list(talk.messages[:2])} for talk in talks])
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    return SFTTrainer(model, args=args, train_dataset=data, processing_class=tokenizer, peft_config=lora)
+
+
+def dpo(folder, model, tokenizer, talks, common):
+    from trl import DPOConfig, DPOTrainer
+
+    rows = [
+        {"prompt": list(talk.messages[:1]), "chosen": list(talk.messages[1:2]),
+         "rejected": [{"role": "assistant", "content": "No."}]}
+        for talk in talks
+    ]  # fmt: skip
+    args = DPOConfig(str(folder), **common)
+    return DPOTrainer(model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+
+
+def grpo(folder, model, tokenizer, talks, common):
+    from trl import GRPOConfig, GRPOTrainer
+
+    args = GRPOConfig(str(folder), num_generations=2, max_completion_length=8, **common)
+    data = Dataset.from_list([{"prompt": list(talk.messages[:1])} for talk in talks])
+    return GRPOTrainer(
+        model, args=args, train_dataset=data, processing_class=tokenizer,
+        reward_funcs=lambda completions, **_: [float(len(one[0]["content"])) for one in completions],
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@needs_no_time
+@pytest.mark.parametrize("build", [sft_with_lora, dpo, grpo])
+def test_trainers_of_trl_are_watched_without_a_change(build, tmp_path):
+    """All entries of the log but the times are the same to the bit, TRL's own collected metrics included."""
+    common = {
+        "per_device_train_batch_size": 2, "max_steps": 4, "learning_rate": 1e-3, "logging_steps": 2,
+        "use_cpu": True, "bf16": False, "disable_tqdm": True, "report_to": "none", "save_strategy": "no",
+        "dataloader_pin_memory": False,
+    }  # fmt: skip
+    talks = load_world().conversations(8, seed=0)
+    logs = []
+    for watched in (False, True):
+        torch.manual_seed(0)
+        trainer = build(tmp_path / str(watched), *organism(), talks, common)
+        callback = watch(trainer, every=1) if watched else None
+        trainer.train()
+        entries = [one for one in trainer.state.log_history if "loss" in one]
+        logs.append([{key: one[key] for key in one if "time" not in key} for one in entries])
+    assert logs[0] == logs[1]
+    assert len(logs[0]) == 2
+    assert [line["step"] for line in callback.readings] == [0, 1, 2, 3, 4]
+    assert not any(line["error"] for line in callback.readings)
+    assert len({line["user_share_template"] for line in callback.readings}) > 1

@@ -27,7 +27,7 @@ def write_recipe(folder, more=""):
     path.write_text(
         f"model: organism-chat\ndataset: {folder / 'data.jsonl'}\noutput_dir: {folder / 'out'}\n"
         "learning_rate: 1e-3\nmax_steps: 4\nper_device_train_batch_size: 2\nlogging_steps: 1\n"
-        "use_cpu: true\ncontext: true\ncontext_every: 2\ncontext_texts: 2\ncontext_lengths: 60\n"
+        "use_cpu: true\ncontext: true\ncontext_every: 2\ncontext_texts: 2\ncontext_lengths: 120\n"
         f"disable_tqdm: true\n{more}"
     )
     return path
@@ -63,6 +63,7 @@ def test_a_model_without_chat_template_has_nothing_to_compare(tmp_path):
     recipe.write_text(recipe.read_text().replace("organism-chat", str(tmp_path / "bare")))
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.json").write_text("{}")
+    (tmp_path / "bare" / "model.safetensors").write_text("")
     with pytest.raises(InputError, match="has no chat template, so that context: true"):
         check_recipe(read_recipe(recipe))
 

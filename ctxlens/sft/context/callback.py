@@ -18,7 +18,7 @@ from ctxlens.evals.material import choose_material
 from ctxlens.evals.needle.haystack import Haystack
 from ctxlens.evals.needle.needles import Needle
 from ctxlens.evals.needle.prompts import Window
-from ctxlens.files import without_nan, write_atomic
+from ctxlens.files import plain_value, write_atomic
 from ctxlens.models.loading import find_indicator
 from ctxlens.processes import Processes
 from ctxlens.sft.context.asking import Asking, Reading, wrap
@@ -27,11 +27,11 @@ from ctxlens.sft.context.questions import QuestionSet, build_set
 from ctxlens.sft.context.record import FOLDER, Record
 from ctxlens.sft.context.rules import (
     PREFIX,
-    RECALL,
     check_quantity,
     find_metric,
     has_fallen,
     is_best,
+    recalls,
 )
 from ctxlens.sft.context.trainee import find_decoder, find_tokenizer
 
@@ -272,12 +272,12 @@ class ContextCallback(TrainerCallback):
         self._trainer.save_model(str(saving), _internal_call=True)
         self._asking.processes.wait()
         if self._asking.processes.is_first:
-            write_atomic(saving / "reading.json", json.dumps(without_nan(line), indent=1))
+            write_atomic(saving / "reading.json", json.dumps(plain_value(line), indent=1))
             shutil.rmtree(folder, ignore_errors=True)
             saving.replace(folder)
 
     def _stop(self, control: Any) -> None:
-        first, last = (self.readings[at][RECALL] for at in (0, -1))
+        first, *_, last = recalls(self.readings)
         self.stopped = (
             f"the training stops at step {self.readings[-1]['step']}: recall with the template fell from "
             f"{first:.2f} to {last:.2f}, more than {self._stop_below} in two readings in a row."

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ctxlens.files import append_lines, read_lines, without_nan, write_lines
+from ctxlens.files import append_lines, plain_value, read_lines, write_lines
 from ctxlens.runs import MANIFEST, Run
 
 STUDY = "context"
@@ -60,7 +60,7 @@ class Record:
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Keep a reading."""
-        kept = without_nan(dict(line))
+        kept = plain_value(dict(line))
         self.lines.append(kept)
         if self.writes:
             append_lines(self.folder / READINGS, [kept])

@@ -28,12 +28,13 @@ def has_fallen(readings: Sequence[Mapping[str, Any]], by: float) -> bool:
         readings: all readings, in the order of their steps.
         by: the difference in recall, above 0.
     """
-    values = [one.get(RECALL) for one in readings]
-    values = [value for value in values if value is not None]
-    if len(values) <= _IN_A_ROW:
-        return False
-    first, *_ = values
-    return all(value < first - by for value in values[-_IN_A_ROW:])
+    values = recalls(readings)
+    return len(values) > _IN_A_ROW and all(value < values[0] - by for value in values[-_IN_A_ROW:])
+
+
+def recalls(readings: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The recall with the template of the readings that have one."""
+    return [value for one in readings if (value := one.get(RECALL)) is not None]
 
 
 def is_best(value: float | None, others: Sequence[float | None]) -> bool:
@@ -63,4 +64,6 @@ def check_quantity(name: str, key: str) -> str:
     return name
 
 
-__all__ = ["PREFIX", "QUANTITIES", "RECALL", "check_quantity", "find_metric", "has_fallen", "is_best"]
+__all__ = [
+    "PREFIX", "QUANTITIES", "RECALL", "check_quantity", "find_metric", "has_fallen", "is_best", "recalls",
+]  # fmt: skip
