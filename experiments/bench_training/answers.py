@@ -147,7 +147,7 @@ class Bench:
         rows = trainer.train_dataset
         return {
             "tokens": float(sum(map(len, rows["input_ids"]))),
-            "trained": float(sum(map(sum, rows["completion_mask"]))),
+            "trained": float(sum(label != -100 for labels in rows["labels"] for label in labels[1:])),
             "seconds": seconds,
         }
 
