@@ -12,21 +12,21 @@ from typer.testing import CliRunner
 
 import ctxlens as cl
 from ctxlens.auditing import asking, measure, ready, run
-from ctxlens.auditing.material import choose_material
 from ctxlens.auditing.pace import Pace
 from ctxlens.auditing.plan import Frame, Plan, describe_plan, make_plan, tells
 from ctxlens.auditing.ready import find_controls
 from ctxlens.auditing.speed import Speed, attention_share
-from ctxlens.auditing.texts import build_cells
 from ctxlens.chat.condition import Condition
 from ctxlens.chat.roles import Role
 from ctxlens.cli import app
 from ctxlens.cli.audit import check_questions, parse_budget
 from ctxlens.errors import InputError
+from ctxlens.evals.material import choose_material
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.contexts import insert_sentences
 from ctxlens.evals.needle.controls import put_before
 from ctxlens.evals.needle.prompts import render_cell
+from ctxlens.evals.texts import build_cells
 from ctxlens.heads.answers import needle_tokens
 from ctxlens.models import load_model
 from ctxlens.models.memory import forecast_memory
@@ -44,7 +44,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def material(model):
-    return choose_material(model)
+    return choose_material(model.name)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from ctxlens.runs import MANIFEST, Run
 from ctxlens.sft.keys import RECORDED_KEYS, TrainConfig, unknown_keys
 from ctxlens.sft.keys.trl import read_trl_keys
 from ctxlens.sft.recipe import DEFAULT_OUT, Recipe
+from ctxlens.sft.watching import check_readings
 
 STUDY = "train"
 
@@ -24,7 +25,8 @@ def check_recipe(recipe: Recipe) -> None:
 
     Raises:
         InputError: an unknown key, or text for a number; no data set; a model, data set, selection or
-            template that is not there; values for variables that the template does not use.
+            template that is not there; values for variables that the template does not use; or readings of
+            context use without a chat template, or in too short a window.
         RunExistsError: the folder of the results holds another run.
     """
     _check_keys(recipe)
@@ -35,6 +37,7 @@ def check_recipe(recipe: Recipe) -> None:
     template = read_chat_template(config.chat_template) or find_chat_template(source)
     if template and config.template_args:
         check_arguments(template, config.template_args)
+    check_readings(config, source, template)
     _check_files(config)
     _check_folder(recipe)
 
