@@ -24,7 +24,7 @@ LAYERS = {
     "evals": 5, "scoring": 5,
     "heads": 6,
     "auditing": 7, "sft": 7,
-    "demo": 8,
+    "curing": 8, "demo": 8,
     "cli": 9, "__main__": 10,
 }  # fmt: skip
 """A room imports only rooms of lower layers. `docs/design.md` shows the same table."""

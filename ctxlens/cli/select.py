@@ -15,7 +15,6 @@ from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
     from ctxlens.chat.data import ConversationSet
-    from ctxlens.results import Scores
 
 _META = ("selected", "turns", "threshold", "rule", "layer", "reduction")
 
@@ -98,7 +97,7 @@ def select(
     from ctxlens.files import write_atomic
     from ctxlens.results import Scores
     from ctxlens.scoring.card import card_markdown, make_card
-    from ctxlens.scoring.selection import check_scored, select_turns
+    from ctxlens.scoring.selection import check_scored, choose_scored_layer, select_turns
 
     if undo is not None:
         choices = (scores, threshold, top_share, per_length_quantile, layer, dataset, split, layout)
@@ -107,7 +106,7 @@ def select(
     assert scores is not None
     path = scores / "scores.parquet" if scores.is_dir() else scores
     table = Scores.load(path)
-    deciding = _deciding_layer(table, layer, reduction)
+    deciding = choose_scored_layer(table, layer, reduction)
     chosen = select_turns(
         table,
         beta=None if threshold is None else parse_threshold(threshold),
@@ -154,19 +153,6 @@ def _check_scores(scores: Path | None) -> None:
     path = scores / "scores.parquet" if scores.is_dir() or not scores.suffix else scores
     if not path.exists():
         raise InputError(f"{path} does not exist; give the path of a ctxlens result.")
-
-
-def _deciding_layer(table: Scores, layer: int | None, reduction: str) -> int | None:
-    """The given layer, else the scored one nearest to the paper's depth; None if the score has no layers."""
-    from ctxlens.scoring.selection import LP_GAP, choose_layer
-
-    if layer is not None or reduction == LP_GAP:
-        return layer
-    scored = sorted(table.frame["layer"].unique().tolist())
-    if not scored:
-        return None
-    middle = choose_layer(table.meta.get("n_layers", max(scored) + 1), rule="middle")
-    return min(scored, key=lambda one: abs(one - middle))
 
 
 def _scored_data(

@@ -228,6 +228,20 @@ def choose_layer(n_layers: int, *, rule: str = "needle", needle_layer: int | Non
     return needle_layer
 
 
+def choose_scored_layer(scores: Scores, layer: int | None = None, reduction: str = "") -> int | None:
+    """The given layer, else the scored one nearest to the paper's depth.
+
+    None if the reduction has no layers (`lp_gap`), or nothing was scored.
+    """
+    if layer is not None or reduction == LP_GAP:
+        return layer
+    scored = sorted(scores.frame["layer"].unique().tolist())
+    if not scored:
+        return None
+    middle = choose_layer(scores.meta.get("n_layers", max(scored) + 1), rule="middle")
+    return min(scored, key=lambda one: abs(one - middle))
+
+
 def check_scored(scores: Scores, conversations: Iterable[Conversation] | Source) -> str:
     """Raise an error if a data set, or what `load_conversations` takes, is not the one that was scored.
 
@@ -309,5 +323,5 @@ def selection_quality(selection: Selection, truth: Collection[tuple[str, int]]) 
 
 __all__ = [
     "DEFAULT_RULE", "LP_GAP", "THRESHOLD_RULES", "SelectionQuality", "check_scored", "check_threshold",
-    "choose_layer", "length_bins", "score_rows", "select_turns", "selection_quality",
+    "choose_layer", "choose_scored_layer", "length_bins", "score_rows", "select_turns", "selection_quality",
 ]  # fmt: skip
