@@ -50,9 +50,20 @@ class SelectingOptions:
         float | None, typer.Option(help="Select this share of the turns instead, 0 to 1.", metavar="SHARE")
     ] = None
     layer: Annotated[
-        int | None,
-        typer.Option(help="Layer whose scores decide. [dim]default: depth 15 of 22[/dim]", metavar="N"),
-    ] = None
+        str,
+        typer.Option(
+            help="Layer whose scores decide: its number, middle (depth 15 of 22, as in the paper) or residual.",
+            metavar="LAYER",
+        ),
+    ] = "middle"
+    correct_length: Annotated[
+        bool,
+        typer.Option(
+            "--correct-length",
+            help="Compare each score with those of turns of similar context length; a number as --threshold "
+            "is then in standard deviations.",
+        ),
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -173,7 +184,8 @@ def cure(
         model=model or "organism", dataset=dataset, out=out, method=method, recipe=recipe,
         overrides=overrides, seed_model=selecting.seed_model, scores=selecting.scores,
         threshold=parse_threshold(selecting.threshold), top_share=selecting.top_share,
-        layer=selecting.layer, **audits, haystack=auditing.haystack, needle=auditing.needle,
+        layer=int(layer) if (layer := selecting.layer).isdecimal() else layer,
+        correct_length=selecting.correct_length, **audits, haystack=auditing.haystack, needle=auditing.needle,
         chat_template=None if chat_template is None else str(chat_template), split=split, layout=layout,
         limit=limit, device=device.value, seed=seed,
     )  # fmt: skip

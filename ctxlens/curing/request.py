@@ -22,6 +22,8 @@ SCORES, SELECTION, TRAINED = "scores.parquet", "selection.parquet", "train"
 """Files and folders in the folder of a cure."""
 RULES = ("mixture", "valley", "otsu")
 """Names of the rules that estimate a threshold from the scores."""
+LAYERS = ("middle", "residual")
+"""Names of the rules for the layer that need nothing but the scores."""
 NONE = "null"
 """The word that takes a key out of a recipe."""
 FEW_FACTS = 4
@@ -81,7 +83,8 @@ class Request:
         scores: a file or run folder of finished scores; None to score here.
         threshold: β of the selection, or the name of a rule.
         top_share: share of the turns to select instead; None for the threshold.
-        layer: the layer whose scores decide; None for the paper's depth.
+        layer: the layer whose scores decide, or a rule of `LAYERS` that finds it.
+        correct_length: whether scores are compared with those of turns of similar context length.
         budget: minutes for each audit.
         lengths: context lengths of the audits in tokens; None for what the budget allows.
         haystack: the user's own texts for the audits; None for the project's own.
@@ -102,7 +105,8 @@ class Request:
     scores: Path | None = None
     threshold: float | int | str = "mixture"
     top_share: float | int | None = None
-    layer: int | None = None
+    layer: int | str = "middle"
+    correct_length: bool = False
     budget: float | int = 10.0
     lengths: tuple[int, ...] | None = None
     haystack: str | None = None
@@ -164,6 +168,7 @@ class Request:
             "overrides": {key: str(value) for key, value in self.overrides.items()},
             "seed_model": self.seed_model, "scores": None if self.scores is None else str(self.scores),
             "threshold": self.threshold, "top_share": self.top_share, "selecting_layer": self.layer,
+            "correct_length": self.correct_length,
             "budget": self.budget, "lengths": None if self.lengths is None else list(self.lengths),
             "haystack": self.haystack, "needle": self.needle, "chat_template": self.chat_template,
             "seed": self.seed,
@@ -224,12 +229,17 @@ def _check_values(request: Request) -> None:
 def _check_selecting(request: Request) -> None:
     problems = Problems()
     beta = request.threshold
-    if beta not in RULES and not (isinstance(beta, int | float) and 0 <= beta <= 1):
+    is_number = isinstance(beta, int | float) and (request.correct_length or 0 <= beta <= 1)
+    if beta not in RULES and not is_number:
         problems.add(
             InputError(f"the threshold must be a number from 0 to 1, or {', '.join(RULES)}; got {beta!r}.")
         )
     if request.top_share is not None and not 0 < request.top_share <= 1:
         problems.add(InputError(f"the top share must be above 0 and at most 1, got {request.top_share!r}."))
+    if isinstance(request.layer, str) and request.layer not in LAYERS:
+        problems.add(
+            InputError(f"the layer must be a number or {' or '.join(LAYERS)}, got {request.layer!r}.")
+        )
     if request.scores is not None:
         place = find_scores(request.scores)
         if not place.is_file():

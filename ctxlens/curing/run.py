@@ -27,7 +27,8 @@ from ctxlens.results.checkpoints import compare_checkpoints
 from ctxlens.results.shown import Shown
 from ctxlens.runs import MANIFEST, TIMINGS, Progress, Run, Stage, StageProgress, run_stages
 from ctxlens.scoring import score_conversations
-from ctxlens.scoring.selection import check_scored, choose_scored_layer, select_turns
+from ctxlens.scoring.layers import find_layer
+from ctxlens.scoring.selection import check_scored, select_turns
 from ctxlens.sft.early import estimate_size
 from ctxlens.sft.switch import SWITCH
 from ctxlens.sft.training import train_from_config
@@ -157,7 +158,8 @@ def cure(
     scores: str | Path | None = None,
     threshold: float | int | str = "mixture",
     top_share: float | int | None = None,
-    layer: int | None = None,
+    layer: int | str = "middle",
+    correct_length: bool = False,
     budget: float | int = 10,
     lengths: Sequence[int] | None = None,
     haystack: str | None = None,
@@ -199,7 +201,9 @@ def cure(
         scores: finished scores of these data (`ctxlens score`), instead of scoring them here.
         threshold: β of the selection, 0 to 1, or `mixture`, `valley` or `otsu`.
         top_share: select this share of the turns instead.
-        layer: the layer whose scores decide; by default the scored one nearest to the paper's depth.
+        layer: the layer whose scores decide, or a rule that finds it: `middle` or `residual`; see
+            `scoring.layers.find_layer`.
+        correct_length: compare scores with those of turns of similar context length; see `select_turns`.
         budget: minutes for each audit: of the model before, after, and after with the indicator.
         lengths: context lengths of the audits in tokens; by default the longest that the budget allows.
         haystack: the user's own texts for the audits; by default the project's own.
@@ -226,7 +230,7 @@ def cure(
         recipe=None if recipe is None else str(recipe), overrides=dict(overrides or {}),
         seed_model=None if seed_model is None else str(seed_model),
         scores=None if scores is None else Path(scores), threshold=threshold, top_share=top_share,
-        layer=layer, budget=float(budget), lengths=None if lengths is None else tuple(lengths),
+        layer=layer, correct_length=correct_length, budget=float(budget), lengths=None if lengths is None else tuple(lengths),
         haystack=haystack, needle=needle, chat_template=None if chat_template is None else str(chat_template),
         split=split, layout=layout, limit=limit, device=device, seed=seed,
     )  # fmt: skip
@@ -328,9 +332,10 @@ def select_data(work: _Work, tell: Progress) -> None:
     run, request = work.run, work.request
     scores = Scores.load(run.path(SCORES))
     by_share = request.top_share is not None
+    layer = find_layer(scores, request.layer) if isinstance(request.layer, str) else request.layer
     chosen = select_turns(
-        scores, beta=None if by_share else request.threshold, top_share=request.top_share,
-        layer=choose_scored_layer(scores, request.layer),
+        scores, beta=None if by_share else request.threshold, top_share=request.top_share, layer=layer,
+        correct_length=request.correct_length,
     )  # fmt: skip
     if not chosen.meta["selected"]:
         raise InputError(say_nothing_selected(chosen, run.folder))
@@ -341,9 +346,12 @@ def select_data(work: _Work, tell: Progress) -> None:
 
 def say_nothing_selected(chosen: Selection, folder: Path) -> str:
     """The message for scores of which none is above the threshold."""
-    meta, best = chosen.meta, chosen.frame["score"].max()
+    meta = chosen.meta
+    is_corrected = "corrected" in chosen.frame
+    best = chosen.frame["corrected" if is_corrected else "score"].max()
+    threshold = meta["corrected_threshold" if is_corrected else "threshold"]
     return (
-        f"none of {meta['turns']:,} scored answers is above the threshold of {meta['threshold']:.3f} "
+        f"none of {meta['turns']:,} scored answers is above the threshold of {threshold:.3f} "
         f"({meta['rule']}; the highest score is {best:.3f}), so there is nothing to mark; give a lower "
         f"--threshold or --top-share 0.1 with --scores {folder} and another --out, or data with answers that "
         "depend on what the user wrote."

@@ -21,7 +21,8 @@ from ctxlens.models.checkpoint import load_tokenizer, locate_checkpoint, read_ch
 from ctxlens.results import Scores
 from ctxlens.runs import Run
 from ctxlens.scoring import score_conversations
-from ctxlens.scoring.selection import choose_scored_layer, select_turns, selection_quality
+from ctxlens.scoring.layers import find_layer
+from ctxlens.scoring.selection import select_turns, selection_quality
 from ctxlens.sft.training import train_from_config
 from experiments.real_cure import design
 from experiments.real_cure.measure import Sources, measure_all
@@ -122,7 +123,7 @@ def select(given: argparse.Namespace, vanilla: Run, seed: int, data: Path) -> Pa
         talks = load_conversations(data)
         score_conversations(load_trained(vanilla), talks, out=run)
         scores = Scores.load(run.path("scores.parquet"))
-        chosen = select_turns(scores, layer=choose_scored_layer(scores))
+        chosen = select_turns(scores, layer=find_layer(scores))
         passages = {(one.id, 1) for one in talks if one.id.rsplit("-", 1)[0] in design.PASSAGE}
         quality = selection_quality(chosen, passages)
         run.write_json("quality.json", {**vars(quality), "threshold": chosen.meta["threshold"]})
