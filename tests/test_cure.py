@@ -14,11 +14,12 @@ from ctxlens.chat.data import Conversation
 from ctxlens.cli import app
 from ctxlens.curing import run as curing_run
 from ctxlens.curing.plan import Plan, head_share, make_plan
-from ctxlens.curing.request import METHODS, RULES, Request, check_request
+from ctxlens.curing.request import LAYERS, METHODS, RULES, Request, check_request
 from ctxlens.errors import InputError, RunExistsError
 from ctxlens.organism import load_world
 from ctxlens.organism.recipe import SHARES
 from ctxlens.results import Checkpoints, NeedleGrid, Scores, Selection
+from ctxlens.scoring.layers import LAYER_RULES
 from ctxlens.scoring.selection import THRESHOLD_RULES
 from ctxlens.sft import room
 
@@ -211,6 +212,7 @@ def test_what_each_method_trains(tmp_path, data):
 
 def test_rules_are_those_of_the_selection():
     assert set(RULES) == set(THRESHOLD_RULES)
+    assert set(LAYERS) <= set(LAYER_RULES)
 
 
 def test_everything_that_is_wrong_is_said_at_once(tmp_path):

@@ -52,7 +52,7 @@ class SelectingOptions:
     layer: Annotated[
         str,
         typer.Option(
-            help="Layer whose scores decide: its number, middle (depth 15 of 22, as in the paper) or residual.",
+            help="Layer whose scores decide: its number, middle (depth 15 of 22) or residual.",
             metavar="LAYER",
         ),
     ] = "middle"
@@ -117,7 +117,7 @@ def cure(
         list[str] | None,
         typer.Argument(
             help="The model to train, and values that override the recipe.",
-            metavar="MODEL [KEY=VALUE]...",
+            metavar="MODEL|KEY=VALUE",
             show_default=False,
         ),
     ] = None,

@@ -30,7 +30,7 @@ def train(
         list[str] | None,
         typer.Argument(
             help="The model, instead of --model, and values that override the recipe.",
-            metavar="[MODEL] [KEY=VALUE]...",
+            metavar="MODEL|KEY=VALUE",
         ),
     ] = None,
     recipe: Annotated[

@@ -181,7 +181,7 @@ def cure(
     The stages are the functions `score_conversations`, `select_turns`, `sft.train_from_config` and `audit`.
     Each keeps what is finished in the folder, so that the same call goes on after a kill.
 
-    ```python no-run
+    ```text
     import ctxlens as cl
 
     found = cl.cure("Qwen/Qwen3-0.6B-Base", "data.jsonl", out="runs/cure", chat_template="chatml")
@@ -230,7 +230,8 @@ def cure(
         recipe=None if recipe is None else str(recipe), overrides=dict(overrides or {}),
         seed_model=None if seed_model is None else str(seed_model),
         scores=None if scores is None else Path(scores), threshold=threshold, top_share=top_share,
-        layer=layer, correct_length=correct_length, budget=float(budget), lengths=None if lengths is None else tuple(lengths),
+        layer=layer, correct_length=correct_length, budget=float(budget),
+        lengths=None if lengths is None else tuple(lengths),
         haystack=haystack, needle=needle, chat_template=None if chat_template is None else str(chat_template),
         split=split, layout=layout, limit=limit, device=device, seed=seed,
     )  # fmt: skip

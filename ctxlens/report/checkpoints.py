@@ -32,7 +32,8 @@ def _figure(found: Checkpoints) -> Figures:
         "the two (loss), and the change of the user's share of attention by the template, without sinks "
         "(bias). All checkpoints got the same texts. Bars are 95 % intervals over texts."
     )
-    return Figures([Figure(figure_json(checkpoint_curves(found)), label)], caption, title="Over training")
+    title = "Before and after" if found.meta.get("against") else "Over training"
+    return Figures([Figure(figure_json(checkpoint_curves(found)), label)], caption, title=title)
 
 
 def _values(found: Checkpoints, folders: Mapping[str, str]) -> Table:
