@@ -74,8 +74,8 @@ def test_every_completer_belongs_to_an_option_of_a_verb():
 
 def test_the_names_are_those_of_their_owners():
     from ctxlens.chat.data.layouts import LAYOUTS
-    from ctxlens.curing.request import METHODS
     from ctxlens.cli.heads import _EVERYTHING
+    from ctxlens.curing.request import METHODS
     from ctxlens.evals.needle.config import SCORES, WORDINGS
     from ctxlens.evals.needle.needles import DRAWN_NEEDLES, NEEDLES
     from ctxlens.models.checkpoint import PACKAGED

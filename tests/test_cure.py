@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import ctxlens as cl
+from ctxlens.auditing import ready
 from ctxlens.auditing import run as auditing_run
 from ctxlens.auditing.speed import Speed
 from ctxlens.chat.data import Conversation
@@ -25,6 +26,15 @@ from ctxlens.sft import room
 
 TINY = {"max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
 ASKED = ["before", "after", "after-indicator"]
+
+
+SPEED = Speed(per_token=1e-5, per_square=0.0, answers=0.01, repeats=1.0, steered=1.0)
+
+
+def make_audits_tiny(patch):
+    """Audits of four short texts, whose speed is not measured."""
+    patch.setattr(auditing_run, "make_plan", tiny_plan)
+    patch.setattr(ready, "measure_speed", lambda model, words: SPEED)
 
 
 def tiny_plan(frame, lengths=None):
@@ -52,7 +62,7 @@ def finished(data, tmp_path_factory):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(auditing_run, "make_plan", tiny_plan)
+        make_audits_tiny(patch)
         with pytest.raises(KeyboardInterrupt):
             cl.cure("organism", data, progress=stop_after_training, **given)
         written = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
@@ -128,7 +138,7 @@ def test_the_plan_is_told_before_the_first_stage_and_kept(finished):
 
 
 def test_the_command_prints_a_finished_cure(finished, data, monkeypatch):
-    monkeypatch.setattr(auditing_run, "make_plan", tiny_plan)
+    make_audits_tiny(monkeypatch)
     words = [
         "cure", "organism", "--dataset", str(data), "--budget", "60m", "--top-share", "0.3", "--device",
         "cpu", "--out", str(finished.out), *(f"{key}={value}" for key, value in TINY.items()),
@@ -156,7 +166,7 @@ def test_another_cure_in_the_same_folder_is_refused(finished, data):
 
 
 def test_finished_scores_are_used_and_nothing_to_select_is_said(finished, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(auditing_run, "make_plan", tiny_plan)
+    make_audits_tiny(monkeypatch)
     monkeypatch.setattr(curing_run, "score_conversations", None)
     given = {key: value for key, value in finished.given.items() if key != "top_share"}
     given |= {"out": tmp_path / "other", "scores": finished.out, "threshold": 1.0}
@@ -179,7 +189,7 @@ def test_scores_of_other_data_are_refused_before_a_model_is_loaded(finished, dat
 
 
 def test_only_the_plan(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(auditing_run, "make_plan", tiny_plan)
+    make_audits_tiny(monkeypatch)
     given = {"method": "vanilla", "out": tmp_path / "v", "only_plan": True, "device": "cpu"}
     found = cl.cure("organism", data, **given)
     assert found.plan.audits == ("before", "after")
@@ -247,9 +257,10 @@ def test_a_base_model_without_template_is_offered_one(tmp_path, data):
         cl.cure(model, data, out=tmp_path / "o")
 
 
-def test_a_budget_that_is_too_small_leaves_no_folder(tmp_path, data):
+def test_a_budget_that_is_too_small_leaves_no_folder(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(ready, "measure_speed", lambda model, words: SPEED)
     with pytest.raises(InputError, match="too small"):
-        cl.cure("organism", data, out=tmp_path / "o", budget=0.001, device="cpu")
+        cl.cure("organism", data, out=tmp_path / "o", budget=1e-5, device="cpu")
     assert not (tmp_path / "o").exists()
 
 

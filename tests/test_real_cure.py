@@ -1,5 +1,6 @@
 """The experiment on a real base model: its data, and its verdicts by hand."""
 
+import functools
 import json
 
 import pytest
@@ -86,7 +87,9 @@ def test_every_dose_has_as_many_conversations_as_its_steps_read():
     assert set(design.PASSAGE) <= set(design.KINDS)
 
 
-def test_the_mixture_is_drawn_from_real_data(test_data):
+def test_the_mixture_is_drawn_from_real_data(test_data, monkeypatch):
+    monkeypatch.setattr(design, "read_pools", functools.cache(design.read_pools))
+
     def count(talk):
         return sum(len(message["content"].split()) for message in talk)
 

@@ -73,8 +73,8 @@ def difference(
     before, after = values(frame, *first, measure), values(frame, *second, measure)
     if before.empty or after.empty:
         return None
-    both = before.join(after, rsuffix="_after", how="inner")
-    return bootstrap_mean(both["value_after"] - both["value"], clusters=both["text"].tolist())
+    change = (after["value"] - before["value"]).dropna()
+    return bootstrap_mean(change, clusters=before.loc[change.index, "text"].tolist())
 
 
 def levels(frame: pd.DataFrame) -> Found:
