@@ -19,7 +19,7 @@ from ctxlens.curing.plan import Plan, count_tokens, head_share, make_plan
 from ctxlens.curing.request import SCORES, SELECTION, STUDY, TRAINED, Request, check_request, find_scores
 from ctxlens.errors import CtxlensError, InputError
 from ctxlens.models import Model, load_model
-from ctxlens.models.checkpoint import locate_checkpoint
+from ctxlens.models.checkpoint import lacks_chat_template, locate_checkpoint
 from ctxlens.models.footprint import read_vocabulary_size
 from ctxlens.report import write_report
 from ctxlens.results import Checkpoints, Scores, Selection
@@ -320,7 +320,9 @@ def score_data(work: _Work, tell: Progress) -> None:
         lm = work.base()
     else:
         work.release()
-        lm = load_model(request.seed_model, device=request.device)
+        bare = lacks_chat_template(locate_checkpoint(request.seed_model))
+        template = request.chat_template if bare else None
+        lm = load_model(request.seed_model, device=request.device, chat_template=template)
     score_conversations(lm, work.data, out=run, progress=tell)
 
 
