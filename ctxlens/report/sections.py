@@ -105,7 +105,8 @@ def build_sections(runs: Sequence[RunContents]) -> tuple[list[Section], list[str
             sections.append(Section(slug, title, "", parts))
     parts = [Part(run.name, making_blocks(run)) for run in runs]
     sections.append(Section("making", "How it was made", "", parts))
-    if all(run.study in ("checkpoints", "context") for run in runs):  # each checkpoint has a page of its own
+    studies = {run.study for run in runs}
+    if studies <= {"checkpoints", "context"} or "cure" in studies:  # each audited model has a page of its own
         missing = []
     return sections, missing
 
