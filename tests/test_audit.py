@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import ctxlens as cl
-from ctxlens.auditing import asking, measure, run
+from ctxlens.auditing import asking, measure, ready, run
 from ctxlens.auditing.material import choose_material
 from ctxlens.auditing.pace import Pace
 from ctxlens.auditing.plan import Frame, Plan, describe_plan, make_plan, tells
@@ -29,6 +29,7 @@ from ctxlens.evals.needle.controls import put_before
 from ctxlens.evals.needle.prompts import render_cell
 from ctxlens.heads.answers import needle_tokens
 from ctxlens.models import load_model
+from ctxlens.models.memory import forecast_memory
 from ctxlens.results.audit import LOSS_MARGIN
 from ctxlens.runs import Run
 
@@ -436,3 +437,12 @@ def test_the_command_prints_answers_and_json_and_its_exit_code_says_what_failed(
     assert [one["question"] for one in found["answers"]] == ["loss", "template", "bias", "cause", "cost"]
     assert found["plan"]["lengths"] == [140]
     assert CliRunner().invoke(app, [*command, "--fail-on", "nothing"]).exit_code == 2
+
+
+def test_the_longest_context_leaves_room_for_the_prefix_that_questions_share(monkeypatch):
+    model = load_model("organism-chat", backend="native")
+    one = forecast_memory(model, length=250, what="generate")
+    for free, longest in ((one.run + one.cache, 250), (one.run + one.cache - 1, 200), (0, 0)):
+        monkeypatch.setattr(ready, "free_memory", lambda device, free=free: free)
+        monkeypatch.setattr(ready, "LADDER", (200, 250, 500))
+        assert ready.longest_in_memory(model, 300) == longest

@@ -16,7 +16,7 @@ from ctxlens.errors import InputError, RenderError
 from ctxlens.evals.needle.cells import SPARE_TOKENS
 from ctxlens.evals.needle.controls import Renderer, render_controlled
 from ctxlens.models import Model
-from ctxlens.models.memory import fit_batch_tokens, free_memory
+from ctxlens.models.memory import forecast_memory, free_memory
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,15 @@ def look(model: Model, material: Material, max_new_tokens: int) -> Ready:
 
 
 def longest_in_memory(model: Model, n_tokens: int) -> int:
-    """The longest context up to `n_tokens` that the free memory holds, from the steps of the plan."""
+    """The longest context up to `n_tokens` that the free memory holds, from the steps of the plan.
+
+    The cache counts twice: the questions about a text share the part of it that is kept for them.
+    """
     steps = sorted({n_tokens, *(length for length in LADDER if length < n_tokens)}, reverse=True)
     for length in steps:
-        try:
-            fit_batch_tokens(model, free_memory(model.device), max(1, length), what="generate")
-        except InputError:
-            continue
-        return length
+        forecast = forecast_memory(model, length=max(1, length), what="generate")
+        if forecast.run + forecast.cache <= free_memory(model.device):
+            return length
     return 0
 
 
