@@ -95,6 +95,7 @@ _MORE: tuple[tuple[str, str, Callable[[RunContents], Sequence[Block]]], ...] = (
 """Sections that belong to no claim: identifier, title and what builds the blocks of a run."""
 
 
+# long: the sections in the order of the page
 def build_sections(runs: Sequence[RunContents]) -> tuple[list[Section], list[str]]:
     """The sections for which the runs hold results, and the names of the results that are missing."""
     sections, missing = [], []
