@@ -77,7 +77,8 @@ def look(model: Model, material: Material, max_new_tokens: int) -> Ready:
     if not getattr(model.tokenizer, "chat_template", None):
         raise InputError(
             f"{model.name} has no chat template, so there is nothing to compare; give one with "
-            "--chat-template (for a base model, that of its instruction-tuned version)."
+            "--chat-template (for a base model, that of its instruction-tuned version, or chatml, which "
+            "comes with ctxlens)."
         )
     overhead = max(
         model.render(messages, continue_final_message=True).n_tokens

@@ -206,11 +206,17 @@ def audit(
     )  # fmt: skip
     work = _Work(bench, None if against is None else lambda: _load(against, lm), other)
     run_stages(run, choose_stages(plan), work, progress)
+    return read_audit(run.folder)
+
+
+def read_audit(folder: str | Path) -> Audit:
+    """A finished audit from its folder."""
+    run = Run.read(folder)
     timings, verdicts = run.read_json("timings.json"), Verdicts.load(run.path("verdicts.json"))
     return Audit(
         run.folder,
-        ready,
-        plan,
+        Ready.from_dict(run.read_json(READY)),
+        Plan.from_dict(run.read_json(PLAN)),
         verdicts.verdicts,
         str(verdicts.meta["note"]),
         {name: entry["wall_seconds"] for name, entry in timings.items()},
@@ -351,4 +357,4 @@ def say_what_decides(plan: Plan, loss: Verdict) -> str:
     )
 
 
-__all__ = ["STAGES", "Audit", "audit"]
+__all__ = ["STAGES", "Audit", "audit", "read_audit"]

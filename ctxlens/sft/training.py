@@ -11,13 +11,13 @@ from ctxlens.chat.data.given_rows import Source
 from ctxlens.results import Selection
 from ctxlens.runs import Progress, Run, StageProgress
 from ctxlens.sft.delivery import deliver, push
-from ctxlens.sft.early import check_recipe
+from ctxlens.sft.early import check_training
 from ctxlens.sft.evaluation import measure
 from ctxlens.sft.fit import fit, removed_if_empty
 from ctxlens.sft.job import Job, prepare, resolve
 from ctxlens.sft.keys import OPTION_KEYS, EvaluationKeys, make_train_config
 from ctxlens.sft.marks import Turns
-from ctxlens.sft.recipe import Overrides, describe_command, read_recipe
+from ctxlens.sft.recipe import Overrides, describe_command
 from ctxlens.sft.replay import read_replay
 
 
@@ -146,7 +146,7 @@ def train_from_config(
     The environment variables of the recipe's `env` block are set first.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, or the name of a recipe that comes with ctxlens: lora, full or organism.
         overrides: command-line words or a mapping; they override the file.
         progress: see `train`.
         evaluation_progress: see `train`.
@@ -155,8 +155,7 @@ def train_from_config(
     Raises:
         InputError: the recipe cannot be used (see `read_recipe`), or `train` raises it.
     """
-    recipe = read_recipe(path, overrides)
-    check_recipe(recipe)
+    recipe = check_training(path, overrides)
     recipe.set_environment()
     args, model_args = recipe.build_arguments()
     config = recipe.config
