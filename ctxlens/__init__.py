@@ -32,7 +32,7 @@ _EXPORTS = {
     "models.indicator_token": ("add_indicator",),
     "chat.data.annotate": ("annotate_messages",),
     "evals.harness": ("run_evaluation",),
-    "sft": ("TrainConfig", "train"),
+    "sft": ("ContextCallback", "TrainConfig", "train"),
     "auditing": ("Audit", "audit"),
     "curing": ("Cure", "cure"),
     "demo": ("run_demo",),
@@ -123,6 +123,7 @@ if TYPE_CHECKING:
     from ctxlens.scoring.dataset import score as score
     from ctxlens.scoring.selection import choose_layer as choose_layer
     from ctxlens.scoring.selection import select_turns as select_turns
+    from ctxlens.sft import ContextCallback as ContextCallback
     from ctxlens.sft import TrainConfig as TrainConfig
     from ctxlens.sft import train as train
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ctxlens.chat.data import open_conversations
 from ctxlens.chat.roles import check_arguments
@@ -22,6 +23,7 @@ from ctxlens.sft.keys.trl import read_trl_keys
 from ctxlens.sft.recipe import DEFAULT_OUT, Overrides, Recipe, read_recipe
 from ctxlens.sft.room import check_room, estimate_bytes
 from ctxlens.sft.shipped import is_shipped
+from ctxlens.sft.watching import check_readings
 
 STUDY = "train"
 
@@ -56,13 +58,14 @@ def check_recipe(recipe: Recipe, problems: Problems | None = None) -> None:
     Raises:
         InputError: an unknown key, or text for a number; no data set; a model, data set, selection or
             template that is not there; a model without a template; values for variables that the template
-            does not use; an adapter without the package for it; a disk that is too full.
+            does not use; readings of context use in too short a window; an adapter without the package for
+            it; a disk that is too full.
         RunExistsError: the folder of the results holds another run.
     """
     found = Problems() if problems is None else problems
     checks: tuple[Callable[[Recipe], None], ...] = (
-        _check_keys, _check_numbers, _check_dataset, _check_model, _check_files, _check_packages,
-        _check_folder, _check_room,
+        _check_keys, _check_numbers, _check_dataset, _check_model, _check_context, _check_files,
+        _check_packages, _check_folder, _check_room,
     )  # fmt: skip
     for check in checks:
         with found:
@@ -111,8 +114,7 @@ def _check_model(recipe: Recipe) -> None:
     config = recipe.config
     if is_shipped(recipe.path) and "model" not in config.model_fields_set:
         raise InputError(f"no model is named; give one: ctxlens train MODEL --recipe {recipe.path}.")
-    source = locate_checkpoint(config.model)
-    template = read_chat_template(config.chat_template) or find_chat_template(source)
+    source, template = _find_template(recipe)
     if template is None and lacks_chat_template(source):
         raise InputError(
             f"{config.model} has no chat template, so conversations cannot be rendered for it; give one: "
@@ -120,6 +122,19 @@ def _check_model(recipe: Recipe) -> None:
         )
     if template and config.template_args:
         check_arguments(template, config.template_args)
+
+
+def _check_context(recipe: Recipe) -> None:
+    """Readings of context use have a template to compare, and a window that holds their texts."""
+    source, template = _find_template(recipe)
+    if template is not None or not lacks_chat_template(source):  # else `_check_model` has said so
+        check_readings(recipe.config, source, template)
+
+
+def _find_template(recipe: Recipe) -> tuple[Path | str, Any]:
+    """Where the model is, and the chat template that it is trained with; None if none is known."""
+    source = locate_checkpoint(recipe.config.model)
+    return source, read_chat_template(recipe.config.chat_template) or find_chat_template(source)
 
 
 def _check_files(recipe: Recipe) -> None:

@@ -76,7 +76,8 @@ class Recipe:
         try:
             parser = _make_parser(kinds)
             parser.set_defaults_with_config(
-                **default_arguments(use_cpu=self._wants_cpu or None), output_dir=DEFAULT_OUT
+                **default_arguments(use_cpu=self._wants_cpu or None, model=self._model_for_format),
+                output_dir=DEFAULT_OUT,
             )
             from_file = parser.set_defaults_with_config(**self.arguments)
             with without_renaming_notes():
@@ -91,6 +92,15 @@ class Recipe:
             if names:
                 raise InputError(unknown_keys(names, known, where))
         return args, model_args
+
+    @property
+    def _model_for_format(self) -> str | None:
+        """The model by which the number format is chosen; None if the recipe names the format."""
+        names = {name for key in ("bf16", "fp16") for name in (f"--{key}", f"--no_{key}")}
+        is_named = {"bf16", "fp16"} & set(self.arguments) or names & {
+            word.partition("=")[0] for word in self.words
+        }
+        return None if is_named else self.config.model
 
     @property
     def _wants_cpu(self) -> bool:

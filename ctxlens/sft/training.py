@@ -73,7 +73,8 @@ def train(
         evaluation_progress: called with the stage of the evaluation, and how much of it is done, and of all.
         notice: called with one line on the number format and the device, when the model has been loaded.
         options: keys of `TrainConfig` that say how to train: `indicator`, `indicator_init`, `loss_on`,
-            `truncation`, `replay_share`, `chat_template`, `overwrite` and so on.
+            `truncation`, `replay_share`, `chat_template`, `overwrite` and so on; with `context=True`, how
+            the model uses its context is measured meanwhile (`ContextCallback`).
 
     Returns:
         The folder `out`, which `ctxlens.load_model` loads.
@@ -116,13 +117,14 @@ def _fit_and_deliver(
     if job.is_main:
         run = run.record("rows", add_skipped(job.reading, prepared.rows.skipped))
         dtype = str(prepared.hf_model.dtype).removeprefix("torch.")
+        dtype += " with bfloat16 autocast" * bool(job.args.bf16 and dtype == "float32")
         name, device = job.recipe["model"]["name"], str(job.args.device)
         run = run.record("loaded", {name: {"backend": "trl", "dtype": dtype, "device": device}})
         if notice:
             notice(f"{PurePath(name).name or name}: trained with TRL, {dtype}, {device}")
     with removed_if_empty(run, is_main=job.is_main):
         allow = job.config.allow_cross_sample_attention
-        log, trained = fit(prepared, job.args, run, progress, allow_cross_sample=allow)
+        log, trained = fit(prepared, job.args, run, progress, allow_cross_sample=allow, context=job.config)
         if job.is_main:
             deliver(
                 run, job.recipe, prepared.rows, log, prepared.tokenizer, provenance=provenance,

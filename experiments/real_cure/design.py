@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxlens.auditing.texts import Material, build_cells
+
 from ctxlens.chat.condition import parse_conditions
 from ctxlens.errors import InputError
 from ctxlens.evals.needle.config import NeedleConfig
