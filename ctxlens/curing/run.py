@@ -49,8 +49,8 @@ STAGES = {
 """The stages of a cure in their order, each with what it does. The audit before comes before the training, so
 that what an audit refuses is known early."""
 MARKED_NOTE = (
-    "after-indicator is the trained model with the indicator at the end of every question. The template writes "
-    "it, so that the answers without template are those of after."
+    "after-indicator is the trained model with the indicator at the end of every question. Its template "
+    "writes it, so that the answers without template are those of after."
 )
 Tell = Callable[[Plan], object]
 _FINE = 1000
