@@ -18,8 +18,8 @@ from ctxlens.explore.server import allowed_hosts, is_local, make_app
 HERE = {"Host": "127.0.0.1:8061"}
 JSON = {**HERE, "Content-Type": "application/json"}
 TOKEN = "a-long-token"
-CHAT = {"messages": [{"role": "user", "content": "The mayor of Oakford is Ada. Who is the mayor of Oakford?"}],
-        "answer_tokens": 6}  # fmt: skip
+QUESTION = "The mayor of Oakford is Ada. Who is the mayor of Oakford?"
+CHAT = {"messages": [{"role": "user", "content": QUESTION}], "answer_tokens": 6}
 
 
 @pytest.fixture(scope="module")
@@ -160,9 +160,8 @@ class TestToken:
         assert client.get("/", headers=host, base_url="http://192.0.2.7:8061").status_code == 200
 
     def test_which_addresses_are_local(self):
-        assert [is_local(one) for one in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "192.168.0.2", "box")] == [
-            True, True, True, False, False, False,
-        ]  # fmt: skip
+        assert all(map(is_local, ("127.0.0.1", "localhost", "::1")))
+        assert not any(map(is_local, ("0.0.0.0", "192.168.0.2", "box")))
         assert allowed_hosts("::1", 9) == allowed_hosts("127.0.0.1", 9)
         assert allowed_hosts("box", 9) == {"box:9"}
 

@@ -91,7 +91,7 @@ def test_damaged_links_are_refused(text):
 
 def test_messages_of_files_are_shown_or_refused():
     found = as_messages([
-        {"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]},
+        {"role": "developer", "content": [{"text": "Be "}, {"type": "text", "text": "brief."}]},
         {"role": "user", "content": "Hello", "name": None},
     ])  # fmt: skip
     assert [(one.role, one.content) for one in found] == [("system", "Be brief."), ("user", "Hello")]

@@ -104,7 +104,7 @@ def list_next(rows: AttentionRows, tokenizer: Any) -> html.Ol:
             html.Li(
                 [
                     html.Code(visible(text)),
-                    html.Span(f"{p:.1%}", className="number"),
+                    html.Span(parts.percent(p), className="number"),
                     html.Span(className="bar", style={"width": f"{100 * p:.1f}%"}),
                 ]
             )

@@ -87,7 +87,7 @@ def _header(lab: Lab, state: Chosen) -> html.Header:
                     ),
                     html.Div(tools, className="tools"),
                 ],
-                className="bar",
+                className="topbar",
             ),
             html.Nav(
                 dcc.RadioItems(
@@ -95,7 +95,7 @@ def _header(lab: Lab, state: Chosen) -> html.Header:
                     state.screen,
                     id=parts.control_id("screen"),
                     className="tabs",
-                    labelClassName="tab",
+                    labelClassName="screen-tab",
                 ),
                 **{"aria-label": "Screens"},
             ),

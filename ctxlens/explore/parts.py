@@ -186,6 +186,11 @@ def want(lab: Lab, task: Task, *, page: str | None, name: str) -> dict[str, str]
     return {"which": task.which, "key": task.key}
 
 
+def percent(share: float) -> str:
+    """A share with one decimal; a very small one is not shown as nothing."""
+    return "< 0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
+
+
 def has_arrived(data: Any) -> bool:
     """Whether what `arrived` gave says that the result is there."""
     return bool(data) and data.get("state") == "done"
@@ -208,6 +213,7 @@ __all__ = [
     "has_arrived",
     "no_update",
     "partial",
+    "percent",
     "section",
     "show_figure",
     "slider",

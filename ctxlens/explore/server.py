@@ -208,9 +208,8 @@ def bind(app: dash.Dash, host: str = LOCAL, port: int = 8061) -> BaseWSGIServer:
     try:
         return make_server(host, port, app.server, threaded=True, request_handler=_Quiet)
     except (OSError, SystemExit) as error:
-        raise InputError(
-            f"port {port} of {host} cannot be opened ({first_line(error)}); give another one with --port."
-        ) from None
+        why = "it is in use" if isinstance(error, SystemExit) else first_line(error)
+        raise InputError(f"port {port} of {host} cannot be opened: {why}; give another --port.") from None
 
 
 def new_token() -> str:

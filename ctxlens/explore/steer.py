@@ -44,7 +44,7 @@ def layout(lab: Lab, state: Chosen) -> html.Section:
             "steer.phrase",
             "Phrase",
             steer.phrase,
-            placeholder="type the beginning of an answer",
+            placeholder="the beginning of an answer",
             debounce=0.5,
         ),
         html.Div(
@@ -53,7 +53,8 @@ def layout(lab: Lab, state: Chosen) -> html.Section:
             className="phrase",
             **{"aria-live": "polite"},
         ),
-        note="Log-probability of the whole phrase, in nats: closer to 0 is more likely.",
+        note="Log-probability of the whole phrase, in nats: closer to 0 is more likely. Select words in an answer "
+        "to measure the answer up to there.",
     )
     return parts.section(
         "steer",

@@ -193,7 +193,7 @@ def list_mass(rows: AttentionRows, weights: Any) -> list[Any]:
                     [
                         html.Code(visible(texts[position])),
                         html.Span(role, className="role-name"),
-                        html.Span(f"{weight:.1%}", className="number"),
+                        html.Span(parts.percent(weight), className="number"),
                         html.Span(className="bar", style={"width": f"{100 * weight / top:.1f}%"}),
                     ],
                     id={"type": "go", "i": position},

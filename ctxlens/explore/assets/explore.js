@@ -248,6 +248,8 @@
     made.layout.autosize = true;
     delete made.layout.height;
     delete made.layout.width;
+    const row = drawn["where-tokens"]?.row;
+    if (context().outputs_list[0].id.name === "map" && row) made.layout.shapes = frame(row);
     return [made, "figure card"];
   }
 
@@ -311,13 +313,25 @@
     const heaviest = known.spans[row.weights.indexOf(top)];
     if (follow && heaviest) reveal(host, heaviest);
     minimap(host);
+    frameHead(row);
     const name = known.payload.names[known.payload.roles[row.query]];
     byId("row-facts").textContent = `Layer ${row.layer}, head ${row.head}${row.isBest ? " (the strongest)" : ""}, ` +
       `from token ${row.query} (${name}).`;
   }
 
+  function frame(row) {
+    const ink = getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
+    return [{type: "rect", x0: row.head - 0.5, x1: row.head + 0.5, y0: row.layer - 0.5, y1: row.layer + 0.5,
+      line: {color: ink, width: 3}}];
+  }
+
+  function frameHead(row) {
+    const plot = byId(JSON.stringify({name: "map", type: "graph"}))?.querySelector(".js-plotly-plot");
+    if (plot && plot.layout && window.Plotly) window.Plotly.relayout(plot, {shapes: frame(row)});
+  }
+
   function reveal(host, span) {
-    const top = span.offsetTop - host.offsetTop;
+    const top = span.offsetTop;
     if (top < host.scrollTop || top > host.scrollTop + host.clientHeight - 30) {
       host.scrollTop = Math.max(0, top - host.clientHeight / 2);
     }
@@ -335,12 +349,13 @@
   function minimap(host) {
     const canvas = byId("minimap"), known = drawn[host.id];
     if (!canvas || !known || !known.row || !host.clientHeight) return;
+    canvas.style.height = `${host.clientHeight}px`;
     const height = canvas.height = host.clientHeight, width = canvas.width = canvas.clientWidth || 14;
     const paper = canvas.getContext("2d"), whole = Math.max(host.scrollHeight, height);
     const style = getComputedStyle(document.documentElement), rows = new Map();
     const shades = known.payload.names.map((name) => style.getPropertyValue(`--role-${name}`).trim());
     known.spans.forEach((span, i) => {
-      const y = Math.floor((span.offsetTop - host.offsetTop) / whole * height);
+      const y = Math.floor(span.offsetTop / whole * height);
       const best = rows.get(y);
       if (!best || Number(known.weights[i]) > best[0]) rows.set(y, [Number(known.weights[i]), known.payload.roles[i]]);
     });
@@ -434,6 +449,20 @@
     } else set(key, value);
   }
 
+  /* Words selected in an answer: the phrase to measure is the answer up to there. */
+  function markPhrase() {
+    const chosen = window.getSelection();
+    if (!chosen || chosen.isCollapsed || !chosen.rangeCount) return;
+    const end = chosen.getRangeAt(0), box = end.endContainer.parentElement?.closest(".screen-steer .answer");
+    if (!box || !box.contains(end.startContainer)) return;
+    const range = document.createRange();
+    range.setStart(box, 0);
+    range.setEnd(end.endContainer, end.endOffset);
+    const words = range.toString().replace("▍", "").trim();
+    if (words) set("steer.phrase", words);
+  }
+
+  document.addEventListener("mouseup", () => setTimeout(markPhrase, 0));
   document.addEventListener("keydown", press);
   document.addEventListener("click", (event) => {
     const token = event.target.closest("#where-tokens .tok");
