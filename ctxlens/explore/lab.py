@@ -6,7 +6,6 @@ Nothing here knows of Dash. Every result is computed by the functions that the c
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,8 +23,8 @@ from ctxlens.models.indicator_token import require_indicator
 from ctxlens.models.rows import AttentionRows, read_rows, stream_answer
 from ctxlens.runs import digest
 
-_RENDERED = 64
-"""How many rendered conversations are kept."""
+_RENDERED = 2**26
+"""The most memory that rendered conversations may take, in bytes."""
 
 THIS, OTHER = "this", "other"
 
@@ -77,8 +76,8 @@ class Lab:
         self.source = source
         self.cache = Cache(cache_bytes)
         self._workers = {name: Worker(self.cache, name) for name in self.models}
-        self._lock = threading.Lock()
-        self._rendered: OrderedDict[str, RenderedChat] = OrderedDict()
+        self._locks = {own: threading.Lock() for own in (False, True)}
+        self._rendered = Cache(_RENDERED)
 
     @property
     def model(self) -> Model:
@@ -108,15 +107,13 @@ class Lab:
             InputError: it cannot be rendered; the sentence says why.
         """
         key = digest([which, part.model_dump(mode="json"), is_open])
-        with self._lock:
-            if key in self._rendered:
-                self._rendered.move_to_end(key)
-                return self._rendered[key]
+        if (known := self._rendered.get(key)) is not None:
+            return known
+        # A template of somebody's own may take long; it must not keep others waiting.
+        with self._locks[part.template == "own"]:
             chat = self._render(part, self._model(which), is_open)
-            self._rendered[key] = chat
-            while len(self._rendered) > _RENDERED:
-                self._rendered.popitem(last=False)
-            return chat
+        self._rendered.put(key, chat, 200 * chat.n_tokens + 4 * len(chat.text))
+        return chat
 
     def _render(self, part: ChatPart, model: Model, is_open: bool) -> RenderedChat:
         if not any(message.content.strip() for message in part.messages):

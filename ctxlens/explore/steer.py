@@ -53,8 +53,8 @@ def layout(lab: Lab, state: Chosen) -> html.Section:
             className="phrase",
             **{"aria-live": "polite"},
         ),
-        note="Log-probability of the whole phrase, in nats: closer to 0 is more likely. Select words in an answer "
-        "to measure the answer up to there.",
+        note="Log-probability of the whole phrase, in nats: closer to 0 is more likely. Select words in an "
+        "answer to measure the answer up to there.",
     )
     return parts.section(
         "steer",

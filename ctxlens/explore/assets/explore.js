@@ -104,6 +104,7 @@
   function collect(values, first, page) {
     const ids = context().inputs_list[0];
     const state = nest(ids.map((one, i) => [one.id.key, values[i]]), first);
+    if (current && !same(current, state) && byId("notice")?.textContent) tell("");
     current = state;
     remember(state);
     const name = page || Array.from(crypto.getRandomValues(new Uint8Array(12)), (b) =>
@@ -320,9 +321,11 @@
   }
 
   function frame(row) {
-    const ink = getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
-    return [{type: "rect", x0: row.head - 0.5, x1: row.head + 0.5, y0: row.layer - 0.5, y1: row.layer + 0.5,
-      line: {color: ink, width: 3}}];
+    const style = getComputedStyle(document.documentElement);
+    return [["--card", 6], ["--frame", 3]].map(([name, width]) => ({
+      type: "rect", x0: row.head - 0.5, x1: row.head + 0.5, y0: row.layer - 0.5, y1: row.layer + 0.5,
+      line: {color: style.getPropertyValue(name).trim(), width},
+    }));
   }
 
   function frameHead(row) {
@@ -341,7 +344,10 @@
     if (!payload) return skip();
     const host = byId(screen === "where" ? "where-tokens" : "chat-tokens");
     if (!host) return skip();
-    if (drawn[host.id]?.payload !== payload) draw(host, payload);
+    if (drawn[host.id]?.payload !== payload) {
+      draw(host, payload);
+      document.body.dataset.drawn = Number(document.body.dataset.drawn || 0) + 1;
+    }
     if (screen === "where" && row) paint(host, row, !state || state.where.follow);
     return skip();
   }
