@@ -10,10 +10,10 @@ install: ## install ctxlens for development, with the tested versions
 	pip install -c constraints.txt -e ".[dev]"
 
 test: ## run the tests
-	pytest
+	pytest -n 2 --dist loadfile
 
 slow: ## run the tests, including those that take minutes
-	pytest --slow
+	pytest --slow -n 2 --dist loadfile
 
 lint: ## check style and formatting
 	ruff check .

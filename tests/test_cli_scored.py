@@ -7,6 +7,7 @@ import json
 from typer.testing import CliRunner
 
 from ctxlens.cli import app
+from ctxlens.results import Selection
 
 TEXTS = ("The boat is red. What colour is it?", "Bread costs two coins. What does it cost?")
 
@@ -35,3 +36,25 @@ def test_scores_and_selections_are_read_by_machines(tmp_path):
     document, rows = outputs("select", "--scores", scores, "--threshold", "0", "--out", tmp_path / "selected")
     assert document["summary"] == "2 of 2 answers are selected."
     assert dict(zip(*rows, strict=True))["selected"] == "2"
+
+
+def test_the_layer_is_found_by_a_rule_and_length_is_corrected(tmp_path):
+    data, scores = tmp_path / "data.jsonl", tmp_path / "scores"
+    asked = [TEXTS[k % 2] + " Say it." * (k % 8) for k in range(96)]
+    chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": "Yes."}] for text in asked]
+    data.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    outputs("score", "--dataset", data, "--out", scores, "--layers", "all", "--needle-layer")
+    shares = [one["by_head"] for one in json.loads((scores / "layer.json").read_text())]
+    best = max(range(len(shares)), key=lambda layer: max(shares[layer]))
+    words = ("select", "--scores", scores, "--top-share", 0.25, "--correct-length")
+    _, rows = outputs(*words, "--layer", "needle", "--out", tmp_path / "selected")
+    found = dict(zip(*rows, strict=True))
+    assert (found["selected"], found["layer"], found["threshold"]) == ("24", str(best), "")
+    assert "corrected for the length of the context" in found["rule"]
+    card = (tmp_path / "selected" / "card.md").read_text()
+    assert "corrected for the length of the context" in card
+    assert "## Thresholds by context length" in card
+    chosen = Selection.load(tmp_path / "selected" / "selection.parquet")
+    assert chosen.meta["correct_length"] is True
+    assert chosen.frame["corrected"].abs().max() > 0
+    assert dict(zip(*outputs(*words, "--out", tmp_path / "b")[1], strict=True))["layer"] == "3"

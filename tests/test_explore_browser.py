@@ -19,9 +19,7 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None or DRIVER is None,
     reason="needs Chromium and chromedriver (Debian: apt install chromium chromium-driver)",
 )
-PAGE_IS_STILL = (
-    "document.getElementById('activity')?.hidden && !document.querySelector('[data-dash-is-loading=true]')"
-)
+PAGE_IS_STILL = "document.getElementById('activity')?.hidden"
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +76,8 @@ class Page:
         self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         self.browser.get("about:blank")
         self.browser.get(link or self.address)
-        self.wait(
-            "document.querySelector('.piece') && document.querySelector('#chat-answer')?.textContent.length > 20"
-        )
+        self.wait("document.querySelector('.piece')")
+        self.wait("document.querySelector('#chat-answer').textContent.length > 20")
         return self.still()
 
     def js(self, code: str, *args: Any) -> Any:

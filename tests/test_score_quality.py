@@ -8,6 +8,7 @@ import pytest
 from experiments.score_quality.baselines import baselines, containment
 from experiments.score_quality.data import FAMILIES, family_of, organism_world, t0_world
 from experiments.score_quality.ranking import (
+    EqualLength,
     auroc,
     auroc_at_equal_length,
     average_precision,
@@ -44,6 +45,24 @@ def test_pairs_of_other_lengths_do_not_count():
     score, length = np.array([1.0, 0.0, 2.0]), np.array([100.0, 110.0, 200.0])
     assert auroc_at_equal_length(positive, score, length) == (1.0, 1)
     assert auroc(positive, score) == 0.5
+
+
+def test_samples_at_equal_length_are_those_of_drawn_rows():
+    rng = np.random.default_rng(3)
+    positive, length = rng.random(40) < 0.4, rng.integers(50, 120, 40).astype(float)
+    scores = {"a": rng.integers(0, 5, 40) / 5 + positive * 0.2, "b": rng.random(40)}
+    drawn = EqualLength(positive, length, scores, n=30)
+    again = np.random.default_rng(0)
+    rows = [np.arange(40), *(again.integers(0, 40, 40) for _ in range(30))]
+    by_hand = {
+        name: [auroc_at_equal_length(positive[at], score[at], length[at])[0] for at in rows]
+        for name, score in scores.items()
+    }
+    assert drawn.values("a") == pytest.approx(by_hand["a"])
+    difference = np.subtract(by_hand["a"], by_hand["b"])
+    found = drawn.difference("a", "b")
+    assert (found.estimate, found.n) == (pytest.approx(difference[0]), 40)
+    assert (found.low, found.high) == pytest.approx(np.quantile(difference[1:], (0.025, 0.975)))
 
 
 def test_a_perfect_score_beats_a_useless_one_and_itself_by_nothing():

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from ctxlens.chat.data import Conversation, fingerprint_conversations
 from ctxlens.errors import InputError
 from ctxlens.results import Scores
+from ctxlens.scoring.lengths import length_bins
 from ctxlens.scoring.selection import (
     DEFAULT_RULE,
     THRESHOLD_RULES,
     check_scored,
     check_threshold,
     choose_layer,
-    length_bins,
     score_rows,
     select_turns,
     selection_quality,
@@ -169,6 +169,74 @@ def test_bins_are_ordered_full_and_part_no_equals(lengths, n_bins, min_count):
     assert all(len(set(bins[lengths == length])) == 1 for length in set(lengths))
     assert bins.max() == 0 or min(np.bincount(bins)) >= min_count
     assert bins.max() + 1 <= n_bins
+
+
+# Two lengths of twenty turns. One of twenty values is higher than the others, which are equal: it is sqrt(19)
+# standard deviations above the mean, and the others are 1 / sqrt(19) below.
+SHORT, LONG = 10, 90
+LENGTHS = [SHORT] * 20 + [LONG] * 20
+OUTSTANDING = [0.4, *[0.2] * 19, 0.9, *[0.8] * 19]
+
+
+def test_scores_are_corrected_for_length_by_hand():
+    chosen = select_turns(table(OUTSTANDING, LENGTHS), layer=0, top_share=0.05, correct_length=True)
+    assert chosen.turns == {("c0", 1), ("c20", 1)}
+    assert select_turns(table(OUTSTANDING, LENGTHS), layer=0, top_share=0.05).turns == {
+        ("c20", 1),
+        ("c21", 1),
+    }
+    frame = chosen.frame
+    assert frame["score"].tolist() == OUTSTANDING
+    high, low = math.sqrt(19), -1 / math.sqrt(19)
+    assert frame["corrected"].tolist() == pytest.approx([high, *[low] * 19] * 2)
+    assert chosen.meta["correct_length"] is True
+    assert chosen.meta["corrected_threshold"] == pytest.approx(high)
+    assert chosen.meta["threshold"] is None
+    assert chosen.meta["rule"].endswith("scores are corrected for the length of the context")
+    short, long = chosen.meta["bins"]
+    assert (short["from"], short["to"], short["turns"], short["selected"]) == (SHORT, SHORT, 20, 1)
+    # The mean of log(2/3) and 19 times log(1/4); the threshold is the score of the turn that was selected.
+    step = math.log(2 / 3) - math.log(1 / 4)
+    assert short["mean"] == pytest.approx(math.log(1 / 4) + step / 20)
+    assert short["deviation"] == pytest.approx(step * math.sqrt(19) / 20)
+    assert (short["threshold"], long["threshold"]) == (pytest.approx(0.4), pytest.approx(0.9))
+
+
+def test_a_number_as_threshold_of_corrected_scores_is_in_standard_deviations():
+    scores = table(OUTSTANDING, LENGTHS)
+    assert len(select_turns(scores, layer=0, beta=4.3, correct_length=True).turns) == 2
+    assert not select_turns(scores, layer=0, beta=4.4, correct_length=True).turns
+    assert len(select_turns(scores, layer=0, beta=-1.0, correct_length=True).turns) == 40
+    assert select_turns(scores, layer=0, beta="otsu", correct_length=True).turns == {("c0", 1), ("c20", 1)}
+
+
+def test_lp_gap_is_corrected_in_nats_and_without_turns_that_have_none():
+    gaps = [5.0, *[1.0] * 19, 9.0, *[8.0] * 19, math.nan]
+    scores = table([0.5] * 41, [*LENGTHS, 200], lp_gap=gaps)
+    chosen = select_turns(scores, reduction="lp_gap", top_share=0.05, correct_length=True)
+    assert chosen.turns == {("c0", 1), ("c20", 1)}
+    assert [one["threshold"] for one in chosen.meta["bins"]] == pytest.approx([5, 9])
+    assert [one["to"] for one in chosen.meta["bins"]] == [SHORT, LONG]
+    assert math.isnan(chosen.frame["corrected"].iloc[-1])
+
+
+def test_turns_of_one_length_with_equal_scores_do_not_stand_out():
+    chosen = select_turns(
+        table([0.4, *[0.2] * 19, *[0.8] * 20], LENGTHS), layer=0, beta=1.0, correct_length=True
+    )
+    assert chosen.turns == {("c0", 1)}
+    assert chosen.frame["corrected"].tolist()[20:] == [0] * 20
+
+
+def test_a_correction_that_cannot_change_anything_is_refused():
+    with pytest.raises(InputError, match="the 39 turns make one bin only, and a bin holds at least 20 turns"):
+        select_turns(table([0.1, *[0.2] * 38], range(39)), layer=0, correct_length=True)
+    with pytest.raises(InputError, match="similarly long context all have the same score"):
+        select_turns(table([0.2] * 20 + [0.8] * 20, LENGTHS), layer=0, correct_length=True)
+    with pytest.raises(InputError, match="the 0 turns make one bin only"):
+        select_turns(table([0.5], lp_gap=[math.nan]), reduction="lp_gap", correct_length=True)
+    with pytest.raises(InputError, match="per_length_quantile already compares turns of similar length"):
+        select_turns(table(OUTSTANDING, LENGTHS), layer=0, per_length_quantile=0.9, correct_length=True)
 
 
 def test_lp_gap_is_chosen_without_a_layer_and_in_nats():

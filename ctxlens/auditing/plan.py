@@ -164,7 +164,8 @@ def make_plan(frame: Frame, lengths: Sequence[int] | None = None) -> Plan:
     """Choose lengths and numbers of texts that keep the budget.
 
     The longest length for which the loss fits with texts enough to decide it comes first. Controls and cause
-    are measured at the same length if that fits, and else at the longest one that fits, of 500 tokens or more. What time is left goes into a shorter length beside it and into more texts. Stages are left out only
+    are measured at the same length if that fits, and else at the longest one that fits, of 500 tokens or
+    more. What time is left goes into a shorter length beside it and into more texts. Stages are left out only
     where the complete plan would not reach 1,000 tokens.
 
     Args:

@@ -82,6 +82,14 @@ def score(
             "--sinks", help="Also store what of each role's share rests on attention sinks; the score stays."
         ),
     ] = False,
+    needle_layer: Annotated[
+        bool,
+        typer.Option(
+            "--needle-layer",
+            help="Also find the layer whose heads attend to a hidden fact (24 short texts), for "
+            "select --layer needle.",
+        ),
+    ] = False,
     part: Annotated[
         str | None,
         typer.Option(help="Score part K of N, such as 0/16, as one of N jobs.", metavar="K/N"),
@@ -107,6 +115,8 @@ def score(
         raise InputError("give a data set to score as --dataset, or a folder of scored parts as --merge.")
     if lp_gap and part is not None:
         raise InputError("--lp-gap needs all scores: merge the parts first, then give it without --part.")
+    if needle_layer and part is not None:
+        raise InputError("--needle-layer is found once: give it without --part, when the parts are merged.")
     check_precision(precision)
     model.check()
     wanted = layers if layers in (None, "all") else parse_numbers(layers, int, "--layers")
@@ -146,6 +156,8 @@ def score(
         return
     if lp_gap:
         _add_lp_gap(run, lm, data, settings.batch_tokens)
+    if needle_layer:
+        _find_needle_layers(run, lm, settings.batch_tokens)
     _show_scores(run, meta, output)
 
 
@@ -161,6 +173,20 @@ def _add_lp_gap(run: Run, lm: Model, data: Iterable[Conversation], batch_tokens:
     with _screen.stage("lp_gap") as progress:
         scores = add_lp_gap(lm, data, scores, batch_tokens=batch_tokens, progress=progress)
     run.save("scores.parquet", scores)
+
+
+def _find_needle_layers(run: Run, lm: Model, batch_tokens: int) -> None:
+    """Write how much every layer's heads attend to a hidden fact, unless the run has it."""
+    from ctxlens.heads import find_needle_layers
+    from ctxlens.scoring.layers import NEEDLE_LAYERS
+
+    if run.has(NEEDLE_LAYERS):
+        return
+    with _screen.stage("needle layer"):
+        found = find_needle_layers(lm, batch_tokens=batch_tokens)
+    rows = found.table.to_dict(orient="records")
+    shares = found.shares.tolist()
+    run.write_json(NEEDLE_LAYERS, [{**row, "by_head": one} for row, one in zip(rows, shares, strict=True)])
 
 
 def _parse_part(text: str | None) -> tuple[int, int]:

@@ -14,6 +14,8 @@ from ctxlens.cli._output import OutputOptions
 from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ctxlens.chat.data import ConversationSet
     from ctxlens.results import Scores
 
@@ -25,6 +27,7 @@ _META = ("selected", "turns", "threshold", "rule", "layer", "reduction")
     "ctxlens select --scores runs/scores --threshold mixture",
     "ctxlens select --scores runs/scores --dataset data.jsonl --threshold 0.6 --layer 15 --out runs/selected",
     "ctxlens select --scores runs/scores --dataset data.jsonl --per-length-quantile 0.9",
+    "ctxlens select --scores runs/scores --top-share 0.3 --correct-length --layer residual",
     "ctxlens select --undo runs/selected/selected.jsonl",
     "ctxlens train --config recipe.yaml selection=runs/selected",
 )
@@ -50,10 +53,20 @@ def select(
             metavar="Q",
         ),
     ] = None,
-    layer: Annotated[
-        int | None,
+    correct_length: Annotated[
+        bool,
         typer.Option(
-            help="Layer whose scores decide. [dim]default: depth 15 of 22, as in the paper[/dim]", metavar="N"
+            "--correct-length",
+            help="Compare each score with those of turns of similar context length; a number as "
+            "--threshold is then in standard deviations.",
+        ),
+    ] = False,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            help="Layer whose scores decide: its number, or a rule that finds it: middle (depth 15 of 22, "
+            "as in the paper), needle, needle-mean, residual or gap. [dim]default: middle[/dim]",
+            metavar="LAYER",
         ),
     ] = None,
     reduction: Annotated[
@@ -102,12 +115,12 @@ def select(
 
     if undo is not None:
         choices = (scores, threshold, top_share, per_length_quantile, layer, dataset, split, layout)
-        _undo(undo, store, alone=all(choice is None for choice in choices))
+        _undo(undo, store, alone=not correct_length and all(choice is None for choice in choices))
         return
     assert scores is not None
     path = scores / "scores.parquet" if scores.is_dir() else scores
     table = Scores.load(path)
-    deciding = _deciding_layer(table, layer, reduction)
+    deciding = _deciding_layer(table, layer, reduction, path.parent)
     chosen = select_turns(
         table,
         beta=None if threshold is None else parse_threshold(threshold),
@@ -115,6 +128,7 @@ def select(
         reduction=reduction,
         top_share=top_share,
         per_length_quantile=per_length_quantile,
+        correct_length=correct_length,
     )
     config: dict[str, Any] = {"scores": str(path), **chosen.meta, "dataset": dataset}
     data = None
@@ -156,17 +170,38 @@ def _check_scores(scores: Path | None) -> None:
         raise InputError(f"{path} does not exist; give the path of a ctxlens result.")
 
 
-def _deciding_layer(table: Scores, layer: int | None, reduction: str) -> int | None:
-    """The given layer, else the scored one nearest to the paper's depth; None if the score has no layers."""
-    from ctxlens.scoring.selection import LP_GAP, choose_layer
+def _deciding_layer(table: Scores, layer: str | None, reduction: str, folder: Path) -> int | None:
+    """The given layer, or the one that a rule finds; None if the score has no layers or no turns."""
+    from ctxlens.parsing import check_choice
+    from ctxlens.scoring.layers import DEFAULT_LAYER_RULE, LAYER_RULES, find_layer
+    from ctxlens.scoring.selection import LP_GAP
 
-    if layer is not None or reduction == LP_GAP:
-        return layer
-    scored = sorted(table.frame["layer"].unique().tolist())
-    if not scored:
+    if layer is not None and layer.lstrip("-").isdecimal():
+        return int(layer)
+    if layer is not None:
+        check_choice(layer, LAYER_RULES, "layer")
+    if reduction == LP_GAP or table.frame.empty:
         return None
-    middle = choose_layer(table.meta.get("n_layers", max(scored) + 1), rule="middle")
-    return min(scored, key=lambda one: abs(one - middle))
+    rule = layer or DEFAULT_LAYER_RULE
+    shares = _needle_shares(folder) if rule.startswith("needle") else None
+    return find_layer(table, rule, reduction=reduction, needle_shares=shares)
+
+
+def _needle_shares(folder: Path) -> np.ndarray | None:
+    """The attention of every head to a hidden fact, if the scores were made with --needle-layer."""
+    import json
+
+    import numpy as np
+
+    from ctxlens.scoring.layers import NEEDLE_LAYERS
+
+    path = folder / NEEDLE_LAYERS
+    if not path.is_file():
+        return None
+    try:
+        return np.array([one["by_head"] for one in json.loads(path.read_text(encoding="utf-8"))], dtype=float)
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is damaged; score again with --needle-layer.") from None
 
 
 def _scored_data(

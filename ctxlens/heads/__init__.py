@@ -14,9 +14,10 @@ from ctxlens.heads.answers import MEASURES, Answers
 from ctxlens.heads.choose import Head, HeadModel, draw_random_heads, find_retrieval_heads
 from ctxlens.heads.copying import copying_map, user_share_map
 from ctxlens.heads.cumulative import cumulative_curves
+from ctxlens.heads.ends import act_after_the_text
 from ctxlens.heads.gradient import estimate_steering, gradient_map
 from ctxlens.heads.maps import act_on_each_head, opposite, rank_heads
-from ctxlens.heads.probe import NeedleLayers, needle_layer
+from ctxlens.heads.probe import NeedleLayers, find_needle_layers, needle_layer
 from ctxlens.heads.sweep import HEAD_SETS, describe_sweep, steering_sweep, sweep_settings
 from ctxlens.heads.tradeoff import answer_nats, side_effects
 
@@ -29,6 +30,7 @@ __all__ = [
     "Head",
     "HeadModel",
     "NeedleLayers",
+    "act_after_the_text",
     "act_on_each_head",
     "answer_nats",
     "copying_map",
@@ -36,6 +38,7 @@ __all__ = [
     "describe_sweep",
     "draw_random_heads",
     "estimate_steering",
+    "find_needle_layers",
     "find_retrieval_heads",
     "gradient_map",
     "needle_layer",

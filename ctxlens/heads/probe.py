@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from ctxlens.chat.condition import parse_conditions
+from ctxlens.evals.needle.cells import build_cells
 from ctxlens.evals.needle.config import NeedleConfig
+from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.evals.needle.prompts import Cell, render_cell
 from ctxlens.heads.answers import needle_tokens
 from ctxlens.heads.choose import HeadModel, spread
@@ -90,4 +93,27 @@ def needle_layer(
     return NeedleLayers(pd.DataFrame(rows), shares)
 
 
-__all__ = ["NeedleLayers", "needle_layer"]
+def find_needle_layers(
+    model: HeadModel, *, length: int = 250, texts: int = 24, seed: int = 0, batch_tokens: int = 8192
+) -> NeedleLayers:
+    """The same in neutral texts that ship with this package, each with an invented fact.
+
+    Args:
+        model: the model.
+        length: length of the texts, in tokens.
+        texts: number of texts, a multiple of four: a quarter of them for each of four depths.
+        seed: seed of texts and facts.
+        batch_tokens: padded tokens in one forward pass.
+
+    Raises:
+        InputError: the texts do not fit the model's window.
+    """
+    config = NeedleConfig(
+        lengths=(length,), depths=(10, 40, 60, 90), needles=("neutral",), cases_per_cell=max(1, texts // 4),
+        conditions=parse_conditions("plain+prefix"), seed=seed,
+    )  # fmt: skip
+    cells = build_cells(model, config, load_haystack("neutral", seed=seed))
+    return needle_layer(model, cells, config, batch_tokens=batch_tokens)
+
+
+__all__ = ["NeedleLayers", "find_needle_layers", "needle_layer"]

@@ -459,6 +459,11 @@ class Model:
                 end = len(chats[i].tokens)
                 yield i, logits[row, end - counts[i] : end].float().log_softmax(-1)
 
+    @property
+    def steerings(self) -> tuple[Steering, ...]:
+        """What is steered at the moment."""
+        return tuple(self._steerings)
+
     @contextmanager
     def steer(
         self,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ctxlens.errors import InputError
+from ctxlens.files import read_lines
 from ctxlens.report.plots.conditions import steered_name
 from ctxlens.results import (
     Ability,
@@ -30,6 +31,8 @@ from ctxlens.runs import MANIFEST, Run
 EXTRAS = ("timings", "steer", "train", "layer", "card")
 """JSON files that studies write next to their results; they are read as plain JSON."""
 
+READINGS = Path("context") / "readings.jsonl"
+"""Readings of context use during a training, in its folder; they are read into `extras["context"]`."""
 _CHECKPOINTS = ("model", "adapter_model")
 _LARGEST_JSON = 1_000_000
 R = TypeVar("R")
@@ -181,8 +184,20 @@ def _collect(folder: Path, name: str) -> RunContents:
         except (InputError, KeyError, TypeError, ValueError) as error:
             if path.suffix != ".json" or path.stem in ("verdicts", *EXTRAS):
                 unreadable.append(f"{path.name} is left out: {error}")
+    _collect_readings(folder, extras, unreadable)
     _collect_fastchat(folder, results, extras, unreadable)
     return RunContents(name, run.manifest, results, extras, tuple(unreadable))
+
+
+def _collect_readings(folder: Path, extras: dict[str, Any], unreadable: list[str]) -> None:
+    """Add the readings of a training to the extras; the folder of the readings may be given, too."""
+    for path in (folder / READINGS, folder / READINGS.name):
+        try:
+            if lines := read_lines(path):
+                extras["context"] = lines
+                return
+        except InputError as error:
+            unreadable.append(f"{path.name} is left out: {error}")
 
 
 def _collect_fastchat(

@@ -13,7 +13,8 @@ from ctxlens.chat.data import Conversation, ConversationSet, load_conversations
 from ctxlens.chat.data.given_rows import Source
 from ctxlens.errors import InputError
 from ctxlens.results import Scores, Selection
-from ctxlens.scoring.selection import length_bins, score_rows
+from ctxlens.scoring.lengths import length_bins
+from ctxlens.scoring.selection import score_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,7 +110,7 @@ def _turns(scores: Scores, selection: Selection) -> pd.DataFrame:
     bins = selection.meta.get("bins")
     if bins:
         edges = [one["to"] for one in bins]
-        at = np.searchsorted(edges, rows["context_tokens"].to_numpy())
+        at = np.searchsorted(edges[:-1], rows["context_tokens"].to_numpy())
         limit = np.array([one["threshold"] for one in bins])[at]
     else:
         limit = selection.meta["threshold"]

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float
 
 from ctxlens.chat.data import Conversation, as_conversations, fingerprint_conversations
 from ctxlens.chat.data.given_rows import Source
 from ctxlens.errors import InputError
 from ctxlens.results import Scores, Selection
+from ctxlens.scoring.lengths import correct_for_length, length_bins, log_odds, share_of
 from ctxlens.stats import mixture_threshold, otsu_threshold, valley_threshold
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def select_turns(
     reduction: str = "mean_of_best",
     top_share: float | int | None = None,
     per_length_quantile: float | int | None = None,
+    correct_length: bool = False,
 ) -> Selection:
     """Choose the context-dependent turns, by one of three rules.
 
@@ -52,39 +54,44 @@ def select_turns(
         per_length_quantile: choose a turn if its score is above this quantile (between 0 and 1) of the
             scores of turns with similarly long context (`length_bins` of `context_tokens`), so that long
             contexts, which attract attention by their length alone, are not preferred.
+        correct_length: apply the rule to scores that are corrected for length: how many standard deviations
+            the score's log-odds (`lp_gap` as it is) lie above the mean of turns with similarly long context
+            (`length_bins` of `context_tokens`). A number as `beta` is then such a number of deviations. The
+            selection keeps the uncorrected `score`, has a further column `corrected`, and its `meta` holds
+            the threshold of each bin of lengths.
 
     Raises:
         InputError: more than one rule is given; a threshold, share or quantile is out of range or selects
-            from nothing; the layer or reduction was not scored.
+            from nothing; the layer or reduction was not scored; the scores cannot be corrected for length,
+            because all contexts are of similar length or scores do not differ.
     """
     given = {"beta": beta, "top_share": top_share, "per_length_quantile": per_length_quantile}
     rules = [name for name, value in given.items() if value is not None]
     if len(rules) > 1:
         raise InputError(f"give one rule for what is selected, not {' and '.join(rules)} together.")
+    if correct_length and per_length_quantile is not None:
+        raise InputError(
+            "per_length_quantile already compares turns of similar length, and the correction for length "
+            "would not change it; give one of the two."
+        )
     rows = score_rows(scores, layer, reduction)
     score = rows["score"].to_numpy(dtype=float)
     if not len(score):
         raise InputError("there are no scored turns to select from.")
-    meta: dict[str, Any] = {"threshold": None}
-    if top_share is not None:
-        selected = _highest(score, top_share)
-        meta |= {
-            "threshold": float(score[selected].min()),
-            "rule": f"the {top_share:.4g} of the turns with the highest scores",
-        }
-    elif per_length_quantile is not None:
-        selected, bins = _above_quantile(score, rows["context_tokens"].to_numpy(), per_length_quantile)
-        meta |= {
-            "rule": f"score above the {per_length_quantile:g} quantile of turns with as many context tokens",
-            "bins": bins,
-        }
-    else:
-        threshold, rule = _threshold(
-            score, DEFAULT_RULE if beta is None else beta, bounded=reduction != LP_GAP
+    lengths = rows["context_tokens"].to_numpy()
+    if per_length_quantile is not None:
+        selected, bins = _above_quantile(score, lengths, per_length_quantile)
+        rule = f"score above the {per_length_quantile:g} quantile of turns with as many context tokens"
+        meta: dict[str, Any] = {"threshold": None, "rule": rule, "bins": bins}
+    elif correct_length:
+        selected, corrected, meta = _select_corrected(
+            score, lengths, beta, top_share, share=reduction != LP_GAP
         )
-        selected = score > threshold
-        meta |= {"threshold": threshold, "rule": rule}
-    names = [name for name in ("conversation", "turn", "score", "kind") if name in rows]
+        rows = rows.assign(corrected=corrected)
+    else:
+        selected, threshold, rule = _select(score, beta, top_share, bounded=reduction != LP_GAP)
+        meta = {"threshold": threshold, "rule": rule}
+    names = [name for name in ("conversation", "turn", "score", "corrected", "kind") if name in rows]
     meta |= {
         "layer": layer, "reduction": reduction,
         "turns": len(score), "selected": int(selected.sum()), "model": scores.meta.get("model"),
@@ -108,6 +115,43 @@ def score_rows(scores: Scores, layer: int | None, reduction: str) -> pd.DataFram
         raise InputError(f"the reduction {reduction} needs the layer whose scores decide; see choose_layer.")
     score = scores.layer(layer, reduction).rename("score").reset_index()
     return score.merge(turns, on=["conversation", "turn"], how="left")
+
+
+def _select(
+    score: Float[np.ndarray, " turn"],
+    beta: float | str | None,
+    top_share: float | int | None,
+    *,
+    bounded: bool,
+) -> tuple[np.ndarray, float, str]:
+    """Which turns are selected, the threshold, and the rule in words."""
+    if top_share is not None:
+        selected = _highest(score, top_share)
+        rule = f"the {top_share:.4g} of the turns with the highest scores"
+        return selected, float(score[selected].min()), rule
+    threshold, rule = _threshold(score, DEFAULT_RULE if beta is None else beta, bounded=bounded)
+    return score > threshold, threshold, rule
+
+
+def _select_corrected(
+    score: Float[np.ndarray, " turn"],
+    lengths: np.ndarray,
+    beta: float | str | None,
+    top_share: float | int | None,
+    *,
+    share: bool,
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Which turns are selected by scores that are corrected for length, these scores, and the `meta`."""
+    corrected, bins = correct_for_length(log_odds(score) if share else score, lengths)
+    selected, threshold, rule = _select(corrected, beta, top_share, bounded=False)
+    for one in bins:
+        limit = one["mean"] + threshold * one["deviation"]
+        inside = (lengths >= one["from"]) & (lengths <= one["to"])
+        one |= {"threshold": share_of(limit) if share else limit, "selected": int(selected[inside].sum())}
+    return selected, corrected, {
+        "threshold": None, "rule": f"{rule}; scores are corrected for the length of the context",
+        "correct_length": True, "corrected_threshold": threshold, "bins": bins,
+    }  # fmt: skip
 
 
 def _highest(score: np.ndarray, top_share: float | int) -> np.ndarray:
@@ -143,32 +187,6 @@ def _above_quantile(
             }
         )  # fmt: skip
     return selected, bins
-
-
-def length_bins(
-    lengths: Int[np.ndarray, " turn"], *, n_bins: int = 10, min_count: int = 20
-) -> Int[np.ndarray, " turn"]:
-    """Divide lengths into bins of about equal counts.
-
-    Starting from the shortest, a bin takes whole groups of equal lengths until it holds a share of
-    `1 / n_bins` of all lengths and at least `min_count`. A remainder of fewer than `min_count` joins the last
-    full bin. Equal lengths are never separated.
-
-    Returns:
-        The number of the bin of each length, from 0, shortest first.
-    """
-    values, inverse, counts = np.unique(lengths, return_inverse=True, return_counts=True)
-    full = max(min_count, math.ceil(len(lengths) / n_bins))
-    bins = np.zeros(len(values), dtype=np.int64)
-    number = held = 0
-    for at, count in enumerate(counts):
-        if held >= full:
-            number, held = number + 1, 0
-        bins[at] = number
-        held += count
-    if number and held < min_count:
-        bins[bins == number] = number - 1
-    return bins[inverse]
 
 
 DEFAULT_RULE = "mixture"

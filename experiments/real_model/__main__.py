@@ -9,26 +9,7 @@ from ctxlens.models import load_model
 from ctxlens.runs import Run
 from experiments.real_model import design
 from experiments.real_model.judge import judge_all
-from experiments.real_model.measure import (
-    Bench,
-    measure_attention,
-    measure_cause,
-    measure_controls,
-    measure_foreign,
-    measure_logprob,
-    measure_loss,
-    measure_verdict_on_cause,
-)
-
-MEASURES = {
-    "loss": measure_loss,
-    "logprob": measure_logprob,
-    "controls": measure_controls,
-    "foreign": measure_foreign,
-    "attention": measure_attention,
-    "cause": measure_cause,
-    "cause-judged": measure_verdict_on_cause,
-}
+from experiments.real_model.measure import MEASURES, Bench
 
 
 def main() -> None:
@@ -40,6 +21,7 @@ def main() -> None:
     parser.add_argument("--template", type=Path, help="chat template in place of the model's own (foreign)")
     parser.add_argument("--out", type=Path, default=Path("runs/real_model"))
     parser.add_argument("--blocks", help="numbers of blocks, separated by commas", default=None)
+    parser.add_argument("--lengths", help="context lengths of the loss; the rest is measured at the longest")
     parser.add_argument("--part", help="K/N: every N-th block from the K-th on", default="0/1")
     parser.add_argument("--threads", type=int, help="threads of torch", default=None)
     given = parser.parse_args()
@@ -59,7 +41,9 @@ def main() -> None:
         study="real_model",
         config={"measure": given.measure, "model": dict(model.identity), "seed": design.SEED},
     )
-    bench = Bench(model, design.load_haystacks(given.essays), run, blocks[part::parts])
+    lengths = [int(one) for one in given.lengths.split(",")] if given.lengths else list(design.LENGTHS)
+    detail = max(lengths) if given.lengths else design.DETAIL
+    bench = Bench(model, design.load_haystacks(given.essays), run, blocks[part::parts], lengths, detail)
     MEASURES[given.measure](bench)
 
 

@@ -36,6 +36,10 @@ ALPHAS, ALPHAS_OF_HEADS = (0.95, 0.7, 0.4, 0.15), (0.4, 0.15, 0.05)
 """Steering strengths to choose from, for all heads and for those that attend to the needle."""
 DRAWS = 3
 """Random sets of heads."""
+MAP_BLOCKS, MAP_ALPHA = (0, 2), 0.1
+"""Blocks whose texts give the maps of single heads, and the strength of steering there and of small sets."""
+SIZES = (3, 9, 27)
+"""Numbers of heads of the small sets."""
 PAPERS = ("sf", "pizza-short")
 INVENTED = Path(__file__).with_name("needles.yaml")
 """Twelve invented facts that were recalled in a short text."""

@@ -14,7 +14,7 @@ import pandas as pd
 from ctxlens.auditing.asking import without_fact
 from ctxlens.chat.roles import Role
 from ctxlens.files import write_atomic
-from ctxlens.results import NeedleGrid, RoleAllocation
+from ctxlens.results import Ability, HeadMap, NeedleGrid, RoleAllocation
 from ctxlens.results.claims import combine, judge
 from ctxlens.stats import Interval, bootstrap_mean, paired_difference
 from experiments.common import rounded
@@ -32,8 +32,12 @@ def judge_all(folder: Path, out: Path) -> Found:
         "controls": judge_controls,
         "attention": judge_attention,
         "cause": judge_cause,
+        "modes": judge_modes,
+        "maps": judge_maps,
+        "small": judge_small,
+        "cost": judge_cost,
     }
-    found = {name: how(folder) for name, how in parts.items() if any((folder / name).glob("*-*.*"))}
+    found = {name: how(folder) for name, how in parts.items() if any((folder / name).glob("*.[ps]a*"))}
     write_atomic(out, json.dumps(rounded(found), indent=1) + "\n")
     return found
 
@@ -207,7 +211,8 @@ def _correlate(folder: Path, cells: list[int], lost: np.ndarray, n: int = 2000) 
     """Spearman's ρ over texts between the change of attention and the change of recall of the text."""
     from scipy.stats import spearmanr
 
-    grid = collect(folder / "loss").where(context_tokens=design.DETAIL)
+    grid = collect(folder / "loss")
+    grid = grid.where(context_tokens=min(design.DETAIL, int(grid.frame["context_tokens"].max())))
     change = grid.recall(condition="template+prefix") - grid.recall(condition="plain+prefix")
     of_text = change.groupby(change.index // design.PER_TEXT).mean()
     recall = np.array([of_text[cell // design.PER_TEXT] for cell in cells])
@@ -217,6 +222,8 @@ def _correlate(folder: Path, cells: list[int], lost: np.ndarray, n: int = 2000) 
         at = rng.integers(0, len(recall), len(recall))
         if np.ptp(recall[at]) and np.ptp(lost[at]):
             drawn.append(spearmanr(recall[at], lost[at])[0])
+    if not drawn:  # one of the two does not vary
+        return {"n": len(recall), "verdict": "undecided"}
     low, high = np.quantile(drawn, [0.025, 0.975])
     figure = Interval(float(np.asarray(spearmanr(recall, lost))[0]), float(low), float(high), len(recall))
     return shown(figure, 0.3, direction=1)
@@ -224,13 +231,12 @@ def _correlate(folder: Path, cells: list[int], lost: np.ndarray, n: int = 2000) 
 
 def judge_cause(folder: Path) -> Found:
     """Hypothesis 4: gains by steering on the judging blocks, with α chosen on the others."""
-    loss = collect(folder / "loss").where(context_tokens=design.DETAIL)
-    unsteered = {base: loss.recall(condition=f"{base}+prefix") for base in ("plain", "template")}
+    loss, unsteered = _unsteered(folder)
     tried = collect(folder / "cause")
 
     def gain(of: NeedleGrid, heads: str, alpha: float, base: str = "template") -> pd.Series:
         steered = of.recall(heads=heads, alpha=alpha, condition=f"{base}+prefix")
-        return (steered - unsteered[base]).dropna()
+        return _gain(steered, unsteered[base])
 
     doses = {
         heads: {
@@ -263,6 +269,96 @@ def judge_cause(folder: Path) -> Found:
         "chosen heads": shown(loss.mean(chosen)),
         "random heads": shown(loss.mean(random)),
     }
+
+
+def judge_modes(folder: Path) -> Found:
+    """Gains of all heads in the other modes, on the judging blocks."""
+    loss, unsteered = _unsteered(folder)
+    grid = collect(folder / "modes")
+    return {
+        mode: shown(loss.mean(_gain(grid.recall(heads=mode), unsteered["template"])))
+        for mode in ("prompt-only", "compounding")
+    }
+
+
+def judge_maps(folder: Path) -> Found:
+    """The heads whose steering or removal after the text changes the needle's log-probability most."""
+    found: Found = {}
+    for kind in ("steer", "zero"):
+        maps = [HeadMap.load(path) for path in sorted((folder / "maps").glob(f"*-{kind}.safetensors"))]
+        whole = HeadMap(np.concatenate([one.effects for one in maps]), np.arange(len(maps)), kind)
+        low, high = whole.interval()
+        ranking = whole.ranking(ascending=kind == "zero")
+        found[kind] = {
+            "texts": len(maps),
+            "decided heads": int(whole.decided().sum()),
+            "first ten": [
+                {"head": f"{at[0]}.{at[1]}", "effect": float(whole.values[at]), "low": float(low[at]),
+                 "high": float(high[at])}
+                for at in ranking[:10]
+            ],
+            "by layer": whole.values.mean(1).tolist(),
+        }  # fmt: skip
+        if kind == "steer":
+            found["ranking"] = ranking[: max(design.SIZES)]
+    return found
+
+
+def judge_small(folder: Path) -> Found:
+    """Choose the small set on the choosing blocks, and judge it against random heads on the others."""
+    loss, unsteered = _unsteered(folder)
+    tried = collect(folder / "small")
+    gains = {
+        k: loss.mean(_gain(tried.recall(heads=f"first-{k}"), unsteered["template"])) for k in design.SIZES
+    }
+    most = max(one.estimate for one in gains.values())
+    chosen = min(k for k, one in gains.items() if one.estimate >= 2 / 3 * most)
+    heads = judge_maps(folder)["ranking"][:chosen]
+    found = {
+        "gains while choosing": {str(k): shown(one) for k, one in gains.items()},
+        "heads": heads,
+    }
+    if not any((folder / "small-judged").glob("*-*.parquet")):
+        return found
+    judged = collect(folder / "small-judged")
+    small, random = (_gain(judged.recall(heads=name), unsteered["template"]) for name in ("small", "random"))
+    over = loss.difference(random, small)
+    fall_there = (unsteered["plain"] - unsteered["template"])[small.index]
+    restores = judge(over, direction=1, margin=GAIN_MARGIN)
+    if restores == "supported" and small.mean() < 0.5 * fall_there.mean():
+        restores = "not supported"
+    return {
+        **found,
+        "small set": shown(loss.mean(small)),
+        "small set minus random heads": shown(over, GAIN_MARGIN, direction=1),
+        "fall on the same questions": shown(loss.mean(fall_there)),
+        "verdict": restores,
+    }
+
+
+def judge_cost(folder: Path) -> Found:
+    """The change of recall of general knowledge under every steering."""
+    tables = {path.stem: Ability.load(path).frame for path in sorted((folder / "cost").glob("*.parquet"))}
+    before = tables.pop("none").set_index("question")["recall"]
+    costs = {
+        name: bootstrap_mean((frame.set_index("question")["recall"] - before).to_numpy())
+        for name, frame in tables.items()
+    }
+    return {
+        "unsteered": float(before.mean()),
+        **{name: shown(one, LOSS_MARGIN) for name, one in costs.items()},
+    }
+
+
+def _unsteered(folder: Path) -> tuple[NeedleGrid, dict[str, pd.Series]]:
+    """The grid of the loss at the detail length, and its recall by question after a prefix."""
+    loss = collect(folder / "loss").where(context_tokens=design.DETAIL)
+    return loss, {base: loss.recall(condition=f"{base}+prefix") for base in ("plain", "template")}
+
+
+def _gain(steered: pd.Series, unsteered: pd.Series) -> pd.Series:
+    """Recall steered minus unsteered, by the questions that were asked under steering."""
+    return (steered - unsteered).dropna()
 
 
 __all__ = ["collect", "judge_all"]

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ctxlens.auditing.asking import read_with_fact
 from ctxlens.chat.condition import Condition, parse_conditions
+from ctxlens.evals.closed_book import run_closed_book
+from ctxlens.evals.knowledge import KNOWLEDGE
 from ctxlens.evals.needle.config import WORDINGS
 from ctxlens.evals.needle.haystack import Haystack
 from ctxlens.evals.needle.prompts import Cell, render_cell
 from ctxlens.evals.needle.run import Setting, run_settings
+from ctxlens.heads import Answers, Head, act_after_the_text
 from ctxlens.heads.choose import draw_random_heads
 from ctxlens.models import Model
 from ctxlens.models.attention.steering import Steering
-from ctxlens.results import RoleAllocation
+from ctxlens.results import Ability, RoleAllocation
 from ctxlens.runs import Run
 from experiments.real_model import design
 
@@ -29,12 +33,25 @@ class Bench:
     haystacks: list[Haystack]
     run: Run
     blocks: Sequence[int]
+    lengths: Sequence[int]
+    """Context lengths of the loss."""
+    detail: int
+    """Context length of everything else."""
 
-    def each(self, lengths: Sequence[int] = design.LENGTHS) -> Iterator[tuple[int, str, list[Cell]]]:
+    def each(self, lengths: Sequence[int]) -> Iterator[tuple[int, str, list[Cell]]]:
         """The block, the wording and the cells of some lengths, one wording after the other."""
         for block in self.blocks:
             for wording, cells in design.build_block(self.model.tokenizer, self.haystacks, block).items():
                 yield block, wording, [cell for cell in cells if cell.context_tokens in lengths]
+
+    def one_of_each(self) -> Iterator[tuple[int, str, Cell]]:
+        """The block, the wording and one cell of every text of the detail length."""
+        for block, wording, cells in self.each((self.detail,)):
+            yield block, wording, cells[(block + list(WORDINGS).index(wording)) % design.PER_TEXT]
+
+    def only(self, blocks: Sequence[int]) -> Bench:
+        """The same with those of its blocks that are among these."""
+        return replace(self, blocks=[block for block in self.blocks if block in blocks])
 
     def ask(
         self,
@@ -55,28 +72,27 @@ class Bench:
 
 def measure_loss(bench: Bench) -> None:
     """Recall at every length, with and without template and prefix."""
-    bench.ask("loss", design.CONDITIONS, design.LENGTHS)
+    bench.ask("loss", design.CONDITIONS, bench.lengths)
 
 
 def measure_logprob(bench: Bench) -> None:
     """Log-probability of the needle's words after its prefix."""
-    bench.ask("logprob", design.PREFIXED, (design.LONG, design.DETAIL), score="logprob")
+    bench.ask("logprob", design.PREFIXED, (design.LONG, bench.detail), score="logprob")
 
 
 def measure_controls(bench: Bench) -> None:
     """Recall under the controls."""
-    bench.ask("controls", design.CONTROLS, (design.DETAIL,))
+    bench.ask("controls", design.CONTROLS, (bench.detail,))
 
 
 def measure_foreign(bench: Bench) -> None:
     """Recall under another model's template, which the model was loaded with."""
-    bench.ask("foreign", "template+prefix", (design.DETAIL,))
+    bench.ask("foreign", "template+prefix", (bench.detail,))
 
 
 def measure_attention(bench: Bench) -> None:
     """Attention by role and to the needle at the position that produces the answer, one question per text."""
-    for block, wording, cells in bench.each((design.DETAIL,)):
-        cell = cells[(block + list(WORDINGS).index(wording)) % design.PER_TEXT]
+    for block, wording, cell in bench.one_of_each():
         for condition in parse_conditions(design.PREFIXED):
             name = f"{block}-{wording}-{replace(condition, prefix=False).name}.safetensors"
             if not bench.run.has(name):
@@ -90,30 +106,117 @@ def read_cell(model: Model, cell: Cell, wording: str, condition: Condition) -> R
 
 
 def measure_cause(bench: Bench) -> None:
-    """Steer on the choosing blocks with every α, and on the judging blocks with the chosen ones."""
-    heads = [tuple(head) for head in _judged(bench)["attention"]["heads that attend to the needle"]]
-    choosing = [block for block in bench.blocks if block in design.CHOOSING]
+    """Steer on the choosing blocks with every α."""
+    heads = _fact_heads(_judged(bench))
     tries = [_steer("all", "all", alpha) for alpha in design.ALPHAS]
     tries += [_steer("retrieval", heads, alpha) for alpha in design.ALPHAS_OF_HEADS]
-    replace(bench, blocks=choosing).ask("cause", "template+prefix", (design.DETAIL,), settings=tries)
+    bench.only(design.CHOOSING).ask("cause", "template+prefix", (bench.detail,), settings=tries)
 
 
 def measure_verdict_on_cause(bench: Bench) -> None:
     """Steer on the judging blocks with the α that the choosing blocks preferred, and with random heads."""
     found = _judged(bench)
-    heads = [tuple(head) for head in found["attention"]["heads that attend to the needle"]]
-    best = found["cause"]["chosen α"]
-    drawn = draw_random_heads(heads, bench.model.n_heads, n_draws=design.DRAWS, seed=design.SEED)
+    heads, best = _fact_heads(found), found["cause"]["chosen α"]
     settings = [_steer("all", "all", best["all"]), _steer("retrieval", heads, best["retrieval"])]
-    settings += [_steer("random", one, best["retrieval"], draw) for draw, one in enumerate(drawn)]
-    judging = replace(bench, blocks=[block for block in bench.blocks if block in design.JUDGING])
-    judging.ask("cause", design.PREFIXED, (design.DETAIL,), settings=settings)
+    settings += _random(bench, heads, best["retrieval"])
+    bench.only(design.JUDGING).ask("cause-judged", design.PREFIXED, (bench.detail,), settings=settings)
+
+
+def measure_modes(bench: Bench) -> None:
+    """Steer all heads of the judging blocks in the other modes."""
+    chosen = _judged(bench)["cause"]["chosen α"]["all"]
+    settings = [
+        Setting("model", steering=Steering(alpha, mode=mode), heads=mode)
+        for mode, alpha in (("prompt-only", chosen), ("compounding", design.ALPHAS[0]))
+    ]
+    bench.only(design.JUDGING).ask("modes", "template+prefix", (bench.detail,), settings=settings)
+
+
+def measure_cost(bench: Bench) -> None:
+    """Ask questions of general knowledge, unsteered and under every chosen steering."""
+    found = _judged(bench)
+    best = found["cause"]["chosen α"]
+    settings = [
+        Setting("model"),
+        _steer("all", "all", best["all"]),
+        _steer("retrieval", _fact_heads(found), best["retrieval"]),
+        _steer("small", _pairs(found["small"]["heads"]), design.MAP_ALPHA),
+    ]
+    for setting in settings:
+        name = f"{setting.heads}.parquet"
+        if not bench.run.has(name):
+            bench.run.save(name, _ask_knowledge(bench.model, setting))
+        print(f"cost: {setting.heads}", flush=True)
+
+
+def _ask_knowledge(model: Model, setting: Setting) -> Ability:
+    steering = setting.steering
+    steered = nullcontext() if steering is None else model.steer(steering.alpha, heads=steering.heads)
+    with steered:
+        return run_closed_book(model, KNOWLEDGE, label=setting.heads, max_new_tokens=16)
+
+
+def measure_maps(bench: Bench) -> None:
+    """The effect of single heads on the needle, one question per text, by text."""
+    for block, wording, cell in bench.only(design.MAP_BLOCKS).one_of_each():
+        name = f"{block}-{wording}"
+        if not bench.run.has(f"{name}-zero.safetensors"):
+            answers = Answers([cell], design.config(wording), condition="template+prefix")
+            maps = act_after_the_text(bench.model, answers, ("steer", "zero"), alpha=design.MAP_ALPHA)
+            for kind, found in maps.items():
+                bench.run.save(f"{name}-{kind}.safetensors", found)
+        print(f"maps: block {block}, {wording}", flush=True)
+
+
+def measure_small(bench: Bench) -> None:
+    """Steer the first heads of the map on the choosing blocks."""
+    ranking = _pairs(_judged(bench)["maps"]["ranking"])
+    settings = [_steer(f"first-{k}", ranking[:k], design.MAP_ALPHA) for k in design.SIZES]
+    bench.only(design.CHOOSING).ask("small", "template+prefix", (bench.detail,), settings=settings)
+
+
+def measure_verdict_on_small(bench: Bench) -> None:
+    """Steer the small set that was chosen, and as many random heads, on the judging blocks."""
+    heads = _pairs(_judged(bench)["small"]["heads"])
+    settings = [_steer("small", heads, design.MAP_ALPHA), *_random(bench, heads, design.MAP_ALPHA)]
+    bench.only(design.JUDGING).ask("small-judged", "template+prefix", (bench.detail,), settings=settings)
 
 
 def _steer(name: str, heads: Any, alpha: float, draw: int = 0) -> Setting:
     return Setting("model", steering=Steering(alpha, heads=heads), heads=name, draw=draw)
 
 
+def _random(bench: Bench, heads: Sequence[Head], alpha: float) -> list[Setting]:
+    drawn = draw_random_heads(heads, bench.model.n_heads, n_draws=design.DRAWS, seed=design.SEED)
+    return [_steer("random", one, alpha, draw) for draw, one in enumerate(drawn)]
+
+
 def _judged(bench: Bench) -> dict[str, Any]:
     """What was found so far, as `judge` has written it beside the folders of the measurements."""
     return json.loads((bench.run.folder.parent / "judged.json").read_text(encoding="utf-8"))
+
+
+def _fact_heads(found: dict[str, Any]) -> tuple[Head, ...]:
+    return _pairs(found["attention"]["heads that attend to the needle"])
+
+
+def _pairs(heads: Sequence[Sequence[int]]) -> tuple[Head, ...]:
+    return tuple((int(layer), int(head)) for layer, head in heads)
+
+
+MEASURES: Mapping[str, Callable[[Bench], None]] = {
+    "loss": measure_loss,
+    "logprob": measure_logprob,
+    "controls": measure_controls,
+    "foreign": measure_foreign,
+    "attention": measure_attention,
+    "cause": measure_cause,
+    "cause-judged": measure_verdict_on_cause,
+    "modes": measure_modes,
+    "maps": measure_maps,
+    "small": measure_small,
+    "small-judged": measure_verdict_on_small,
+    "cost": measure_cost,
+}
+"""The measurements by name. Each has what it needs in this order, with `judge` after `attention`, `cause`,
+`maps` and `small`."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ctxlens.stats import Interval
+
 Values = np.ndarray
 LENGTH_RATIO = 1.25
 
@@ -38,6 +40,48 @@ def auroc_at_equal_length(positive: np.ndarray, score: Values, length: np.ndarra
         won += float((one > others[near]).sum() + (one == others[near]).sum() / 2)
         pairs += int(near.sum())
     return (won / pairs if pairs else np.nan), pairs
+
+
+class EqualLength:
+    """AUROCs at equal length of several scores on the same bootstrap samples of answers."""
+
+    def __init__(
+        self, positive: np.ndarray, length: np.ndarray, scores: Mapping[str, Values], *, n: int = 1000
+    ) -> None:
+        """Draw the samples: how often each of them holds every answer."""
+        rng, size = np.random.default_rng(0), len(positive)
+        drawn = [np.bincount(rng.integers(0, size, size), minlength=size) for _ in range(n)]
+        counts = np.stack([np.ones(size), *drawn])
+        self.scores, self.positive = scores, positive
+        self.counts = counts[:, positive], counts[:, ~positive]
+        own, other = length[positive, None], length[~positive]
+        self.near = ((other < own * LENGTH_RATIO) & (own < other * LENGTH_RATIO)).astype(float)
+        self.pairs = self._sum(self.near)
+
+    def _sum(self, by_pair: np.ndarray) -> np.ndarray:
+        """The sum over pairs, for all answers and for every sample."""
+        first, second = self.counts
+        return ((first @ by_pair) * second).sum(1)
+
+    def values(self, name: str) -> np.ndarray:
+        """The AUROC of one score: of all answers, then of every sample."""
+        score = self.scores[name]
+        own, other = score[self.positive, None], score[~self.positive]
+        return self._sum(((own > other) + (own == other) / 2) * self.near) / self.pairs
+
+    def interval(self, name: str) -> Interval:
+        """The AUROC of one score with its 95 % interval."""
+        return quantile_interval(self.values(name), len(self.positive))
+
+    def difference(self, first: str, second: str) -> Interval:
+        """The AUROC of one score minus that of another, with the paired 95 % interval."""
+        return quantile_interval(self.values(first) - self.values(second), len(self.positive))
+
+
+def quantile_interval(values: np.ndarray, n: int) -> Interval:
+    """An estimate, the first value, with the 95 % interval of the samples after it."""
+    low, high = _interval(values[1:])
+    return Interval(float(values[0]), low, high, n)
 
 
 @dataclass(frozen=True)

@@ -75,10 +75,15 @@ def hold_out(world: Labelled) -> set[str]:
 def probe(model: Model, name: str) -> dict[str, list]:
     """Attention from the right answer to the hidden fact, by layer and head."""
     length, texts = PROBES[name]
+    return read_needles(model, length, texts, needle="neutral", haystack="neutral")
+
+
+def read_needles(model: Model, length: int, texts: int, *, needle: str, haystack: str) -> dict[str, list]:
+    """Attention from the right answer to a hidden fact, in texts of one length and at four depths."""
     config = NeedleConfig(
-        lengths=(length,), depths=(10, 40, 60, 90), needles=("neutral",), cases_per_cell=texts // 4, seed=SEED
+        lengths=(length,), depths=(10, 40, 60, 90), needles=(needle,), cases_per_cell=texts // 4, seed=SEED
     )
-    cells = build_cells(model, config, load_haystack("neutral", seed=SEED))
+    cells = build_cells(model, config, load_haystack(haystack, seed=SEED))
     found = needle_layer(model, cells, config)
     return {"shares": found.shares.tolist(), "table": json.loads(found.table.to_json(orient="records"))}
 

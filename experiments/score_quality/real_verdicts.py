@@ -12,18 +12,23 @@ from typing import Any
 import numpy as np
 from baselines import baselines
 from data import Labelled
-from ranking import auroc, auroc_at_equal_length
+from organism_rules import score_organism
+from ranking import EqualLength, auroc, auroc_at_equal_length, quantile_interval
 from real_model import draw_rows
 
 from ctxlens.models import load_model
 from ctxlens.results import Scores
-from ctxlens.scoring.selection import choose_layer, length_bins
+from ctxlens.scoring.layers import most_agreeing, most_attentive, most_varied
+from ctxlens.scoring.lengths import correct_for_length, length_bins, log_odds
+from ctxlens.scoring.selection import choose_layer
 from ctxlens.stats import Interval
 
 REDUCTION = "mean_of_best"
 SHARE = 0.3
 """The share of the turns that is selected in question 3."""
 RESAMPLES = 1000
+ORGANISM_MARGIN = 0.02
+"""How far below `needle` the winner may be on the organism's world."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,8 @@ def main() -> None:
         for name in ("short", "long")
     }
     found = judge(rows.only(~held), rows.only(held), probes)
+    organism, own_world, own_probes = score_organism()
+    found |= judge_organism(read_rows(organism, own_world)[0], own_probes, found)
     given.out.write_text(json.dumps(_rounded(found), indent=1) + "\n", encoding="utf-8")
 
 
@@ -97,74 +104,82 @@ def read_rows(scores: Scores, world: Labelled) -> tuple[Rows, list[str]]:
 
 def judge(development: Rows, held_out: Rows, probes: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The answers to the three questions."""
-    n_layers = len(probes["long"])
-    layers = candidates(development, probes, n_layers)
+    layers = candidates(development, probes)
     on_development = {rule: development.at_equal_length(_name(layer)) for rule, layer in layers.items()}
     winner = max(on_development, key=lambda rule: on_development[rule])
     best, middle = _name(layers[winner]), _name(layers["middle"])
-
-    def equal(name: str) -> Callable[[Rows], float]:
-        return lambda rows: rows.at_equal_length(name)
-
-    def minus(first: str, second: str) -> Interval:
-        return resample(held_out, lambda rows: rows.at_equal_length(first) - rows.at_equal_length(second))
-
+    drawn = EqualLength(held_out.positive, held_out.prompt, held_out.values, n=RESAMPLES)
+    # Development, then held out (with its interval at equal length).
     everything = {
         name: {
             "auroc": [auroc(part.positive, part.values[name]) for part in (development, held_out)],
-            "at equal length": [part.at_equal_length(name) for part in (development, held_out)],
+            "at equal length": [development.at_equal_length(name), *_three(drawn.interval(name))],
         }
         for name in held_out.values
     }
+    corrected = resample(held_out, lambda rows: selects(rows, best, corrected=True) - selects(rows, best))
     return {
         "rows": {"development": len(development), "held out": len(held_out)},
         "layers": layers,
         "at equal length, development": on_development,
         "winner": winner,
         "question 1": {
-            "score": resample(held_out, equal(best)).as_dict(),
-            "prompt length": resample(held_out, equal("prompt length")).as_dict(),
-            "difference": minus(best, "prompt length").as_dict(),
+            "score": drawn.interval(best).as_dict(),
+            "prompt length": drawn.interval("prompt length").as_dict(),
+            "difference": drawn.difference(best, "prompt length").as_dict(),
+            "supported": drawn.difference(best, "prompt length").low > 0,
         },
         "question 2": {
-            "held out": {rule: held_out.at_equal_length(_name(layer)) for rule, layer in layers.items()},
-            "winner minus middle": minus(best, middle).as_dict(),
+            "held out": {rule: drawn.interval(_name(layer)).as_dict() for rule, layer in layers.items()},
+            "winner minus middle": drawn.difference(best, middle).as_dict(),
+            "better than middle": drawn.difference(best, middle).low > 0,
         },
         "question 3": {
-            "corrected minus plain": resample(
-                held_out, lambda rows: selects(rows, best, corrected=True) - selects(rows, best)
-            ).as_dict(),
+            "corrected minus plain": corrected.as_dict(),
             "corrected": selects(held_out, best, corrected=True),
             "plain": selects(held_out, best),
+            "supported": corrected.low > 0,
         },
-        "every score (development, held out)": everything,
+        "every score": everything,
     }
 
 
-def candidates(rows: Rows, probes: Mapping[str, np.ndarray], n_layers: int) -> dict[str, int]:
+def judge_organism(rows: Rows, probes: Mapping[str, np.ndarray], found: Mapping[str, Any]) -> dict[str, Any]:
+    """The rules on the organism's world, and whether the winner becomes the default."""
+    layers = candidates(rows, probes)
+    reached = {rule: rows.at_equal_length(_name(layer)) for rule, layer in layers.items()}
+    holds = reached[found["winner"]] >= reached["needle"] - ORGANISM_MARGIN
+    return {
+        "organism": {
+            "rows": len(rows),
+            "layers": layers,
+            "at equal length": reached,
+            "winner is not below needle": holds,
+        },
+        "winner becomes the default": holds and found["question 2"]["better than middle"],
+    }
+
+
+def candidates(rows: Rows, probes: Mapping[str, np.ndarray]) -> dict[str, int]:
     """The layer of every rule; none of them looks at the kinds."""
-    bins = length_bins(rows.context)
-    corrected = np.stack([_centred(_log_odds(rows.values[_name(layer)]), bins) for layer in range(n_layers)])
-    gap = _ranks_within(rows.values["lp_gap"], bins)
-    agreement = [
-        _correlation(_ranks_within(rows.values[_name(layer)], bins), gap) for layer in range(n_layers)
-    ]
+    n_layers = len(probes["long"])
+    by_layer = np.stack([rows.values[_name(layer)] for layer in range(n_layers)])
     return {
         "middle": choose_layer(n_layers, rule="middle"),
-        "needle": int(probes["short"].max(1).argmax()),
-        "needle long": int(probes["long"].max(1).argmax()),
-        "needle mean": int(probes["long"].sum(1).argmax()),
-        "residual": int(corrected.std(1).argmax()),
-        "gap": int(np.nanargmax(agreement)),
+        "needle": most_attentive(probes["short"]),
+        "needle long": most_attentive(probes["long"]),
+        "needle mean": most_attentive(probes["long"], together=True),
+        "residual": most_varied(by_layer, rows.context),
+        "gap": most_agreeing(by_layer, rows.values["lp_gap"], rows.context),
     }
 
 
 def selects(rows: Rows, name: str, *, corrected: bool = False) -> float:
     """Precision at equal length: how much more often selected turns need their context than their bin."""
     bins = length_bins(rows.context)
-    score = _log_odds(rows.values[name])
+    score = log_odds(rows.values[name])
     if corrected:
-        score = _centred(score, bins, scaled=True)
+        score, _ = correct_for_length(score, rows.context)
     chosen = np.argsort(-score, kind="stable")[: round(SHARE * len(score))]
     base = np.array([rows.positive[bins == number].mean() for number in range(bins.max() + 1)])
     return float((rows.positive[chosen] - base[bins[chosen]]).mean())
@@ -174,42 +189,15 @@ def resample(rows: Rows, measure: Callable[[Rows], float], n: int = RESAMPLES) -
     """A measure with its bootstrap interval over rows."""
     rng = np.random.default_rng(0)
     drawn = [measure(rows.only(rng.integers(0, len(rows), len(rows)))) for _ in range(n)]
-    low, high = np.nanquantile(drawn, (0.025, 0.975))
-    return Interval(measure(rows), float(low), float(high), len(rows))
+    return quantile_interval(np.array([measure(rows), *drawn]), len(rows))
+
+
+def _three(interval: Interval) -> list[float]:
+    return [interval.estimate, interval.low, interval.high]
 
 
 def _name(layer: int) -> str:
     return f"layer {layer}, {REDUCTION}"
-
-
-def _log_odds(score: np.ndarray) -> np.ndarray:
-    share = np.clip(score, 1e-6, 1 - 1e-6)
-    return np.log(share / (1 - share))
-
-
-def _centred(score: np.ndarray, bins: np.ndarray, *, scaled: bool = False) -> np.ndarray:
-    found = score.copy()
-    for number in range(bins.max() + 1):
-        inside = bins == number
-        found[inside] -= score[inside].mean()
-        if scaled:
-            found[inside] /= max(score[inside].std(), 1e-9)
-    return found
-
-
-def _ranks_within(score: np.ndarray, bins: np.ndarray) -> np.ndarray:
-    from scipy.stats import rankdata
-
-    found = np.full(len(score), np.nan)
-    for number in range(bins.max() + 1):
-        inside = (bins == number) & ~np.isnan(score)
-        found[inside] = rankdata(score[inside]) / max(1, inside.sum())
-    return found
-
-
-def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    both = ~np.isnan(first) & ~np.isnan(second)
-    return float(np.corrcoef(first[both], second[both])[0, 1])
 
 
 def _rounded(value: Any) -> Any:
