@@ -81,7 +81,7 @@ def _header(lab: Lab, state: Chosen) -> html.Header:
         [
             html.Div(
                 [
-                    html.Span("ctxlens", className="brand"),
+                    html.H1("ctxlens", className="brand"),
                     html.Span(
                         [html.B(model.name.rstrip("/").rsplit("/", 1)[-1]), f" {facts}"], className="model"
                     ),

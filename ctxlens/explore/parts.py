@@ -83,7 +83,9 @@ def area(key: str, label: str, value: str = "", *, rows: int = 4, placeholder: s
     return html.Label([html.Span(label), field], className="entry area")
 
 
-def slider(key: str, label: str, low: float, high: float, step: float, value: float) -> html.Fieldset:
+def slider(
+    key: str, label: str, low: float | int, high: float | int, step: float | int, value: float | int
+) -> html.Fieldset:
     """A slider that reports where it was let go."""
     bar = dcc.Slider(
         low,

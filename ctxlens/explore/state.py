@@ -112,9 +112,9 @@ class SteerPart(Part):
     """
 
     by: Literal["alpha", "share"] = "alpha"
-    alpha: float = Field(0.3, gt=0, le=1)
+    alpha: float = Field(0.1, gt=0, le=1)
     share: float = Field(0.6, gt=0, lt=1)
-    heads: Literal["all", "retrieval", "chosen", "random"] = "all"
+    heads: Literal["all", "retrieval", "chosen", "random"] = "retrieval"
     chosen: str = Field("", max_length=4000)
     mode: Literal["paper", "prompt-only", "compounding"] = "paper"
     phrase: str = Field("", max_length=2000)

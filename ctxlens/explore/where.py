@@ -38,10 +38,9 @@ def layout(lab: Lab, state: Chosen) -> html.Section:
             parts.figure(
                 "map",
                 "Share of a role, by layer and head",
-                "Darker is more. Click a head to see what it reads.",
+                "Click a head to see what it reads.",
                 height=420,
             ),
-            mass,
         ],
         className="stack",
     )
@@ -49,7 +48,7 @@ def layout(lab: Lab, state: Chosen) -> html.Section:
         "where",
         "Where does it look?",
         "The map shows how much each head looks at one role; the text shows one head at work.",
-        html.Div([side, html.Div([_text(lab, where)], className="stack")], className="columns even"),
+        html.Div([side, html.Div([_text(lab, where), mass], className="stack")], className="columns even"),
         parts.slot("row"),
         dcc.Store(id="row"),
     )
@@ -239,9 +238,11 @@ def register(app: Dash, lab: Lab) -> None:
         made = role_heatmap(allocation, where.role, view=view)
         name = parts.VIEWS[view]
         words = (
-            f"Share of {where.role} in the attention of token {query}, {name}. Darker is more. "
-            "Click a head to see what it reads."
+            f"Share of {where.role} in the attention of token {query}, {name}. Click a head to see what it "
+            "reads."
         )
+        if np.isnan(allocation.share(where.role, view=view)).any():
+            words += " Empty cells: nearly all attention rests on tokens that this view leaves out."
         return parts.show_figure(made), words
 
     @app.callback(
