@@ -44,7 +44,7 @@ def _values(found: Checkpoints, folders: Mapping[str, str]) -> Table:
         for quantity in QUANTITIES:
             one, answer = found.values(quantity)[at], found.answers(quantity)[at]
             text = number(one.estimate, signed=quantity in ("loss", "bias"))
-            cells.append(Cell(f"{text} {answer}".strip(), _bounds(one)))
+            cells.append(Cell(f"{text} {answer}".strip(), bounds(one)))
         rows.append(cells)
     caption = (
         "“Yes”, “no” or “undecided” answers the question whether there is a loss or a bias, by the rules of "
@@ -72,12 +72,7 @@ def _changes(found: Checkpoints) -> Table:
 def _change(one: Interval, reading: str) -> Cell:
     if one.estimate != one.estimate:
         return Cell(reading or "–")
-    return Cell(f"{number(one.estimate, signed=True)} {reading}", _bounds(one))
-
-
-def _bounds(one: Interval) -> str:
-    """The interval; one without width says nothing about other texts."""
-    return "all texts alike" if one.low == one.high else bounds(one)
+    return Cell(f"{number(one.estimate, signed=True)} {reading}", bounds(one))
 
 
 __all__ = ["checkpoint_blocks"]

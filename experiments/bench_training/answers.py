@@ -11,8 +11,8 @@ The loss is on the answers only: TRL gets prompt and completion, ctxlens `loss_o
 those of the rows, without padding. The share of the peak is the model's operations per second (6 operations
 for every parameter of the layers and token, 6 for every parameter of the head and token with loss,
 12 · layers · width · mean length for the attention of every token) over those of a product of two matrices
-of 1,024 × 1,024, measured in the same run in the same number format. With one thread, seconds are those of the
-processor, so that other load counts less; with several, they are those of the clock.
+of 1,024 × 1,024, measured in the same run in the same number format. With one thread, seconds are those of
+the processor, so that other load counts less; with several, they are those of the clock.
 """
 
 from __future__ import annotations
