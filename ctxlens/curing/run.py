@@ -48,6 +48,10 @@ STAGES = {
 }
 """The stages of a cure in their order, each with what it does. The audit before comes before the training, so
 that what an audit refuses is known early."""
+MARKED_NOTE = (
+    "after-indicator is the trained model with the indicator at the end of every question. Its template "
+    "writes it, so that the answers without template are those of after."
+)
 Tell = Callable[[Plan], object]
 _FINE = 1000
 """Parts in which the progress of one stage of an audit is told."""
@@ -390,7 +394,11 @@ def write_results(work: _Work, tell: Progress) -> None:
     """Compare the audits and write the page, from the files alone."""
     run, request = work.run, work.request
     found = [read_checkpoint(name, one) for name, one in read_audits(run, request).items()]
-    meta = {"folders": {name: f"audits/{name}" for name in request.asked()}, "against": "before"}
+    meta = {
+        "folders": {name: f"audits/{name}" for name in request.asked()},
+        "against": "before",
+        "note": MARKED_NOTE if request.how.marks else "",
+    }
     run.save(RESULT, compare_checkpoints(found, meta, with_first=True))
     title = f"Does the cure give {Path(request.model).name} its context back?"
     write_report([run.folder, run.path(TRAINED)], run.path(PAGE), title=title)
