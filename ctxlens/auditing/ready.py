@@ -9,12 +9,12 @@ from typing import Any
 
 from ctxlens.auditing.plan import CONDITIONS, LADDER
 from ctxlens.auditing.speed import Speed, measure_speed
-from ctxlens.auditing.texts import Material
 from ctxlens.chat.condition import Condition
 from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import InputError, RenderError
 from ctxlens.evals.needle.cells import SPARE_TOKENS
 from ctxlens.evals.needle.controls import Renderer, render_controlled
+from ctxlens.evals.texts import Material
 from ctxlens.models import Model
 from ctxlens.models.memory import forecast_memory, free_memory
 
@@ -77,7 +77,8 @@ def look(model: Model, material: Material, max_new_tokens: int) -> Ready:
     if not getattr(model.tokenizer, "chat_template", None):
         raise InputError(
             f"{model.name} has no chat template, so there is nothing to compare; give one with "
-            "--chat-template (for a base model, that of its instruction-tuned version)."
+            "--chat-template (for a base model, that of its instruction-tuned version, or chatml, which "
+            "comes with ctxlens)."
         )
     overhead = max(
         model.render(messages, continue_final_message=True).n_tokens

@@ -13,10 +13,12 @@ import ctxlens
 from ctxlens.cli import _screen
 from ctxlens.cli.allocate import allocate
 from ctxlens.cli.audit import audit
+from ctxlens.cli.cure import cure
 from ctxlens.cli.demo import demo
 from ctxlens.cli.doctor import doctor
 from ctxlens.cli.drift import drift
 from ctxlens.cli.eval import eval
+from ctxlens.cli.explore import explore
 from ctxlens.cli.generate import generate
 from ctxlens.cli.heads import heads
 from ctxlens.cli.init import init
@@ -75,8 +77,8 @@ def _common(
 
 
 _VERBS = (
-    init, audit, allocate, roles, drift, needle, heads, steer, generate, score, select, train, eval, mt_bench,
-    report, demo, doctor,
+    init, audit, allocate, roles, drift, needle, heads, steer, generate, score, select, train, cure, eval,
+    mt_bench, report, explore, demo, doctor,
 )  # fmt: skip
 for _verb in _VERBS:
     app.command(_verb.__name__.replace("_", "-"), cls=_screen.Verb, epilog=_verb.epilog)(_verb)

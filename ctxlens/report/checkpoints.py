@@ -20,6 +20,7 @@ def checkpoint_blocks(run: RunContents) -> list[Block]:
         blocks += [_figure(found), _values(found, folders)]
         if len(found.models) > 1:
             blocks.append(_changes(found))
+        blocks += [Note(str(found.meta["note"]))] if found.meta.get("note") else []
         failed = found.meta.get("failed") or {}
         blocks += [Note(f"{name} was not measured: {sentence}") for name, sentence in failed.items()]
     return blocks
@@ -32,7 +33,8 @@ def _figure(found: Checkpoints) -> Figures:
         "the two (loss), and the change of the user's share of attention by the template, without sinks "
         "(bias). All checkpoints got the same texts. Bars are 95 % intervals over texts."
     )
-    return Figures([Figure(figure_json(checkpoint_curves(found)), label)], caption, title="Over training")
+    title = "Recall, loss and bias" if found.meta.get("against") else "Over training"
+    return Figures([Figure(figure_json(checkpoint_curves(found)), label)], caption, title=title)
 
 
 def _values(found: Checkpoints, folders: Mapping[str, str]) -> Table:
@@ -54,18 +56,19 @@ def _values(found: Checkpoints, folders: Mapping[str, str]) -> Table:
 
 def _changes(found: Checkpoints) -> Table:
     names = found.models
-    rows = []
+    rows, first = [], found.meta.get("against")
     for at, (before, after) in enumerate(itertools.pairwise(names)):
-        cells = [Cell(after, f"after {before}")]
+        cells = [Cell(after, f"against {first}" if first else f"after {before}")]
         cells += [_change(*found.changes(quantity)[at]) for quantity in QUANTITIES]
         rows.append(cells)
     margins = ", ".join(f"{name} {margin:g}" for name, margin in QUANTITIES.items())
     caption = (
-        "Each checkpoint against the one before it, paired by question (the bias by text), with a 95 % "
-        "interval over texts. Higher or lower: the interval excludes 0. No change: the interval lies within "
-        f"the margin ({margins}). Everything else is undecided."
+        f"Each checkpoint against {first or 'the one before it'}, paired by question (the bias by text), "
+        "with a 95 % interval over texts. Higher or lower: the interval excludes 0. No change: the interval "
+        f"lies within the margin ({margins}). Everything else is undecided."
     )
-    return Table(["checkpoint", *QUANTITIES], rows, caption, title="What changed between checkpoints")
+    title = f"What changed against {first}" if first else "What changed between checkpoints"
+    return Table(["checkpoint", *QUANTITIES], rows, caption, title=title)
 
 
 def _change(one: Interval, reading: str) -> Cell:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ctxlens.errors import InputError
+from ctxlens.files import read_lines
 from ctxlens.report.paths import without_paths
 from ctxlens.report.plots.conditions import steered_name
 from ctxlens.results import (
@@ -32,6 +33,8 @@ from ctxlens.runs import MANIFEST, Run
 EXTRAS = ("timings", "steer", "train", "layer", "card")
 """JSON files that studies write next to their results; they are read as plain JSON."""
 
+READINGS = Path("context") / "readings.jsonl"
+"""Readings of context use during a training, in its folder; they are read into `extras["context"]`."""
 _CHECKPOINTS = ("model", "adapter_model")
 _LARGEST_JSON = 1_000_000
 R = TypeVar("R")
@@ -191,6 +194,7 @@ def _collect(folder: Path, name: str) -> RunContents:
         except (InputError, KeyError, TypeError, ValueError) as error:
             if path.suffix != ".json" or path.stem in ("verdicts", *EXTRAS):
                 unreadable.append(without_paths(f"{path.name} is left out: {error}"))
+    _collect_readings(folder, extras, unreadable)
     _collect_fastchat(folder, results, extras, unreadable)
     results = {key: _with_short_names(one) for key, one in results.items()}
     return RunContents(name, _pathless(run.manifest), results, extras, tuple(unreadable))
@@ -213,6 +217,17 @@ def _with_short_names(result: Any) -> Any:
     if len(set(names.values())) < len(names) or all(name == short for name, short in names.items()):
         return result
     return replace(result, frame=result.frame.assign(model=result.frame["model"].map(names)))
+
+
+def _collect_readings(folder: Path, extras: dict[str, Any], unreadable: list[str]) -> None:
+    """Add the readings of a training to the extras; the folder of the readings may be given, too."""
+    for path in (folder / READINGS, folder / READINGS.name):
+        try:
+            if lines := read_lines(path):
+                extras["context"] = lines
+                return
+        except InputError as error:
+            unreadable.append(f"{path.name} is left out: {error}")
 
 
 def _collect_fastchat(

@@ -131,6 +131,7 @@ def _model(value: Any) -> ModelName | None:
     return None
 
 
+# long: one loop for every kind of result
 def _keys(run: RunContents) -> Iterator[Key]:
     """The figures of a run, the one that matters most first."""
     if verdicts := run.verdicts():

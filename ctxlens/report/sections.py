@@ -9,6 +9,7 @@ from ctxlens.report.attention import bias_blocks
 from ctxlens.report.blocks import Block, Note, Part, Section
 from ctxlens.report.checkpoints import checkpoint_blocks
 from ctxlens.report.collect import RunContents
+from ctxlens.report.context import context_blocks
 from ctxlens.report.evaluation import evaluation_blocks
 from ctxlens.report.heads import drift_blocks, heads_blocks
 from ctxlens.report.making import making_blocks, training_blocks
@@ -89,16 +90,19 @@ _MORE: tuple[tuple[str, str, Callable[[RunContents], Sequence[Block]]], ...] = (
     ("drift", "Attention drift", drift_blocks),
     ("heads", "Heads", heads_blocks),
     ("training", "Training", training_blocks),
+    ("context", "Context use during the training", context_blocks),
 )
 """Sections that belong to no claim: identifier, title and what builds the blocks of a run."""
 
 
+# long: the sections in the order of the page
 def build_sections(runs: Sequence[RunContents]) -> tuple[list[Section], list[str]]:
     """The sections for which the runs hold results, and the names of the results that are missing."""
     sections, missing = [], []
     has_demo = any(run.is_demo for run in runs)
     if parts := [Part(run.name, blocks) for run in runs if (blocks := checkpoint_blocks(run))]:
-        sections.append(Section("checkpoints", "Checkpoints", "", parts))
+        is_cure = any(run.study == "cure" for run in runs)
+        sections.append(Section("checkpoints", "Before and after" if is_cure else "Checkpoints", "", parts))
     for topic in _TOPICS:
         parts = _topic_parts(topic, runs)
         if not any(_is_told(part) for part in parts):
@@ -110,7 +114,8 @@ def build_sections(runs: Sequence[RunContents]) -> tuple[list[Section], list[str
             sections.append(Section(slug, title, "", parts))
     parts = [Part(run.name, making_blocks(run)) for run in runs]
     sections.append(Section("making", "How it was made", "", parts))
-    if all(run.study == "checkpoints" for run in runs):  # each checkpoint has a page of its own
+    studies = {run.study for run in runs}
+    if studies <= {"checkpoints", "context"} or "cure" in studies:  # each audited model has a page of its own
         missing = []
     return sections, missing
 
