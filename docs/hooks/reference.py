@@ -15,8 +15,9 @@ from typing import Any
 DOCS = Path(__file__).parents[1]
 VERB_FOLDER = "reference/commands"
 MARKERS = {
-    "<!-- recipe keys: evaluation -->": lambda: recipe_table(evaluation=True),
-    "<!-- recipe keys: training -->": lambda: recipe_table(evaluation=False),
+    "<!-- recipe keys: training -->": lambda: recipe_table("training"),
+    "<!-- recipe keys: evaluation -->": lambda: recipe_table("evaluation"),
+    "<!-- recipe keys: context -->": lambda: recipe_table("context"),
     "<!-- verbs -->": lambda: verb_table(),
     "<!-- api pages -->": lambda: page_table(),
     "<!-- public names -->": lambda: name_table(),
@@ -118,14 +119,16 @@ def to_markdown(text: str) -> str:
     return text.replace("\\[", "[").replace("<", "&lt;").strip()
 
 
-def recipe_table(*, evaluation: bool) -> str:
-    """Name, type, default and meaning of the keys of a recipe that belong to ctxlens."""
-    from ctxlens.sft.keys import EVALUATION_KEYS, TrainConfig
+def recipe_table(part: str) -> str:
+    """Name, type, default and meaning of the keys of a recipe that belong to ctxlens, for one part of them."""
+    from ctxlens.sft.keys import ContextKeys, EvaluationKeys, TrainConfig
 
+    parts = {"evaluation": set(EvaluationKeys.model_fields), "context": set(ContextKeys.model_fields)}
+    parts["training"] = set(TrainConfig.model_fields) - parts["evaluation"] - parts["context"]
     rows = [
         (f"`{name}`", _type(field.annotation), f"`{_yaml(field.default)}`", field.description or "")
         for name, field in TrainConfig.model_fields.items()
-        if (name in EVALUATION_KEYS) == evaluation
+        if name in parts[part]
     ]
     return table(("key", "value", "default", "meaning"), rows)
 
