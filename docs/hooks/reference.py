@@ -120,7 +120,7 @@ def to_markdown(text: str) -> str:
 
 
 def recipe_table(part: str) -> str:
-    """Name, type, default and meaning of the keys of a recipe that belong to ctxlens, for one part of them."""
+    """Name, type, default and meaning of ctxlens' own keys of a recipe, for one part of them."""
     from ctxlens.sft.keys import ContextKeys, EvaluationKeys, TrainConfig
 
     parts = {"evaluation": set(EvaluationKeys.model_fields), "context": set(ContextKeys.model_fields)}
