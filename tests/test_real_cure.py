@@ -96,7 +96,7 @@ def test_the_mixture_is_drawn_from_real_data(test_data, monkeypatch):
     drawn = design.draw_mixture(test_data / "instruct", count)
     kinds = [row["kind"] for row in drawn]
     assert {kind: kinds.count(kind) for kind in design.KINDS} == dict(design.KINDS)
-    assert len({row["id"] for row in drawn}) == len(drawn) == 1200
+    assert len({row["id"] for row in drawn}) == len(drawn) == 800
     assert max(count(row["messages"]) for row in drawn) <= design.LONGEST
     assert drawn == design.draw_mixture(test_data / "instruct", count)
     closed = design.draw_mixture(test_data / "instruct", count, "closed")

@@ -35,14 +35,14 @@ TEMPLATE = "chatml"
 LONGEST = 220
 """Tokens of a conversation at most, rendered with the template."""
 KINDS: Mapping[str, int] = {
-    "t0 with passage": 400, "t0 without passage": 320, "alpaca with input": 100, "alpaca without input": 250,
-    "lima": 100, "kto": 30,
+    "t0 with passage": 270, "t0 without passage": 210, "alpaca with input": 70, "alpaca without input": 160,
+    "lima": 65, "kto": 25,
 }  # fmt: skip
-"""Conversations of each kind, 1,200 together."""
+"""Conversations of each kind, 800 together."""
 PASSAGE = ("t0 with passage", "alpaca with input")
 """Kinds whose answers depend on a text in the prompt, for the quality of the selection."""
 TRAINING: Mapping[str, Any] = {
-    "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "max_steps": 75, "max_length": 256,
+    "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "max_steps": 50, "max_length": 256,
     "learning_rate": 2e-4, "lora_r": 16, "lora_alpha": 32,
 }  # fmt: skip
 """Keys of the recipe `lora` that are set here: one pass over the mixture in steps of 16 rows. All methods
@@ -72,7 +72,7 @@ DOSES: Mapping[str, Dose] = {
     "longer": Dose("three passes over the mixture", KINDS, passes=3),
     "closed": Dose(
         "answers without a passage only",
-        {"t0 without passage": 720, "alpaca without input": 350, "lima": 100, "kto": 30},
+        {"t0 without passage": 480, "alpaca without input": 230, "lima": 65, "kto": 25},
     ),
     "contradicting": Dose("every passage is that of another row", KINDS, contradicts=True),
 }
@@ -156,10 +156,10 @@ def _talk(asked: str, answer: str) -> list[dict[str, str]]:
 
 LENGTHS = (300, 1000, 2000)
 """Context lengths in tokens."""
-TEXTS, FACTS = 12, 4
+TEXTS, FACTS = 10, 4
 """Texts of each length, and facts of a text."""
 ANSWER_TOKENS = 24
-SQUAD, DROP, READING_TOKENS = 96, 60, 24
+SQUAD, DROP, READING_TOKENS = 64, 40, 24
 """Questions of each, evenly spread over the file, and the longest answer in tokens."""
 IFEVAL, IFEVAL_TOKENS = 32, 160
 
