@@ -285,10 +285,11 @@ def prepare(work: _Work) -> Plan:
     args, model_args = recipe.build_arguments()
     lm = work.base()
     shape, vocabulary = lm.backend.shape, read_vocabulary_size(locate_checkpoint(request.model))
+    sample, written = count_tokens(lm, work.data, args.max_length)
+    with_loss = written if recipe.config.loss_on == "assistant" else 1.0
     plan = make_plan(
-        work.data, count_tokens(lm, work.data, args.max_length), first.ready.speed, args=args,
-        adapter=bool(model_args.use_peft),
-        head=head_share(shape.d_model, shape.n_layers, vocabulary or 0),
+        work.data, sample, first.ready.speed, args=args, adapter=bool(model_args.use_peft),
+        head=with_loss * head_share(shape.d_model, shape.n_layers, vocabulary or 0),
         scores=request.how.selects and request.scores is None, audits=request.asked(),
         audit_seconds=first.plan.total_seconds, lengths=first.plan.lengths, recipe=request.recipe_name,
         disk=estimate_size(recipe),
