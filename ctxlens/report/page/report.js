@@ -405,7 +405,7 @@
   darkQuery.addEventListener("change", updateAll);
   addEventListener("beforeprint", () => {
     printing = true;
-    closed = [...document.querySelectorAll("details:not([open])")];
+    closed = [...document.querySelectorAll("details:not([open])")].filter((one) => !one.closest(".claims")); // told again below
     for (const one of closed) one.open = true;
     views.forEach((view, element) => view.figure && draw(element));
   });
