@@ -415,8 +415,6 @@ def _register_reading(app: Dash, lab: Lab) -> None:
             return html.Span(there["error"], className="empty-state")
         return [str(so_far or ""), html.Span("▍", className="caret", **{"aria-hidden": "true"})]
 
-    parts.FRAMES["layers"] = lambda lab, state: _frame(lab, state)
-
 
 def _frame(lab: Lab, state: Chosen) -> Any:
     rows = lab.rows(state.chat)
@@ -424,5 +422,7 @@ def _frame(lab: Lab, state: Chosen) -> Any:
         raise InputError("the conversation has not been read yet.")
     return rows.allocation(rows.chat.first_answer_position()).to_frame()
 
+
+parts.FRAMES["layers"] = _frame
 
 __all__ = ["edit_messages", "layout", "read_text", "read_upload", "register", "strip", "token_payload"]

@@ -269,8 +269,6 @@ def register(app: Dash, lab: Lab) -> None:
         payload = row_payload(rows, where, query)
         return payload, list_mass(rows, payload["weights"]), parts.no_update
 
-    parts.FRAMES["map"] = lambda lab, state: _frame(lab, state)
-
 
 def _frame(lab: Lab, state: Chosen) -> Any:
     query = lab.query(lab.render(state.chat), state.where.query)
@@ -279,5 +277,7 @@ def _frame(lab: Lab, state: Chosen) -> Any:
         raise InputError("the conversation has not been read yet.")
     return rows.allocation(query).to_frame()
 
+
+parts.FRAMES["map"] = _frame
 
 __all__ = ["check_head", "layout", "list_mass", "register", "row_payload", "visible"]
