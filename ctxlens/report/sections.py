@@ -101,7 +101,8 @@ def build_sections(runs: Sequence[RunContents]) -> tuple[list[Section], list[str
     sections, missing = [], []
     has_demo = any(run.is_demo for run in runs)
     if parts := [Part(run.name, blocks) for run in runs if (blocks := checkpoint_blocks(run))]:
-        sections.append(Section("checkpoints", "Checkpoints", "", parts))
+        is_cure = any(run.study == "cure" for run in runs)
+        sections.append(Section("checkpoints", "Before and after" if is_cure else "Checkpoints", "", parts))
     for topic in _TOPICS:
         parts = _topic_parts(topic, runs)
         if not any(_is_told(part) for part in parts):
