@@ -33,7 +33,7 @@ def layout(lab: Lab, state: Chosen) -> html.Section:
                     html.Span("Not computed yet.", className="empty-state"),
                     id=f"answer-{side}",
                     className="answer",
-                    **{"aria-live": "polite"},
+                    **parts.attributes({"aria-live": "polite"}),
                 ),
                 html.H4("Likely next tokens"),
                 html.Div(id=f"next-{side}", className="next"),

@@ -61,7 +61,7 @@ def _text(lab: Lab, where: WherePart) -> html.Div:
             html.Div(
                 [
                     html.H3("What this head reads"),
-                    html.P("", id="row-facts", className="note", **{"aria-live": "polite"}),
+                    html.P("", id="row-facts", className="note", **parts.attributes({"aria-live": "polite"})),
                 ],
                 className="figure-head",
             ),
@@ -73,12 +73,16 @@ def _text(lab: Lab, where: WherePart) -> html.Div:
                         id="where-tokens",
                         tabIndex="0",
                         role="group",
-                        **{
-                            "aria-label": "Tokens, coloured by attention. Left and right choose the query"
-                            " token, up and down the layer, with shift the head."
-                        },
+                        **parts.attributes(
+                            {
+                                "aria-label": "Tokens, coloured by attention. Left and right choose the query"
+                                " token, up and down the layer, with shift the head."
+                            }
+                        ),
                     ),
-                    html.Canvas(id="minimap", className="minimap", **{"aria-hidden": "true"}),
+                    html.Canvas(
+                        id="minimap", className="minimap", **parts.attributes({"aria-hidden": "true"})
+                    ),
                 ],
                 className="reader",
             ),
