@@ -333,3 +333,66 @@ def test_heads_that_do_not_exist_and_conversations_that_cannot_be_read(lab):
         lab.reading(State.read({"chat": CHAT}).chat, "other")
     with pytest.raises(InputError, match="paste a chat template"):
         lab.render(State.read({"chat": {**CHAT, "template": "own"}}).chat)
+
+
+class TestCommand:
+    @pytest.fixture
+    def served(self, monkeypatch):
+        """What would be served; nothing is opened."""
+        import ctxlens.explore.server as server
+
+        found = {}
+
+        class Stub:
+            def serve_forever(self):
+                raise KeyboardInterrupt
+
+            def server_close(self):
+                found["closed"] = True
+
+        def bind(app, host, port):
+            found.update(app=app, host=host, port=port)
+            return Stub()
+
+        monkeypatch.setattr(server, "bind", bind)
+        monkeypatch.setattr("webbrowser.open", lambda link: found.update(opened=link))
+        return found
+
+    def call(self, *words):
+        from typer.testing import CliRunner
+
+        from ctxlens.cli import app
+
+        return CliRunner().invoke(app, ["explore", *words])
+
+    def test_it_prints_the_link_and_opens_it(self, served):
+        done = self.call("organism-chat", "--device", "cpu", "--port", "8123")
+        assert done.exit_code == 0, done.output
+        assert served["opened"] == "http://127.0.0.1:8123/"
+        assert "http://127.0.0.1:8123/" in done.output
+        assert served["closed"]
+
+    def test_another_address_gets_a_token_and_an_unknown_model_a_sentence(self, served):
+        done = self.call("organism-chat", "--device", "cpu", "--host", "192.0.2.7", "--no-browser")
+        assert re.search(r"http://192\.0\.2\.7:8061/\?token=[\w-]{32}\s", done.output)
+        assert "opened" not in served
+        done = self.call("no/such/folder/here")
+        assert done.exit_code == 2
+        assert "Traceback" not in done.output
+
+    def test_how_models_were_loaded_is_copied(self):
+        from ctxlens.cli._options import Backend, Device, ModelOptions
+        from ctxlens.cli.explore import source_of
+
+        loading = ModelOptions(
+            backend=Backend.native, device=Device.cpu, template_arg=["enable_thinking=false"], revision="main"
+        )
+        source = source_of(loading, "a/b", None)
+        assert source.options == {
+            "backend": "native", "device": "cpu", "revision": "main",
+            "template_args": {"enable_thinking": False},
+        }  # fmt: skip
+        assert source.flags == (
+            "--backend", "native", "--device", "cpu", "--revision", "main", "--template-arg",
+            "enable_thinking=false",
+        )  # fmt: skip

@@ -61,7 +61,7 @@ def _text(lab: Lab, where: WherePart) -> html.Div:
             html.Div(
                 [
                     html.H3("What this head reads"),
-                    html.P("", id="row-facts", className="note", **{"aria-live": "polite"}),
+                    html.P("", id="row-facts", className="note", **parts.attributes({"aria-live": "polite"})),
                 ],
                 className="figure-head",
             ),
@@ -73,12 +73,16 @@ def _text(lab: Lab, where: WherePart) -> html.Div:
                         id="where-tokens",
                         tabIndex="0",
                         role="group",
-                        **{
-                            "aria-label": "Tokens, coloured by attention. Left and right choose the query"
-                            " token, up and down the layer, with shift the head."
-                        },
+                        **parts.attributes(
+                            {
+                                "aria-label": "Tokens, coloured by attention. Left and right choose the query"
+                                " token, up and down the layer, with shift the head."
+                            }
+                        ),
                     ),
-                    html.Canvas(id="minimap", className="minimap", **{"aria-hidden": "true"}),
+                    html.Canvas(
+                        id="minimap", className="minimap", **parts.attributes({"aria-hidden": "true"})
+                    ),
                 ],
                 className="reader",
             ),
@@ -269,8 +273,6 @@ def register(app: Dash, lab: Lab) -> None:
         payload = row_payload(rows, where, query)
         return payload, list_mass(rows, payload["weights"]), parts.no_update
 
-    parts.FRAMES["map"] = lambda lab, state: _frame(lab, state)
-
 
 def _frame(lab: Lab, state: Chosen) -> Any:
     query = lab.query(lab.render(state.chat), state.where.query)
@@ -279,5 +281,7 @@ def _frame(lab: Lab, state: Chosen) -> Any:
         raise InputError("the conversation has not been read yet.")
     return rows.allocation(query).to_frame()
 
+
+parts.FRAMES["map"] = _frame
 
 __all__ = ["check_head", "layout", "list_mass", "register", "row_payload", "visible"]
