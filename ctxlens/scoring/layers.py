@@ -25,8 +25,8 @@ LAYER_RULES: Mapping[str, str] = {
 DEFAULT_LAYER_RULE = "middle"
 """The rule of `ctxlens select`; `experiments/score_quality` compares the rules.
 
-`ctxlens score` prepares what the rule needs: with `middle`, the layers up to the paper's depth are scored; with
-another rule, all layers; with a rule of `NEEDLE_RULES`, the attention to a hidden fact is read too.
+`ctxlens score` prepares what the rule needs: with `middle`, the layers up to the paper's depth are scored;
+with another rule, all layers; with a rule of `NEEDLE_RULES`, the attention to a hidden fact is read too.
 """
 
 NEEDLE_RULES = ("needle", "needle-mean")
