@@ -32,8 +32,9 @@ _EXPORTS = {
     "models.indicator_token": ("add_indicator",),
     "chat.data.annotate": ("annotate_messages",),
     "evals.harness": ("run_evaluation",),
-    "sft": ("TrainConfig", "train"),
+    "sft": ("ContextCallback", "TrainConfig", "train"),
     "auditing": ("Audit", "audit"),
+    "curing": ("Cure", "cure"),
     "demo": ("run_demo",),
 }  # fmt: skip
 _MODULES = {
@@ -54,6 +55,7 @@ _MODULES = {
         for name in (
             "auditing",
             "chat",
+            "curing",
             "demo",
             "errors",
             "evals",
@@ -81,6 +83,8 @@ if TYPE_CHECKING:
     from ctxlens.chat.roles import Role as Role
     from ctxlens.chat.roles import render as render
     from ctxlens.chat.roles import render_plain as render_plain
+    from ctxlens.curing import Cure as Cure
+    from ctxlens.curing import cure as cure
     from ctxlens.demo import run_demo as run_demo
     from ctxlens.errors import CtxlensError as CtxlensError
     from ctxlens.errors import InputError as InputError
@@ -119,6 +123,7 @@ if TYPE_CHECKING:
     from ctxlens.scoring.dataset import score as score
     from ctxlens.scoring.selection import choose_layer as choose_layer
     from ctxlens.scoring.selection import select_turns as select_turns
+    from ctxlens.sft import ContextCallback as ContextCallback
     from ctxlens.sft import TrainConfig as TrainConfig
     from ctxlens.sft import train as train
 

@@ -13,6 +13,52 @@ class InputError(CtxlensError, ValueError):
     """An argument, file or conversation that ctxlens cannot work with."""
 
 
+class Problems:
+    """Collects what is wrong with an input, so that everything is said at once.
+
+    ```python
+    problems = Problems()
+    with problems:
+        check_model(name)
+    with problems:
+        check_data(path)
+    problems.report()
+    ```
+
+    Attributes:
+        found: the errors, in the order in which they were found.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[InputError] = []
+
+    def __enter__(self) -> "Problems":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        if isinstance(error, InputError):
+            self.add(error)
+            return True
+        return False
+
+    def add(self, error: InputError) -> None:
+        """Take note of an error; the same message is kept once."""
+        if str(error) not in map(str, self.found):
+            self.found.append(error)
+
+    def report(self) -> None:
+        """Raise what was found; nothing happens if nothing was.
+
+        Raises:
+            InputError: the error itself if there is one, or one message with the numbered messages of all.
+        """
+        if len(self.found) == 1:
+            raise self.found[0]
+        if self.found:
+            told = " ".join(f"({number}) {error}" for number, error in enumerate(self.found, start=1))
+            raise InputError(f"{len(self.found)} things are wrong. {told}")
+
+
 class RenderError(InputError):
     """A conversation that a chat template refuses, or whose roles cannot be located exactly."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -100,9 +101,17 @@ def decode_text(content: bytes, name: str | Path) -> str:
     return text
 
 
-def without_nan(value: Any) -> Any:
-    """The value as JSON values, with null in place of NaN and infinities, which JSON does not have."""
-    return json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+def plain_value(value: Any) -> Any:
+    """A value (of Python, numpy or pandas) as a JSON value; NaN and infinity become None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain_value(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_value(one) for one in value]
+    if hasattr(value, "tolist"):  # scalars and arrays of numpy
+        return plain_value(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -187,4 +196,4 @@ def _umask() -> int:
     return mask
 
 
-__all__ = ["append_lines", "decode_text", "read_lines", "without_nan", "write_atomic", "write_lines"]
+__all__ = ["append_lines", "decode_text", "plain_value", "read_lines", "write_atomic", "write_lines"]

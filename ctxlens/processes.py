@@ -53,6 +53,16 @@ class Processes:
         torch.distributed.gather_object(value, gathered, dst=0)
         return gathered
 
+    def agree(self, value: Any) -> Any:
+        """The first process's value, in every process."""
+        if self.count == 1:
+            return value
+        import torch
+
+        shared = [value]
+        torch.distributed.broadcast_object_list(shared, src=0)
+        return shared[0]
+
     def wait(self) -> None:
         """Wait until every process has reached this point."""
         if self.count > 1:

@@ -11,24 +11,25 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import ctxlens as cl
-from ctxlens.auditing import asking, measure, run
-from ctxlens.auditing.material import choose_material
+from ctxlens.auditing import asking, measure, ready, run
 from ctxlens.auditing.pace import Pace
 from ctxlens.auditing.plan import Frame, Plan, describe_plan, make_plan, tells
 from ctxlens.auditing.ready import find_controls
 from ctxlens.auditing.speed import Speed, attention_share
-from ctxlens.auditing.texts import build_cells
 from ctxlens.chat.condition import Condition
 from ctxlens.chat.roles import Role
 from ctxlens.cli import app
 from ctxlens.cli.audit import check_questions, parse_budget
 from ctxlens.errors import InputError
+from ctxlens.evals.material import choose_material
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.contexts import insert_sentences
 from ctxlens.evals.needle.controls import put_before
 from ctxlens.evals.needle.prompts import render_cell
+from ctxlens.evals.texts import build_cells
 from ctxlens.heads.answers import needle_tokens
 from ctxlens.models import load_model
+from ctxlens.models.memory import forecast_memory
 from ctxlens.results.audit import LOSS_MARGIN
 from ctxlens.runs import Run
 
@@ -43,7 +44,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def material(model):
-    return choose_material(model)
+    return choose_material(model.name)
 
 
 @pytest.fixture(scope="module")
@@ -146,18 +147,57 @@ def test_a_slower_machine_measures_fewer_texts_but_never_too_few(paced):
     assert pace.skips("cause")
     assert not pace.skips("bias")
     assert "only 12 of 20 texts" in pace.describe()[0]
-    assert "steering" in pace.describe()[1]
+    assert "controls" in pace.describe()[1]
+    assert "steering" in pace.describe()[2]
     assert pace.most_texts("loss", 20) == 12  # the second model gets as many
 
 
-def test_the_cause_goes_before_the_controls(paced):
+def test_the_loss_gets_all_its_texts_if_they_fit_without_the_later_stages(paced):
+    make, clock = paced
+    pace, done = make(230.0), 0
+    while pace.goes_on("loss", 100.0, done, 20, 12):
+        clock.now += 30  # 1.5 times as slow
+        pace.measured(30.0, 20.0)
+        done += 4
+    assert done == 20  # 150 s are gone; the controls and the bias need 66 s of 80, the cause another 90
+    assert not pace.skips("controls")
+    assert pace.goes_on("controls", 40.0, 16, 20, 12)  # the cause does not fit, so nothing is kept for it
+    clock.now += 66
+    assert pace.skips("cause")
+    assert pace.left_out == ["cause"]
+
+
+@pytest.mark.parametrize(("now", "goes_on"), [(142.0, True), (143.0, False), (150.0, False), (151.0, True)])
+def test_the_controls_leave_time_for_a_cause_that_fits(paced, now, goes_on):
     make, clock = paced
     pace = make(230.0)
-    clock.now = 150.0
-    assert not pace.skips(
-        "controls"
-    )  # 24 s for twelve texts, 20 s for the bias; 60 s for the cause are too much
-    assert pace.left_out == ["cause"]
+    clock.now = now  # a group takes 8 s, the bias 20, the cause 60, which fits until 150 s are gone
+    assert pace.goes_on("controls", 40.0, 12, 20, 12) == goes_on
+
+
+def test_the_first_model_leaves_time_for_as_many_texts_of_the_second(paced):
+    make, clock = paced
+    pace = make(110.0)  # 50 s for each model, 20 for the bias
+    clock.now = 30.0
+    assert pace.goes_on("loss", 50.0, 12, 20, 12)  # 10 + 40 + 20 of the 80 s that are left
+    clock.now = 41.0
+    assert not pace.goes_on("loss", 50.0, 12, 20, 12)
+    pace.finish("loss", 12)
+    assert pace.goes_on("loss", 50.0, 12, 20, 12)
+
+
+def test_a_machine_that_is_idle_again_gets_the_cause(paced):
+    make, clock = paced
+    pace = make(230.0)
+    for _ in range(3):
+        pace.measured(60.0, 20.0)
+    clock.now = 100.0
+    assert pace.slowness > 2.5
+    assert not pace.skips("controls")
+    for _ in range(6):
+        pace.measured(10.0, 10.0)
+    clock.now = 160.0
+    assert not pace.skips("cause")
 
 
 def test_time_before_a_kill_counts(paced):
@@ -436,3 +476,12 @@ def test_the_command_prints_answers_and_json_and_its_exit_code_says_what_failed(
     assert [one["question"] for one in found["answers"]] == ["loss", "template", "bias", "cause", "cost"]
     assert found["plan"]["lengths"] == [140]
     assert CliRunner().invoke(app, [*command, "--fail-on", "nothing"]).exit_code == 2
+
+
+def test_the_longest_context_leaves_room_for_the_prefix_that_questions_share(monkeypatch):
+    model = load_model("organism-chat", backend="native")
+    one = forecast_memory(model, length=250, what="generate")
+    for free, longest in ((one.run + one.cache, 250), (one.run + one.cache - 1, 200), (0, 0)):
+        monkeypatch.setattr(ready, "free_memory", lambda device, free=free: free)
+        monkeypatch.setattr(ready, "LADDER", (200, 250, 500))
+        assert ready.longest_in_memory(model, 300) == longest

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from experiments.bench_training import answers
 from experiments.bench_training.__main__ import PRESETS, main, resize
 
 
@@ -23,3 +24,17 @@ def test_sizes_of_a_preset_can_be_changed():
     assert (small.n_layers, small.d_model, small.packing) == (1, 32, True)
     with pytest.raises(SystemExit, match="unknown keys: layers"):
         resize(PRESETS["gpu"], ["layers=1"])
+
+
+def test_three_ways_of_training_on_answers_are_timed(tmp_path, capsys):
+    words = ["--rows", "4", "--batch", "2", "--accumulation", "1", "--rounds", "1", "--out", str(tmp_path)]
+    result = answers.main(words)
+    assert json.loads((tmp_path / "answers.json").read_text())["to_plain"] == result["to_plain"]
+    plain, before, after = (result["median"][way] for way in answers.WAYS)
+    assert before["tokens"] == after["tokens"]
+    assert abs(plain["tokens"] - after["tokens"]) <= 4  # TRL's completion may end with one more token
+    assert abs(plain["trained"] - after["trained"]) <= 4
+    assert after["trained"] < after["tokens"] / 2
+    assert result["to_plain"] == [after["tokens_per_second"] / plain["tokens_per_second"]]
+    assert 0 < after["share_of_peak"] < 1
+    assert "ctxlens over all logits" in capsys.readouterr().out

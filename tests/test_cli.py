@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 GROUP = typer.main.get_command(app)
 VERBS = [
     "allocate", "roles", "drift", "needle", "heads", "steer", "generate", "score", "select", "train",
-    "eval", "mt-bench", "report", "demo",
+    "cure", "eval", "mt-bench", "report", "demo",
 ]  # fmt: skip
 CHAT = [
     {"role": "user", "content": "The best thing to do in Oakford is to paint wooden boats.\nWhat is it?"},

@@ -42,6 +42,7 @@ def test_the_shell_offers_built_in_models_and_the_values_of_an_option():
         ("eval", "tasks", "ctxlens_smo", ["ctxlens_smoke"]),
         ("eval", "tasks", "ctxlens_smoke,ctxlens_clo", ["ctxlens_smoke,ctxlens_closed_book"]),
         ("needle", "haystack", "essays/", []),
+        ("cure", "words", "organism-", ["organism-chat"]),
     ],
 )
 def test_values_continue_what_is_typed(verb, option, text, offered):
@@ -74,6 +75,7 @@ def test_every_completer_belongs_to_an_option_of_a_verb():
 def test_the_names_are_those_of_their_owners():
     from ctxlens.chat.data.layouts import LAYOUTS
     from ctxlens.cli.heads import _EVERYTHING
+    from ctxlens.curing.request import METHODS
     from ctxlens.evals.needle.config import SCORES, WORDINGS
     from ctxlens.evals.needle.needles import DRAWN_NEEDLES, NEEDLES
     from ctxlens.models.checkpoint import PACKAGED
@@ -90,6 +92,7 @@ def test_the_names_are_those_of_their_owners():
         ("score", "layout"): LAYOUTS,
         ("score", "precision"): get_args(Precision),
         ("select", "reduction"): [*Scores.REDUCTIONS, LP_GAP],
+        ("cure", "method"): METHODS,
     }
     for option, names in owners.items():
         assert set(find_completer(*option)("")) == set(names), option

@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 
 from ctxlens.cli import _screen, app
 from ctxlens.cli._outcomes import say_change
-from ctxlens.cli._output import OutputOptions, Table, plain_value, show_interval
+from ctxlens.cli._output import OutputOptions, Table, show_interval
 from ctxlens.cli._screen import describe_seconds
 from ctxlens.errors import InputError
+from ctxlens.files import plain_value
 from ctxlens.stats import Interval
 
 CHAT = [

@@ -108,7 +108,7 @@ def test_the_files_are_the_same_every_time(tmp_path):
         for name in ("a", "b")
     ]
     assert read[0] == read[1]
-    assert len(read[0]) == 9
+    assert len(read[0]) == 12
 
 
 def test_a_folder_that_is_not_empty_is_refused(tmp_path):

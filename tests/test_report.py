@@ -112,7 +112,7 @@ def test_only_the_two_scripts_of_the_page_may_run(demo_page):
     for script in running:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         assert f"'sha256-{digest}'" in policy
-    assert sum("plotly.js v" in script for script in running) == 1
+    assert not any("plotly.js v" in script for script in running)
     assert "unsafe-eval" not in policy
 
 
@@ -165,8 +165,8 @@ def test_a_page_of_results_without_sinks_says_that_the_view_is_not_available(tmp
     assert "The view without sinks is not available, because attention sinks were not measured" in words
 
 
-def test_the_page_is_not_much_larger_than_plotly(demo_page):
-    assert len(demo_page) < 5_600_000
+def test_the_page_of_a_demo_is_small(demo_page):
+    assert len(demo_page.encode()) < 600_000
 
 
 def evil_run(folder):

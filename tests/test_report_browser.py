@@ -13,6 +13,7 @@ import pytest
 
 from ctxlens.chat.roles import Role
 from ctxlens.report import write_report
+from ctxlens.report.plots.look import INK
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -79,7 +80,9 @@ def wait_until(browser: Any, condition: Any) -> None:
 
 
 def heatmap(browser: Any) -> np.ndarray:
-    z = browser.execute_script("return document.querySelector('[data-explorer] .plot').data[0].z")
+    z = browser.execute_script(
+        "return document.querySelector('[data-explorer] .plot').chart.figure.data[0].z"
+    )
     return np.array(z, dtype=float)
 
 
@@ -108,11 +111,11 @@ def test_every_switch_of_the_explorer_works(opened: Any) -> None:
     np.testing.assert_allclose(
         heatmap(opened), share("plain", Role.USER, "base", renormalised=True), atol=1e-4
     )
-    shown = opened.execute_script(
+    shown = (
         "return [...document.querySelectorAll('.panel[data-group]')].filter(p => !p.hidden)"
-        ".map(p => [p.dataset.variant, p.querySelectorAll('.main-svg').length > 0])"
+        ".map(p => [p.dataset.variant, p.querySelectorAll('svg').length])"
     )
-    assert shown == [["base|renormalised", True]] * 3
+    wait_until(opened, lambda: opened.execute_script(shown) == [["base|renormalised", 1]] * 3)
 
 
 def test_switches_work_with_the_keyboard(opened: Any) -> None:
@@ -159,7 +162,7 @@ def test_nothing_complains_and_nothing_overflows(browser: Any, page: Path, schem
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     undrawn = browser.execute_script(
         "return [...document.querySelectorAll('.plot')]"
-        ".filter(p => p.offsetParent && !p.querySelector('.main-svg')).length"
+        ".filter(p => p.offsetParent && !p.querySelector('svg')).length"
     )
     assert undrawn == 0
 
@@ -170,17 +173,87 @@ def test_nothing_is_loaded_from_anywhere(opened: Any) -> None:
 
 
 def test_figures_follow_the_colour_scheme(opened: Any) -> None:
-    colour = "return document.querySelector('[data-explorer] .plot').layout.font.color"
+    colour = "return document.querySelector('[data-explorer] .plot svg text').getAttribute('fill')"
     light = opened.execute_script(colour)
     features = [{"name": "prefers-color-scheme", "value": "dark"}]
     opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     wait_until(opened, lambda: opened.execute_script(colour) != light)
-    hidden = "document.querySelector('.panel[data-variant=\"base|raw\"] .plot')"
-    choose(opened, "model", "base")  # a figure that was hidden when the scheme changed
     dark = opened.execute_script(colour)
-    wait_until(opened, lambda: opened.execute_script(f"return {hidden}.layout.font.color") == dark)
+    assert (light, dark) == (INK.light, INK.dark)
+    choose(opened, "model", "base")  # figures that were hidden when the scheme changed
+    hidden = colour.replace("[data-explorer] .plot svg", '.panel[data-variant^="base|raw"] .plot svg')
+    wait_until(opened, lambda: opened.execute_script(hidden) == dark)
     opened.execute_script("window.dispatchEvent(new Event('beforeprint'))")
     wait_until(opened, lambda: opened.execute_script(colour) == light)
+
+
+PLOT = "const plot = document.querySelector('[data-explorer] .plot');"
+
+
+def test_a_cell_tells_its_value_by_pointing_and_by_arrow_keys(opened: Any) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    shares = share("template", Role.USER)
+    point_at = (
+        PLOT + "plot.scrollIntoView({block: 'center'}); const mark = plot.chart.marks[arguments[0]],"
+        "box = plot.chart.svg.getBoundingClientRect(), zoom = box.width / plot.chart.width;"
+        "plot.dispatchEvent(new PointerEvent('pointermove', {"
+        "clientX: box.left + zoom * (mark.x + mark.width / 2),"
+        "clientY: box.top + zoom * (mark.y + mark.height / 2)}));"
+        "return document.querySelector('.tip').textContent"
+    )
+    n_heads = shares.shape[1]
+    assert f"layer 1, head 2\nshare of user: {shares[1, 2]:.3f}" in opened.execute_script(
+        point_at, n_heads + 2
+    )
+    plot = opened.find_element(By.CSS_SELECTOR, "[data-explorer] .plot")
+    plot.send_keys(Keys.ARROW_DOWN)
+    told = "return document.querySelector('.tip').textContent"
+    assert f"layer 2, head 2\nshare of user: {shares[2, 2]:.3f}" in opened.execute_script(told)
+    plot.send_keys(Keys.ARROW_LEFT)
+    assert f"layer 2, head 1\nshare of user: {shares[2, 1]:.3f}" in opened.execute_script(told)
+    plot.send_keys(Keys.ESCAPE)
+    assert opened.execute_script("return document.querySelector('.tip').hidden")
+
+
+def test_figures_are_saved_as_tables_and_pictures(opened: Any) -> None:
+    table = opened.execute_script(PLOT + "return Chart.table(plot.chart.figure)").splitlines()
+    shares = share("template", Role.USER)
+    assert table[0] == "series,x,y,value,low,high"
+    assert len(table) == 1 + shares.size
+    series, head, layer, value, *_ = table[1 + shares.shape[1]].split(",")
+    assert (series, head, layer) == ("", "0", "1")
+    assert float(value) == pytest.approx(shares[1, 0], abs=1e-4)
+    still = opened.execute_script(PLOT + "return Chart.still(plot.chart.figure, 'a <title>').text")
+    assert still.startswith("<svg")
+    assert "a &lt;title&gt;" in still
+    saved = opened.execute_async_script(
+        "const done = arguments[0];"
+        "HTMLAnchorElement.prototype.click = function () { done([this.download, this.href]); };"
+        "document.querySelector('[data-explorer] [data-save=png]').click()"
+    )
+    assert saved[0].endswith(".png")
+    assert saved[1].startswith("blob:")
+
+
+def test_the_address_of_a_view_holds_its_switches(opened: Any, page: Path) -> None:
+    choose(opened, "role", "assistant")
+    choose(opened, "view", "plain")
+    address = opened.execute_script("return document.querySelector('[data-explorer] .state').href")
+    opened.get("about:blank")
+    opened.get(address)
+    wait_until(
+        opened, lambda: opened.execute_script("return document.documentElement.dataset.ready") == "yes"
+    )
+    np.testing.assert_allclose(heatmap(opened), share("plain", Role.ASSISTANT), atol=1e-4)
+
+
+def test_a_page_paints_before_its_figures_are_drawn(opened: Any) -> None:
+    paint = opened.execute_script(
+        "return performance.getEntriesByName('first-contentful-paint')[0].startTime"
+    )
+    assert paint < 5_000  # far below a second where the machine is idle
 
 
 def test_attacks_in_the_data_do_not_run(browser: Any, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_the_command_line_decides_about_the_cpu(tmp_path, monkeypatch):
     class Asked(Exception):
         pass
 
-    def default_arguments(*, use_cpu=None):
+    def default_arguments(*, use_cpu=None, model=None):
         asked.append(use_cpu)
         raise Asked
 

@@ -11,13 +11,13 @@ from typing import Any
 from ctxlens.auditing.asking import Asker, Share
 from ctxlens.auditing.pace import LEAST
 from ctxlens.auditing.plan import CONDITIONS, Plan
-from ctxlens.auditing.texts import Material, build_cells
 from ctxlens.chat.condition import Condition
 from ctxlens.errors import InputError
 from ctxlens.evals.closed_book import run_closed_book
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.prompts import Cell
 from ctxlens.evals.needle.run import Setting
+from ctxlens.evals.texts import Material, build_cells
 from ctxlens.heads.choose import Head, draw_random_heads
 from ctxlens.heads.sweep import sweep_settings
 from ctxlens.results import Ability, HeadMap, NeedleGrid

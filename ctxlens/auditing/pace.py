@@ -1,13 +1,15 @@
 """How an audit keeps its budget when the machine turns out slower than it was when its speed was measured.
 
-What is measured comes in groups of texts. Before each group the time that is left is divided over the work
+What is measured comes in groups of texts. Before each group the time that is left is compared with the work
 that is left, at the speed seen so far. If it does not suffice, fewer texts are measured, down to the number
-that can still decide; if even that does not fit, the cause is left out, then the controls. The rule looks at
-the clock alone and never at a result.
+that can still decide. The loss comes first: it gets all its texts if they fit, whatever remains for controls
+and cause. Whether these two are left out is decided when their turn comes, because a machine that was busy
+may be idle again. The rule looks at the clock alone and never at a result.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -78,14 +80,32 @@ class Pace:
         return [name for name in after if self.plan.seconds[name] and name not in self.left_out]
 
     def skips(self, stage: str) -> bool:
-        """Whether a stage is left out, because it no longer fits with the fewest texts that are worth it."""
-        for name in ("cause", "controls"):
-            remaining = [stage, *self.later(stage)]
-            needed = sum(self._least(one) for one in remaining if one not in self.left_out)
-            if name in remaining and self.spent + self.slowness * needed > self.budget:
-                self.left_out.append(name)
+        """Whether a stage is left out, because it does not fit with the fewest texts that are worth it."""
+        needed = self._least(stage) + self._always(stage)
+        if stage in LEFT_OUT and stage not in self.left_out and not self._fits(needed):
+            self.left_out.append(stage)
         self.keep()
         return stage in self.left_out
+
+    def _fits(self, planned: float) -> bool:
+        """Whether work that is planned to take so many seconds fits the budget at the speed seen so far."""
+        return self.spent + self.slowness * planned <= self.budget + 1e-9
+
+    def _always(self, stage: str) -> float:
+        """Planned seconds of the later stages that are measured in any case."""
+        return math.fsum(self.plan.seconds[one] for one in self.later(stage) if one not in LEFT_OUT)
+
+    def _reserved(self, stage: str) -> float:
+        """Planned seconds that a stage leaves for later ones.
+
+        The loss leaves none for the stages that can be left out; others leave what those need at least that
+        still fit.
+        """
+        reserved = self._always(stage)
+        for one in self.later(stage) if stage != "loss" else ():
+            if one in LEFT_OUT and self._fits(reserved + self._least(one)):
+                reserved += self._least(one)
+        return reserved
 
     def _least(self, stage: str) -> float:
         """Planned seconds of a stage with its fewest texts."""
@@ -108,10 +128,11 @@ class Pace:
         """
         if done < least:
             return done < n_texts
-        left = planned * (1 - done / n_texts)
-        rest = self.slowness * (left + sum(self.plan.seconds[name] for name in self.later(stage)))
-        share = 1.0 if rest <= 0 else min(1.0, max(0.0, self.budget - self.spent) / rest)
-        return done + min(GROUP, n_texts - done) <= done + (n_texts - done) * share + 1e-9
+        group = min(GROUP, n_texts - done)
+        needed = planned * group / n_texts + self._reserved(stage)
+        if stage == "loss" and "loss" not in self._texts:  # the other models get as many texts as the first
+            needed += (self.plan.seconds["loss"] - planned) * (done + group) / n_texts
+        return group > 0 and self._fits(needed)
 
     def measured(self, seconds: float, planned: float) -> None:
         """Take note of what a group took, and what it was planned to take."""

@@ -9,14 +9,14 @@ from typing import Any
 
 from ctxlens.auditing.plan import CONDITIONS, LADDER
 from ctxlens.auditing.speed import Speed, measure_speed
-from ctxlens.auditing.texts import Material
 from ctxlens.chat.condition import Condition
 from ctxlens.chat.roles import RenderedChat, Role
 from ctxlens.errors import InputError, RenderError
 from ctxlens.evals.needle.cells import SPARE_TOKENS
 from ctxlens.evals.needle.controls import Renderer, render_controlled
+from ctxlens.evals.texts import Material
 from ctxlens.models import Model
-from ctxlens.models.memory import fit_batch_tokens, free_memory
+from ctxlens.models.memory import forecast_memory, free_memory
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def look(model: Model, material: Material, max_new_tokens: int) -> Ready:
     if not getattr(model.tokenizer, "chat_template", None):
         raise InputError(
             f"{model.name} has no chat template, so there is nothing to compare; give one with "
-            "--chat-template (for a base model, that of its instruction-tuned version)."
+            "--chat-template (for a base model, that of its instruction-tuned version, or chatml, which "
+            "comes with ctxlens)."
         )
     overhead = max(
         model.render(messages, continue_final_message=True).n_tokens
@@ -106,14 +107,15 @@ def look(model: Model, material: Material, max_new_tokens: int) -> Ready:
 
 
 def longest_in_memory(model: Model, n_tokens: int) -> int:
-    """The longest context up to `n_tokens` that the free memory holds, from the steps of the plan."""
+    """The longest context up to `n_tokens` that the free memory holds, from the steps of the plan.
+
+    The cache counts twice: the questions about a text share the part of it that is kept for them.
+    """
     steps = sorted({n_tokens, *(length for length in LADDER if length < n_tokens)}, reverse=True)
     for length in steps:
-        try:
-            fit_batch_tokens(model, free_memory(model.device), max(1, length), what="generate")
-        except InputError:
-            continue
-        return length
+        forecast = forecast_memory(model, length=max(1, length), what="generate")
+        if forecast.run + forecast.cache <= free_memory(model.device):
+            return length
     return 0
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctxlens.auditing.material import choose_material
 from ctxlens.auditing.measure import (
     MAX_NEW_TOKENS,
     Bench,
@@ -25,10 +24,11 @@ from ctxlens.auditing.measure import (
 from ctxlens.auditing.pace import Pace
 from ctxlens.auditing.plan import Frame, Plan, make_plan
 from ctxlens.auditing.ready import Ready, look
-from ctxlens.auditing.texts import Material
 from ctxlens.errors import CtxlensError, InputError, RunExistsError
+from ctxlens.evals.material import choose_material
 from ctxlens.evals.needle.haystack import Haystack
 from ctxlens.evals.needle.needles import Needle
+from ctxlens.evals.texts import Material
 from ctxlens.models import Model, load_model
 from ctxlens.report import write_report
 from ctxlens.results import Ability, HeadMap, NeedleGrid, RoleAllocation, Verdict, Verdicts
@@ -174,7 +174,7 @@ def audit(
         raise InputError(f"the budget must be a number of minutes above 0, got {budget!r}.")
     budget, begun = float(budget), time.monotonic()
     lm = model if isinstance(model, Model) else load_model(model)
-    material = choose_material(lm, haystack=haystack, facts=facts, seed=seed)
+    material = choose_material(lm.name, haystack=haystack, facts=facts, seed=seed)
     config = {
         "model": dict(lm.identity),
         "against": None if against is None else str(getattr(against, "name", against)),
@@ -206,11 +206,17 @@ def audit(
     )  # fmt: skip
     work = _Work(bench, None if against is None else lambda: _load(against, lm), other)
     run_stages(run, choose_stages(plan), work, progress)
+    return read_audit(run.folder)
+
+
+def read_audit(folder: str | Path) -> Audit:
+    """A finished audit from its folder."""
+    run = Run.read(folder)
     timings, verdicts = run.read_json("timings.json"), Verdicts.load(run.path("verdicts.json"))
     return Audit(
         run.folder,
-        ready,
-        plan,
+        Ready.from_dict(run.read_json(READY)),
+        Plan.from_dict(run.read_json(PLAN)),
         verdicts.verdicts,
         str(verdicts.meta["note"]),
         {name: entry["wall_seconds"] for name, entry in timings.items()},
@@ -351,4 +357,4 @@ def say_what_decides(plan: Plan, loss: Verdict) -> str:
     )
 
 
-__all__ = ["STAGES", "Audit", "audit"]
+__all__ = ["STAGES", "Audit", "audit", "read_audit"]

@@ -13,6 +13,7 @@ import ctxlens
 from ctxlens.cli import _screen
 from ctxlens.cli.allocate import allocate
 from ctxlens.cli.audit import audit
+from ctxlens.cli.cure import cure
 from ctxlens.cli.demo import demo
 from ctxlens.cli.doctor import doctor
 from ctxlens.cli.drift import drift
@@ -75,8 +76,8 @@ def _common(
 
 
 _VERBS = (
-    init, audit, allocate, roles, drift, needle, heads, steer, generate, score, select, train, eval, mt_bench,
-    report, demo, doctor,
+    init, audit, allocate, roles, drift, needle, heads, steer, generate, score, select, train, cure, eval,
+    mt_bench, report, demo, doctor,
 )  # fmt: skip
 for _verb in _VERBS:
     app.command(_verb.__name__.replace("_", "-"), cls=_screen.Verb, epilog=_verb.epilog)(_verb)

@@ -26,7 +26,7 @@ def show_several(found: Audits, output: OutputOptions, *, planned: bool) -> None
     elif output.csv_out:
         output.show(lambda: outcome_of(list(found.audits.values())), lambda: None)
     elif found.comparison is not None:
-        _show_tables(found.comparison)
+        show_tables(found.comparison)
     if not planned:
         _screen.note(f"report: {found.folder / 'report.html'}")
     for name, sentence in found.failed.items():
@@ -47,8 +47,8 @@ def describe_several(found: Audits) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _show_tables(found: Checkpoints) -> None:
-    """Print recall, loss and bias of every checkpoint, and how each differs from the one before."""
+def show_tables(found: Checkpoints) -> None:
+    """Print recall, loss and bias of every checkpoint, and how each differs from what it is compared with."""
     rows = []
     for at, model in enumerate(found.models):
         cells = []
@@ -71,8 +71,10 @@ def _show_tables(found: Checkpoints) -> None:
         rows.append([model, *cells])
     _screen.say("")
     _screen.show_table(
-        "change from the checkpoint before, on the same texts", ["checkpoint", *_SHORT.values()], rows
+        f"change from {found.meta.get('against', 'the checkpoint before')}, on the same texts",
+        ["checkpoint", *_SHORT.values()],
+        rows,
     )
 
 
-__all__ = ["describe_several", "show_several"]
+__all__ = ["describe_several", "show_several", "show_tables"]

@@ -67,7 +67,10 @@ _MODEL = _choice("organism", "organism-chat")
 _COMPLETERS: dict[str, Completer] = {
     "model": _MODEL,
     "models": _MODEL,
+    "words": _MODEL,
     "against": _MODEL,
+    "seed_model": _MODEL,
+    "method": _choice("indicator", "upsample", "random", "vanilla"),
     "device_map": _choice("auto", "balanced", "sequential"),
     "condition": complete_condition,
     "conditions": _each(complete_condition),
@@ -86,7 +89,7 @@ _COMPLETERS: dict[str, Completer] = {
     "tasks": _each(complete_task),
     "fail_on": _each(_choice("loss", "template", "bias", "cause", "cost")),
 }
-_NO_NAMES = {("audit", "haystack"), ("audit", "needle")}
+_NO_NAMES = {(verb, name) for verb in ("audit", "cure") for name in ("haystack", "needle")}
 """Options that share a name with one above, but take files only."""
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ctxlens.errors import InputError
+from ctxlens.errors import InputError, Problems
 from ctxlens.parsing import parse_heads
 
 if TYPE_CHECKING:
@@ -180,6 +180,30 @@ def parse_template_args(pairs: Sequence[str] | None) -> dict[str, Any]:
         except (ValueError, RecursionError):
             found[key] = value
     return found
+
+
+def parse_overrides(words: Sequence[str], problems: Problems) -> tuple[str | None, dict[str, Any]]:
+    """The model, if the first word is no override, and the values of KEY=VALUE words.
+
+    Args:
+        words: the words as they were given.
+        problems: takes note of the words that are neither.
+    """
+    from ctxlens.sft.keys import TrainConfig
+    from ctxlens.sft.keys.trl import read_trl_keys
+
+    model, given = None, {}
+    for number, word in enumerate(words):
+        key, equals, value = word.partition("=")
+        if equals and not Path(word).exists():
+            given[key] = value
+        elif number or word in {*TrainConfig.model_fields, *read_trl_keys()}:
+            problems.add(
+                InputError(f"{word!r} is not an override; give KEY=VALUE, such as learning_rate=1e-4.")
+            )
+        else:
+            model = word
+    return model, given
 
 
 def parse_threshold(text: str) -> float | str:

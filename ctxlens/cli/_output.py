@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -18,6 +17,8 @@ import typer
 
 import ctxlens
 from ctxlens.errors import InputError
+from ctxlens.files import plain_value
+from ctxlens.results.shown import count
 
 if TYPE_CHECKING:
     from ctxlens.stats import Interval
@@ -155,19 +156,6 @@ def print_json(document: Any) -> None:
     print(json.dumps(plain_value(document), indent=2, ensure_ascii=False, allow_nan=False), file=out)
 
 
-def plain_value(value: Any) -> Any:
-    """A value (of Python, numpy or pandas) as a JSON value; NaN and infinity become None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain_value(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain_value(one) for one in value]
-    if hasattr(value, "tolist"):  # scalars and arrays of numpy
-        return plain_value(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
 def interval_cells(one: Interval | None) -> list[Any]:
     """Estimate, lower and upper bound, and number of units, as cells of a table."""
     return [None] * 4 if one is None else [one.estimate, one.low, one.high, one.n]
@@ -197,11 +185,6 @@ def say_interval(one: Interval, digits: int = 2, unit: str = "text") -> str:
     return shown[:-1] + ": too few for an interval)" if shown.endswith(")") else shown
 
 
-def count(number: int, noun: str) -> str:
-    """A number with its noun: `1 text`, `3,410 tokens`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def few_note(intervals: Sequence[Interval], unit: str = "text") -> str | None:
     """A remark for a table in which some intervals are left out; None if none are."""
     if any(one.n < LEAST_UNITS and one.estimate == one.estimate for one in intervals):
@@ -219,7 +202,6 @@ __all__ = [
     "count",
     "few_note",
     "interval_cells",
-    "plain_value",
     "print_json",
     "say_interval",
     "show_interval",

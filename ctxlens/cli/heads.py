@@ -19,8 +19,8 @@ from ctxlens.errors import InputError
 from ctxlens.parsing import check_choice, parse_heads, parse_numbers, parse_spread
 
 if TYPE_CHECKING:
+    from ctxlens.evals.closed_book import AnsweredQuestion
     from ctxlens.heads import Head
-    from ctxlens.heads.tradeoff import AnsweredQuestion
 
 _EVERYTHING = "retrieval,gradient,steer,ablate,cumulative,sweep"
 

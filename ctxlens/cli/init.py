@@ -23,7 +23,7 @@ def init(
         ),
     ] = False,
 ) -> None:
-    """Write example files for every verb: a chat, needles, a haystack, data, a recipe and questions.
+    """Write example files for every verb: a chat, needles, a haystack, data, recipes and questions.
 
     The README.md in the folder says what each file is and shows commands that use it. Nothing is loaded from
     the network, and the files are the same every time.

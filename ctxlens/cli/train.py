@@ -9,13 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from ctxlens.cli import _outcomes, _screen, _tables
-from ctxlens.cli._inputs import parse_template_args
+from ctxlens.cli._inputs import parse_overrides, parse_template_args
 from ctxlens.cli._options import Device, Dtype, verb
 from ctxlens.cli._output import OutputOptions
-from ctxlens.errors import InputError
+from ctxlens.errors import InputError, Problems
 
 
 @verb(
+    "ctxlens train MODEL --dataset data.jsonl --out runs/train",
+    "ctxlens train MODEL --dataset data.jsonl --recipe lora selection=runs/selected",
     "ctxlens train --config recipe.yaml",
     "ctxlens train --config recipe.yaml --out runs/vanilla indicator=null selection=null",
     "ctxlens train --config recipe.yaml --evaluate evaluate_haystack=essays/",
@@ -24,18 +26,33 @@ from ctxlens.errors import InputError
 )
 def train(
     output: OutputOptions,
-    config: Annotated[
-        Path,
-        typer.Option(
-            help="YAML recipe with keys of ctxlens and of TRL's SFTConfig and ModelConfig.", metavar="FILE"
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="The model, instead of --model, and values that override the recipe.",
+            metavar="MODEL|KEY=VALUE",
         ),
-    ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Values that override the recipe.", metavar="KEY=VALUE")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            "--config",
+            help="YAML file with keys of ctxlens and of TRL's SFTConfig and ModelConfig; or lora, full or "
+            "organism, which come with ctxlens and fit the model's size. [dim]default: full up to a billion "
+            "parameters, else lora[/dim]",
+            metavar="FILE|NAME",
+        ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", help="Overrides the recipe's model.", metavar="MODEL"),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Conversations: file, folder or Hub id. Overrides the recipe's dataset.", metavar="DATA"
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Overrides the recipe's output_dir.", metavar="DIR")
@@ -48,7 +65,10 @@ def train(
         Dtype | None, typer.Option(help="Overrides the recipe's dtype.", metavar="DTYPE")
     ] = None,
     chat_template: Annotated[
-        Path | None, typer.Option(help="Overrides the recipe's chat_template.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            help="Overrides the recipe's chat_template: a file, or chatml, for base models.", metavar="FILE"
+        ),
     ] = None,
     template_arg: Annotated[
         list[str] | None,
@@ -85,22 +105,27 @@ def train(
 
     To resume a stopped run from its last checkpoint (save_strategy: steps), run the same command again.
     """
-    from ctxlens.sft.early import check_recipe
-    from ctxlens.sft.recipe import read_recipe
+    from ctxlens.sft.early import check_training
+    from ctxlens.sft.shipped import choose_recipe
 
+    problems = Problems()
+    named, written = parse_overrides(words or (), problems)
+    if named and model:
+        problems.add(InputError(f"two models are given, {named} and --model {model}; give one."))
+    model = model or named
     given: dict[str, Any] = {
-        "model": model, "output_dir": out, "seed": seed, "dtype": dtype, "chat_template": chat_template,
+        "model": model, "dataset": dataset, "output_dir": out, "seed": seed, "dtype": dtype,
+        "chat_template": chat_template,
         "use_cpu": None if device is Device.auto else device is Device.cpu,
         "overwrite": True if overwrite else None, "evaluate": True if evaluate else None,
         "template_args": parse_template_args(template_arg) or None, "model_revision": revision,
         "load_in_4bit": True if load_in_4bit else None, "load_in_8bit": True if load_in_8bit else None,
+        **written,
     }  # fmt: skip
-    for word in overrides or ():
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise InputError(f"{word!r} is not an override; give KEY=VALUE, such as learning_rate=1e-4.")
-        given[key] = value
-    check_recipe(read_recipe(config, given))
+    chosen = recipe or choose_recipe(str(given["model"] or ""))
+    check_training(chosen, given, problems)
+    if recipe is None:
+        _screen.note(f"recipe: {chosen}")
 
     from ctxlens.models.loading import resolve_device
     from ctxlens.sft import IndicatorWarning, train_from_config
@@ -113,7 +138,7 @@ def train(
         warnings.simplefilter("always", IndicatorWarning)
         warnings.showwarning = lambda message, *_, **__: _screen.note(f"warning: {message}")
         folder = train_from_config(
-            config,
+            chosen,
             given,
             progress=lambda done, total: progress("training", done, total),
             evaluation_progress=progress,

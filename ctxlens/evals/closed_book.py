@@ -27,6 +27,14 @@ class Question(Protocol):
     def keywords(self) -> tuple[str, ...]: ...
 
 
+@runtime_checkable
+class AnsweredQuestion(Question, Protocol):
+    """A question whose right answer is known as a sentence, such as a needle or a fact of `World`."""
+
+    @property
+    def sentence(self) -> str: ...
+
+
 def run_closed_book(
     model: NeedleModel,
     questions: Sequence[Question],
@@ -104,4 +112,4 @@ def _render(
     return render([asked], add_generation_prompt=True)
 
 
-__all__ = ["Question", "run_closed_book"]
+__all__ = ["AnsweredQuestion", "Question", "run_closed_book"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from ctxlens.errors import InputError
+from ctxlens.evals.closed_book import AnsweredQuestion
 from ctxlens.heads.answers import Answers
 from ctxlens.heads.choose import Head
 from ctxlens.heads.copying import copying_map, user_share_map
@@ -15,7 +16,7 @@ from ctxlens.heads.cumulative import cumulative_curves
 from ctxlens.heads.gradient import gradient_map
 from ctxlens.heads.maps import act_on_each_head, rank_heads
 from ctxlens.heads.sweep import steering_sweep
-from ctxlens.heads.tradeoff import AnsweredQuestion, side_effects
+from ctxlens.heads.tradeoff import side_effects
 from ctxlens.models import Model
 from ctxlens.models.attention.steering import Steering
 from ctxlens.results import Ability, HeadCurves, HeadMap, NeedleGrid

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
 from ctxlens.errors import InputError
-from ctxlens.evals.closed_book import Question, run_closed_book
+from ctxlens.evals.closed_book import AnsweredQuestion, run_closed_book
 from ctxlens.models import Model
 from ctxlens.results import Ability, NeedleGrid
 from ctxlens.runs import Parts, Progress, Run
-
-
-@runtime_checkable
-class AnsweredQuestion(Question, Protocol):
-    """A question whose right answer is known as a sentence, such as a needle or a fact of `World`."""
-
-    @property
-    def sentence(self) -> str: ...
 
 
 def answer_nats(
@@ -118,4 +110,4 @@ def _heads(chosen: Any) -> Any:
     return chosen if chosen == "all" else tuple((int(layer), int(head)) for layer, head in chosen)
 
 
-__all__ = ["AnsweredQuestion", "answer_nats", "side_effects"]
+__all__ = ["answer_nats", "side_effects"]

@@ -19,6 +19,9 @@ PACKAGED = {"organism": "base", "organism-chat": "chat"}
 
 GGUF = ".gguf"
 
+TEMPLATES = ("chatml",)
+"""The names of the chat templates that come with ctxlens, for base models without one."""
+
 _PLAIN_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """Tokenizer classes that hold nothing but the file tokenizer.json."""
 
@@ -151,7 +154,10 @@ def has_plain_tokenizer(source: Path | str) -> bool:
 
 
 def read_chat_template(chat_template: str | Path | None) -> str | None:
-    """A chat template given as a file's path or as Jinja text.
+    """A chat template given as a file's path, as Jinja text, or as a name of `TEMPLATES`.
+
+    `chatml` is ChatML whose turns end with the tokenizer's own end token, because a base model knows no
+    `<|im_end|>` and would never learn where an answer ends.
 
     Raises:
         InputError: the file cannot be read.
@@ -161,6 +167,8 @@ def read_chat_template(chat_template: str | Path | None) -> str | None:
     text = str(chat_template)
     if isinstance(chat_template, str) and ("{{" in text or "{%" in text):
         return text
+    if text in TEMPLATES and not Path(text).exists():
+        return (Path(__file__).parent / "templates" / f"{text}.jinja").read_text(encoding="utf-8")
     try:
         return Path(text).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -181,6 +189,19 @@ def find_chat_template(source: Path | str) -> str | dict[str, str] | None:
         return found if isinstance(found, str) else {str(one["name"]): one["template"] for one in found}
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def lacks_chat_template(source: Path | str) -> bool:
+    """Whether a checkpoint's folder surely holds no chat template; false if only the tokenizer can say."""
+    if not isinstance(source, Path) or find_chat_template(source) is not None:
+        return False
+    if any((source / name).exists() for name in ("chat_template.json", "additional_chat_templates")):
+        return False
+    try:
+        named = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(named, dict) and not named.get("chat_template")
 
 
 def hash_checkpoint(source: Path | str) -> str | None:
@@ -208,6 +229,7 @@ def hash_checkpoint(source: Path | str) -> str | None:
 
 
 __all__ = [
-    "GGUF", "PACKAGED", "find_chat_template", "has_plain_tokenizer", "hash_checkpoint", "is_gguf",
-    "load_tokenizer", "locate_checkpoint", "pretrained_arguments", "read_chat_template",
+    "GGUF", "PACKAGED", "TEMPLATES", "find_chat_template", "has_plain_tokenizer", "hash_checkpoint",
+    "is_gguf", "lacks_chat_template", "load_tokenizer", "locate_checkpoint", "pretrained_arguments",
+    "read_chat_template",
 ]  # fmt: skip

@@ -81,7 +81,23 @@ def _explorer(models: dict[str, dict[str, RoleAllocation]], group: str) -> Explo
     )
     if data["frames"]:
         caption += "A frame marks the head of each layer that attends most to the user under plain."
-    return Explorer(data, caption, _by_layer(models, group, roles), title="Attention by layer and head")
+    title, conclusion = "Attention by layer and head", _bias_sentence(models, data["share"], pair)
+    return Explorer(data, caption, _by_layer(models, group, roles), title=title, conclusion=conclusion)
+
+
+def _bias_sentence(
+    models: Mapping[str, Mapping[str, RoleAllocation]], view: str, pair: tuple[str, str] | None
+) -> str:
+    """The user's share under the two conditions that are compared, for every model read under both."""
+    told = []
+    for model, parts in models.items() if pair else ():
+        if pair and set(pair) <= parts.keys():
+            first, second = (float(np.nanmean(parts[one].share("user", view=view))) for one in pair)
+            told.append(
+                f"{model} gives {first:.0%} of its attention to the user under {pair[0]}, {second:.0%} under "
+                f"{pair[1]}"
+            )
+    return f"{'; '.join(told)} ({view} shares, mean over layers and heads)." if told else ""
 
 
 _SHARES = {"raw": "raw", "renormalised": "renormalised (paper)", "without sinks": "without sinks"}
@@ -193,8 +209,9 @@ def _tokens(view: TokenView) -> Tokens:
         "One conversation as the model sees it. The colour of a token shows its role, which is named where "
         "it begins; the template's own tokens are grey. The depth of the colour and the bar below a token "
         "show how much attention the chosen head pays to it from the outlined token, on a square-root scale. "
-        "Point at a token to see its weight. The view opens with the layer, head and position that attend "
-        "most to the user."
+        "The view opens with the layer, head and position that attend most to the user, at the token of the "
+        "user that gets most of it. Point at a token, tap it, or move with the arrow keys to "
+        "read its weight. The strip above the text shows where in the conversation the attention lies."
     )
     title = str(meta.get("title", "One conversation, token by token")).rstrip(".")
     return Tokens(

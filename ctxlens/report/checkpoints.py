@@ -32,7 +32,8 @@ def _figure(found: Checkpoints) -> Figures:
         "the two (loss), and the change of the user's share of attention by the template, without sinks "
         "(bias). All checkpoints got the same texts. Bars are 95 % intervals over texts."
     )
-    return Figures([Figure(figure_json(checkpoint_curves(found)), label)], caption, title="Over training")
+    title = "Before and after" if found.meta.get("against") else "Over training"
+    return Figures([Figure(figure_json(checkpoint_curves(found)), label)], caption, title=title)
 
 
 def _values(found: Checkpoints, folders: Mapping[str, str]) -> Table:
@@ -43,7 +44,7 @@ def _values(found: Checkpoints, folders: Mapping[str, str]) -> Table:
         for quantity in QUANTITIES:
             one, answer = found.values(quantity)[at], found.answers(quantity)[at]
             text = number(one.estimate, signed=quantity in ("loss", "bias"))
-            cells.append(Cell(f"{text} {answer}".strip(), _bounds(one)))
+            cells.append(Cell(f"{text} {answer}".strip(), bounds(one)))
         rows.append(cells)
     caption = (
         "“Yes”, “no” or “undecided” answers the question whether there is a loss or a bias, by the rules of "
@@ -54,16 +55,16 @@ def _values(found: Checkpoints, folders: Mapping[str, str]) -> Table:
 
 def _changes(found: Checkpoints) -> Table:
     names = found.models
-    rows = []
+    rows, first = [], found.meta.get("against")
     for at, (before, after) in enumerate(itertools.pairwise(names)):
-        cells = [Cell(after, f"after {before}")]
+        cells = [Cell(after, f"against {first}" if first else f"after {before}")]
         cells += [_change(*found.changes(quantity)[at]) for quantity in QUANTITIES]
         rows.append(cells)
     margins = ", ".join(f"{name} {margin:g}" for name, margin in QUANTITIES.items())
     caption = (
-        "Each checkpoint against the one before it, paired by question (the bias by text), with a 95 % "
-        "interval over texts. Higher or lower: the interval excludes 0. No change: the interval lies within "
-        f"the margin ({margins}). Everything else is undecided."
+        f"Each checkpoint against {first or 'the one before it'}, paired by question (the bias by text), "
+        "with a 95 % interval over texts. Higher or lower: the interval excludes 0. No change: the interval "
+        f"lies within the margin ({margins}). Everything else is undecided."
     )
     return Table(["checkpoint", *QUANTITIES], rows, caption, title="What changed between checkpoints")
 
@@ -71,12 +72,7 @@ def _changes(found: Checkpoints) -> Table:
 def _change(one: Interval, reading: str) -> Cell:
     if one.estimate != one.estimate:
         return Cell(reading or "–")
-    return Cell(f"{number(one.estimate, signed=True)} {reading}", _bounds(one))
-
-
-def _bounds(one: Interval) -> str:
-    """The interval; one without width says nothing about other texts."""
-    return "all texts alike" if one.low == one.high else bounds(one)
+    return Cell(f"{number(one.estimate, signed=True)} {reading}", bounds(one))
 
 
 __all__ = ["checkpoint_blocks"]

@@ -37,23 +37,14 @@ def evaluation_blocks(run: RunContents) -> list[Block]:
     for evaluation in run.all(Evaluation).values():
         if not len(evaluation):
             continue
-        shown = _shortened(evaluation)
-        blocks.append(_figures(shown))
-        if sentence := explain_empties(shown):
+        blocks.append(_figures(evaluation))
+        if sentence := explain_empties(evaluation):
             blocks.append(Note(sentence))
-        blocks.append(_answers(shown))
-        for one in shown.meta.get("left_out", ()):
+        blocks.append(_answers(evaluation))
+        for one in evaluation.meta.get("left_out", ()):
             name, why = short_name(one["model"]), one["reason"]
             blocks.append(Note(f"{name} was not asked under the condition {one['condition']}: {why}."))
     return blocks
-
-
-def _shortened(evaluation: Evaluation) -> Evaluation:
-    """The evaluation with short model names, unless two models would then share one."""
-    names = {name: short_name(name) for name in evaluation.frame["model"].unique()}
-    if len(set(names.values())) < len(names):
-        return evaluation
-    return Evaluation(evaluation.frame.assign(model=evaluation.frame["model"].map(names)), evaluation.meta)
 
 
 def _figures(evaluation: Evaluation) -> Figures:

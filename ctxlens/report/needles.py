@@ -42,6 +42,7 @@ NamedGrid = tuple[str, NeedleGrid]
 _LONGEST_QUESTION = 280
 _MOST_DIFFERENCES = 6
 _SCORES = ("recall", "contains", "needle_logprob")
+_NOTHING_SHOWN = ("no difference shown", "too few to tell")
 _SQUARES = (
     "Each square is one context length, as built (left to right), and one depth of the needle in the context "
     "(top to bottom). A darker square (on a dark page: a brighter one) means that the model "
@@ -128,7 +129,7 @@ def _merge(group: Sequence[NamedGrid]) -> NeedleGrid:
 def _heatmaps(contested: NeedleGrid, free: NeedleGrid | None, column: str, title: str) -> list[Block]:
     panels = needle_panels(contested, column)
     limits = score_range(panels, column)
-    how = _HOW_TO_READ + _loss_sentence(contested) if column == "recall" else _HOW_TO_READ_LOGPROB
+    how = _HOW_TO_READ if column == "recall" else _HOW_TO_READ_LOGPROB
     how += explain_conditions(panel.condition for panel in panels)
     low, high = (number(limit) for limit in limits)
     figures = [_figure(panel, column, limits) for panel in panels]
@@ -138,6 +139,7 @@ def _heatmaps(contested: NeedleGrid, free: NeedleGrid | None, column: str, title
             how + " " + _which_cells(contested, free) + f"The scale goes from {low} to {high}.",
             title=title if column == "recall" else f"{title}: {COLUMNS[column]}",
             scale="recall" if column == "recall" else "",
+            conclusion=_loss_sentence(contested) if column == "recall" else "",
         )
     ]
     changes = [
@@ -160,11 +162,12 @@ def _heatmaps(contested: NeedleGrid, free: NeedleGrid | None, column: str, title
 
 def _differences(grid: NeedleGrid, column: str, title: str = "Differences, paired by cell") -> Table:
     """Every pair of variants that differ in one thing."""
-    rows = []
+    rows, shown = [], 0
     for first, second in _neighbours(needle_panels(grid, column)):
         pair = grid.compare(first.rows, second.rows, column=column)
         if not pair.pairs:
             continue
+        shown += pair.reading not in _NOTHING_SHOWN
         p = "<\u00a00.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}"
         rows.append(
             [
@@ -183,6 +186,7 @@ def _differences(grid: NeedleGrid, column: str, title: str = "Differences, paire
         "two-sided sign-flip test over contexts. “No difference shown” means that the interval contains zero "
         "or that p is above 0.05; it does not mean that the variants are equal.",
         title=f"{title}: {COLUMNS[column]}",
+        conclusion=f"{shown} of {len(rows)} comparisons show a difference." if rows else "",
     )
 
 
@@ -258,8 +262,8 @@ def cause_blocks(run: RunContents) -> list[Block]:
                 "retrieval heads rises further than that of equally many random heads. The lower panels show "
                 "how often the model answers from memory instead and, where it was measured, how well it "
                 "answers questions without a document under the same steering. "
-                + _which_cells(contested, free)
-                + _steering_sentence(contested),
+                + _which_cells(contested, free),
+                conclusion=_steering_sentence(contested),
                 title="Steering attention to the user" if name == "steering" else name,
             )
         )

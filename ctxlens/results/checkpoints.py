@@ -109,17 +109,20 @@ class Checkpoints(_Table):
         return Interval(estimate, low, high, int(n))
 
 
-def compare_checkpoints(found: Sequence[Checkpoint], meta: Mapping[str, Any] | None = None) -> Checkpoints:
+def compare_checkpoints(
+    found: Sequence[Checkpoint], meta: Mapping[str, Any] | None = None, *, with_first: bool = False
+) -> Checkpoints:
     """Put checkpoints side by side and read what changed from each to the next.
 
     Args:
         found: the checkpoints in the order of training.
-        meta: entries of the result's `meta`.
+        meta: entries of the result's `meta`; `against` names the first with `with_first`.
+        with_first: whether each is compared with the first instead of the one before it.
     """
     steps = steps_of([one.name for one in found])
     rows: list[dict[str, Any]] = []
     for number, one in enumerate(found):
-        before = found[number - 1] if number else None
+        before = None if not number else found[0 if with_first else number - 1]
         words = {verdict.claim: verdict.word for verdict in one.verdicts}
         for quantity in QUANTITIES:
             value = _mean(one, quantity, _measure(one, quantity))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ctxlens.errors import InputError
-from ctxlens.files import without_nan, write_atomic
+from ctxlens.files import plain_value, write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,12 +127,8 @@ class Shown(ABC):
 
 def to_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table as JSON values, one mapping per row; null for NaN and infinities."""
-    return without_nan(
-        [
-            {str(key): _plain(value) for key, value in zip(frame.columns, row, strict=True)}
-            for row in frame.itertuples(index=False, name=None)
-        ]
-    )
+    rows = frame.itertuples(index=False, name=None)
+    return [plain_value(dict(zip(frame.columns, row, strict=True))) for row in rows]
 
 
 def count(number: int, one: str, many: str = "") -> str:
@@ -145,13 +141,6 @@ def join_names(names: Iterable[Any], most: int = 3) -> str:
     found = list(dict.fromkeys(map(str, names)))
     more = [f"{len(found) - most} more"] if len(found) > most else []
     return ", ".join([*found[:most], *more])
-
-
-def _plain(value: Any) -> Any:
-    """A cell as a Python value: NumPy's numbers and arrays converted."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return None if value is not None and value != value else value
 
 
 def _figures() -> Any:

@@ -5,8 +5,9 @@
 
 The steps of a training, each in its own module: `keys` and `recipe` read what is wanted, `early` refuses what
 is seen to be wrong at once, `arguments` holds TRL's arguments, `job` resolves and prepares, `marks` and
-`variants` apply the selection, `rows` and `replay` make the rows, `fit` trains, `delivery` writes the
-checkpoint, and `evaluation` with `before_after` compares it with the model before the training.
+`variants` apply the selection, `rows` and `replay` make the rows, `fit` trains, `watching` with `context`
+measures meanwhile how the model uses its context, `delivery` writes the checkpoint, and `evaluation` with
+`before_after` compares it with the model before the training.
 
 Names are loaded when they are first used, so that a recipe can be read and refused without torch and TRL.
 """
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from ctxlens.sft.arguments import default_arguments as default_arguments
     from ctxlens.sft.arguments import make_model_config as make_model_config
     from ctxlens.sft.arguments import make_sft_config as make_sft_config
+    from ctxlens.sft.context.callback import ContextCallback as ContextCallback
+    from ctxlens.sft.context.callback import ContextWarning as ContextWarning
     from ctxlens.sft.keys import TrainConfig as TrainConfig
     from ctxlens.sft.marks import IndicatorWarning as IndicatorWarning
     from ctxlens.sft.recipe import read_config as read_config
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "arguments": ("default_arguments", "make_model_config", "make_sft_config"),
+    "context.callback": ("ContextCallback", "ContextWarning"),
     "keys": ("TrainConfig",),
     "marks": ("IndicatorWarning",),
     "recipe": ("read_config", "read_recipe"),

@@ -10,17 +10,17 @@ from collections.abc import Sequence
 def main(words: Sequence[str] | None = None) -> int:
     """Run a recipe; returns the exit code, which is 2 for input that cannot be used."""
     from ctxlens.errors import CtxlensError
-    from ctxlens.sft.early import check_recipe
-    from ctxlens.sft.recipe import read_recipe
+    from ctxlens.sft.early import check_training
 
     words = [part for word in (sys.argv[1:] if words is None else words) for part in _apart(word)]
+    words = ["--config" if word == "--recipe" else word for word in words]
     if "--config" not in words or words.index("--config") + 1 == len(words):
         print("error: give a recipe: python -m ctxlens.sft --config recipe.yaml", file=sys.stderr)
         return 2
     at = words.index("--config")
     try:
         path, overrides = words[at + 1], [*words[:at], *words[at + 2 :]]
-        check_recipe(read_recipe(path, overrides))
+        check_training(path, overrides)
         from ctxlens.sft import train_from_config
 
         folder = train_from_config(path, overrides, notice=lambda line: print(line, file=sys.stderr))

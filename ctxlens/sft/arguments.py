@@ -13,22 +13,27 @@ from ctxlens.errors import InputError, first_line
 from ctxlens.sft.keys import check_known
 
 
-def default_arguments(*, use_cpu: bool | None = None) -> dict[str, Any]:
+def default_arguments(*, use_cpu: bool | None = None, model: Any = None) -> dict[str, Any]:
     """The arguments for which our default differs from TRL's.
 
-    No experiment trackers, no intermediate checkpoints, and on a CPU the settings that it needs.
+    No experiment trackers, no intermediate checkpoints, and on a CPU the settings that it needs: bfloat16
+    (autocast) only where `trains_in_bfloat16` says that it is faster.
 
     Args:
         use_cpu: whether to train on the CPU. Default: if there is no accelerator.
+        model: the model, loaded or by name; None trains in float32 on a CPU.
     """
     import torch
+
+    from ctxlens.models.dtype_choice import trains_in_bfloat16
 
     arguments: dict[str, Any] = {"report_to": "none", "save_strategy": "no"}
     if use_cpu is None:
         use_cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
     if use_cpu:
         arguments |= {
-            "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False,
+            "use_cpu": True, "gradient_checkpointing": False, "dataloader_pin_memory": False,
+            "bf16": model is not None and trains_in_bfloat16(model),
         }  # fmt: skip
     return arguments
 
@@ -41,8 +46,13 @@ def without_renaming_notes() -> Iterator[None]:
         yield
 
 
-def make_sft_config(out: str | Path, arguments: Mapping[str, Any] | None = None) -> Any:
+def make_sft_config(out: str | Path, arguments: Mapping[str, Any] | None = None, *, model: Any = None) -> Any:
     """Build TRL's `SFTConfig` from arguments and our defaults (`default_arguments`).
+
+    Args:
+        out: folder of the run.
+        arguments: values that override the defaults.
+        model: the model, loaded or by name, on which the number format depends.
 
     Raises:
         InputError: `SFTConfig` does not have an argument, or refuses its value.
@@ -51,7 +61,8 @@ def make_sft_config(out: str | Path, arguments: Mapping[str, Any] | None = None)
 
     given = dict(arguments or {})
     check_known(given, {f.name for f in fields(SFTConfig)}, "the training arguments")
-    defaults = default_arguments(use_cpu=given.get("use_cpu") or None)
+    chosen = "bf16" in given or "fp16" in given
+    defaults = default_arguments(use_cpu=given.get("use_cpu") or None, model=None if chosen else model)
     with without_renaming_notes():
         return _build(SFTConfig, {**defaults, **given, "output_dir": str(out)}, "training")
 

@@ -194,7 +194,7 @@ def push(run: Run, args: Any) -> None:
         repo_id=repo.repo_id,
         folder_path=str(run.folder),
         revision=args.hub_revision,
-        ignore_patterns=["checkpoint-*", ".*"],
+        ignore_patterns=["checkpoint-*", ".*", "context/best/*"],
         commit_message="End of training",
     )
 

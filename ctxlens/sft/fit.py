@@ -14,6 +14,8 @@ from ctxlens.errors import InputError, first_line
 from ctxlens.runs import MANIFEST, Progress, Run
 from ctxlens.sft.delivery import SAVING
 from ctxlens.sft.job import Prepared
+from ctxlens.sft.keys import ContextKeys
+from ctxlens.sft.watching import watch
 
 
 def fit(
@@ -23,6 +25,7 @@ def fit(
     progress: Progress | None = None,
     *,
     allow_cross_sample: bool = False,
+    context: ContextKeys | None = None,
 ) -> tuple[dict[str, Any], Any]:
     """Train, and save the model to the folder `.saving` of the run.
 
@@ -32,13 +35,14 @@ def fit(
         run: the run.
         progress: called with the number of optimizer steps that are done, and of all.
         allow_cross_sample: whether packed rows may see each other.
+        context: whether and how context use is measured meanwhile.
 
     Returns:
         The log (steps, seconds, losses), and the trained model.
 
     Raises:
-        InputError: TRL refuses the arguments, the tokenizer has no token for padding, or the checkpoint to
-            resume from cannot be used.
+        InputError: TRL refuses the arguments, the tokenizer has no token for padding, the checkpoint to
+            resume from cannot be used, or context use cannot be measured.
     """
     hf_model = prepared.hf_model
     if not args.packing:
@@ -46,6 +50,7 @@ def fit(
     _give_pad_token(prepared.tokenizer)
     hf_model.train()
     trainer = _build_trainer(prepared, args, progress, allow_cross_sample)
+    watch(trainer, context or ContextKeys())
     checkpoint = choose_checkpoint(args.resume_from_checkpoint, run.folder)
     start, cpu = time.perf_counter(), time.process_time()
     with _without_bars(progress is not None):

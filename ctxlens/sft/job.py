@@ -131,7 +131,7 @@ def resolve(
     evaluate: EvaluationKeys | Mapping[str, Any] | None,
 ) -> Job:
     """Resolve and check what `train` was asked for, without loading weights or writing files; see `train`."""
-    args, model_args = _resolve_arguments(out, args, model_args)
+    args, model_args = _resolve_arguments(out, model, args, model_args)
     check_strategy(args, allowed=config.allow_cross_sample_attention)
     start = None
     if isinstance(model, str | Path):
@@ -163,6 +163,7 @@ def resolve(
             **{key: getattr(config, key) for key in RECORDED_KEYS},
             "chat_template": template,
             **({"template_args": config.template_args} if config.template_args else {}),
+            **({"context_stop_below": stop} if (stop := config.context_stop_below) is not None else {}),
             "selection": _describe(selection),
             "data": hash_data(data, replayed),
             "arguments": changed_arguments(args),
@@ -171,9 +172,10 @@ def resolve(
     )  # fmt: skip
 
 
-def _resolve_arguments(out: Path, args: Any, model_args: Any) -> tuple[Any, Any]:
+def _resolve_arguments(out: Path, model: Any, args: Any, model_args: Any) -> tuple[Any, Any]:
     """TRL's two argument classes from what the caller gave, checked; the caller's own are not changed."""
-    args = make_sft_config(out, args) if args is None or isinstance(args, Mapping) else copy.copy(args)
+    is_given = args is not None and not isinstance(args, Mapping)
+    args = copy.copy(args) if is_given else make_sft_config(out, args, model=model)
     args.output_dir = str(out)
     if model_args is None or isinstance(model_args, Mapping):
         model_args = make_model_config(model_args)

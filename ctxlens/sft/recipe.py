@@ -6,14 +6,15 @@ import argparse
 import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from ctxlens.errors import InputError, first_line
+from ctxlens.errors import InputError, Problems, first_line
 from ctxlens.sft.arguments import HUB_TOKEN, default_arguments, without_renaming_notes
 from ctxlens.sft.keys import TrainConfig, unknown_keys
+from ctxlens.sft.shipped import is_shipped, read_shipped
 
 DEFAULT_OUT = "runs/train"
 NULL_WORDS = frozenset({"null", "none", "~", ""})
@@ -28,10 +29,10 @@ Overrides = Sequence[str] | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe file with its overrides, before any argument class of TRL is built.
+    """A recipe with its overrides, before any argument class of TRL is built.
 
     Attributes:
-        path: the YAML file.
+        path: the YAML file, or the name of a recipe that comes with ctxlens.
         config: ctxlens' own keys.
         environment: environment variables of the `env` block.
         arguments: the file's keys that are not ours.
@@ -43,6 +44,16 @@ class Recipe:
     environment: Mapping[str, str]
     arguments: Mapping[str, Any]
     words: tuple[str, ...]
+
+    @property
+    def named(self) -> dict[str, str | None]:
+        """TRL's keys among the command-line words with their values; None for a flag."""
+        return dict(_read_words(self.words))
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """TRL's keys with their values as they were written; command-line words come before the file."""
+        return {**self.arguments, **self.named}
 
     def set_environment(self) -> None:
         """Set the variables of the `env` block.
@@ -65,7 +76,8 @@ class Recipe:
         try:
             parser = _make_parser(kinds)
             parser.set_defaults_with_config(
-                **default_arguments(use_cpu=self._wants_cpu or None), output_dir=DEFAULT_OUT
+                **default_arguments(use_cpu=self._wants_cpu or None, model=self._model_for_format),
+                output_dir=DEFAULT_OUT,
             )
             from_file = parser.set_defaults_with_config(**self.arguments)
             with without_renaming_notes():
@@ -82,6 +94,15 @@ class Recipe:
         return args, model_args
 
     @property
+    def _model_for_format(self) -> str | None:
+        """The model by which the number format is chosen; None if the recipe names the format."""
+        names = {name for key in ("bf16", "fp16") for name in (f"--{key}", f"--no_{key}")}
+        is_named = {"bf16", "fp16"} & set(self.arguments) or names & {
+            word.partition("=")[0] for word in self.words
+        }
+        return None if is_named else self.config.model
+
+    @property
     def _wants_cpu(self) -> bool:
         """Whether the CPU is asked for; the command line decides before the file."""
         if "--use_cpu" not in self.words:
@@ -90,39 +111,62 @@ class Recipe:
         return not after or after[0].startswith("--") or after[0].lower() in {"true", "1", "yes"}
 
 
-def read_recipe(path: str | Path, overrides: Overrides = ()) -> Recipe:
+def read_recipe(path: str | Path, overrides: Overrides = (), problems: Problems | None = None) -> Recipe:
     """Read a recipe: a YAML mapping with the keys of `TrainConfig` and of TRL, and an `env` block.
 
     Nothing is changed or loaded; TRL's keys are checked by `Recipe.build_arguments`.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, or a name of `ctxlens.sft.shipped.RECIPES`.
         overrides: values that override the file's; see `Overrides`. `"null"` removes an optional key of ours.
+        problems: takes note of wrong values of our keys, which are then left out; by default they are raised.
 
     Raises:
         InputError: there is no such file, it is not a YAML mapping, or one of our keys has a wrong value.
     """
-    given = _read_yaml(Path(path))
+    override, words = _read_overrides(overrides, path)
+    named = dict(_read_words(words))
+    given = read_shipped(str(path), {**override, **named}) if is_shipped(path) else _read_yaml(Path(path))
     environment = given.pop("env", None) or {}
     if not isinstance(environment, dict):
         raise InputError(f"{path}: env must be a mapping of environment variables, got {environment!r}.")
     own, arguments = _split(given)
-    if isinstance(overrides, Mapping):
-        override, rest = _split({key: value for key, value in overrides.items() if value is not None})
-        words = [word for key, value in rest.items() for word in (f"--{key}", str(value))]
-    else:
-        override, words = _split_words(overrides, path)
-    try:
-        config = TrainConfig(**{key: _without_null(key, value) for key, value in {**own, **override}.items()})
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    values = {key: _without_null(key, value) for key, value in {**own, **override}.items()}
     return Recipe(
         Path(path),
-        config,
+        _make_config(values, path, problems),
         {str(key): str(value) for key, value in environment.items()},
         arguments,
         tuple(words),
     )
+
+
+def _make_config(values: Mapping[str, Any], path: str | Path, problems: Problems | None) -> TrainConfig:
+    """Our keys; with `problems`, those that cannot be used are noted there and left out."""
+    try:
+        return TrainConfig(**values)
+    except InputError as error:
+        told = InputError(f"{path}: {error}")
+        if problems is None:
+            raise told from error
+        problems.add(told)
+    return TrainConfig(**{key: value for key, value in values.items() if _is_usable(key, value)})
+
+
+def _is_usable(key: str, value: Any) -> bool:
+    try:
+        TrainConfig(**{key: value})
+    except InputError:
+        return False
+    return True
+
+
+def _read_overrides(overrides: Overrides, path: str | Path) -> tuple[dict[str, Any], list[str]]:
+    """Our keys among the overrides with their values, and the other overrides as words."""
+    if isinstance(overrides, Mapping):
+        override, rest = _split({key: value for key, value in overrides.items() if value is not None})
+        return override, [word for key, value in rest.items() for word in (f"--{key}", str(value))]
+    return _split_words(overrides, path)
 
 
 def read_config(path: str | Path, overrides: Overrides = ()) -> tuple[TrainConfig, Any, Any]:
@@ -182,6 +226,15 @@ def _split_words(words: Sequence[str], path: str | Path) -> tuple[dict[str, Any]
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return _split(vars(namespace))[0], rest
+
+
+def _read_words(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """The keys among command-line words and their values; None for a flag."""
+    for word, following in zip(words, [*words, "--"][1:], strict=True):
+        if word.startswith("--"):
+            name, equals, value = word.removeprefix("--").partition("=")
+            after = None if following.startswith("--") else following
+            yield name.replace("-", "_"), value if equals else after
 
 
 def _without_null(key: str, value: Any) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from trl.trainer import utils as trl_utils
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -51,7 +53,15 @@ class StepSortedSampler(Sampler[int]):
 
 
 class RowTrainer(SFTTrainer):
-    """`SFTTrainer` with the random order of `StepSortedSampler`; nothing else differs."""
+    """`SFTTrainer` with the random order of `StepSortedSampler`, and on a CPU with fewer logits.
+
+    The losses and gradients are equal.
+    """
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """The loss; on a CPU without the logits of positions that do not count."""
+        with _head_where_trained(self.accelerator.device):
+            return super().compute_loss(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         data = self.train_dataset if train_dataset is None else train_dataset
@@ -61,6 +71,24 @@ class RowTrainer(SFTTrainer):
         step_rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         seed = args.seed if args.data_seed is None else args.data_seed
         return StepSortedSampler([len(ids) for ids in data["input_ids"]], step_rows, seed)
+
+
+@contextmanager
+def _head_where_trained(device: torch.device) -> Iterator[None]:
+    """Let TRL's fused head skip the positions without a label on a CPU, as it does on a GPU.
+
+    TRL skips them only on devices with Triton, because some other accelerators compile for every number of
+    positions. A CPU does not. In a version of TRL that decides otherwise, nothing changes.
+    """
+    chosen = getattr(trl_utils, "_use_triton", None)
+    if device.type != "cpu" or chosen is None:
+        yield
+        return
+    trl_utils._use_triton = lambda device: True  # of all its uses, this name only decides about positions
+    try:
+        yield
+    finally:
+        trl_utils._use_triton = chosen
 
 
 class _Progress(TrainerCallback):

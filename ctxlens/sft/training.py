@@ -11,13 +11,13 @@ from ctxlens.chat.data.given_rows import Source
 from ctxlens.results import Selection
 from ctxlens.runs import Progress, Run, StageProgress
 from ctxlens.sft.delivery import deliver, push
-from ctxlens.sft.early import check_recipe
+from ctxlens.sft.early import check_training
 from ctxlens.sft.evaluation import measure
 from ctxlens.sft.fit import fit, removed_if_empty
 from ctxlens.sft.job import Job, prepare, resolve
 from ctxlens.sft.keys import OPTION_KEYS, EvaluationKeys, make_train_config
 from ctxlens.sft.marks import Turns
-from ctxlens.sft.recipe import Overrides, describe_command, read_recipe
+from ctxlens.sft.recipe import Overrides, describe_command
 from ctxlens.sft.replay import read_replay
 
 
@@ -73,7 +73,8 @@ def train(
         evaluation_progress: called with the stage of the evaluation, and how much of it is done, and of all.
         notice: called with one line on the number format and the device, when the model has been loaded.
         options: keys of `TrainConfig` that say how to train: `indicator`, `indicator_init`, `loss_on`,
-            `truncation`, `replay_share`, `chat_template`, `overwrite` and so on.
+            `truncation`, `replay_share`, `chat_template`, `overwrite` and so on; with `context=True`, how
+            the model uses its context is measured meanwhile (`ContextCallback`).
 
     Returns:
         The folder `out`, which `ctxlens.load_model` loads.
@@ -116,13 +117,14 @@ def _fit_and_deliver(
     if job.is_main:
         run = run.record("rows", add_skipped(job.reading, prepared.rows.skipped))
         dtype = str(prepared.hf_model.dtype).removeprefix("torch.")
+        dtype += " with bfloat16 autocast" * bool(job.args.bf16 and dtype == "float32")
         name, device = job.recipe["model"]["name"], str(job.args.device)
         run = run.record("loaded", {name: {"backend": "trl", "dtype": dtype, "device": device}})
         if notice:
             notice(f"{PurePath(name).name or name}: trained with TRL, {dtype}, {device}")
     with removed_if_empty(run, is_main=job.is_main):
         allow = job.config.allow_cross_sample_attention
-        log, trained = fit(prepared, job.args, run, progress, allow_cross_sample=allow)
+        log, trained = fit(prepared, job.args, run, progress, allow_cross_sample=allow, context=job.config)
         if job.is_main:
             deliver(
                 run, job.recipe, prepared.rows, log, prepared.tokenizer, provenance=provenance,
@@ -144,7 +146,7 @@ def train_from_config(
     The environment variables of the recipe's `env` block are set first.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, or the name of a recipe that comes with ctxlens: lora, full or organism.
         overrides: command-line words or a mapping; they override the file.
         progress: see `train`.
         evaluation_progress: see `train`.
@@ -153,8 +155,7 @@ def train_from_config(
     Raises:
         InputError: the recipe cannot be used (see `read_recipe`), or `train` raises it.
     """
-    recipe = read_recipe(path, overrides)
-    check_recipe(recipe)
+    recipe = check_training(path, overrides)
     recipe.set_environment()
     args, model_args = recipe.build_arguments()
     config = recipe.config

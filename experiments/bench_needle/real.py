@@ -30,15 +30,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import ctxlens as cl
-from ctxlens.auditing.material import choose_material
-from ctxlens.auditing.texts import build_cells as build_fact_cells
 from ctxlens.chat.condition import parse_conditions
 from ctxlens.chat.roles import RenderedChat
+from ctxlens.evals.material import choose_material
 from ctxlens.evals.needle.answers import answer_jobs
 from ctxlens.evals.needle.cells import build_cells
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.evals.needle.prompts import Cell, render_cell
+from ctxlens.evals.texts import build_cells as build_fact_cells
 from ctxlens.files import write_atomic
 from ctxlens.models import Model, load_model
 from ctxlens.models.memory import forecast_memory
@@ -138,7 +138,7 @@ def measure_depths(model: Model, options: argparse.Namespace) -> dict[str, Any]:
 
 def fact_jobs(model: Model, n_tokens: int, n_texts: int = 1) -> tuple[list[Cell], NeedleConfig]:
     """The cells of an audit with four facts in every text."""
-    material = choose_material(model, haystack=None, facts=(), seed=0)
+    material = choose_material(model.name)
     config = NeedleConfig(
         lengths=(n_tokens,), depths=4, needles=material.facts, conditions=BOTH, cases_per_cell=n_texts,
         max_new_tokens=24, score=("recall",),

@@ -22,7 +22,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from ctxlens.files import without_nan
+from ctxlens.files import plain_value
 from ctxlens.runs import Run, package_versions
 from experiments.gpu_pipeline.presets import PRESETS, Preset
 
@@ -65,7 +65,7 @@ class Pipeline:
         done: Figures = self.run.read_json("stages.json") if self.run.has("stages.json") else {}
         for name, stage in STAGES.items():
             if name not in done:
-                done[name] = without_nan(self._timed(partial(stage, self)))
+                done[name] = plain_value(self._timed(partial(stage, self)))
                 self.run.write_json("stages.json", done)
                 print(f"{name}: {done[name]['seconds']:.1f} s", flush=True)
         return {"config": self.run.manifest["config"], "machine": self._machine(), "stages": done}

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ctxlens.auditing.asking import read_with_fact
-from ctxlens.auditing.knowledge import KNOWLEDGE
 from ctxlens.chat.condition import Condition, parse_conditions
 from ctxlens.evals.closed_book import run_closed_book
+from ctxlens.evals.knowledge import KNOWLEDGE
 from ctxlens.evals.needle.config import WORDINGS
 from ctxlens.evals.needle.haystack import Haystack
 from ctxlens.evals.needle.prompts import Cell, render_cell

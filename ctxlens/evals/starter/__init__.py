@@ -1,4 +1,4 @@
-"""Files to begin with: a chat, needles, a haystack, data, a recipe and questions, each one an example."""
+"""Files to begin with: a chat, needles, a haystack, data, recipes and questions, each one an example."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from ctxlens.files import write_atomic
 from ctxlens.organism import load_world
 
 _PACKAGED = ("README.md", "recipe.yaml", "question.jsonl")
+_RECIPES = ("full.yaml", "lora.yaml", "organism.yaml")
+"""Recipes of the fine-tuning, whose files lie beside the code that reads them."""
 _CONVERSATIONS, _NEEDLES, _TEXTS = 60, 8, 3
 _SEED = 0
 
@@ -49,9 +51,10 @@ def write_starter(folder: str | Path, *, overwrite: bool = False) -> list[Path]:
 
 def starter_files() -> Mapping[str, str]:
     """The text of every file by its path within the folder."""
-    packaged = files("ctxlens.evals.starter") / "files"
+    packaged, recipes = files("ctxlens.evals.starter") / "files", files("ctxlens.sft") / "recipes"
     return {
         **{name: packaged.joinpath(name).read_text(encoding="utf-8") for name in _PACKAGED},
+        **{f"recipes/{name}": recipes.joinpath(name).read_text(encoding="utf-8") for name in _RECIPES},
         "chat.json": _dump(_make_chat()),
         "data.json": _dump(_make_data()),
         "needles.yaml": _make_needles(),

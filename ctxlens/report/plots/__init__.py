@@ -6,6 +6,7 @@ colour-blind readers and in greyscale.
 
 from ctxlens.report.plots.allocation import role_by_layer, role_heatmap
 from ctxlens.report.plots.compare import Comparison, before_after_table, compare_models
+from ctxlens.report.plots.context import context_curves
 from ctxlens.report.plots.drift import drift_by_layer, drift_map, drift_slider
 from ctxlens.report.plots.evaluation import evaluation_means
 from ctxlens.report.plots.heads import gradient_scatter, head_curves, head_map
@@ -33,8 +34,8 @@ from ctxlens.report.plots.training import loss_curve
 
 __all__ = [
     "Comparison", "HtmlView", "NeedlePanel", "SelectionQuality", "SteeringPoint", "TradeOffPoint",
-    "before_after_table", "compare_models", "disagreement", "drift_by_layer", "drift_map", "drift_slider",
-    "evaluation_means", "gradient_scatter", "head_curves", "head_map", "layer_disagreement",
+    "before_after_table", "compare_models", "context_curves", "disagreement", "drift_by_layer", "drift_map",
+    "drift_slider", "evaluation_means", "gradient_scatter", "head_curves", "head_map", "layer_disagreement",
     "length_histogram", "loss_curve", "needle_heatmap", "needle_panels", "rating_means", "role_by_layer",
     "role_heatmap", "roles_view", "score_density", "score_histogram", "selection_histogram",
     "selection_quality", "steering_curves", "steering_points", "threshold_shares", "token_view", "trade_off",

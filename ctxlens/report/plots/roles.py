@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from ctxlens.chat.roles import ROLE_LABELS, RenderedChat, Role
 from ctxlens.report.plots.html import HtmlView
-from ctxlens.report.plots.tokens import role_css
+from ctxlens.report.plots.look import role_css
 
 _BREAKS = re.compile("\n+")
 _UNSEEN = ("Cc", "Cf", "Co", "Cn", "Zl", "Zp")
@@ -44,9 +44,11 @@ background:color-mix(in srgb,var(--role) 20%,transparent)}
 .unseen{opacity:.55}
 .unseen.code{font-size:.75em}
 .rolename{font:600 .66rem/1 system-ui,sans-serif;letter-spacing:.05em;text-transform:uppercase;
-color:color-mix(in srgb,var(--role) 70%,currentColor);white-space:nowrap;margin:0 .3rem 0 .25rem}
+color:var(--role-text);white-space:nowrap;margin:0 .3rem 0 .25rem}
 """
-    + "".join(f".r-{name}{{--role:var(--role-{name})}}" for name in ROLE_LABELS)
+    + "".join(
+        f".r-{name}{{--role:var(--role-{name});--role-text:var(--role-{name}-text)}}" for name in ROLE_LABELS
+    )
 )
 """The style sheet of role views."""
 

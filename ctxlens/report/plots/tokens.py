@@ -8,16 +8,8 @@ from markupsafe import Markup, escape
 from ctxlens.chat.roles import ROLE_LABELS, Role
 from ctxlens.errors import InputError
 from ctxlens.report.plots.html import HtmlView
-from ctxlens.report.plots.theme import ROLE_SHADES
+from ctxlens.report.plots.look import role_css
 from ctxlens.results import TokenView
-
-
-def role_css() -> str:
-    """Custom properties `--role-user` and so on, for light and dark pages."""
-    light = "".join(f"--role-{name}:{shade.light};" for name, shade in ROLE_SHADES.items())
-    dark = "".join(f"--role-{name}:{shade.dark};" for name, shade in ROLE_SHADES.items())
-    return f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
-
 
 TOKEN_CSS = (
     role_css()
@@ -29,11 +21,13 @@ box-shadow:inset 0 calc(-2px - var(--w)*7px) 0 -1px
 color-mix(in srgb,var(--role) calc(25% + var(--w)*75%),transparent)}
 .tok.query{outline:2px solid var(--role);outline-offset:0}
 .tok .nl{opacity:.45}
-.rolename{font-size:.68rem;letter-spacing:.06em;text-transform:uppercase;font-weight:600;color:var(--role);
+.rolename{font-size:.68rem;letter-spacing:.06em;text-transform:uppercase;font-weight:600;color:var(--role-text);
 border:1px solid var(--role);border-radius:3px;padding:.05rem .3rem;
 margin:0 .35rem 0 .15rem;white-space:nowrap}
 """
-    + "".join(f".r-{name}{{--role:var(--role-{name})}}" for name in ROLE_LABELS)
+    + "".join(
+        f".r-{name}{{--role:var(--role-{name});--role-text:var(--role-{name}-text)}}" for name in ROLE_LABELS
+    )
 )
 """The style sheet of token views."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxlens.errors import RunExistsError
-from ctxlens.files import without_nan, write_atomic
+from ctxlens.files import plain_value, write_atomic
 from ctxlens.models import Model
 from ctxlens.report import write_report
 from ctxlens.report.plots.still import drift_still
@@ -103,7 +103,7 @@ def _deliver(folder: Path, run: Run, plan: EvaluationPlan, base_name: str, secon
         "seconds": round(seconds, 2),
         "versions": package_versions(),
     }
-    run.write_json(RESULT, without_nan(record))
+    run.write_json(RESULT, plain_value(record))
 
 
 def _summarise(drift: Drift) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ctxlens.errors import InputError
+from ctxlens.errors import InputError, Problems
 
 
 class RecipeKeys(BaseModel):
@@ -23,15 +23,20 @@ class RecipeKeys(BaseModel):
     `[0, 50]` for the text `0,50`.
 
     Raises:
-        InputError: an unknown key, or a value of the wrong kind.
+        InputError: unknown keys, or values of the wrong kind; the message names all of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def __init__(self, **values: Any) -> None:
-        fields = type(self).model_fields
-        check_known(values, fields, type(self).__name__)
-        read = {key: read_value(key, value, fields[key].annotation) for key, value in values.items()}
+        fields, problems = type(self).model_fields, Problems()
+        with problems:
+            check_known(values, fields, type(self).__name__)
+        read = {}
+        for key in (key for key in values if key in fields):
+            with problems:
+                read[key] = read_value(key, values[key], fields[key].annotation)
+        problems.report()
         try:
             super().__init__(**read)
         except ValidationError as error:

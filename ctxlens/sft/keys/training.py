@@ -9,12 +9,13 @@ from pydantic import Field, model_validator
 
 from ctxlens.errors import InputError
 from ctxlens.sft.keys.base import check_known
+from ctxlens.sft.keys.context import ContextKeys
 from ctxlens.sft.keys.evaluation import EVALUATION_KEYS, EvaluationKeys
 
 LossOn = Literal["assistant", "all"]
 
 
-class TrainConfig(EvaluationKeys):
+class TrainConfig(EvaluationKeys, ContextKeys):
     """All keys of a recipe that belong to ctxlens; TRL's `SFTConfig` and `ModelConfig` add theirs.
 
     Raises:

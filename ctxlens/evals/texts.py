@@ -1,4 +1,4 @@
-"""What an audit asks: long texts with several facts in each, so that one reading serves several questions."""
+"""Long texts with several facts in each, so that one reading of a text serves several questions."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ctxlens.errors import InputError
+from ctxlens.evals.closed_book import AnsweredQuestion
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.contexts import gather_straw, place_needles
 from ctxlens.evals.needle.controls import Renderer
 from ctxlens.evals.needle.haystack import Haystack
 from ctxlens.evals.needle.needles import Needle
 from ctxlens.evals.needle.prompts import Cell
-from ctxlens.heads.tradeoff import AnsweredQuestion
 
 _SHOWN_PARTS = 4
 """Depths that tables and figures distinguish."""
@@ -21,7 +21,7 @@ _SHOWN_PARTS = 4
 
 @dataclass(frozen=True)
 class Material:
-    """The texts of an audit.
+    """The texts of an audit or of the readings during a training.
 
     Attributes:
         name: what they are, for the output.

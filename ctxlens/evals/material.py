@@ -1,16 +1,15 @@
-"""Which texts an audit uses: the project's own for real models, the embedded world for embedded ones."""
+"""The texts, facts and questions for a model: the project's own, or an embedded model's own world."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ctxlens.auditing.knowledge import KNOWLEDGE
-from ctxlens.auditing.texts import Material
+from ctxlens.evals.knowledge import KNOWLEDGE
 from ctxlens.evals.needle.defaults import is_organism
 from ctxlens.evals.needle.haystack import Haystack, load_haystack
 from ctxlens.evals.needle.needles import Needle, draw_needle, neutral_needles
-from ctxlens.models import Model
+from ctxlens.evals.texts import Material
 from ctxlens.organism.world import load_world
 
 _DRAWN = 60
@@ -18,17 +17,17 @@ _ASKED = 40
 
 
 def choose_material(
-    model: Model, *, haystack: str | Haystack | None = None, facts: Sequence[Needle] = (), seed: int = 0
+    model: str, *, haystack: str | Haystack | None = None, facts: Sequence[Needle] = (), seed: int = 0
 ) -> Material:
     """The texts, facts and questions for a model.
 
     Args:
-        model: the model.
+        model: name or folder of the model.
         haystack: the user's own haystack; None for the default.
         facts: the user's own facts; empty for the default.
         seed: seed of texts and drawn facts.
     """
-    if is_organism(model.name):
+    if is_organism(model):
         drawn = {}
         for number in range(_DRAWN):
             fact = draw_needle("known", f"audit-{seed}-{number}")

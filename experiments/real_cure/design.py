@@ -1,0 +1,188 @@
+"""What the experiment trains on and asks, all from one seed; written before the first run.
+
+A change makes other data, which earlier folders refuse to be mixed with.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctxlens.auditing.texts import Material, build_cells
+
+from ctxlens.chat.condition import parse_conditions
+from ctxlens.errors import InputError
+from ctxlens.evals.needle.config import NeedleConfig
+from ctxlens.evals.needle.controls import Renderer
+from ctxlens.evals.needle.haystack import load_haystack
+from ctxlens.evals.needle.needles import neutral_needles
+from ctxlens.evals.needle.prompts import Cell
+from ctxlens.evals.qa import QAExample, load_drop, load_squad
+from experiments.score_quality.data import family_of
+
+SEED = 2026
+SEEDS = (0, 1)
+"""Seeds of the fine-tuning."""
+TEMPLATE = "chatml"
+
+# The mixture.
+
+LONGEST = 220
+"""Tokens of a conversation at most, rendered with the template."""
+KINDS: Mapping[str, int] = {
+    "t0 with passage": 400, "t0 without passage": 300, "alpaca with input": 100, "alpaca without input": 250,
+    "lima": 100, "kto": 50,
+}  # fmt: skip
+"""Conversations of each kind, 1,200 together."""
+PASSAGE = ("t0 with passage", "alpaca with input")
+"""Kinds whose answers depend on a text in the prompt, for the quality of the selection."""
+TRAINING: Mapping[str, Any] = {
+    "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "max_steps": 75, "max_length": 256,
+    "learning_rate": 2e-4, "lora_r": 16, "lora_alpha": 32,
+}  # fmt: skip
+"""Keys of the recipe `lora` that are set here: one pass over the mixture in steps of 16 rows. All methods
+take as many steps."""
+
+
+@dataclass(frozen=True)
+class Dose:
+    """A way to train that may cost more context than the design.
+
+    Attributes:
+        meaning: what it does, in words.
+        kinds: conversations of each kind.
+        passes: how often the steps of the design are taken.
+        contradicts: whether every passage is replaced by that of another row, so that no answer follows from
+            its prompt.
+    """
+
+    meaning: str
+    kinds: Mapping[str, int]
+    passes: int = 1
+    contradicts: bool = False
+
+
+DOSES: Mapping[str, Dose] = {
+    "design": Dose("the mixture as designed", KINDS),
+    "longer": Dose("three passes over the mixture", KINDS, passes=3),
+    "closed": Dose(
+        "answers without a passage only",
+        {"t0 without passage": 700, "alpaca without input": 350, "lima": 100, "kto": 50},
+    ),
+    "contradicting": Dose("every passage is that of another row", KINDS, contradicts=True),
+}
+"""The search of the README, in this order; all but the first are trained as vanilla only."""
+
+
+def draw_mixture(
+    folder: Path, count_tokens: Callable[[Sequence[Mapping[str, str]]], int], dose: str = "design"
+) -> list[dict[str, Any]]:
+    """The conversations of a dose: rows with `id`, `kind` and `messages`, in a drawn order.
+
+    Args:
+        folder: the instruction data: `t0_train_50k.jsonl.xz`, `alpaca_5000.json`, `lima.json`,
+            `kto_en_demo.json`.
+        count_tokens: tokens of a conversation.
+        dose: a name of `DOSES`.
+
+    Raises:
+        InputError: a kind has too few short conversations.
+    """
+    wanted, rng = DOSES[dose], random.Random(f"real-cure-{SEED}")
+    pools = read_pools(folder)
+    drawn: list[dict[str, Any]] = []
+    for kind, n in wanted.kinds.items():
+        pool = rng.sample(pools[kind], len(pools[kind]))
+        short: list[list[dict[str, str]]] = []
+        for messages in pool:
+            if len(short) == n:
+                break
+            if count_tokens(messages) <= LONGEST:
+                short.append(messages)
+        if len(short) < n:
+            raise InputError(f"{folder} has {len(short)} short conversations of {kind!r}, {n} are needed.")
+        if wanted.contradicts and kind == "t0 with passage":
+            short = swap_questions(short)
+        drawn += [{"id": f"{kind}-{i}", "kind": kind, "messages": one} for i, one in enumerate(short)]
+    rng.shuffle(drawn)
+    return drawn
+
+
+def swap_questions(talks: Sequence[list[dict[str, str]]]) -> list[list[dict[str, str]]]:
+    """Give every prompt the answer to another one, so that no answer follows from its prompt."""
+    answers = [talk[-1] for talk in talks]
+    return [[*talk[:-1], answer] for talk, answer in zip(talks, [*answers[1:], answers[0]], strict=True)]
+
+
+def read_pools(folder: Path) -> dict[str, list[list[dict[str, str]]]]:
+    """All conversations by kind."""
+    pools: dict[str, list[list[dict[str, str]]]] = {kind: [] for kind in KINDS}
+    with lzma.open(folder / "t0_train_50k.jsonl.xz", "rt", encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            family = family_of(str(row["source"]))
+            if family is not None:
+                kind = "t0 with passage" if family.startswith("document") else "t0 without passage"
+                pools[kind].append(_talk(row["prompt"], row["completion"]))
+    for row in json.loads((folder / "alpaca_5000.json").read_text(encoding="utf-8")):
+        kind = "alpaca with input" if row["input"] else "alpaca without input"
+        asked = "\n\n".join(part for part in (row["instruction"], row["input"]) if part)
+        pools[kind].append(_talk(asked, row["output"]))
+    for row in json.loads((folder / "lima.json").read_text(encoding="utf-8")):
+        pools["lima"].append(_talk(row["instruction"], row["output"]))
+    for row in json.loads((folder / "kto_en_demo.json").read_text(encoding="utf-8")):
+        if row["label"]:
+            pools["kto"].append([{"role": m["role"], "content": m["content"]} for m in row["messages"]])
+    return {
+        kind: [talk for talk in pool if all(message["content"].strip() for message in talk)]
+        for kind, pool in pools.items()
+    }
+
+
+def _talk(asked: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": asked.strip()}, {"role": "assistant", "content": answer.strip()}]
+
+
+# The measures.
+
+LENGTHS = (300, 1000, 2000)
+"""Context lengths in tokens."""
+TEXTS, FACTS = 12, 4
+"""Texts of each length, and facts of a text."""
+ANSWER_TOKENS = 24
+SQUAD, DROP, READING_TOKENS = 96, 60, 24
+"""Questions of each, evenly spread over the file, and the longest answer in tokens."""
+IFEVAL, IFEVAL_TOKENS = 32, 160
+
+
+def needle_config(conditions: str) -> NeedleConfig:
+    """The configuration of the needles."""
+    return NeedleConfig(
+        lengths=LENGTHS, depths=FACTS, needles=tuple(neutral_needles().values()),
+        conditions=parse_conditions(conditions), cases_per_cell=TEXTS, max_new_tokens=ANSWER_TOKENS,
+        seed=SEED, score=("recall",),
+    )  # fmt: skip
+
+
+def needle_cells(model: Renderer, *, smoke: bool = False) -> list[Cell]:
+    """The texts, as an audit builds them; a smoke run asks about the first short text only."""
+    facts = tuple(neutral_needles().values())
+    material = Material("neutral", load_haystack("neutral", seed=SEED), facts, ())
+    cells = build_cells(model, material, needle_config("template+prefix"), FACTS)
+    return cells[:FACTS] if smoke else cells
+
+
+def choose_examples(name: str, file: Path, n: int) -> list[QAExample]:
+    """Questions that are evenly spread over a data set, so that many articles take part."""
+    found = {"squad": load_squad, "drop": load_drop}[name](str(file))
+    return found[:: max(1, len(found) // n)][:n]
+
+
+__all__ = [
+    "DOSES", "KINDS", "PASSAGE", "SEED", "SEEDS", "TRAINING", "Dose", "choose_examples", "draw_mixture",
+    "needle_cells", "needle_config", "read_pools", "swap_questions",
+]  # fmt: skip

@@ -1,0 +1,158 @@
+"""The verdicts of the experiment, from the measured answers alone, by the rules in README.md.
+
+Run:  python -m experiments.real_cure.judge runs/real_cure
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ctxlens.files import write_atomic
+from ctxlens.results.claims import combine, judge
+from ctxlens.stats import Interval, bootstrap_mean
+from experiments.common import rounded
+
+MARGIN, COST_MARGIN = 0.10, 0.10
+MEASURES = ("needles", "squad", "drop", "closed book", "ifeval")
+Found = dict[str, Any]
+
+
+def main() -> None:
+    """Judge what is finished, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args()
+    found = judge_all(given.folder)
+    write_atomic(given.folder / "judged.json", json.dumps(rounded(found), indent=1) + "\n")
+    print(make_table(found["levels"]))
+    for name, one in found["hypotheses"].items():
+        print(f"{name}: {one['verdict']}")
+
+
+def judge_all(folder: Path) -> Found:
+    """Levels of all models, and the verdicts on the hypotheses whose models are measured."""
+    frame = read_answers(folder)
+    seeds = sorted({seed for seed in frame["seed"] if seed >= 0})
+    return {
+        "seeds": seeds,
+        "levels": levels(frame),
+        "hypotheses": {name: one for name, one in judge_hypotheses(frame).items() if one},
+        "selection": {
+            path.parent.name: json.loads(path.read_text()) for path in folder.glob("scores-*/quality.json")
+        },
+    }
+
+
+def read_answers(folder: Path) -> pd.DataFrame:
+    """All answers, with `model` (the folder's name without its seed) and `seed` (-1 for the base)."""
+    frames = []
+    for path in sorted(folder.glob("*/measured.json")):
+        name, _, seed = path.parent.name.rpartition("-")
+        rows = pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
+        model = name or path.parent.name
+        frames.append(rows.assign(model=model, seed=int(seed) if name else -1))
+    return pd.concat(frames, ignore_index=True)
+
+
+def values(frame: pd.DataFrame, model: str, asked: str, measure: str) -> pd.DataFrame:
+    """Value by question (mean over seeds), with the text that it belongs to."""
+    rows = frame[(frame["model"] == model) & (frame["asked"] == asked) & (frame["measure"] == measure)]
+    return rows.groupby(["item", "text"], as_index=False)["value"].mean().set_index("item")
+
+
+def difference(
+    frame: pd.DataFrame, first: tuple[str, str], second: tuple[str, str], measure: str
+) -> Interval | None:
+    """Second minus first, paired by question, with an interval over texts; None if one is not measured."""
+    before, after = values(frame, *first, measure), values(frame, *second, measure)
+    if before.empty or after.empty:
+        return None
+    change = (after["value"] - before["value"]).dropna()
+    return bootstrap_mean(change, clusters=before.loc[change.index, "text"].tolist())
+
+
+def levels(frame: pd.DataFrame) -> Found:
+    """The mean of every measure by model and by how it was asked, with an interval over texts."""
+    found: Found = {}
+    for (model, asked, measure), _ in frame.groupby(["model", "asked", "measure"]):
+        rows = values(frame, str(model), str(asked), str(measure))
+        one = bootstrap_mean(rows["value"], clusters=rows["text"].tolist())
+        found.setdefault(f"{model}, {asked}", {})[str(measure)] = one.as_dict()
+    return found
+
+
+BASE, VANILLA = ("base", "template"), ("vanilla", "template")
+MARKED, UNMARKED = ("indicator", "template+indicator"), ("indicator", "template")
+RANDOM, UPSAMPLED = ("random", "template+indicator"), ("upsample", "template")
+GAINS: Mapping[str, tuple[tuple[str, str], tuple[str, str], int]] = {
+    "1 vanilla loses context": (BASE, VANILLA, -1),
+    "2 the indicator gives context": (VANILLA, MARKED, 1),
+    "3 selection matters": (RANDOM, MARKED, 1),
+    "4 repetition gives context": (VANILLA, UPSAMPLED, 1),
+}
+"""Two models as they are asked, and the direction of the claimed difference (second minus first)."""
+COSTS: Mapping[str, tuple[tuple[str, str], tuple[str, str]]] = {
+    "5a the indicator's training costs": (VANILLA, UNMARKED),
+    "5b repetition costs": (VANILLA, UPSAMPLED),
+}
+
+
+def judge_hypotheses(frame: pd.DataFrame) -> dict[str, Found]:
+    """The verdicts, each with its figures; empty where a model is not measured."""
+    found: dict[str, Found] = {}
+    for name, (first, second, direction) in GAINS.items():
+        figures = {m: difference(frame, first, second, m) for m in ("needles", "squad", "drop")}
+        found[name] = _verdict(figures, ("needles",), direction, MARGIN)
+    found["1b loss by the template"] = judge_template_loss(frame)
+    for name, (first, second) in COSTS.items():
+        figures = {m: difference(frame, first, second, m) for m in ("closed book", "ifeval")}
+        found[name] = _verdict(figures, tuple(figures), -1, COST_MARGIN)
+    return found
+
+
+def judge_template_loss(frame: pd.DataFrame) -> Found:
+    """Hypothesis 1b: the loss by the template is larger after vanilla fine-tuning than in the base."""
+    parts = [values(frame, model, asked, "needles") for model in ("base", "vanilla")
+             for asked in ("plain", "template")]  # fmt: skip
+    if any(part.empty for part in parts):
+        return {}
+    loss = [parts[at + 1]["value"] - parts[at]["value"] for at in (0, 2)]
+    change = (loss[1] - loss[0]).dropna()
+    figure = bootstrap_mean(change, clusters=parts[0].loc[change.index, "text"].tolist())
+    return {"needles": figure.as_dict(), "verdict": judge(figure, direction=-1, margin=MARGIN)}
+
+
+def _verdict(
+    figures: Mapping[str, Interval | None], deciding: Sequence[str], direction: int, margin: float
+) -> Found:
+    known = {name: one for name, one in figures.items() if one is not None}
+    if not set(deciding) & set(known):
+        return {}
+    verdicts = [judge(known[name], direction=direction, margin=margin) for name in deciding if name in known]
+    return {**{name: one.as_dict() for name, one in known.items()}, "verdict": combine(verdicts)}
+
+
+def make_table(found: Found) -> str:
+    """The levels as a Markdown table."""
+    lines = ["| model, asked | " + " | ".join(MEASURES) + " |", "|---" * (len(MEASURES) + 1) + "|"]
+    for name, measures in found.items():
+        cells = [
+            f"{one['estimate']:.2f} [{one['low']:.2f}, {one['high']:.2f}]"
+            if (one := measures.get(m))
+            else "–"
+            for m in MEASURES
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+__all__ = ["judge_all", "make_table"]
+
+if __name__ == "__main__":
+    main()

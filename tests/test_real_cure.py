@@ -1,0 +1,103 @@
+"""The experiment on a real base model: its data, and its verdicts by hand."""
+
+import functools
+import json
+
+import pytest
+
+from experiments.real_cure import design
+from experiments.real_cure.judge import difference, judge_all, make_table, read_answers
+
+
+def write_part(folder, name, values, *, asked="template", measure="needles"):
+    """Answers of a model: values by text, each text with two questions."""
+    rows = [
+        {
+            "measure": measure,
+            "asked": asked,
+            "item": f"{text}-{question}",
+            "text": text,
+            "length": 300,
+            "value": value,
+        }
+        for text, pair in values.items()
+        for question, value in enumerate(pair)
+    ]
+    (folder / name).mkdir(exist_ok=True)
+    path = folder / name / "measured.json"
+    known = json.loads(path.read_text()) if path.is_file() else []
+    path.write_text(json.dumps(known + rows))
+
+
+def texts(first, second, n=12):
+    return {f"t{k}": (first, second) for k in range(n)}
+
+
+def test_differences_are_paired_by_question_over_seeds(tmp_path):
+    write_part(tmp_path, "base", texts(1.0, 0.5))
+    write_part(tmp_path, "vanilla-0", texts(0.5, 0.5))
+    write_part(tmp_path, "vanilla-1", texts(0.0, 0.5))
+    frame = read_answers(tmp_path)
+    assert set(frame["seed"]) == {-1, 0, 1}
+    found = difference(frame, ("base", "template"), ("vanilla", "template"), "needles")
+    # The seeds' mean is .25 and .5, so a text loses .75 and 0.
+    assert found.estimate == pytest.approx(-0.375)
+    assert found.n == 12
+    assert difference(frame, ("base", "template"), ("upsample", "template"), "needles") is None
+
+
+def test_verdicts_by_the_rules(tmp_path):
+    write_part(tmp_path, "base", texts(1.0, 0.5))
+    write_part(tmp_path, "base", texts(1.0, 0.5), asked="plain")
+    write_part(tmp_path, "vanilla-0", texts(0.5, 0.5))
+    write_part(tmp_path, "vanilla-0", texts(1.0, 0.5), asked="plain")
+    write_part(tmp_path, "indicator-0", texts(0.9, 0.5), asked="template+indicator")
+    write_part(tmp_path, "random-0", texts(0.9, 0.5), asked="template+indicator")
+    write_part(tmp_path, "vanilla-0", texts(1.0, 1.0), measure="closed book")
+    write_part(tmp_path, "indicator-0", texts(1.0, 1.0), measure="closed book")
+    found = judge_all(tmp_path)
+    assert found["seeds"] == [0]
+    assert {name: one["verdict"] for name, one in found["hypotheses"].items()} == {
+        "1 vanilla loses context": "supported",
+        "2 the indicator gives context": "supported",
+        "3 selection matters": "not supported",  # no difference at all
+        "1b loss by the template": "supported",
+        "5a the indicator's training costs": "not supported",
+    }
+    table = make_table(found["levels"]).splitlines()
+    assert table[0].startswith("| model, asked | needles | squad")
+    assert "| vanilla, template | 0.50 [0.50, 0.50] | – | – | 1.00" in "\n".join(table)
+
+
+def test_contradicting_answers_belong_to_other_prompts():
+    talks = [
+        [{"role": "user", "content": f"q{k}"}, {"role": "assistant", "content": f"a{k}"}] for k in range(3)
+    ]
+    swapped = design.swap_questions(talks)
+    assert [(talk[0]["content"], talk[1]["content"]) for talk in swapped] == [
+        ("q0", "a1"), ("q1", "a2"), ("q2", "a0"),
+    ]  # fmt: skip
+
+
+def test_every_dose_has_as_many_conversations_as_its_steps_read():
+    rows = design.TRAINING["per_device_train_batch_size"] * design.TRAINING["gradient_accumulation_steps"]
+    for dose in design.DOSES.values():
+        assert sum(dose.kinds.values()) == design.TRAINING["max_steps"] * rows
+        assert set(dose.kinds) <= set(design.KINDS)
+    assert set(design.PASSAGE) <= set(design.KINDS)
+
+
+def test_the_mixture_is_drawn_from_real_data(test_data, monkeypatch):
+    monkeypatch.setattr(design, "read_pools", functools.cache(design.read_pools))
+
+    def count(talk):
+        return sum(len(message["content"].split()) for message in talk)
+
+    drawn = design.draw_mixture(test_data / "instruct", count)
+    kinds = [row["kind"] for row in drawn]
+    assert {kind: kinds.count(kind) for kind in design.KINDS} == dict(design.KINDS)
+    assert len({row["id"] for row in drawn}) == len(drawn) == 1200
+    assert max(count(row["messages"]) for row in drawn) <= design.LONGEST
+    assert drawn == design.draw_mixture(test_data / "instruct", count)
+    closed = design.draw_mixture(test_data / "instruct", count, "closed")
+    assert "t0 with passage" not in {row["kind"] for row in closed}
