@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import pytest
 from ctxlens.chat.roles import Role
 from ctxlens.report import write_report
 from ctxlens.report.plots.look import INK
+from ctxlens.results import TokenView
+from ctxlens.runs import Run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -262,3 +266,95 @@ def test_attacks_in_the_data_do_not_run(browser: Any, tmp_path: Path) -> None:
     show(browser, write_report([evil_run(tmp_path / "evil")], tmp_path / "evil.html"))
     assert browser.execute_script("return document.images.length") == 0
     assert browser.get_log("browser") == []  # a blocked script would be reported here
+
+
+def long_view(n: int = 3000) -> TokenView:
+    """A long conversation in which one token of the user's gets most of the attention, by every head."""
+    places = [*range(n)]
+    tokens = [
+        ("<s>", "bos"),
+        *((f" word{i}", "user") for i in places[1:-2]),
+        ("</s>", "template"),
+        (" The", "assistant"),
+    ]
+    weights = np.full(n, 0.2 / n)
+    weights[0], weights[2_100] = 0.5, 0.3
+    view = factories.token_view(tokens)
+    pattern = np.broadcast_to(weights / weights.sum(), (*view.pattern.shape[:3], n)).astype(np.float32)
+    return replace(view, pattern=pattern, query_positions=(n - 2, n - 1))
+
+
+@pytest.fixture(scope="module")
+def long_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("long")
+    run = Run.open(folder / "long", study="allocate", config={})
+    run.save("tokens.safetensors", long_view())
+    return write_report([run.folder], folder / "report.html")
+
+
+HERE = "return [...document.querySelectorAll('.tok')].findIndex(t => t.matches('.here'))"
+
+
+def test_a_long_conversation_opens_where_the_mass_is(browser: Any, long_page: Path) -> None:
+    show(browser, long_page)
+    assert browser.execute_script(HERE) == 2_100
+    inside = browser.execute_script(
+        "const box = document.querySelector('.tokens').getBoundingClientRect(),"
+        "here = document.querySelector('.tok.here').getBoundingClientRect();"
+        "return here.top >= box.top && here.bottom <= box.bottom"
+    )
+    assert inside
+    assert browser.execute_script("return scrollY") == 0
+    first = browser.execute_script(
+        "return [...document.querySelectorAll('.most li')].slice(0, 2).map(e => e.textContent)"
+    )
+    assert first == ["<s>0.500bos, token 0", "␣word21000.300user, token 2100"]
+    bars = browser.execute_script(
+        "return [...document.querySelectorAll('.minimap rect')].map(e => +e.getAttribute('height'))"
+    )
+    assert np.argsort(bars)[-2:].tolist() == [2_100 * len(bars) // 3_000, 0]
+
+
+def test_the_tokens_are_reached_by_keys_by_touch_and_from_the_strip(browser: Any, long_page: Path) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    show(browser, long_page, width=390)
+    box = browser.find_element(By.CSS_SELECTOR, ".tokens")
+    box.send_keys(Keys.ARROW_RIGHT)
+    assert browser.execute_script(HERE) == 2_101
+    told = "return document.querySelector('.onetoken').textContent"
+    assert browser.execute_script(told) == "“␣word2101”: user · token 2101 · attention 0.0001"
+    browser.find_element(By.CSS_SELECTOR, ".minimap").send_keys(Keys.HOME)
+    assert browser.execute_script(HERE) == 0
+    browser.execute_script("document.querySelectorAll('.tok')[5].click()")
+    assert "token 5 ·" in browser.execute_script(told)
+    browser.execute_script("document.querySelectorAll('.most button')[1].click()")
+    assert browser.execute_script(HERE) == 2_100
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+
+
+def test_the_navigation_follows_and_opens_what_it_leads_to(opened: Any) -> None:
+    opened.execute_script("document.querySelector('#cure details').open = false")
+    opened.execute_script("document.documentElement.style.scrollBehavior = 'auto'")
+    opened.execute_script("document.querySelector('.side a[href=\"#cure\"]').click()")
+    wait_until(opened, lambda: opened.execute_script("return document.querySelector('#cure > details').open"))
+    current = "return document.querySelector('.side [aria-current]').textContent"
+    wait_until(opened, lambda: opened.execute_script(current) == "Cure")
+
+
+AXE = find_spec("axe_playwright_python")  # only its copy of axe-core is used
+
+
+@pytest.mark.skipif(AXE is None, reason="needs axe-core (pip install axe-playwright-python)")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1200])
+def test_axe_has_no_serious_findings(browser: Any, page: Path, scheme: str, width: int) -> None:
+    show(browser, page, scheme=scheme, width=width)
+    browser.execute_script((Path(str(AXE and AXE.origin)).parent / "axe.min.js").read_text(encoding="utf-8"))
+    browser.set_script_timeout(120)
+    found = browser.execute_async_script(
+        "const done = arguments[0]; axe.run(document, {resultTypes: ['violations']}).then(r => done("
+        "r.violations.map(v => [v.impact, v.id, v.nodes[0].html.slice(0, 200)])))"
+    )
+    assert [one for one in found if one[0] in ("serious", "critical")] == []

@@ -18,6 +18,7 @@ from ctxlens.cli.demo import demo
 from ctxlens.cli.doctor import doctor
 from ctxlens.cli.drift import drift
 from ctxlens.cli.eval import eval
+from ctxlens.cli.explore import explore
 from ctxlens.cli.generate import generate
 from ctxlens.cli.heads import heads
 from ctxlens.cli.init import init
@@ -77,7 +78,7 @@ def _common(
 
 _VERBS = (
     init, audit, allocate, roles, drift, needle, heads, steer, generate, score, select, train, cure, eval,
-    mt_bench, report, demo, doctor,
+    mt_bench, report, explore, demo, doctor,
 )  # fmt: skip
 for _verb in _VERBS:
     app.command(_verb.__name__.replace("_", "-"), cls=_screen.Verb, epilog=_verb.epilog)(_verb)

@@ -67,7 +67,7 @@ def render_report(runs: Sequence[RunContents], title: str | None = None) -> str:
     )
     environment.globals.update(embed=embed, number=number, bounds=bounds)
     scripts = [_script(_asset("draw.js")), _script(_asset("report.js"))]
-    return environment.get_template("report.html.j2").render(
+    page = environment.get_template("report.html.j2").render(
         title=title or _title(runs),
         asked=questions(runs),
         overviews=[overview(run) for run in runs],
@@ -85,6 +85,7 @@ def render_report(runs: Sequence[RunContents], title: str | None = None) -> str:
         schemes=embed({built: list(pair) for built, pair in colour_schemes().items()}),
         commands=[command for run in runs if (command := demo_command(run))],
     )
+    return page.lstrip()
 
 
 def _title(runs: Sequence[RunContents]) -> str:

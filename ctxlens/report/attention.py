@@ -17,6 +17,8 @@ from ctxlens.results import RoleAllocation, TokenView
 from ctxlens.results.arrays import SINKLESS, SINKS_NOT_MEASURED
 
 MOST_WEIGHTS = 400_000
+_LONG_ROW = 256
+"""Rows of fewer tokens are written out in full."""
 _FACTS = {"gold": "The context says", "answer": "The answer that was read", "response": "The model answers"}
 _QUERIES = {
     "first_answer": "the position that produces the first token of the answer",
@@ -180,6 +182,15 @@ def _by_layer(models: dict[str, dict[str, RoleAllocation]], group: str, roles: l
     )
 
 
+def _pack(row: np.ndarray) -> list[int] | dict[str, list[int]]:
+    """Weights in ten-thousandths; of a long row those above zero, with the steps from each to the next."""
+    weights = np.round(row * 10_000).astype(int)
+    places = np.flatnonzero(weights)
+    if len(weights) < _LONG_ROW or 2 * len(places) > len(weights):
+        return weights.tolist()
+    return {"steps": np.diff(places, prepend=0).tolist(), "weights": weights[places].tolist()}
+
+
 def _tokens(view: TokenView) -> Tokens:
     pattern, heads = np.asarray(view.pattern, dtype=float), list(range(view.pattern.shape[1]))
     remark = ""
@@ -200,7 +211,7 @@ def _tokens(view: TokenView) -> Tokens:
             for p in view.query_positions
         ],
         "roles": [ROLE_LABELS[int(role)] for role in view.token_roles],
-        "weights": np.round(pattern * 10_000).astype(int).tolist(),
+        "weights": [[[_pack(row) for row in of_head] for of_head in of_layer] for of_layer in pattern],
     }
     meta = view.meta
     facts = [(name, str(meta[key])) for key, name in _FACTS.items() if key in meta]

@@ -20,6 +20,7 @@ def checkpoint_blocks(run: RunContents) -> list[Block]:
         blocks += [_figure(found), _values(found, folders)]
         if len(found.models) > 1:
             blocks.append(_changes(found))
+        blocks += [Note(str(found.meta["note"]))] if found.meta.get("note") else []
         failed = found.meta.get("failed") or {}
         blocks += [Note(f"{name} was not measured: {sentence}") for name, sentence in failed.items()]
     return blocks
@@ -32,7 +33,7 @@ def _figure(found: Checkpoints) -> Figures:
         "the two (loss), and the change of the user's share of attention by the template, without sinks "
         "(bias). All checkpoints got the same texts. Bars are 95 % intervals over texts."
     )
-    title = "Before and after" if found.meta.get("against") else "Over training"
+    title = "Recall, loss and bias" if found.meta.get("against") else "Over training"
     return Figures([Figure(figure_json(checkpoint_curves(found)), label)], caption, title=title)
 
 
@@ -66,7 +67,8 @@ def _changes(found: Checkpoints) -> Table:
         "with a 95 % interval over texts. Higher or lower: the interval excludes 0. No change: the interval "
         f"lies within the margin ({margins}). Everything else is undecided."
     )
-    return Table(["checkpoint", *QUANTITIES], rows, caption, title="What changed between checkpoints")
+    title = f"What changed against {first}" if first else "What changed between checkpoints"
+    return Table(["checkpoint", *QUANTITIES], rows, caption, title=title)
 
 
 def _change(one: Interval, reading: str) -> Cell:

@@ -86,10 +86,16 @@ class Overview:
     verdicts: Sequence[Verdict]
     keys: Sequence[Key]
 
+    def verdict_on(self, claim: str) -> Verdict | None:
+        """The verdict on a claim; None if the run has none."""
+        return next((one for one in self.verdicts if one.claim == claim), None)
+
 
 def overview(run: RunContents) -> Overview:
     """What the first screen says about a run."""
-    return Overview(run.name, models_of(run), list(run.verdicts().values()), list(_keys(run))[:_MOST_KEYS])
+    return Overview(
+        run.name, tuple(models_of(run)), list(run.verdicts().values()), list(_keys(run))[:_MOST_KEYS]
+    )
 
 
 def questions(runs: Sequence[RunContents]) -> list[str]:
@@ -125,6 +131,7 @@ def _model(value: Any) -> ModelName | None:
     return None
 
 
+# long: one loop for every kind of result
 def _keys(run: RunContents) -> Iterator[Key]:
     """The figures of a run, the one that matters most first."""
     if verdicts := run.verdicts():

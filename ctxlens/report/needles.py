@@ -42,6 +42,8 @@ NamedGrid = tuple[str, NeedleGrid]
 _LONGEST_QUESTION = 280
 _MOST_DIFFERENCES = 6
 _SCORES = ("recall", "contains", "needle_logprob")
+_MOST_OPEN_ROWS = 24
+"""Longer tables are folded at first."""
 _NOTHING_SHOWN = ("no difference shown", "too few to tell")
 _SQUARES = (
     "Each square is one context length, as built (left to right), and one depth of the needle in the context "
@@ -96,17 +98,19 @@ def compare_blocks(runs: Sequence[RunContents]) -> list[Block]:
 
 def _side_by_side(grids: Sequence[NamedGrid]) -> Table:
     """Every variant of every run with the mean of each score."""
+    known = [column for column in _SCORES if any(column in grid.frame for _, grid in grids)]
     rows = [
-        [Cell(panel.title, name), *(_mean_cell(grid, panel, column) for column in _SCORES)]
+        [Cell(panel.title, name), *(_mean_cell(grid, panel, column) for column in known)]
         for name, grid in grids
         for panel in needle_panels(grid)
     ]
     return Table(
-        ["run", *(COLUMNS[column] for column in _SCORES)],
+        ["run", *(COLUMNS[column] for column in known)],
         rows,
         "Every model and condition of every run: the mean over the cells of that run, with its 95 % "
         "interval. Runs with different cells are not comparable number by number.",
         title="Runs side by side",
+        folded=len(rows) > _MOST_OPEN_ROWS,
     )
 
 
@@ -187,6 +191,7 @@ def _differences(grid: NeedleGrid, column: str, title: str = "Differences, paire
         "or that p is above 0.05; it does not mean that the variants are equal.",
         title=f"{title}: {COLUMNS[column]}",
         conclusion=f"{shown} of {len(rows)} comparisons show a difference." if rows else "",
+        folded=len(rows) > _MOST_OPEN_ROWS,
     )
 
 

@@ -95,12 +95,14 @@ _MORE: tuple[tuple[str, str, Callable[[RunContents], Sequence[Block]]], ...] = (
 """Sections that belong to no claim: identifier, title and what builds the blocks of a run."""
 
 
+# long: the sections in the order of the page
 def build_sections(runs: Sequence[RunContents]) -> tuple[list[Section], list[str]]:
     """The sections for which the runs hold results, and the names of the results that are missing."""
     sections, missing = [], []
     has_demo = any(run.is_demo for run in runs)
     if parts := [Part(run.name, blocks) for run in runs if (blocks := checkpoint_blocks(run))]:
-        sections.append(Section("checkpoints", "Checkpoints", "", parts))
+        is_cure = any(run.study == "cure" for run in runs)
+        sections.append(Section("checkpoints", "Before and after" if is_cure else "Checkpoints", "", parts))
     for topic in _TOPICS:
         parts = _topic_parts(topic, runs)
         if not any(_is_told(part) for part in parts):

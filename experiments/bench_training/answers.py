@@ -146,7 +146,7 @@ class Bench:
         begun = clock()
         trainer.train()
         seconds = clock() - begun
-        rows = trainer.train_dataset
+        rows: Any = trainer.train_dataset
         return {
             "tokens": float(sum(map(len, rows["input_ids"]))),
             "trained": float(sum(label != -100 for labels in rows["labels"] for label in labels[1:])),
@@ -202,7 +202,7 @@ def measure_peak(dtype: Any) -> float:
     best = float("inf")
     for _ in range(10):
         begun = clock()
-        one @ one
+        torch.mm(one, one)
         best = min(best, clock() - begun)
     return 2 * 1024**3 / best
 
@@ -226,7 +226,7 @@ def summarise(measured: dict[str, list[dict[str, float]]], bench: Bench) -> dict
     return {
         "median": medians, "rounds": measured, "peak_flops": peak,
         "to_plain": ratios("ctxlens", "plain"), "to_all_logits": ratios("ctxlens", "all logits"),
-        "model": bench.options.model if bench.options.model == "organism-chat" else bench.source.name,
+        "model": bench.options.model if bench.options.model == "organism-chat" else Path(bench.source).name,
         "parameters": {"layers": bench.layers, "head": bench.head},
         "threads": torch.get_num_threads(), "machine": platform.machine(),
         "settings": {key: value for key, value in vars(bench.options).items() if isinstance(value, int)},

@@ -250,7 +250,7 @@ const Chart = (() => {
       const colour = shade(colorscale, (value - zmin) / (zmax - zmin || 1));
       group.append(node("rect", {...box, fill: colour}));
       if (texts[i][j] && fits) write(group, texts[i][j], cx, cy + size * 0.36, {size, anchor: "middle", fill: inkOn(colour)});
-      else if (texts[i][j][0] === "(" && width > 4) group.append(node("circle", {cx, cy, r: Math.min(2, width / 5), fill: inkOn(colour)}));
+      else if (texts[i][j][0] === "(" && width > 4) group.append(node("circle", {cx, cy, r: Math.min(1.6, width / 6), fill: inkOn(colour), "fill-opacity": 0.6}));
       marks.push({...box, tip: () => filled(trace.hovertemplate || "%{z}", {x: xs[j], y: ys[i], z: value, text: texts[i][j],
         customdata: trace.customdata && trace.customdata[i][j], hovertext: trace.hovertext && trace.hovertext[i][j]})});
     }));
@@ -301,20 +301,32 @@ const Chart = (() => {
     });
   };
 
-  const axisRange = (panel, side) => axisOf(panel[side], panel[side + "like"].flatMap((one) => one.traces), side);
+  const axisRange = (panel, side) => {
+    const like = panel[side + "like"], {range, type, autorange} = like[0][side];
+    return axisOf({range, type, autorange, ...panel[side]}, like.flatMap((one) => one.traces), side);
+  };
   const project = (scale, from, to) => {
     const [low, high] = scale.ends, unit = (to - from) / (high - low || 1);
     const at = (value) => from + (value - low) * unit;
     return {unit, at: (value) => at(scale.log ? Math.log10(value) : value), to: (value) => at(scale.at(value))};
   };
+  /* Which labels of evenly spaced ticks are written: every one, every second one, and so on. */
+  const thinning = (panel, size) => {
+    const at = panel.ticksX.map((tick) => panel.X.to(tick.value)), steps = at.slice(1).map((one, i) => Math.abs(one - at[i]));
+    const step = steps.length ? Math.min(...steps) : Infinity;
+    if (steps.some((one) => Math.abs(one - step) > 0.5)) return 1;
+    const room = panel.slanted ? size + 3 : Math.max(...panel.ticksX.map((tick) => measure(tick.text, size))) + 6;
+    return Math.max(1, Math.ceil(room / step - 0.01));
+  };
   const drawAxes = (svg, panel, colours, size) => {
     const {box, X, Y, x, y} = panel, inside = (value, low, high) => value >= Math.min(low, high) - 0.5 && value <= Math.max(low, high) + 0.5;
+    const every = thinning(panel, size);
     let last = -Infinity;
-    for (const tick of [...panel.ticksX].sort((a, b) => X.to(a.value) - X.to(b.value))) {
+    for (const [k, tick] of [...panel.ticksX].sort((a, b) => X.to(a.value) - X.to(b.value)).entries()) {
       const at = X.to(tick.value);
       if (!inside(at, box.x, box.x + box.width)) continue;
       if (x.showgrid !== false && !panel.scaleX.names) svg.append(node("path", {d: `M${at},${box.y}v${box.height}`, stroke: colours.grid}));
-      if (!panel.showX) continue;
+      if (!panel.showX || k % every) continue;
       const lines = wrapped(tick.text, size, Math.max(30, panel.slanted ? 90 : 400)), width = measure(lines.join("\n"), size);
       if (panel.slanted ? at - last < size + 3 : at - width / 2 < last + 6) continue;
       last = panel.slanted ? at : at + width / 2;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +15,7 @@ from ctxlens.models.attention.steering import combine_selects
 from ctxlens.models.backends.batch import HeadWeights, RunningKeys
 from ctxlens.models.backends.protocol import LayerPath
 
-Kept = Literal["shares", "resting", "pattern"]
+Kept = Literal["shares", "resting", "pattern", "calls"]
 """What is kept of a layer's attention."""
 
 
@@ -48,7 +48,8 @@ class Attending:
         keys: roles and biases of the keys.
         layers: the layers to read.
         queries: the query positions to keep, by row.
-        keep: whether role shares, role shares with the part that rests on sinks, or patterns are kept.
+        keep: whether role shares, role shares with the part that rests on sinks, patterns, or the calls
+            themselves are kept.
         stop: whether the forward pass ends after the highest layer to read.
         exact: whether the shares of 16-bit models are computed in float32.
         reduce: a function of each layer's shares whose result is kept in their place.
@@ -56,6 +57,8 @@ class Attending:
         collected: by layer, shares `[batch, head, query, role]`, shares and resting parts
             `[batch, 2, head, query, role]`, or patterns, float32, on the CPU; or the results of `reduce`, on
             the device of the layer.
+        held: by layer, the call without its values, where calls are kept.
+        progress: called with the number of calls kept and the number of layers.
         paths: by layer whose attention came through here, how it was computed.
         current: what the layers of the forward pass that is running share.
     """
@@ -69,6 +72,8 @@ class Attending:
     reduce: Callable[..., Tensor] | None = None
     sinks: SinkReader | None = None
     collected: dict[int, Tensor] = field(default_factory=dict)
+    held: dict[int, Any] = field(default_factory=dict)
+    progress: Callable[[int, int], None] | None = None
     paths: dict[int, LayerPath] = field(default_factory=dict)
     current: ForwardPass = field(default_factory=ForwardPass)
     _weights: dict[int, HeadWeights] = field(default_factory=dict)

@@ -27,6 +27,7 @@ from ctxlens.models.backends.batch import RunningKeys, TokenBatch
 from ctxlens.models.backends.native.attending import Attending
 from ctxlens.models.backends.native.call import Call
 from ctxlens.models.backends.native.direct import Attention, calls_directly, catch_direct_calls
+from ctxlens.models.backends.native.held import HeldCall
 from ctxlens.models.backends.native.plan import HowSteered, Kept, plan_call
 from ctxlens.models.backends.protocol import Reduce, ReduceResting
 
@@ -52,11 +53,12 @@ def attend(
     steerings: Sequence[Steering] = (),
     layers: Sequence[int] = (),
     queries: Int[Tensor, "batch query"] | None = None,
-    keep: Literal["shares", "resting", "pattern"] = "shares",
+    keep: Literal["shares", "resting", "pattern", "calls"] = "shares",
     stop: bool = False,
     exact: bool = False,
     reduce: Reduce | ReduceResting | None = None,
     sinks: SinkReader | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Attending]:
     """Steer and read every forward pass (and `generate`) of a transformers model inside the block.
 
@@ -66,13 +68,16 @@ def attend(
         steerings: what is steered.
         layers: the layers to read.
         queries: the query positions to keep, by row; all by default.
-        keep: role shares, role shares with the part that rests on sinks, or whole patterns.
+        keep: role shares, role shares with the part that rests on sinks, whole patterns, or the calls, from
+            which patterns can be computed later.
         stop: end the forward pass silently after the highest layer to read; the block ends with it.
         exact: compute the shares of 16-bit models in float32, in a second pass over the scores.
         reduce: a function of each layer's shares, or of shares and resting parts where both are kept; its
             result is kept in their place.
         sinks: finds the sinks, if they are to be kept apart. The caller lets it note the hidden states at the
             entry of every layer.
+        progress: called with the number of layers whose calls are kept and the total; what it raises ends
+            the forward pass.
 
     Yields:
         What is collected; it stays valid after the block.
@@ -80,6 +85,7 @@ def attend(
     active = tuple(s for s in steerings if not s.changes_nothing)
     keys = RunningKeys(batch, active)
     attending = Attending(keys, frozenset(layers), queries, keep, stop, exact, reduce, sinks)
+    attending.progress = progress
     configs: dict[int, Any] = {
         id(config): config
         for config in (getattr(module, "config", None) for module in model.modules())
@@ -202,6 +208,14 @@ def _keep_pattern(call: Call, attending: Attending, layer: int) -> Tensor:
     return call.output()
 
 
+def _keep_call(call: Call, attending: Attending, layer: int) -> Tensor:
+    """The output; the call is kept, so that the pattern of any query can be computed later."""
+    attending.held[layer] = HeldCall.of(call, attending.sinks)
+    if attending.progress:
+        attending.progress(len(attending.held), len(attending.layers))
+    return call.output()
+
+
 _STEER: dict[HowSteered, Callable[[Call, Attending, int], Call]] = {
     "not": _leave,
     "ready mask": Call.steer_by_ready_mask,
@@ -213,6 +227,7 @@ _COMPUTE: dict[Kept, Callable[[Call, Attending, int], Tensor]] = {
     "shares": _keep_shares,
     "resting": _keep_resting,
     "pattern": _keep_pattern,
+    "calls": _keep_call,
 }
 
 AttentionInterface.register(NAME, _attention)

@@ -28,6 +28,7 @@ from ctxlens.models.backends.native.cache import (
     make_cache,
     read_cache,
 )
+from ctxlens.models.backends.native.held import HeldAttention
 from ctxlens.models.backends.native.layers import find_decoder_layers, note_hidden_states
 from ctxlens.models.backends.native.projections import find_output_projections
 from ctxlens.models.backends.native.sizes import layer_windows, measure_costs, shape_of
@@ -152,6 +153,36 @@ class NativeBackend:
     ) -> Float[Tensor, "batch layer head query key"]:
         """See `Backend.read_pattern`."""
         return self._read(batch, layers, queries, steerings, "pattern")
+
+    @torch.no_grad()
+    def hold(
+        self,
+        batch: TokenBatch,
+        steerings: Sequence[Steering],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> HeldAttention:
+        """One conversation's queries and keys in every layer, its sinks, and the next token's logits.
+
+        Args:
+            batch: one conversation, without padding.
+            steerings: what is steered.
+            progress: called with the number of layers read and the total; what it raises ends the reading.
+        """
+        try:
+            entered, sinks = self._decoder_layers, SinkReader.of_texts(batch.role_ids)
+        except UnsupportedModelError:
+            entered, sinks = [], None
+        layers = range(self.shape.n_layers)
+        kwargs: dict[str, Any] = {"logits_to_keep": 1} if self._keeps_logits else {}
+        with (
+            note_hidden_states(entered, (lambda hidden: None) if sinks is None else sinks.enter),
+            attend(
+                self.hf_model, batch, steerings=steerings, layers=layers, keep="calls", sinks=sinks,
+                progress=progress,
+            ) as attending,
+        ):  # fmt: skip
+            logits = self.hf_model(input_ids=batch.tokens, use_cache=False, **kwargs).logits[0, -1]
+        return HeldAttention([attending.held[layer] for layer in layers], batch.role_ids, logits.float())
 
     def _read(
         self,

@@ -19,7 +19,7 @@ HowSteered = Literal["not", "ready mask", "mask", "columns"]
 `columns`: extra columns of Q and K, which cost less than a mask where there are many queries.
 """
 
-Kept = Literal["nothing", "shares", "resting", "pattern"]
+Kept = Literal["nothing", "shares", "resting", "pattern", "calls"]
 """What is kept of a call besides its output; `resting`: shares, and the part of them that rests on sinks."""
 
 

@@ -1,0 +1,115 @@
+"""`ctxlens explore`: a page in the browser that shows a model at work."""
+
+from __future__ import annotations
+
+import webbrowser
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import typer
+
+from ctxlens.cli import _screen
+from ctxlens.cli._options import ModelOptions, note_choice, verb
+from ctxlens.errors import InputError
+
+if TYPE_CHECKING:
+    from ctxlens.explore.copying import Source
+
+_INSTALL = 'the explorer needs Dash; install it with pip install "ctxlens-interp[explore]".'
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Where the page is served."""
+
+    PANEL: ClassVar[str] = "Page"
+
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to serve on. Any but this machine's own needs the token in the printed link.",
+            metavar="ADDRESS",
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to serve on.", metavar="N")] = 8061
+    cache: Annotated[int, typer.Option(min=16, help="Memory for results, in MiB.", metavar="MIB")] = 1024
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Print the link, and do not open a browser.")
+    ] = False
+
+
+@verb(
+    "ctxlens explore organism-chat",
+    "ctxlens explore HuggingFaceTB/SmolLM2-135M-Instruct --against HuggingFaceTB/SmolLM2-135M",
+    "ctxlens explore model.gguf --port 9000 --no-browser",
+)
+def explore(
+    loading: ModelOptions,
+    page: ServerOptions,
+    named: Annotated[
+        str | None,
+        typer.Argument(
+            help="Model to explore: folder, GGUF file, Hub id or built-in name; instead of --model.",
+            metavar="[MODEL]",
+            show_default=False,
+        ),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Second model, to compare with.", metavar="MODEL")
+    ] = None,
+) -> None:
+    """Open a page that shows where a model looks, steers it, and compares two ways of asking."""
+    name = named or ("organism-chat" if loading.model == "organism" else loading.model)
+    for one in filter(None, (name, against)):
+        loading.check_one(one)
+    try:
+        import dash  # noqa: F401
+    except ImportError:
+        raise InputError(_INSTALL) from None
+    from ctxlens.explore.lab import Lab
+    from ctxlens.explore.server import bind, is_local, make_app, new_token
+
+    token = None if is_local(page.host) else new_token()
+    lm = loading.load_one(name, loading.backend.value)
+    note_choice(lm)
+    other = loading.load_one(against, loading.backend.value) if against else None
+    lab = Lab(lm, other, source=source_of(loading, name, against), cache_bytes=page.cache * 2**20)
+    app = make_app(lab, host=page.host, port=page.port, token=token)
+    server = bind(app, page.host, page.port)
+    shown = f"[{page.host}]" if ":" in page.host else page.host
+    link = f"http://{shown}:{page.port}/" + (f"?token={token}" if token else "")
+    _screen.say(f"{link}\nStop with Ctrl+C.")
+    if not page.no_browser:
+        webbrowser.open(link)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        server.server_close()
+
+
+def source_of(loading: ModelOptions, name: str, against: str | None) -> Source:
+    """How the models are loaded, for code that the page copies."""
+    from ctxlens.explore.copying import Source
+
+    options: dict[str, Any] = {}
+    flags: list[str] = []
+    for key in ("backend", "device", "dtype", "revision", "device_map"):
+        value = getattr(loading, key)
+        value = getattr(value, "value", value)
+        if value not in (None, "auto"):
+            options[key] = value
+            flags += [f"--{key.replace('_', '-')}", str(value)]
+    for key in ("trust_remote_code", "load_in_4bit", "load_in_8bit"):
+        if getattr(loading, key):
+            options[key] = True
+            flags.append(f"--{key.replace('_', '-')}")
+    if loading.chat_template is not None:
+        options["chat_template"] = str(loading.chat_template)
+        flags += ["--chat-template", str(loading.chat_template)]
+    if loading.template_args:
+        options["template_args"] = loading.template_args
+        flags += [word for pair in loading.template_arg or () for word in ("--template-arg", pair)]
+    return Source(name, against, options, tuple(flags))
+
+
+__all__ = ["explore", "source_of"]

@@ -1,0 +1,283 @@
+"""Screen 2: which heads look at a role, and where one head looks from one token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from dash import Dash, Input, Output, State, dcc, html
+
+from ctxlens.chat.roles import ROLE_LABELS
+from ctxlens.errors import InputError
+from ctxlens.explore import parts
+from ctxlens.explore.chat import seen_view
+from ctxlens.explore.copying import strongest_head
+from ctxlens.explore.lab import Lab
+from ctxlens.explore.state import ChatPart, WherePart, read_part
+from ctxlens.explore.state import State as Chosen
+from ctxlens.models.rows import AttentionRows, tokens_of_mass
+from ctxlens.report.plots import role_heatmap
+
+MASS = 0.8
+_MOST_LISTED = 60
+
+
+def layout(lab: Lab, state: Chosen) -> html.Section:
+    """The screen."""
+    where = state.where
+    mass = parts.card(
+        "Where 80 % of it goes",
+        html.Div(html.Span("Not computed yet.", className="empty-state"), id="mass", className="mass"),
+    )
+    side = html.Div(
+        [
+            html.Div(
+                parts.choice("where.role", "Role", parts.ROLES, where.role, roles=True),
+                className="card tight",
+            ),
+            parts.figure(
+                "map",
+                "Share of a role, by layer and head",
+                "Click a head to see what it reads.",
+                height=420,
+            ),
+        ],
+        className="stack",
+    )
+    return parts.section(
+        "where",
+        "Where does it look?",
+        "The map shows how much each head looks at one role; the text shows one head at work.",
+        html.Div([side, html.Div([_text(lab, where), mass], className="stack")], className="columns even"),
+        parts.slot("row"),
+        dcc.Store(id="row"),
+    )
+
+
+def _text(lab: Lab, where: WherePart) -> html.Div:
+    """The tokens, coloured by one head's attention."""
+    return html.Div(
+        [
+            html.Div(
+                [
+                    html.H3("What this head reads"),
+                    html.P("", id="row-facts", className="note", **{"aria-live": "polite"}),
+                ],
+                className="figure-head",
+            ),
+            _head(lab, where),
+            html.Div(
+                [
+                    html.Div(
+                        className="tokens looking",
+                        id="where-tokens",
+                        tabIndex="0",
+                        role="group",
+                        **{
+                            "aria-label": "Tokens, coloured by attention. Left and right choose the query"
+                            " token, up and down the layer, with shift the head."
+                        },
+                    ),
+                    html.Canvas(id="minimap", className="minimap", **{"aria-hidden": "true"}),
+                ],
+                className="reader",
+            ),
+            html.P(
+                [
+                    html.Kbd("←"),
+                    html.Kbd("→"),
+                    " query token  ",
+                    html.Kbd("↑"),
+                    html.Kbd("↓"),
+                    " layer  ",
+                    html.Kbd("shift"),
+                    html.Kbd("↑"),
+                    html.Kbd("↓"),
+                    " head. Click a token to look from it.",
+                ],
+                className="note keys",
+            ),
+        ],
+        className="card",
+    )
+
+
+def _head(lab: Lab, where: WherePart) -> html.Div:
+    """Which head, and from which token."""
+    model = lab.model
+    most_layer, most_head = model.n_layers - 1, model.n_heads - 1
+    return html.Div(
+        [
+            parts.entry(
+                "where.layer",
+                "Layer",
+                where.layer,
+                kind="number",
+                min=0,
+                max=most_layer,
+                step=1,
+                placeholder="best",
+                className="short",
+            ),
+            parts.entry(
+                "where.head",
+                "Head",
+                where.head,
+                kind="number",
+                min=0,
+                max=most_head,
+                step=1,
+                placeholder="best",
+                className="short",
+            ),
+            parts.entry(
+                "where.query",
+                "Query token",
+                where.query,
+                kind="number",
+                min=0,
+                step=1,
+                placeholder="next",
+                className="short",
+            ),
+            parts.button(
+                "Next token", "query-next", label="Make the token that produces the answer the query"
+            ),
+            parts.flag("where.follow", "Scroll to the attention", where.follow),
+        ],
+        className="row wrap",
+    )
+
+
+def row_payload(rows: AttentionRows, where: WherePart, query: int) -> dict[str, Any]:
+    """What the page needs to colour the tokens: one head's attention from one token."""
+    allocation = None
+    layer, head = where.layer, where.head
+    if layer is None or head is None:
+        allocation = rows.allocation(query)
+        best = strongest_head(allocation, where.role, seen_view(allocation, where.view))
+        layer, head = best if layer is None and head is None else (layer or 0, head or 0)
+    weights = rows.row(layer, head, query)
+    roles = np.bincount(rows.chat.role, weights=weights, minlength=len(ROLE_LABELS))
+    return {
+        "layer": layer,
+        "head": head,
+        "query": query,
+        "isBest": allocation is not None,
+        "weights": [round(float(w), 5) for w in weights],
+        "shares": {name: round(float(share), 4) for name, share in zip(ROLE_LABELS, roles, strict=True)},
+    }
+
+
+def check_head(lab: Lab, where: WherePart) -> None:
+    """Raise `InputError` if the head does not exist."""
+    model = lab.model
+    if (where.layer or 0) >= model.n_layers or (where.head or 0) >= model.n_heads:
+        raise InputError(
+            f"head {where.layer}.{where.head} does not exist: the model has layers 0 to {model.n_layers - 1} "
+            f"with heads 0 to {model.n_heads - 1}."
+        )
+
+
+def list_mass(rows: AttentionRows, weights: Any) -> list[Any]:
+    """The tokens that hold most of the attention, the largest first."""
+    found = tokens_of_mass(np.asarray(weights, dtype=float), MASS)
+    texts, top = rows.chat.token_strings(), found[0][1] or 1.0
+    items = []
+    for position, weight in found[:_MOST_LISTED]:
+        role = ROLE_LABELS[int(rows.chat.role[position])]
+        items.append(
+            html.Li(
+                html.Button(
+                    [
+                        html.Code(visible(texts[position])),
+                        html.Span(role, className="role-name"),
+                        html.Span(parts.percent(weight), className="number"),
+                        html.Span(className="bar", style={"width": f"{100 * weight / top:.1f}%"}),
+                    ],
+                    id={"type": "go", "i": position},
+                    type="button",
+                    n_clicks=0,
+                    className=f"mass-item r-{role}",
+                    title=f"token {position}",
+                )
+            )
+        )
+    more = len(found) - len(items)
+    rest = [html.P(f"and {more} more tokens", className="note")] if more > 0 else []
+    n = f"{len(found)} of {rows.chat.n_tokens:,} tokens"
+    return [html.P(n, className="note"), html.Ol(items, className="mass-list"), *rest]
+
+
+def visible(text: str) -> str:
+    """A token with its white space made visible."""
+    return text.replace("\n", "↵").replace("\t", "⇥").replace(" ", "·") or "∅"
+
+
+def register(app: Dash, lab: Lab) -> None:
+    """The screen's callbacks."""
+
+    @app.callback(
+        Output({"type": "figure", "name": "map"}, "data"),
+        Output({"type": "caption", "name": "map"}, "children"),
+        parts.arrived("reading"),
+        parts.arrived("row"),
+        Input("look-map", "data"),
+        State("conversation", "data"),
+    )
+    def draw_map(there: Any, row: Any, look: Any, given: Any) -> Any:
+        if not parts.has_arrived(there) or not given or not look:
+            return parts.no_update, parts.no_update
+        part, where = read_part(ChatPart, given), read_part(WherePart, look)
+        query = lab.query(lab.render(part), where.query)
+        rows = lab.rows(part, query=query)
+        if rows is None:
+            return parts.no_update, parts.no_update
+        allocation = rows.allocation(query)
+        view = seen_view(allocation, where.view)
+        made = role_heatmap(allocation, where.role, view=view)
+        name = parts.VIEWS[view]
+        words = (
+            f"Share of {where.role} in the attention of token {query}, {name}. Click a head to see what it "
+            "reads."
+        )
+        if np.isnan(allocation.share(where.role, view=view)).any():
+            words += " Empty cells: nearly all attention rests on tokens that this view leaves out."
+        return parts.show_figure(made), words
+
+    @app.callback(
+        Output("row", "data"),
+        Output("mass", "children"),
+        parts.wanted("row"),
+        parts.arrived("reading"),
+        parts.arrived("row"),
+        Input("look-row", "data"),
+        State("conversation", "data"),
+        parts.PAGE,
+    )
+    def read_row(there: Any, again: Any, look: Any, given: Any, page: Any) -> Any:
+        nothing = (parts.no_update,) * 3
+        if not parts.has_arrived(there) or not given or not look:
+            return nothing
+        part, where = read_part(ChatPart, given), read_part(WherePart, look)
+        check_head(lab, where)
+        query = lab.query(lab.render(part), where.query)
+        rows = lab.rows(part, query=query)
+        if rows is None:
+            task = lab.reading(part, query=query)
+            return parts.no_update, parts.no_update, parts.want(lab, task, page=page, name="row")
+        payload = row_payload(rows, where, query)
+        return payload, list_mass(rows, payload["weights"]), parts.no_update
+
+    parts.FRAMES["map"] = lambda lab, state: _frame(lab, state)
+
+
+def _frame(lab: Lab, state: Chosen) -> Any:
+    query = lab.query(lab.render(state.chat), state.where.query)
+    rows = lab.rows(state.chat, query=query)
+    if rows is None:
+        raise InputError("the conversation has not been read yet.")
+    return rows.allocation(query).to_frame()
+
+
+__all__ = ["check_head", "layout", "list_mass", "register", "row_payload", "visible"]
