@@ -5,9 +5,12 @@ import pytest
 
 from ctxlens.errors import InputError
 from ctxlens.results import Scores
+from ctxlens.scoring import layers
 from ctxlens.scoring.layers import (
     DEFAULT_LAYER_RULE,
     LAYER_RULES,
+    default_layers,
+    default_rule,
     find_layer,
     most_agreeing,
     most_attentive,
@@ -91,6 +94,21 @@ def test_needle_rules_take_the_best_head_or_all_of_a_layer():
 def test_middle_takes_the_nearest_scored_layer():
     assert find_layer(table({14: ORDERED, 17: ORDERED}, {"n_layers": 22}), "middle") == 14
     assert find_layer(table({0: ORDERED, 1: ORDERED, 2: ORDERED, 3: ORDERED}), "middle") == 3
+
+
+def test_the_default_rule_gives_way_to_the_middle_where_scores_lack_what_it_needs(monkeypatch):
+    scores, shares = table({0: ORDERED, 1: OPPOSED}), np.array([[0.4], [0.2], [0.1]])
+    monkeypatch.setattr(layers, "DEFAULT_LAYER_RULE", "needle")
+    assert default_rule(scores) == "middle"
+    assert default_rule(scores, needle_shares=shares) == "needle"
+    assert default_rule(scores, needle_shares=shares[::-1]) == "middle"  # layer 2 was not scored
+    assert default_layers(22) == tuple(range(22))
+    monkeypatch.setattr(layers, "DEFAULT_LAYER_RULE", "gap")
+    assert default_rule(scores) == "middle"
+    monkeypatch.setattr(layers, "DEFAULT_LAYER_RULE", "residual")
+    assert default_rule(scores) == "residual"
+    monkeypatch.setattr(layers, "DEFAULT_LAYER_RULE", "middle")
+    assert default_layers(22) == tuple(range(16))
 
 
 def test_rules_that_do_not_exist_and_scores_that_are_empty_are_refused():

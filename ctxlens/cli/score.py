@@ -127,6 +127,7 @@ def score(
     data = open_conversations(dataset, layout=layout, streaming=streaming, **read)
 
     from ctxlens.scoring import Settings, score_to_run
+    from ctxlens.scoring.layers import DEFAULT_LAYER_RULE, NEEDLE_RULES
 
     lm = model.load()
     settings = Settings.of(
@@ -156,7 +157,7 @@ def score(
         return
     if lp_gap:
         _add_lp_gap(run, lm, data, settings.batch_tokens)
-    if needle_layer:
+    if needle_layer or DEFAULT_LAYER_RULE in NEEDLE_RULES:
         _find_needle_layers(run, lm, settings.batch_tokens)
     _show_scores(run, meta, output)
 

@@ -173,7 +173,13 @@ def _check_scores(scores: Path | None) -> None:
 def _deciding_layer(table: Scores, layer: str | None, reduction: str, folder: Path) -> int | None:
     """The given layer, or the one that a rule finds; None if the score has no layers or no turns."""
     from ctxlens.parsing import check_choice
-    from ctxlens.scoring.layers import DEFAULT_LAYER_RULE, LAYER_RULES, find_layer
+    from ctxlens.scoring.layers import (
+        DEFAULT_LAYER_RULE,
+        LAYER_RULES,
+        NEEDLE_RULES,
+        default_rule,
+        find_layer,
+    )
     from ctxlens.scoring.selection import LP_GAP
 
     if layer is not None and layer.lstrip("-").isdecimal():
@@ -182,8 +188,8 @@ def _deciding_layer(table: Scores, layer: str | None, reduction: str, folder: Pa
         check_choice(layer, LAYER_RULES, "layer")
     if reduction == LP_GAP or table.frame.empty:
         return None
-    rule = layer or DEFAULT_LAYER_RULE
-    shares = _needle_shares(folder) if rule.startswith("needle") else None
+    shares = _needle_shares(folder) if (layer or DEFAULT_LAYER_RULE) in NEEDLE_RULES else None
+    rule = layer or default_rule(table, needle_shares=shares)
     return find_layer(table, rule, reduction=reduction, needle_shares=shares)
 
 
@@ -200,7 +206,9 @@ def _needle_shares(folder: Path) -> np.ndarray | None:
         return None
     try:
         return np.array([one["by_head"] for one in json.loads(path.read_text(encoding="utf-8"))], dtype=float)
-    except (ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
+        return None  # of another study
+    except ValueError:
         raise InputError(f"{path} is damaged; score again with --needle-layer.") from None
 
 

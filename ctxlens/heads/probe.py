@@ -100,7 +100,7 @@ def find_needle_layers(
 
     Args:
         model: the model.
-        length: length of the texts, in tokens.
+        length: length of the texts, in tokens; at most three quarters of the window.
         texts: number of texts, a multiple of four: a quarter of them for each of four depths.
         seed: seed of texts and facts.
         batch_tokens: padded tokens in one forward pass.
@@ -109,8 +109,9 @@ def find_needle_layers(
         InputError: the texts do not fit the model's window.
     """
     config = NeedleConfig(
-        lengths=(length,), depths=(10, 40, 60, 90), needles=("neutral",), cases_per_cell=max(1, texts // 4),
-        conditions=parse_conditions("plain+prefix"), seed=seed,
+        lengths=(min(length, 3 * model.n_ctx // 4),), depths=(10, 40, 60, 90), needles=("neutral",),
+        cases_per_cell=max(1, texts // 4), conditions=parse_conditions("plain+prefix"), max_new_tokens=1,
+        seed=seed,
     )  # fmt: skip
     cells = build_cells(model, config, load_haystack("neutral", seed=seed))
     return needle_layer(model, cells, config, batch_tokens=batch_tokens)

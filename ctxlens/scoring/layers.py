@@ -23,7 +23,14 @@ LAYER_RULES: Mapping[str, str] = {
 """Rules for the layer whose scores decide, each with its wording."""
 
 DEFAULT_LAYER_RULE = "middle"
-"""The rule of `ctxlens select`; `experiments/score_quality` compares the rules."""
+"""The rule of `ctxlens select`; `experiments/score_quality` compares the rules.
+
+`ctxlens score` prepares what the rule needs: with `middle`, the layers up to the paper's depth are scored;
+with another rule, all layers; with a rule of `NEEDLE_RULES`, the attention to a hidden fact is read too.
+"""
+
+NEEDLE_RULES = ("needle", "needle-mean")
+"""The rules that need the attention of every head to a hidden fact."""
 
 NEEDLE_LAYERS = "layer.json"
 """The file in a run folder with the attention to a hidden fact, one entry per layer."""
@@ -60,7 +67,7 @@ def find_layer(
     if rule == "middle":
         middle = choose_layer(scores.meta.get("n_layers", max(scored) + 1), rule="middle")
         return min(scored, key=lambda one: abs(one - middle))
-    if rule in ("needle", "needle-mean"):
+    if rule in NEEDLE_RULES:
         return _found_by_needle(scored, rule, needle_shares)
     turns = scores.frame[scores.frame["layer"] == scored[0]].set_index(["conversation", "turn"])
     lengths = turns["context_tokens"].to_numpy()
@@ -71,6 +78,22 @@ def find_layer(
     if LP_GAP not in turns:
         raise InputError("the rule gap needs lp_gap, which these scores lack; score again with --lp-gap.")
     return scored[most_agreeing(by_layer, turns[LP_GAP].to_numpy(dtype=float), lengths)]
+
+
+def default_rule(scores: Scores, *, needle_shares: Float[np.ndarray, "layer head"] | None = None) -> str:
+    """`DEFAULT_LAYER_RULE`, or `middle` where these scores lack what it needs."""
+    try:
+        find_layer(scores, DEFAULT_LAYER_RULE, needle_shares=needle_shares)
+    except InputError:
+        return "middle"
+    return DEFAULT_LAYER_RULE
+
+
+def default_layers(n_layers: int) -> tuple[int, ...]:
+    """The layers that are scored by default: those among which `DEFAULT_LAYER_RULE` may choose."""
+    if DEFAULT_LAYER_RULE == "middle":
+        return tuple(range(choose_layer(n_layers, rule="middle") + 1))
+    return tuple(range(n_layers))
 
 
 def _found_by_needle(
@@ -134,6 +157,6 @@ def _correlation(first: Float[np.ndarray, " turn"], second: Float[np.ndarray, " 
 
 
 __all__ = [
-    "DEFAULT_LAYER_RULE", "LAYER_RULES", "NEEDLE_LAYERS", "find_layer", "most_agreeing", "most_attentive",
-    "most_varied",
+    "DEFAULT_LAYER_RULE", "LAYER_RULES", "NEEDLE_LAYERS", "NEEDLE_RULES", "default_layers", "default_rule",
+    "find_layer", "most_agreeing", "most_attentive", "most_varied",
 ]  # fmt: skip

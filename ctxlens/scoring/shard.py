@@ -23,8 +23,8 @@ from ctxlens.results.scores import (
     check_precision,
     make_turns,
 )
+from ctxlens.scoring.layers import default_layers
 from ctxlens.scoring.measure import VALUES, mean_turns, reduce_turns, uniform_share
-from ctxlens.scoring.selection import choose_layer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -150,7 +150,7 @@ def check_layers(model: Scorer, layers: Sequence[int] | str | None) -> tuple[int
         InputError: the model lacks a layer, or no layer is given.
     """
     if layers is None:
-        return tuple(range(choose_layer(model.n_layers, rule="middle") + 1))
+        return default_layers(model.n_layers)
     if layers == "all":
         return tuple(range(model.n_layers))
     if isinstance(layers, str):
