@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -150,6 +151,10 @@ def mark_keywords(text: str, keywords: tuple[str, ...]) -> list[Any]:
     return [one for one in (*shown, text[done:]) if one]
 
 
+def _number(value: float, form: str) -> str:
+    return "–" if math.isnan(value) else format(value, form)
+
+
 def show_answers(found: hiding.Place) -> list[Any]:
     """The answers of one place with their scores, one row per condition."""
     head = [html.Th(name, scope="col") for name in ("", "recall", "nats per token", "answer")]
@@ -157,17 +162,14 @@ def show_answers(found: hiding.Place) -> list[Any]:
     for row in found.grid.frame.to_dict("records"):
         templated = str(row["condition"]).startswith("template")
         said = row["error"] or row["response"] or ""
-        value = row["needle_logprob"]
         answer = [row["error"]] if row["error"] else mark_keywords(said, found.cell.needle.keywords)
         begun = f"{found.cell.needle.prefix} … " if "prefix" in str(row["condition"]) else ""
         lines.append(
             html.Tr(
                 [
                     html.Th("with template" if templated else "without template", scope="row"),
-                    html.Td(
-                        "–" if row["recall"] != row["recall"] else f"{row['recall']:.0%}", className="number"
-                    ),
-                    html.Td("–" if value != value else f"{value:.2f}", className="number"),
+                    html.Td(_number(row["recall"], ".0%"), className="number"),
+                    html.Td(_number(row["needle_logprob"], ".2f"), className="number"),
                     html.Td([html.Span(begun, className="begun"), *answer], className="said"),
                 ]
             )
@@ -200,8 +202,7 @@ def _register_place(app: Dash, lab: Lab) -> None:
         cell = hiding.written(lab, part)
         context = cell.context
         words = (
-            f"{context.tokens:,} tokens; {context.depth_percent:.0f} % of the text stand before the sentence, "
-            "which begins where a sentence ends."
+            f"{context.tokens:,} tokens; {context.depth_percent:.0f} % of the text stand before the sentence."
         )
         want = parts.want(lab, hiding.place(lab, part), page=page, name="needle-place")
         return want, show_text(context.text, context.needle_span), words
@@ -236,8 +237,8 @@ def _register_map(app: Dash, lab: Lab) -> None:
         name = COLUMNS[part.column].capitalize()
         words = (
             f"{name} by depth of the sentence and length of the context: {done} of {total} places computed. "
-            "Left without the chat template, right with it. The frame is the present place; click a cell to go "
-            "there."
+            "Left without the chat template, right with it. The frame is the present place; click a cell to "
+            "go there."
         )
         return parts.show_figure(made), words
 

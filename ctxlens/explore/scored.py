@@ -216,9 +216,8 @@ def summarise(scored: ScoredSet, chosen: Selection) -> Summary:
     found = meta["corrected_threshold"] if meta.get("correct_length") else meta["threshold"]
     corrected = None
     if "corrected" in rows:
-        corrected = rank_correlation(
-            rows["corrected"].dropna(), rows["context_tokens"][rows["corrected"].notna()]
-        )
+        there = rows["corrected"].notna()
+        corrected = rank_correlation(rows["corrected"][there], rows["context_tokens"][there])
     known = rows["score"].notna()
     return Summary(
         turns=len(rows),

@@ -170,7 +170,7 @@ class NeedlePart(Part):
     document: _Text = ""
     length: int = Field(500, ge=16, le=1_000_000)
     more: str = Field("", max_length=200)
-    depth: float = Field(50, ge=0, le=100)
+    depth: float = Field(50.0, ge=0, le=100)
     column: Literal["recall", "needle_logprob"] = "recall"
     prefix: bool = True
     indicator: bool = False
@@ -221,7 +221,7 @@ class DataPart(Part):
     file: str = Field("", max_length=200)
     rule: Literal["beta", "mixture", "valley", "otsu"] = "beta"
     beta: float = Field(0.6, ge=0, le=1)
-    deviations: float = Field(1, ge=-10, le=10)
+    deviations: float = Field(1.0, ge=-10, le=10)
     correct: bool = False
     layer: int | None = Field(None, ge=0)
     reduction: Literal["mean_of_best", "best_of_mean", "mean_heads", "lp_gap"] = "mean_of_best"
