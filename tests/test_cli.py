@@ -59,7 +59,7 @@ def documented_commands():
         for line in GROUP.commands[verb].epilog.split("\n\n"):
             if "$ ctxlens" in line:
                 yield line.split("$ ")[1].removesuffix("[/cyan]")
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for block in page.read_text(encoding="utf-8").split("```bash")[1:]:
             lines = block.split("```")[0].splitlines()
             yield from (line for line in lines if line.startswith("ctxlens "))

@@ -473,4 +473,5 @@ def test_trainers_of_trl_are_watched_without_a_change(build, tmp_path):
     assert len(logs[0]) == 2
     assert [line["step"] for line in callback.readings] == [0, 1, 2, 3, 4]
     assert not any(line["error"] for line in callback.readings)
-    assert len({line["user_share_template"] for line in callback.readings}) > 1
+    if build is not grpo:  # both of its completions get the same reward, so that nothing is learned
+        assert len({line["user_share_template"] for line in callback.readings}) > 1

@@ -130,6 +130,7 @@ def test_the_plan_is_told_before_the_first_stage_and_kept(finished):
     (plan,) = finished.told
     assert plan == Plan.from_dict(json.loads((finished.out / "plan.json").read_text()))
     assert (plan.conversations, plan.steps, plan.rows, plan.recipe) == (40, 2, 4, "organism")
+    assert plan.tokens > 40 * 10
     assert plan.audits == tuple(ASKED)
     assert plan.disk is not None
     said = " ".join(plan.describe())

@@ -8,12 +8,19 @@ import time
 from pathlib import Path
 
 import pytest
+from pandas.testing import assert_frame_equal
 
 from ctxlens.organism import load_world
 from ctxlens.organism.recipe import SHARES
 from ctxlens.results import Checkpoints, Scores, Selection
 
-KEYS = ("max_steps=8", "per_device_train_batch_size=4", "gradient_accumulation_steps=1", "save_steps=2")
+KEYS = (
+    "max_steps=8",
+    "per_device_train_batch_size=4",
+    "gradient_accumulation_steps=1",
+    "save_steps=2",
+    "logging_steps=1",
+)
 
 
 def start(folder: Path, name: str) -> subprocess.Popen:
@@ -53,8 +60,12 @@ def test_a_cure_that_is_killed_ends_the_same(tmp_path):
     last = start(tmp_path, "killed")
     assert last.wait(500) == 0, last.stderr.read()
     one, two = tmp_path / "straight", killed
-    for name, kind in (("scores", Scores), ("selection", Selection), ("cure", Checkpoints)):
+    for name, kind in (("scores", Scores), ("selection", Selection)):
         first, second = (kind.load(folder / f"{name}.parquet").frame for folder in (one, two))
         assert first.equals(second), name
+    tables = [Checkpoints.load(folder / "cure.parquet").frame for folder in (one, two)]
+    assert_frame_equal(*tables, check_exact=False, rtol=0, atol=1e-4)  # a resumed training rounds otherwise
     logs = [json.loads((folder / "train" / "train.json").read_text())["log"] for folder in (one, two)]
-    assert logs[0] == logs[1]
+    losses = [[step["loss"] for step in log] for log in logs]
+    assert len(losses[0]) == 8
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)

@@ -1,25 +1,61 @@
 """The examples of the README and the documentation run as written, and no text names a foreign package."""
 
 import re
+import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
-import griffe
 import pytest
-from mktestdocs import check_md_file
+import yaml
+from mktestdocs import check_md_file, grab_code_blocks
 
 import ctxlens
 
 ROOT = Path(__file__).parent.parent
-READ_IN_ORDER = ("python.md",)
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(DOCS / "hooks"))
+import formulas  # noqa: E402
+import reference  # noqa: E402
+
+TUTORIALS = [page for page in sorted((DOCS / "tutorials").glob("*.md")) if "```python" in page.read_text()]
+READ_IN_ORDER = (DOCS / "python.md", *TUTORIALS)
 """Pages whose examples build on those before them, as the cells of a notebook do."""
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_examples_run(page, tmp_path, monkeypatch):
+def address(page: Path) -> str:
+    """A page by its path, for the names of tests."""
+    return page.relative_to(ROOT).as_posix()
+
+
+def run_in_order(page: Path) -> None:
+    """Run all examples of a page in one namespace."""
+    code = "\n".join(grab_code_blocks(page.read_text(encoding="utf-8"), lang="python"))
+    exec(compile(code, str(page), "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=address)
+def test_python_examples_run(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("webbrowser.open", lambda address: None)
-    check_md_file(fpath=page, memory=page.name in READ_IN_ORDER)
+    if page not in READ_IN_ORDER:
+        check_md_file(fpath=page)
+        return
+    run_in_order(page)
+    assert lines_not_printed(page.read_text(encoding="utf-8"), capsys.readouterr().out) == []
+
+
+def lines_not_printed(page: str, printed: str) -> list[str]:
+    """The lines of output that a page shows, as comments at the start of a line, but that do not come out."""
+    shown = re.findall(r"^# (.+)$", "\n".join(grab_code_blocks(page, lang="python")), re.MULTILINE)
+    lines = {line.rstrip() for line in printed.splitlines()}
+    return [line for line in shown if line.rstrip() not in lines]
+
+
+def test_output_that_a_page_invents_is_found():
+    page = "```python\nprint(1)\n# 1\nprint(2)  # two\n# 3\n```\n"
+    assert lines_not_printed(page, "1\n2\n") == ["3"]
 
 
 def test_a_broken_example_is_found(tmp_path):
@@ -92,29 +128,96 @@ def test_every_decision_of_the_design_has_its_four_parts():
         ], decision.splitlines()[0]  # fmt: skip
 
 
-def names_on_the_api_page(text: str) -> set[str]:
-    """The names that the API reference shows, as its generator sees them: without importing anything."""
-    package = griffe.load("ctxlens", search_paths=[str(ROOT)])
-    shown: set[str] = set()
-    for path in re.findall(r"^::: ctxlens\.([\w.]+)$", text, re.MULTILINE):
-        module = package[path]
-        exports = module.exports
-        shown |= {
-            name
-            for name, member in module.members.items()
-            if (name in exports if exports is not None else not member.is_alias)
-        }
-    return shown
+def api_pages() -> list[str]:
+    return [page.read_text(encoding="utf-8") for page in sorted((DOCS / "api").glob("*.md"))]
 
 
-def test_the_api_page_shows_every_public_name():
-    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    assert set(ctxlens.__all__) - names_on_the_api_page(text) == set()
+def test_the_api_pages_show_every_public_name():
+    assert set(ctxlens.__all__) - reference.find_names(api_pages()).keys() == set()
 
 
 def test_a_package_that_exports_lazily_shows_nothing_by_itself():
-    assert "load_model" in names_on_the_api_page("::: ctxlens.models.factory\n")
-    assert "load_model" not in names_on_the_api_page("::: ctxlens.models\n")
+    assert "load_model" in reference.find_names(["::: ctxlens.models.factory\n"])
+    assert "load_model" not in reference.find_names(["::: ctxlens.models\n"])
+
+
+def test_no_module_is_on_two_api_pages():
+    modules = re.findall(r"^::: (\S+)$", "\n".join(api_pages()), re.MULTILINE)
+    assert sorted(modules) == sorted(set(modules))
+
+
+@pytest.mark.parametrize("verb", reference.load_verbs())
+def test_the_page_of_a_verb_has_every_option_and_argument(verb):
+    page = reference.verb_page(verb)
+    for one in reference.load_verbs()[verb].params:
+        assert (f"`{one.opts[0]}`" in page) if one.param_type_name == "option" else (one.metavar in page), one
+    assert f"ctxlens {verb}" in page
+    assert "[/" not in page
+
+
+def test_help_text_becomes_markdown():
+    said = "Folder, or [b]organism[/b]. [dim]default: <none> of {these}[/dim]"
+    assert reference.to_markdown(said) == "Folder, or **organism**. *default: &lt;none> of {these}*"
+    assert reference.table(("a", "b"), [("1|2", "x\ny")]).splitlines()[-1] == "| 1\\|2 | x y |"
+
+
+def test_the_recipe_page_has_every_key():
+    from ctxlens.sft.keys import TrainConfig
+
+    page = reference.on_page_markdown((DOCS / "reference" / "recipe.md").read_text(encoding="utf-8"))
+    shown = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    assert sorted(shown) == sorted(TrainConfig.model_fields)
+    assert "| `save_steps` |" not in page
+    assert "| `loss_on` | `assistant`, `all` | `assistant` |" in page
+
+
+def test_the_page_of_file_formats_names_every_column_and_array():
+    from ctxlens import results
+
+    page = (DOCS / "reference" / "files.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL))
+    for one in get_args(results.Result):
+        if columns := getattr(one, "COLUMNS", ()):
+            named = set(re.findall(r"`(\w+)`", sections[one.__name__]))
+            assert set(columns) - named == set(), one.__name__
+        elif one.NATIVE == ".safetensors":
+            row = next(line for line in page.splitlines() if line.startswith(f"| `{one.__name__}` |"))
+            arrays = {one.name for one in fields(one) if "np.ndarray" in str(one.type)}
+            assert arrays == set(re.findall(r"`(\w+)`", row.split("|")[2])), one.__name__
+    from ctxlens.chat.roles import Role
+
+    said = " ".join(page.split())
+    assert f"has the order {', '.join(role.label for role in Role)}." in said
+
+
+def test_formulas_become_mathml_and_nothing_else_changes():
+    class Page:
+        pass
+
+    page = Page()
+    text = "Before_x_ $`a_q`$ after.\n\n$$\\sum_{k \\le q} P_{q,k}$$\n\ncosts 5$ and 6$"
+    marked = formulas.on_page_markdown(text, page)
+    assert "a_q" not in marked
+    assert "P_{q,k}" not in marked
+    assert marked.endswith("costs 5$ and 6$")
+    html = formulas.on_page_content(f"<p>{marked}</p>".replace("\n\n", "</p>\n\n<p>"), page)
+    assert html.count("<math") == 2
+    assert "FORMULA" not in html
+    assert "<p><div" not in html
+    assert "<p>Before_x_ <math" in html
+
+
+def test_no_page_has_a_formula_that_would_be_shown_raw():
+    for page in PAGES:
+        text = formulas.on_page_markdown(page.read_text(encoding="utf-8"), type("Page", (), {})())
+        assert "$$" not in text, page
+        assert "$`" not in text, page
+
+
+def test_every_page_is_in_the_navigation():
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    listed = re.findall(r"[\w/]+\.md", str(nav))
+    assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in PAGES[1:])
 
 
 def test_the_changelog_sends_nobody_to_a_module_that_does_not_exist():

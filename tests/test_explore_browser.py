@@ -174,7 +174,7 @@ def test_a_head_a_token_and_the_keys(page, model):
 
 
 def test_the_knob_and_the_two_answers(page, model):
-    page.screen("steer").set("steer.alpha", 0.1).still()
+    page.screen("steer").set("steer.heads", "all").still()
     page.wait("document.getElementById('answer-steered').textContent.length > 20").still()
     with model.steer(0.1):
         steered = model.generate(question(page), max_new_tokens=48)
@@ -288,3 +288,54 @@ def test_axe_finds_nothing_serious(page, scheme):
             if one["impact"] in ("serious", "critical")
         ]
     assert problems == []
+
+
+CLICK = """
+const [token, done] = arguments, facts = document.getElementById('row-facts'), start = performance.now();
+const watch = new MutationObserver(() => {
+  if (!facts.textContent.includes(`from token ${token} `)) return;
+  watch.disconnect();
+  requestAnimationFrame(() => done(performance.now() - start));
+});
+watch.observe(facts, {childList: true, characterData: true, subtree: true});
+document.querySelectorAll('#where-tokens .tok')[token].click();
+"""
+"""Clicks a token and gives the milliseconds until the page shows what it looks at."""
+
+
+@pytest.mark.slow
+def test_latencies_on_a_real_model(browser, test_models):
+    """A click on 2,000 read tokens answers within 300 ms, 500 new tokens are read within 3 s."""
+    import time
+
+    from ctxlens.explore.lab import Lab
+    from ctxlens.explore.server import bind, make_app
+
+    folders = [one for one in test_models.iterdir() if "smollm2" in one.name.lower()]
+    if not folders:
+        pytest.skip("no SmolLM2 among the test models")
+    port = free_port()
+    lab = Lab(cl.load_model(folders[0], backend="native", device="cpu", dtype="float32"))
+    server = bind(make_app(lab, port=port), port=port)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        page = Page(browser, f"http://127.0.0.1:{port}/").open()
+        text = "The ferry to the outer island leaves from the stone steps below the fish market. "
+        start = time.monotonic()
+        page.set("chat.messages.0.content", text * 28 + "When does it leave?")
+        page.wait("document.body.hasAttribute('data-busy-reading')")
+        page.wait("!document.body.hasAttribute('data-busy-reading')", seconds=120)
+        reading = time.monotonic() - start
+        page.still().set("chat.messages.0.content", text * 115 + "When does it leave?")
+        page.wait("document.querySelectorAll('#chat-tokens .tok').length > 1900", seconds=60)
+        page.wait("!document.body.hasAttribute('data-busy-reading')", seconds=180).still()
+        page.screen("where").wait("document.querySelector('#where-tokens .query')").still()
+        clicks = sorted(browser.execute_async_script(CLICK, token) for token in range(300, 1800, 150))
+        print(
+            f"500 tokens read in {reading:.2f} s; clicks on 2,000 tokens: median "
+            f"{clicks[len(clicks) // 2]:.0f} ms, slowest {clicks[-1]:.0f} ms"
+        )
+        assert clicks[len(clicks) // 2] < 300
+        assert reading < 3
+    finally:
+        server.shutdown()

@@ -1,5 +1,6 @@
 """Whom the explorer's server answers, with which headers, and what its code to copy computes."""
 
+import base64
 import json
 import re
 
@@ -13,6 +14,8 @@ from ctxlens.explore.state import State
 
 pytest.importorskip("dash")
 
+from ctxlens.explore import chat, steer, where
+from ctxlens.explore.layout import csv_of
 from ctxlens.explore.server import allowed_hosts, is_local, make_app
 
 HERE = {"Host": "127.0.0.1:8061"}
@@ -235,7 +238,7 @@ class TestCode:
         content = "'''\"\"\" \\n $(touch x) `id` END_OF_TEXT\nEND_OF_TEXT\n</script>"
         state = State.read({"chat": {"messages": [{"role": "user", "content": content}]}})
         found = {}
-        exec(as_python(lab, state).split("chat = ")[0].replace("cl.load_model", "dict"), found)
+        exec(re.sub(r"model = .*\n", "", as_python(lab, state).split("chat = ")[0]), found)
         assert found["messages"] == [{"role": "user", "content": content}]
         lines = as_command(lab, state).split("\n")
         assert json.loads(lines[1]) == found["messages"]
@@ -257,3 +260,139 @@ class TestCode:
         answers = json.loads(next((tmp_path / "runs").glob("*/steer.json")).read_text())["answers"][0]
         assert answers["unsteered"] == run(lab, lab.answer(state.chat))
         assert answers["steered"] == run(lab, lab.answer(state.chat, steer=state.steer))
+
+
+class TestWhatIsLoaded:
+    def upload(self, raw, name="chat.json"):
+        return chat.read_upload("data:application/json;base64," + base64.b64encode(raw).decode(), name)
+
+    def test_messages_of_json_and_json_lines(self):
+        asked = [{"role": "user", "content": "Hello"}]
+        assert self.upload(json.dumps(asked).encode()) == asked
+        rows = json.dumps({"messages": asked}) + "\n" + json.dumps({"messages": []})
+        assert self.upload(rows.encode(), "CHATS.JSONL") == asked
+
+    @pytest.mark.parametrize(
+        ("raw", "name", "words"),
+        [
+            (b"\x80\x04N.", "chat.pkl", r"chat\.pkl is not a JSON file; load a file that ends with \.json"),
+            (b"\x80\x04N.", "chat.json", r"chat\.json is not JSON; expected a list of messages"),
+            (b"PAR1 and more PAR1", "chat.json", "is not JSON"),
+            (b"", "chat.json", "is not JSON"),
+            (b"[", "chat.json", "chat.json"),
+            (b"[" * 100_000, "chat.json", "chat.json"),
+            (b'[{"role": "user", "content": 3}]', "../../etc/passwd.json", "content"),
+        ],
+    )
+    def test_anything_else_is_refused_in_one_sentence(self, raw, name, words):
+        with pytest.raises(InputError, match=words) as raised:
+            self.upload(raw, name)
+        assert len(str(raised.value)) < 600
+
+    def test_large_files_and_broken_uploads_are_refused(self):
+        with pytest.raises(InputError, match="has more than 4 MiB"):
+            self.upload(b"[" + b" " * (5 * 2**20))
+        with pytest.raises(InputError, match="did not arrive whole"):
+            chat.read_upload("data:,%%%", "chat.json")
+
+
+def test_the_strip_says_in_words_what_it_shows(lab):
+    rows = run(lab, lab.reading(State.read({"chat": CHAT}).chat))
+    allocation = rows.allocation(rows.chat.n_tokens - 1)
+    pieces, words = chat.strip(allocation, "raw")
+    share = float(allocation.share("user").mean())
+    assert f"user {share:.1%}" in words
+    assert pieces[0].children.children == f"user {share:.0%}"
+
+
+def test_words_that_differ_are_marked():
+    shown = steer.mark_words("to paint red doors.", "to paint blue doors.")
+    assert [getattr(piece, "children", piece) for piece in shown] == ["to paint ", "red ", "doors."]
+    assert type(shown[1]).__name__ == "Mark"
+    assert steer.mark_words("same words", "same words") == ["same words"]
+
+
+def test_a_table_of_every_figure(lab):
+    state = State.read({"chat": CHAT})
+    with pytest.raises(InputError, match="the two sides have not been read yet"):
+        csv_of(Lab(lab.model), "difference", state)
+    run(lab, lab.reading(state.chat))
+    lines = csv_of(lab, "map", state).splitlines()
+    assert lines[0] == "layer,head,query,role,share,resting"
+    assert len(lines) == 1 + lab.model.n_layers * lab.model.n_heads * 9
+    with pytest.raises(InputError, match="there is no table for '<b>'"):
+        csv_of(lab, "<b>", state)
+
+
+def test_heads_that_do_not_exist_and_conversations_that_cannot_be_read(lab):
+    with pytest.raises(InputError, match="write a message to begin"):
+        lab.render(State().chat)
+    with pytest.raises(InputError, match=r"head 9\.0 does not exist"):
+        where.check_head(lab, State.read({"where": {"layer": 9, "head": 0}}).where)
+    with pytest.raises(InputError, match=r"start the explorer with --against MODEL"):
+        lab.reading(State.read({"chat": CHAT}).chat, "other")
+    with pytest.raises(InputError, match="paste a chat template"):
+        lab.render(State.read({"chat": {**CHAT, "template": "own"}}).chat)
+
+
+class TestCommand:
+    @pytest.fixture
+    def served(self, monkeypatch):
+        """What would be served; nothing is opened."""
+        import ctxlens.explore.server as server
+
+        found = {}
+
+        class Stub:
+            def serve_forever(self):
+                raise KeyboardInterrupt
+
+            def server_close(self):
+                found["closed"] = True
+
+        def bind(app, host, port):
+            found.update(app=app, host=host, port=port)
+            return Stub()
+
+        monkeypatch.setattr(server, "bind", bind)
+        monkeypatch.setattr("webbrowser.open", lambda link: found.update(opened=link))
+        return found
+
+    def call(self, *words):
+        from typer.testing import CliRunner
+
+        from ctxlens.cli import app
+
+        return CliRunner().invoke(app, ["explore", *words])
+
+    def test_it_prints_the_link_and_opens_it(self, served):
+        done = self.call("organism-chat", "--device", "cpu", "--port", "8123")
+        assert done.exit_code == 0, done.output
+        assert served["opened"] == "http://127.0.0.1:8123/"
+        assert "http://127.0.0.1:8123/" in done.output
+        assert served["closed"]
+
+    def test_another_address_gets_a_token_and_an_unknown_model_a_sentence(self, served):
+        done = self.call("organism-chat", "--device", "cpu", "--host", "192.0.2.7", "--no-browser")
+        assert re.search(r"http://192\.0\.2\.7:8061/\?token=[\w-]{32}\s", done.output)
+        assert "opened" not in served
+        done = self.call("no/such/folder/here")
+        assert done.exit_code == 2
+        assert "Traceback" not in done.output
+
+    def test_how_models_were_loaded_is_copied(self):
+        from ctxlens.cli._options import Backend, Device, ModelOptions
+        from ctxlens.cli.explore import source_of
+
+        loading = ModelOptions(
+            backend=Backend.native, device=Device.cpu, template_arg=["enable_thinking=false"], revision="main"
+        )
+        source = source_of(loading, "a/b", None)
+        assert source.options == {
+            "backend": "native", "device": "cpu", "revision": "main",
+            "template_args": {"enable_thinking": False},
+        }  # fmt: skip
+        assert source.flags == (
+            "--backend", "native", "--device", "cpu", "--revision", "main", "--template-arg",
+            "enable_thinking=false",
+        )  # fmt: skip

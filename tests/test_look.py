@@ -1,11 +1,22 @@
 """The shared look: text is readable on its background, and every colour has a light and a dark shade."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from ctxlens.chat.roles import ROLE_LABELS
-from ctxlens.report.plots.look import INK, MUTED, PAGE, ROLE_SHADES, ROLE_TEXTS, contrast, page_css, role_css
+from ctxlens.report.plots.look import (
+    INK,
+    MUTED,
+    PAGE,
+    ROLE_SHADES,
+    ROLE_TEXTS,
+    contrast,
+    docs_css,
+    page_css,
+    role_css,
+)
 
 
 def test_contrast_follows_the_definition():
@@ -32,3 +43,10 @@ def test_every_role_has_a_surface_and_a_text_colour():
         for name in ROLE_SHADES:
             assert len(re.findall(rf"--role-{name}:#", css)) == 2  # light and dark
             assert len(re.findall(rf"--role-{name}-text:#", css)) == 2
+
+
+def test_the_documentation_has_the_same_look():
+    # After a change: python -c "from ctxlens.report.plots.look import docs_css; print(docs_css(), end='')"
+    file = Path(__file__).parents[1] / "docs" / "stylesheets" / "look.css"
+    assert file.read_text(encoding="utf-8") == docs_css()
+    assert "stylesheets/look.css" in (file.parents[2] / "mkdocs.yml").read_text(encoding="utf-8")

@@ -16,8 +16,12 @@ from evaluation_cases import evaluation
 from ctxlens.chat.roles import Role
 from ctxlens.errors import InputError
 from ctxlens.report import write_report
-from ctxlens.report.blocks import embed, number
+from ctxlens.report.attention import _pack
+from ctxlens.report.blocks import bounds, embed, in_text, number
 from ctxlens.report.collect import collect_runs
+from ctxlens.report.evaluation import question_of
+from ctxlens.report.first import Key
+from ctxlens.report.paths import without_paths
 from ctxlens.results import Ability, NeedleGrid, RoleAllocation, Scores, Selection, Verdict, Verdicts
 from ctxlens.runs import Run
 from ctxlens.stats import Interval
@@ -82,7 +86,7 @@ def test_a_demo_shows_every_claim_with_figure_interval_rule_and_verdict(demo_pag
 def test_a_demo_has_all_its_sections_in_the_order_of_the_argument(demo_page):
     page = Page(demo_page)
     ids = [a["id"] for tag, a in page.attributes if tag == "section"]
-    assert ids == ["claims", "loss", "role-bias", "cause", "source", "cure", "making", "notes"]
+    assert ids == ["loss", "role-bias", "cause", "source", "cure", "making", "notes"]
     for text in ("Attention by layer and head", "Before and after indicator training",
                  "Closed-book ability", "threshold β 0.52", "built to show the effect", "evidence, not proof",
                  "vanilla fine-tuning without indicator 88.0 s 171.5 s"):  # fmt: skip
@@ -112,7 +116,7 @@ def test_only_the_two_scripts_of_the_page_may_run(demo_page):
     for script in running:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         assert f"'sha256-{digest}'" in policy
-    assert sum("plotly.js v" in script for script in running) == 1
+    assert not any("plotly.js v" in script for script in running)
     assert "unsafe-eval" not in policy
 
 
@@ -165,8 +169,8 @@ def test_a_page_of_results_without_sinks_says_that_the_view_is_not_available(tmp
     assert "The view without sinks is not available, because attention sinks were not measured" in words
 
 
-def test_the_page_is_not_much_larger_than_plotly(demo_page):
-    assert len(demo_page) < 5_600_000
+def test_the_page_of_a_demo_is_small(demo_page):
+    assert len(demo_page.encode()) < 600_000
 
 
 def evil_run(folder):
@@ -237,7 +241,7 @@ def test_missing_parts_of_a_demo_are_said_in_one_line(tmp_path):
         (run / name).unlink()
     page = report(tmp_path, run)
     assert "Not in this run: steering sweep." in page.words
-    assert "The claims" not in page.words
+    assert "Figure and rule" not in page.words
     assert "Attention by layer and head" in page.words
 
 
@@ -267,8 +271,8 @@ def test_other_runs_show_what_they_hold(tmp_path):
     page = report(tmp_path, allocate, score, select, needle)
     ids = [a["id"] for tag, a in page.attributes if tag == "section"]
     assert ids == ["loss", "role-bias", "source", "making", "notes"]
-    for text in ("4 runs", "allocate (a) on allocate-model", "Needles in a haystack", "29 of 240",
-                 "Not in these runs: steering sweep"):  # fmt: skip
+    for text in ("To whose tokens does the model attend", "allocate-model", "Needles in a haystack",
+                 "29 of 240", "Not in these runs: steering sweep"):  # fmt: skip
         assert text in page.words, text
     assert "built to show the effect" not in page.words
 
@@ -301,15 +305,16 @@ def test_a_training_run_shows_its_loss_and_not_its_weights(tmp_path):
     assert "left out" not in page.words
 
 
-def test_several_demos_stand_side_by_side(tmp_path):
+def test_several_demos_stand_below_each_other(tmp_path):
     runs = [factories.demo_run(tmp_path / name / "demo", seed) for seed, name in enumerate("ab")]
     page = report(tmp_path, *runs)
     assert page.words.count("Attention by layer and head") == 2
-    heads = [a for tag, a in page.attributes if tag == "td" and a.get("data-label", "").endswith("demo")]
-    assert len(heads) == 10  # five claims, two runs
+    claims = ("loss", "role bias", "cause", "source", "cure")
+    cells = [a for tag, a in page.attributes if tag == "td" and a.get("data-label") in claims]
+    assert len(cells) == 10  # five claims, two runs
     groups = {a["data-explorer"] for _, a in page.attributes if "data-explorer" in a}
     assert len(groups) == 2
-    assert [run.name for run in collect_runs(runs)] == ["demo", str(runs[1])]
+    assert [run.name for run in collect_runs(runs)] == ["a/demo", "b/demo"]
 
 
 def test_a_smoke_run_says_that_it_means_nothing(tmp_path):
@@ -341,3 +346,98 @@ def test_numbers_have_a_true_minus_and_no_signed_zero():
     assert number(0.25, signed=True) == "+0.25"
     assert number(-0.001, signed=True) == "0.00"
     assert number(float("nan")) == "–"
+
+
+def test_paths_of_the_machine_are_cut_to_their_last_part():
+    assert without_paths("cannot read /home/me/models/smol-135m, sorry") == "cannot read smol-135m, sorry"
+    assert without_paths("~/runs/a and C:\\Users\\me\\b.gguf") == "a and b.gguf"
+    for kept in ("org/model", "./runs/a", "https://example.org/a/b", "1/2", "</s>", "and/or"):
+        assert without_paths(kept) == kept
+
+
+def test_no_path_of_the_machine_is_on_the_page(tmp_path):
+    rows = factories.needle_rows("base", "plain+prefix", False)
+    rows = [{**row, "model": f"{tmp_path}/models/smol"} for row in rows]
+    run = Run.open(tmp_path / "n", study="needle", config={
+        "model": {"name": f"{tmp_path}/models/smol", "path": f"{tmp_path}/models/smol",
+                  "sha256": "73c0afabe4a5bb38"},
+        "haystack": [f"{tmp_path}/texts/a.txt"]})  # fmt: skip
+    run.save("needle.parquet", NeedleGrid.from_rows(rows))
+    (run.folder / "ability.parquet").write_bytes(b"cut off")
+    page = report(tmp_path, run.folder)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert str(tmp_path) not in text
+    assert str(tmp_path.parent) not in text
+    assert "Model smol 73c0afab" in page.words
+    assert "smol: plain+prefix" in page.words
+    assert "a.txt" in page.words
+
+
+def test_runs_of_one_name_are_told_apart_by_the_folders_above(tmp_path):
+    folders = [tmp_path / name for name in ("a/x/demo", "b/x/demo", "b/y/demo", "other")]
+    for folder in folders:
+        Run.open(folder, study="needle", config={})
+    names = [run.name for run in collect_runs(folders)]
+    assert names == ["a/x/demo", "b/x/demo", "y/demo", "other"]
+
+
+def test_the_first_screen_states_question_model_figures_and_verdicts(tmp_path):
+    page = report(tmp_path, factories.demo_run(tmp_path / "demo"))
+    first = page.words[: page.words.index("Does the chat template cost context?")]
+    assert "can it be cured?" in first
+    assert "the embedded model" in first
+    shown = [one for tag, one in page.attributes if tag == "div" and one.get("class") == "key"]
+    assert len(shown) == 3
+    for verdict in factories.verdicts().verdicts:
+        assert verdict.sentence in first
+        assert verdict.rule in first
+
+
+def test_many_runs_stand_in_one_table_and_are_folded(tmp_path):
+    runs = [factories.demo_run(tmp_path / f"run{i}" / "demo", i) for i in range(2)]
+    other = generic(tmp_path / "other", "allocate", a__safetensors=factories.allocation("m", "plain"))
+    page = report(tmp_path, *runs, other)
+    rows = [one for tag, one in page.attributes if tag == "td" and one.get("data-label") == "role bias"]
+    assert len(rows) == 3
+    assert "not in this run" in page.words
+    folded = [one for tag, one in page.attributes if tag == "details" and one.get("class") == "part"]
+    assert folded
+    assert not any("open" in one for one in folded)
+
+
+def test_a_strip_places_estimate_and_interval():
+    strip = Key("loss", Interval(-0.5, -0.75, -0.25, 9), "q", signed=True).strip
+    assert strip == {"zero": 50.0, "from": 12.5, "width": 25.0, "at": 25.0}
+    assert Key("rating", Interval(6.0, 5.0, 7.0, 9), "q").strip is None
+    alone = Key("one", Interval(0.4, float("nan"), float("nan"), 1), "q").strip
+    assert alone == {"zero": 0.0, "from": 40.0, "width": 0.0, "at": 40.0}
+
+
+def test_intervals_without_width_or_bounds_have_words_that_the_page_explains_once(demo_page):
+    assert bounds(Interval(1.0, 1.0, 1.0, 8)) == "all alike"
+    assert bounds(Interval(1.0, float("nan"), float("nan"), 1)) == "too few"
+    assert in_text(Interval(1.0, 1.0, 1.0, 8)) == "1.00 (all alike)"
+    assert Page(demo_page).words.count("“Too few” stands where") == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "question"),
+    [
+        ("A long text. Is it?\nWhen did it begin?<|im_end|>\n<|im_start|>assistant\n", "When did it begin?"),
+        ("A text.\nQuestion: who won?\nAnswer:", "Question: who won?"),
+        (
+            "Text.\nName the winner of the race.<end_of_turn>\n<start_of_turn>model",
+            "Name the winner of the race.",
+        ),
+        ("", ""),
+    ],
+)
+def test_the_question_of_a_prompt_is_found(prompt, question):
+    assert question_of(prompt) == question
+
+
+def test_long_rows_of_weights_are_packed():
+    row = np.zeros(1000)
+    row[[3, 10, 999]] = 0.25, 0.5, 0.1
+    assert _pack(row) == {"steps": [3, 7, 989], "weights": [2500, 5000, 1000]}
+    assert _pack(row[:12]) == [0, 0, 0, 2500, 0, 0, 0, 0, 0, 0, 5000, 0]

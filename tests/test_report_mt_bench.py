@@ -84,7 +84,7 @@ def test_ratings_are_shown_by_turn_and_category_with_differences(tmp_path):
         "vanilla 5.00 [2.00, 7.00] 4.50 [4.00, 5.00] 4.80 [2.00, 6.00] 5 of 6 1 failed 3",
         "vanilla+indicator 6.67 [5.00, 8.00] 5.00 [3.00, 6.00] 5.83 [4.00, 7.00] 6 of 6 3",
         "vanilla+indicator minus vanilla all turns 5 answers, 3 questions 4.80 → 6.40 +1.60 [1.00, 3.00]",
-        "writing 1 question 5.00 no interval: too few cases 6.50 no interval: too few cases +1.50",
+        "writing 1 question 5.00 too few 6.50 too few +1.50",
         "Answers that j failed to rate: 1 reason vanilla vanilla+indicator it hung 1 0",
     ):
         assert text in words, text

@@ -80,20 +80,24 @@ class Plan:
         ]
 
 
-def count_tokens(model: Model, data: Sequence[Conversation], longest: int | None) -> list[int]:
+def count_tokens(model: Model, data: Sequence[Conversation], longest: int | None) -> tuple[list[int], float]:
     """Tokens of some conversations, evenly spread over the data, each truncated to the longest row.
 
     Conversations that the template refuses do not count.
+
+    Returns:
+        The tokens of each, and the share of all tokens that the model has to write.
     """
     step = max(1, len(data) // SAMPLE)
-    counts = []
+    counts, written, whole = [], 0, 0
     for conversation in data[::step]:
         try:
-            n = model.render(conversation.messages, max_tokens=100_000_000).n_tokens
+            chat = model.render(conversation.messages, max_tokens=100_000_000)
         except RenderError:
             continue
-        counts.append(min(n, longest or n, model.n_ctx))
-    return counts or [0]
+        written, whole = written + int(chat.mask_written().sum()), whole + chat.n_tokens
+        counts.append(min(chat.n_tokens, longest or chat.n_tokens, model.n_ctx))
+    return counts or [0], written / whole if whole else 1.0
 
 
 def make_plan(
@@ -119,7 +123,8 @@ def make_plan(
         speed: the measured speed of reading.
         args: TRL's `SFTConfig`.
         adapter: whether an adapter is trained.
-        head: time of the output head for all positions, in readings, which need it for the last one only.
+        head: time of the output head for all positions with a loss, in readings, which need it for the last
+            one only.
         scores: whether the data are scored here.
         audits: the audits by name.
         audit_seconds: expected seconds of one audit.

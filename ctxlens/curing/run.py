@@ -48,6 +48,10 @@ STAGES = {
 }
 """The stages of a cure in their order, each with what it does. The audit before comes before the training, so
 that what an audit refuses is known early."""
+MARKED_NOTE = (
+    "after-indicator is the trained model with the indicator at the end of every question. Its template "
+    "writes it, so that the answers without template are those of after."
+)
 Tell = Callable[[Plan], object]
 _FINE = 1000
 """Parts in which the progress of one stage of an audit is told."""
@@ -281,10 +285,11 @@ def prepare(work: _Work) -> Plan:
     args, model_args = recipe.build_arguments()
     lm = work.base()
     shape, vocabulary = lm.backend.shape, read_vocabulary_size(locate_checkpoint(request.model))
+    sample, written = count_tokens(lm, work.data, args.max_length)
+    with_loss = written if recipe.config.loss_on == "assistant" else 1.0
     plan = make_plan(
-        work.data, count_tokens(lm, work.data, args.max_length), first.ready.speed, args=args,
-        adapter=bool(model_args.use_peft),
-        head=head_share(shape.d_model, shape.n_layers, vocabulary or 0),
+        work.data, sample, first.ready.speed, args=args, adapter=bool(model_args.use_peft),
+        head=with_loss * head_share(shape.d_model, shape.n_layers, vocabulary or 0),
         scores=request.how.selects and request.scores is None, audits=request.asked(),
         audit_seconds=first.plan.total_seconds, lengths=first.plan.lengths, recipe=request.recipe_name,
         disk=estimate_size(recipe),
@@ -390,7 +395,11 @@ def write_results(work: _Work, tell: Progress) -> None:
     """Compare the audits and write the page, from the files alone."""
     run, request = work.run, work.request
     found = [read_checkpoint(name, one) for name, one in read_audits(run, request).items()]
-    meta = {"folders": {name: f"audits/{name}" for name in request.asked()}, "against": "before"}
+    meta = {
+        "folders": {name: f"audits/{name}" for name in request.asked()},
+        "against": "before",
+        "note": MARKED_NOTE if request.how.marks else "",
+    }
     run.save(RESULT, compare_checkpoints(found, meta, with_first=True))
     title = f"Does the cure give {Path(request.model).name} its context back?"
     write_report([run.folder, run.path(TRAINED)], run.path(PAGE), title=title)

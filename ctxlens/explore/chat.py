@@ -39,7 +39,7 @@ def layout(lab: Lab, state: Chosen) -> html.Section:
     )
     answer = parts.card(
         "The model's answer",
-        html.Div(_EMPTY, id="chat-answer", className="answer", **{"aria-live": "polite"}),
+        html.Div(_EMPTY, id="chat-answer", className="answer", **parts.attributes({"aria-live": "polite"})),
     )
     layers = parts.figure(
         "layers", "By layer", "How each layer spreads the next token's attention over the roles."
@@ -71,7 +71,7 @@ def _reads() -> html.Div:
                 id="chat-tokens",
                 tabIndex="0",
                 role="group",
-                **{"aria-label": "Tokens of the conversation, labelled by role"},
+                **parts.attributes({"aria-label": "Tokens of the conversation, labelled by role"}),
             ),
         ],
         className="card",
@@ -92,7 +92,13 @@ def _looks(state: Chosen) -> html.Div:
                 "Attention of the token that produces the answer, mean over all layers and heads.",
                 className="note",
             ),
-            html.Div(_EMPTY, id="strip", className="strip", role="img", **{"aria-label": "not read yet"}),
+            html.Div(
+                _EMPTY,
+                id="strip",
+                className="strip",
+                role="img",
+                **parts.attributes({"aria-label": "not read yet"}),
+            ),
         ],
         className="card",
     )
@@ -413,9 +419,10 @@ def _register_reading(app: Dash, lab: Lab) -> None:
                 )
         if there and there.get("error"):
             return html.Span(there["error"], className="empty-state")
-        return [str(so_far or ""), html.Span("▍", className="caret", **{"aria-hidden": "true"})]
-
-    parts.FRAMES["layers"] = lambda lab, state: _frame(lab, state)
+        return [
+            str(so_far or ""),
+            html.Span("▍", className="caret", **parts.attributes({"aria-hidden": "true"})),
+        ]
 
 
 def _frame(lab: Lab, state: Chosen) -> Any:
@@ -424,5 +431,7 @@ def _frame(lab: Lab, state: Chosen) -> Any:
         raise InputError("the conversation has not been read yet.")
     return rows.allocation(rows.chat.first_answer_position()).to_frame()
 
+
+parts.FRAMES["layers"] = _frame
 
 __all__ = ["edit_messages", "layout", "read_text", "read_upload", "register", "strip", "token_payload"]

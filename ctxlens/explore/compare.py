@@ -33,7 +33,7 @@ def layout(lab: Lab, state: Chosen) -> html.Section:
                     html.Span("Not computed yet.", className="empty-state"),
                     id=f"answer-{side}",
                     className="answer",
-                    **{"aria-live": "polite"},
+                    **parts.attributes({"aria-live": "polite"}),
                 ),
                 html.H4("Likely next tokens"),
                 html.Div(id=f"next-{side}", className="next"),
@@ -214,8 +214,6 @@ def register(app: Dash, lab: Lab) -> None:
             return parts.no_update, parts.no_update
         return mark_words(texts[0], texts[1]), mark_words(texts[1], texts[0])
 
-    parts.FRAMES["difference"] = lambda lab, state: _frame(lab, state)
-
 
 def _frame(lab: Lab, state: Chosen) -> Any:
     import pandas as pd
@@ -226,5 +224,7 @@ def _frame(lab: Lab, state: Chosen) -> Any:
     frames = [one.allocation(one.chat.n_tokens - 1).to_frame() for one in rows if one is not None]
     return pd.concat([frame.assign(side=side) for side, frame in zip("AB", frames, strict=True)])
 
+
+parts.FRAMES["difference"] = _frame
 
 __all__ = ["difference", "layout", "list_next", "register"]

@@ -18,7 +18,7 @@ from ctxlens.explore.state import ChatMessage, ChatPart, ComparePart, SteerPart
 from ctxlens.explore.work import Cache, Status, Ticket, Worker
 from ctxlens.heads import draw_random_heads, find_retrieval_heads
 from ctxlens.models import Model
-from ctxlens.models.attention.steering import Steering
+from ctxlens.models.attention.steering import Steering, as_heads
 from ctxlens.models.indicator_token import require_indicator
 from ctxlens.models.rows import AttentionRows, read_rows, stream_answer
 from ctxlens.runs import digest
@@ -237,7 +237,7 @@ class Lab:
         if steer.heads == "chosen":
             if not steer.chosen.strip():
                 raise InputError("choose heads as layer.head pairs, such as 1.2,3.0.")
-            found = Steering(0.5, heads=steer.chosen).heads  # pyright: ignore[reportArgumentType]
+            found = as_heads(steer.chosen)
             Steering(0.5, heads=found).check_heads(self._model(which).n_layers, self._model(which).n_heads)
             return found
         model = self._model(which)

@@ -83,7 +83,7 @@ def _header(lab: Lab, state: Chosen) -> html.Header:
         [
             html.Div(
                 [
-                    html.Span("ctxlens", className="brand"),
+                    html.H1("ctxlens", className="brand"),
                     html.Span(
                         [html.B(model.name.rstrip("/").rsplit("/", 1)[-1]), f" {facts}"], className="model"
                     ),
@@ -99,7 +99,7 @@ def _header(lab: Lab, state: Chosen) -> html.Header:
                     className="tabs",
                     labelClassName="screen-tab",
                 ),
-                **{"aria-label": "Screens"},
+                **parts.attributes({"aria-label": "Screens"}),
             ),
         ],
         className="top",
@@ -110,7 +110,7 @@ def _activity() -> html.Div:
     return html.Div(
         [
             html.Span("", id="activity-words", role="status"),
-            html.Progress(id="activity-bar", max="1", **{"aria-label": "progress"}),
+            html.Progress(id="activity-bar", max="1", **parts.attributes({"aria-label": "progress"})),
             parts.button("Stop", "stop", className="quiet-button"),
         ],
         id="activity",
@@ -130,10 +130,12 @@ def _copying() -> html.Dialog:
                 className="figure-head",
             ),
             html.P("", id="copy-note", className="note"),
-            html.Pre(html.Code(id="copied-code"), tabIndex="0", **{"aria-label": "copied text"}),
+            html.Pre(
+                html.Code(id="copied-code"), tabIndex="0", **parts.attributes({"aria-label": "copied text"})
+            ),
         ],
         id="copy-dialog",
-        **{"aria-labelledby": "copy-title"},
+        **parts.attributes({"aria-labelledby": "copy-title"}),
     )
 
 

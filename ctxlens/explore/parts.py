@@ -18,6 +18,11 @@ VIEWS = {"raw": "raw", "renormalised": "as in the paper", "without sinks": "with
 """The views of role shares, and their names on the page."""
 
 
+def attributes(given: Mapping[str, str]) -> dict[str, Any]:
+    """Attributes such as `aria-label`, which are no Python names, as keyword arguments of a component."""
+    return dict(given)
+
+
 def control_id(key: str) -> dict[str, str]:
     """The id of a control; its key is the path of the setting in `State`.
 
@@ -35,7 +40,7 @@ def section(name: str, title: str, sentence: str, *children: Any) -> html.Sectio
         id={"type": "screen", "key": name},
         className=f"screen screen-{name}",
         hidden=name != "chat",
-        **{"aria-labelledby": f"title-{name}"},
+        **attributes({"aria-labelledby": f"title-{name}"}),
     )
 
 
@@ -67,7 +72,7 @@ def flag(key: str, label: str, value: bool = False) -> dcc.Checklist:
 
 
 def entry(
-    key: str, label: str, value: Any = None, *, kind: str = "text", className: str = "", **options: Any
+    key: str, label: str, value: Any = None, *, kind: Any = "text", className: str = "", **options: Any
 ) -> html.Label:
     """A field of one line: a text or a number, which is taken over a moment after the last key."""
     given = {"debounce": 0.25, **options}
@@ -83,7 +88,9 @@ def area(key: str, label: str, value: str = "", *, rows: int = 4, placeholder: s
     return html.Label([html.Span(label), field], className="entry area")
 
 
-def slider(key: str, label: str, low: float, high: float, step: float, value: float) -> html.Fieldset:
+def slider(
+    key: str, label: str, low: float | int, high: float | int, step: float | int, value: float | int
+) -> html.Fieldset:
     """A slider that reports where it was let go."""
     bar = dcc.Slider(
         low,
@@ -106,7 +113,7 @@ def button(text: str, ident: Any, *, label: str = "", className: str = "") -> ht
         type="button",
         className=className,
         n_clicks=0,
-        **({"aria-label": label} if label else {}),
+        **attributes({"aria-label": label} if label else {}),
     )
 
 
@@ -123,7 +130,7 @@ def figure(name: str, title: str, sentence: str = "", *, height: int = 320) -> h
             type="button",
             n_clicks=0,
             className="quiet-button",
-            **{"aria-label": f"save {title} as {kind.upper()}"},
+            **attributes({"aria-label": f"save {title} as {kind.upper()}"}),
         )
         for kind in ("svg", "png", "csv")
     ]
@@ -203,6 +210,7 @@ __all__ = [
     "VIEWS",
     "area",
     "arrived",
+    "attributes",
     "button",
     "card",
     "choice",

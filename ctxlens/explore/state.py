@@ -58,12 +58,14 @@ class ChatPart(Part):
         answer_tokens: the longest answer, in tokens.
     """
 
-    messages: tuple[ChatMessage, ...] = Field((ChatMessage(),), min_length=1, max_length=MOST_MESSAGES)
+    messages: tuple[ChatMessage, ...] = Field(
+        default=(ChatMessage(),), min_length=1, max_length=MOST_MESSAGES
+    )
     template: Template = "model"
     template_text: _Text = ""
-    template_args: str = Field("", max_length=4000)
+    template_args: str = Field(default="", max_length=4000)
     indicator: bool = False
-    answer_tokens: int = Field(48, ge=1, le=512)
+    answer_tokens: int = Field(default=48, ge=1, le=512)
 
     @field_validator("template_args")
     @classmethod
@@ -86,9 +88,9 @@ class WherePart(Part):
 
     role: str = "user"
     view: View = "without sinks"
-    layer: int | None = Field(None, ge=0)
-    head: int | None = Field(None, ge=0)
-    query: int | None = Field(None, ge=0)
+    layer: int | None = Field(default=None, ge=0)
+    head: int | None = Field(default=None, ge=0)
+    query: int | None = Field(default=None, ge=0)
     follow: bool = True
 
     @field_validator("role")
@@ -113,12 +115,12 @@ class SteerPart(Part):
     """
 
     by: Literal["alpha", "share"] = "alpha"
-    alpha: float = Field(0.3, gt=0, le=1)
-    share: float = Field(0.6, gt=0, lt=1)
-    heads: Literal["all", "retrieval", "chosen", "random"] = "all"
-    chosen: str = Field("", max_length=4000)
+    alpha: float = Field(default=0.1, gt=0, le=1)
+    share: float = Field(default=0.6, gt=0, lt=1)
+    heads: Literal["all", "retrieval", "chosen", "random"] = "retrieval"
+    chosen: str = Field(default="", max_length=4000)
     mode: Literal["paper", "prompt-only", "compounding"] = "paper"
-    phrase: str = Field("", max_length=2000)
+    phrase: str = Field(default="", max_length=2000)
 
     @field_validator("chosen")
     @classmethod

@@ -30,10 +30,19 @@ def layout(lab: Lab, state: Chosen) -> html.Section:
     answers = html.Div(
         [
             parts.card(
-                "Unsteered", html.Div(empty, id="answer-plain", className="answer", **{"aria-live": "polite"})
+                "Unsteered",
+                html.Div(
+                    empty, id="answer-plain", className="answer", **parts.attributes({"aria-live": "polite"})
+                ),
             ),
             parts.card(
-                "Steered", html.Div(empty, id="answer-steered", className="answer", **{"aria-live": "polite"})
+                "Steered",
+                html.Div(
+                    empty,
+                    id="answer-steered",
+                    className="answer",
+                    **parts.attributes({"aria-live": "polite"}),
+                ),
             ),
         ],
         className="pair",
@@ -51,7 +60,7 @@ def layout(lab: Lab, state: Chosen) -> html.Section:
             html.Span("Type a phrase to measure it.", className="empty-state"),
             id="phrase",
             className="phrase",
-            **{"aria-live": "polite"},
+            **parts.attributes({"aria-live": "polite"}),
         ),
         note="Log-probability of the whole phrase, in nats: closer to 0 is more likely. Select words in an "
         "answer to measure the answer up to there.",

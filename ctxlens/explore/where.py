@@ -38,10 +38,9 @@ def layout(lab: Lab, state: Chosen) -> html.Section:
             parts.figure(
                 "map",
                 "Share of a role, by layer and head",
-                "Darker is more. Click a head to see what it reads.",
+                "Click a head to see what it reads.",
                 height=420,
             ),
-            mass,
         ],
         className="stack",
     )
@@ -49,7 +48,7 @@ def layout(lab: Lab, state: Chosen) -> html.Section:
         "where",
         "Where does it look?",
         "The map shows how much each head looks at one role; the text shows one head at work.",
-        html.Div([side, html.Div([_text(lab, where)], className="stack")], className="columns even"),
+        html.Div([side, html.Div([_text(lab, where), mass], className="stack")], className="columns even"),
         parts.slot("row"),
         dcc.Store(id="row"),
     )
@@ -62,7 +61,7 @@ def _text(lab: Lab, where: WherePart) -> html.Div:
             html.Div(
                 [
                     html.H3("What this head reads"),
-                    html.P("", id="row-facts", className="note", **{"aria-live": "polite"}),
+                    html.P("", id="row-facts", className="note", **parts.attributes({"aria-live": "polite"})),
                 ],
                 className="figure-head",
             ),
@@ -74,12 +73,16 @@ def _text(lab: Lab, where: WherePart) -> html.Div:
                         id="where-tokens",
                         tabIndex="0",
                         role="group",
-                        **{
-                            "aria-label": "Tokens, coloured by attention. Left and right choose the query"
-                            " token, up and down the layer, with shift the head."
-                        },
+                        **parts.attributes(
+                            {
+                                "aria-label": "Tokens, coloured by attention. Left and right choose the query"
+                                " token, up and down the layer, with shift the head."
+                            }
+                        ),
                     ),
-                    html.Canvas(id="minimap", className="minimap", **{"aria-hidden": "true"}),
+                    html.Canvas(
+                        id="minimap", className="minimap", **parts.attributes({"aria-hidden": "true"})
+                    ),
                 ],
                 className="reader",
             ),
@@ -239,9 +242,11 @@ def register(app: Dash, lab: Lab) -> None:
         made = role_heatmap(allocation, where.role, view=view)
         name = parts.VIEWS[view]
         words = (
-            f"Share of {where.role} in the attention of token {query}, {name}. Darker is more. "
-            "Click a head to see what it reads."
+            f"Share of {where.role} in the attention of token {query}, {name}. Click a head to see what it "
+            "reads."
         )
+        if np.isnan(allocation.share(where.role, view=view)).any():
+            words += " Empty cells: nearly all attention rests on tokens that this view leaves out."
         return parts.show_figure(made), words
 
     @app.callback(
@@ -268,8 +273,6 @@ def register(app: Dash, lab: Lab) -> None:
         payload = row_payload(rows, where, query)
         return payload, list_mass(rows, payload["weights"]), parts.no_update
 
-    parts.FRAMES["map"] = lambda lab, state: _frame(lab, state)
-
 
 def _frame(lab: Lab, state: Chosen) -> Any:
     query = lab.query(lab.render(state.chat), state.where.query)
@@ -278,5 +281,7 @@ def _frame(lab: Lab, state: Chosen) -> Any:
         raise InputError("the conversation has not been read yet.")
     return rows.allocation(query).to_frame()
 
+
+parts.FRAMES["map"] = _frame
 
 __all__ = ["check_head", "layout", "list_mass", "register", "row_payload", "visible"]

@@ -1,7 +1,8 @@
 """Run folders as one self-contained HTML page.
 
-The page opens without a network: style, scripts (plotly.js, once) and data are inside, and its content
-security policy allows nothing else to be loaded or run. All text from data is escaped.
+The page opens without a network: style, scripts and data are inside, and its content security policy allows
+nothing else to be loaded or run. All text from data is escaped. Figures are built with plotly, as they are in
+notebooks, and the page draws them itself as SVG (`page/draw.js`), so that plotly's script stays out of it.
 """
 
 from __future__ import annotations
@@ -11,23 +12,24 @@ import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from ctxlens.errors import InputError
 from ctxlens.files import write_atomic
 from ctxlens.report.blocks import bounds, embed, number
-from ctxlens.report.collect import RunContents, collect_runs, short_name
+from ctxlens.report.collect import RunContents, collect_runs
+from ctxlens.report.first import models_of, overview, questions
 from ctxlens.report.making import demo_command, honest_notes
-from ctxlens.report.plots.theme import SEQUENTIAL, colour_schemes
+from ctxlens.report.plots.look import colour_schemes, page_css
 from ctxlens.report.plots.tokens import TOKEN_CSS
-from ctxlens.report.sections import build_sections
+from ctxlens.report.sections import SECTION_OF, build_sections
 
 CLAIMS = ("loss", "role bias", "cause", "source", "cure")
 _PAGE = "page"
+_MOST_NAMED = 3
+"""Models that the heading of a page names."""
 
 _MARK = b'<meta name="generator" content="ctxlens">'
 
@@ -64,50 +66,37 @@ def render_report(runs: Sequence[RunContents], title: str | None = None) -> str:
         lstrip_blocks=True,
     )
     environment.globals.update(embed=embed, number=number, bounds=bounds)
-    scripts = [_script(get_plotlyjs()), _script(_asset("report.js"))]
-    return environment.get_template("report.html.j2").render(
+    scripts = [_script(_asset("draw.js")), _script(_asset("report.js"))]
+    page = environment.get_template("report.html.j2").render(
         title=title or _title(runs),
-        summary=_summary(runs),
+        asked=questions(runs),
+        overviews=[overview(run) for run in runs],
         warnings=_warnings(runs),
         claims=_claims(runs),
+        section_of=SECTION_OF,
+        studies=list(dict.fromkeys(run.study for run in runs)),
         runs=runs,
         sections=sections,
         missing=missing,
         notes=honest_notes(runs),
-        css=Markup(TOKEN_CSS + _scale_css() + _asset("report.css")),
+        css=Markup(page_css() + TOKEN_CSS + _asset("report.css")),
         scripts=scripts,
         script_hashes=" ".join(_hash(script) for script in scripts),
         schemes=embed({built: list(pair) for built, pair in colour_schemes().items()}),
         commands=[command for run in runs if (command := demo_command(run))],
     )
+    return page.lstrip()
 
 
 def _title(runs: Sequence[RunContents]) -> str:
     if all(run.is_demo for run in runs):
         return "Does fine-tuning make a model forget its context?"
-    return "ctxlens: " + ", ".join(dict.fromkeys(run.study for run in runs))
-
-
-def _summary(runs: Sequence[RunContents]) -> str:
-    if all(run.is_demo for run in runs):
-        return (
-            "A model that is fine-tuned on instructions can make less use of the text that a user gives it. "
-            "This page follows that argument in five claims, from the loss to its cure. All results were "
-            "measured live on a small embedded language model that was built to show the effect. For each "
-            "claim the page gives the measured value, its 95 % interval, and the rule that decides on the "
-            "claim, which was fixed before the measurement."
-        )
-    told = []
-    for run in runs:
-        model = run.config.get("model")
-        name = model.get("name") if isinstance(model, dict) else model
-        study = f"{run.study} ({run.name})"
-        told.append(f"{study} on {short_name(name)}" if name else study)
-    return (
-        f"This page shows the results of {'one run' if len(runs) == 1 else f'{len(runs)} runs'}: "
-        f"{'; '.join(told)}. All figures are drawn from the result files in the run folders. Intervals are "
-        "95 % bootstrap intervals."
+    studies = ", ".join(dict.fromkeys(run.study for run in runs))
+    models = list(dict.fromkeys(model.name for run in runs for model in models_of(run)))
+    names = ", ".join(models[:_MOST_NAMED]) + (
+        f" and {len(models) - _MOST_NAMED} more" * (len(models) > _MOST_NAMED)
     )
+    return f"{studies}: {names}" if names else f"ctxlens: {studies}"
 
 
 def _warnings(runs: Sequence[RunContents]) -> list[str]:
@@ -119,16 +108,11 @@ def _warnings(runs: Sequence[RunContents]) -> list[str]:
     ]
 
 
-def _claims(runs: Sequence[RunContents]) -> list[dict[str, Any]]:
-    """One row per claim, with the verdict of every run."""
-    found = [run.verdicts() for run in runs]
-    own = list(dict.fromkeys(claim for verdicts in found for claim in verdicts))
-    names = dict.fromkeys([*CLAIMS, *own]) if all(run.is_demo for run in runs) else own
-    return [
-        {"claim": name, "verdicts": [verdicts.get(name) for verdicts in found]}
-        for name in names
-        if any(name in verdicts for verdicts in found)
-    ]
+def _claims(runs: Sequence[RunContents]) -> list[str]:
+    """The claims on which the runs have verdicts, in the order of the argument."""
+    own = [claim for run in runs for claim in run.verdicts()]
+    names = [*CLAIMS, *own] if all(run.is_demo for run in runs) else own
+    return [name for name in dict.fromkeys(names) if name in own]
 
 
 def _asset(name: str) -> str:
@@ -143,11 +127,6 @@ def _script(source: str) -> Markup:
 
 def _hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
-def _scale_css() -> str:
-    light, dark = (", ".join(getattr(stop, side) for stop in SEQUENTIAL) for side in ("light", "dark"))
-    return f":root{{--scale:{light}}}@media screen and (prefers-color-scheme:dark){{:root{{--scale:{dark}}}}}"
 
 
 __all__ = ["render_report", "write_report"]

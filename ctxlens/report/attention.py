@@ -17,6 +17,8 @@ from ctxlens.results import RoleAllocation, TokenView
 from ctxlens.results.arrays import SINKLESS, SINKS_NOT_MEASURED
 
 MOST_WEIGHTS = 400_000
+_LONG_ROW = 256
+"""Rows of fewer tokens are written out in full."""
 _FACTS = {"gold": "The context says", "answer": "The answer that was read", "response": "The model answers"}
 _QUERIES = {
     "first_answer": "the position that produces the first token of the answer",
@@ -81,7 +83,23 @@ def _explorer(models: dict[str, dict[str, RoleAllocation]], group: str) -> Explo
     )
     if data["frames"]:
         caption += "A frame marks the head of each layer that attends most to the user under plain."
-    return Explorer(data, caption, _by_layer(models, group, roles), title="Attention by layer and head")
+    title, conclusion = "Attention by layer and head", _bias_sentence(models, data["share"], pair)
+    return Explorer(data, caption, _by_layer(models, group, roles), title=title, conclusion=conclusion)
+
+
+def _bias_sentence(
+    models: Mapping[str, Mapping[str, RoleAllocation]], view: str, pair: tuple[str, str] | None
+) -> str:
+    """The user's share under the two conditions that are compared, for every model read under both."""
+    told = []
+    for model, parts in models.items() if pair else ():
+        if pair and set(pair) <= parts.keys():
+            first, second = (float(np.nanmean(parts[one].share("user", view=view))) for one in pair)
+            told.append(
+                f"{model} gives {first:.0%} of its attention to the user under {pair[0]}, {second:.0%} under "
+                f"{pair[1]}"
+            )
+    return f"{'; '.join(told)} ({view} shares, mean over layers and heads)." if told else ""
 
 
 _SHARES = {"raw": "raw", "renormalised": "renormalised (paper)", "without sinks": "without sinks"}
@@ -164,6 +182,15 @@ def _by_layer(models: dict[str, dict[str, RoleAllocation]], group: str, roles: l
     )
 
 
+def _pack(row: np.ndarray) -> list[int] | dict[str, list[int]]:
+    """Weights in ten-thousandths; of a long row those above zero, with the steps from each to the next."""
+    weights = np.round(row * 10_000).astype(int)
+    places = np.flatnonzero(weights)
+    if len(weights) < _LONG_ROW or 2 * len(places) > len(weights):
+        return weights.tolist()
+    return {"steps": np.diff(places, prepend=0).tolist(), "weights": weights[places].tolist()}
+
+
 def _tokens(view: TokenView) -> Tokens:
     pattern, heads = np.asarray(view.pattern, dtype=float), list(range(view.pattern.shape[1]))
     remark = ""
@@ -184,7 +211,7 @@ def _tokens(view: TokenView) -> Tokens:
             for p in view.query_positions
         ],
         "roles": [ROLE_LABELS[int(role)] for role in view.token_roles],
-        "weights": np.round(pattern * 10_000).astype(int).tolist(),
+        "weights": [[[_pack(row) for row in of_head] for of_head in of_layer] for of_layer in pattern],
     }
     meta = view.meta
     facts = [(name, str(meta[key])) for key, name in _FACTS.items() if key in meta]
@@ -193,8 +220,9 @@ def _tokens(view: TokenView) -> Tokens:
         "One conversation as the model sees it. The colour of a token shows its role, which is named where "
         "it begins; the template's own tokens are grey. The depth of the colour and the bar below a token "
         "show how much attention the chosen head pays to it from the outlined token, on a square-root scale. "
-        "Point at a token to see its weight. The view opens with the layer, head and position that attend "
-        "most to the user."
+        "The view opens with the layer, head and position that attend most to the user, at the token of the "
+        "user that gets most of it. Point at a token, tap it, or move with the arrow keys to "
+        "read its weight. The strip above the text shows where in the conversation the attention lies."
     )
     title = str(meta.get("title", "One conversation, token by token")).rstrip(".")
     return Tokens(

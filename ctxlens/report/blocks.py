@@ -14,6 +14,9 @@ from markupsafe import Markup
 from ctxlens.results import Verdict
 from ctxlens.stats import Interval
 
+_MOST_OPEN = 2
+"""Runs whose parts stand open below each other; with more runs, each is folded under its name."""
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -42,6 +45,7 @@ class Figures:
     caption: str
     title: str = ""
     scale: str = ""
+    conclusion: str = ""
     kind: str = "figures"
 
     @property
@@ -60,6 +64,7 @@ class Explorer:
     caption: str
     by_layer: Figures
     title: str = ""
+    conclusion: str = ""
     kind: str = "explorer"
 
 
@@ -89,12 +94,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first cell of each row is the row's header."""
+    """A table; the first cell of each row is the row's header. A folded table is closed at first."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     caption: str
     title: str = ""
+    conclusion: str = ""
+    folded: bool = False
     kind: str = "table"
 
 
@@ -109,6 +116,7 @@ class Answers:
     data: dict[str, Any]
     caption: str
     title: str = ""
+    conclusion: str = ""
     kind: str = "answers"
 
     def values(self, name: str) -> list[str]:
@@ -178,7 +186,7 @@ class Part:
 
     run: str
     blocks: Sequence[Block]
-    verdict: Verdict | None = None
+    verdicts: Sequence[Verdict] = ()
 
 
 @dataclass(frozen=True)
@@ -190,6 +198,11 @@ class Section:
     lead: str
     parts: Sequence[Part] = field(default_factory=tuple)
     kicker: str = ""
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the runs' parts are folded, so that the section stays short."""
+        return len(self.parts) > _MOST_OPEN
 
 
 def figure_json(figure: go.Figure) -> dict[str, Any]:
@@ -221,15 +234,26 @@ def number(value: float, *, signed: bool = False) -> str:
 
 
 def bounds(interval: Interval) -> str:
-    """The interval alone, for instance `[0.33, 0.49]`."""
+    """The interval alone, for instance `[0.33, 0.49]`; `READING_INTERVALS` explains the two words."""
     if math.isnan(interval.low) or math.isnan(interval.high):
-        return "no interval: too few cases"
+        return "too few"
+    if interval.low == interval.high:
+        return "all alike"
     return f"[{number(interval.low)}, {number(interval.high)}]"
+
+
+READING_INTERVALS = (
+    "Numbers in brackets are 95 % intervals. “Too few” stands where there are fewer than two texts (or "
+    "questions, or conversations), so that there is no interval. “All alike” stands where all of them gave "
+    "the same value: the interval has no width, which says nothing about other texts."
+)
+"""What stands in place of an interval, in words for the page."""
 
 
 def in_text(interval: Interval, *, signed: bool = False) -> str:
     """Estimate and interval for running text."""
-    return f"{number(interval.estimate, signed=signed)} {bounds(interval)}"
+    ends = bounds(interval)
+    return f"{number(interval.estimate, signed=signed)} {ends if ends.startswith('[') else f'({ends})'}"
 
 
 def chance(p_value: float) -> str:

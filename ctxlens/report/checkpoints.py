@@ -20,6 +20,7 @@ def checkpoint_blocks(run: RunContents) -> list[Block]:
         blocks += [_figure(found), _values(found, folders)]
         if len(found.models) > 1:
             blocks.append(_changes(found))
+        blocks += [Note(str(found.meta["note"]))] if found.meta.get("note") else []
         failed = found.meta.get("failed") or {}
         blocks += [Note(f"{name} was not measured: {sentence}") for name, sentence in failed.items()]
     return blocks
@@ -32,7 +33,7 @@ def _figure(found: Checkpoints) -> Figures:
         "the two (loss), and the change of the user's share of attention by the template, without sinks "
         "(bias). All checkpoints got the same texts. Bars are 95 % intervals over texts."
     )
-    title = "Before and after" if found.meta.get("against") else "Over training"
+    title = "Recall, loss and bias" if found.meta.get("against") else "Over training"
     return Figures([Figure(figure_json(checkpoint_curves(found)), label)], caption, title=title)
 
 
@@ -44,7 +45,7 @@ def _values(found: Checkpoints, folders: Mapping[str, str]) -> Table:
         for quantity in QUANTITIES:
             one, answer = found.values(quantity)[at], found.answers(quantity)[at]
             text = number(one.estimate, signed=quantity in ("loss", "bias"))
-            cells.append(Cell(f"{text} {answer}".strip(), _bounds(one)))
+            cells.append(Cell(f"{text} {answer}".strip(), bounds(one)))
         rows.append(cells)
     caption = (
         "“Yes”, “no” or “undecided” answers the question whether there is a loss or a bias, by the rules of "
@@ -66,18 +67,14 @@ def _changes(found: Checkpoints) -> Table:
         "with a 95 % interval over texts. Higher or lower: the interval excludes 0. No change: the interval "
         f"lies within the margin ({margins}). Everything else is undecided."
     )
-    return Table(["checkpoint", *QUANTITIES], rows, caption, title="What changed between checkpoints")
+    title = f"What changed against {first}" if first else "What changed between checkpoints"
+    return Table(["checkpoint", *QUANTITIES], rows, caption, title=title)
 
 
 def _change(one: Interval, reading: str) -> Cell:
     if one.estimate != one.estimate:
         return Cell(reading or "–")
-    return Cell(f"{number(one.estimate, signed=True)} {reading}", _bounds(one))
-
-
-def _bounds(one: Interval) -> str:
-    """The interval; one without width says nothing about other texts."""
-    return "all texts alike" if one.low == one.high else bounds(one)
+    return Cell(f"{number(one.estimate, signed=True)} {reading}", bounds(one))
 
 
 __all__ = ["checkpoint_blocks"]

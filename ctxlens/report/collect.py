@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ctxlens.errors import InputError
 from ctxlens.files import read_lines
+from ctxlens.report.paths import without_paths
 from ctxlens.report.plots.conditions import steered_name
 from ctxlens.results import (
     Ability,
     Dialogues,
+    Evaluation,
     NeedleGrid,
     Ratings,
     RoleAllocation,
@@ -158,11 +160,19 @@ def collect_runs(folders: Sequence[str | Path]) -> list[RunContents]:
             "no run folder was given; name at least one folder that a ctxlens command has written."
         )
     paths = [Path(folder) for folder in folders]
-    names: list[str] = []
-    for path in paths:
-        name = path.resolve().name or str(path)
-        names.append(name if name not in names else str(path))
-    return [_collect(path, name) for path, name in zip(paths, names, strict=True)]
+    return [_collect(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The folders' names, with as many of the folders above as it takes to tell them apart."""
+    parts = [path.resolve().parts for path in paths]
+    names = [one[-1] for one in parts]
+    for depth in range(2, max(map(len, parts), default=0) + 1):
+        twice = {name for name in names if names.count(name) > 1}
+        names = [
+            "/".join(one[-depth:]) if name in twice else name for name, one in zip(names, parts, strict=True)
+        ]
+    return names
 
 
 def _collect(folder: Path, name: str) -> RunContents:
@@ -183,10 +193,30 @@ def _collect(folder: Path, name: str) -> RunContents:
                 results[str(at.with_suffix(""))] = load_result(path)
         except (InputError, KeyError, TypeError, ValueError) as error:
             if path.suffix != ".json" or path.stem in ("verdicts", *EXTRAS):
-                unreadable.append(f"{path.name} is left out: {error}")
+                unreadable.append(without_paths(f"{path.name} is left out: {error}"))
     _collect_readings(folder, extras, unreadable)
     _collect_fastchat(folder, results, extras, unreadable)
-    return RunContents(name, run.manifest, results, extras, tuple(unreadable))
+    results = {key: _with_short_names(one) for key, one in results.items()}
+    return RunContents(name, _pathless(run.manifest), results, extras, tuple(unreadable))
+
+
+def _pathless(value: Any) -> Any:
+    """A value of a manifest in which no text holds a path of this machine."""
+    if isinstance(value, Mapping):
+        return {without_paths(str(key)): _pathless(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_pathless(one) for one in value]
+    return without_paths(value) if isinstance(value, str) else value
+
+
+def _with_short_names(result: Any) -> Any:
+    """A table with short names of models, unless two models would then share one."""
+    if not isinstance(result, NeedleGrid | Ability | Evaluation) or "model" not in result.frame:
+        return result
+    names = {name: short_name(name) for name in result.frame["model"].unique()}
+    if len(set(names.values())) < len(names) or all(name == short for name, short in names.items()):
+        return result
+    return replace(result, frame=result.frame.assign(model=result.frame["model"].map(names)))
 
 
 def _collect_readings(folder: Path, extras: dict[str, Any], unreadable: list[str]) -> None:
@@ -208,7 +238,7 @@ def _collect_fastchat(
         questions = read_questions(folder / QUESTIONS)
     except InputError as error:
         questions = {}
-        unreadable.append(f"{QUESTIONS} is left out: {error}")
+        unreadable.append(without_paths(f"{QUESTIONS} is left out: {error}"))
     if not questions:
         pairs = [
             zip(table.frame["question_id"], table.frame["category"], strict=True)
@@ -225,12 +255,12 @@ def _collect_fastchat(
                 found = read_ratings(path, questions)
                 results |= {f"{at}/{judge}": ratings for judge, ratings in found.items()}
         except InputError as error:
-            unreadable.append(f"{path.name} is left out: {error}")
+            unreadable.append(without_paths(f"{path.name} is left out: {error}"))
     for path in sorted(folder.glob("models/*.json")):
         try:
             extras.setdefault("models", {})[path.stem] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            unreadable.append(f"models/{path.name} is left out: {error}")
+            unreadable.append(without_paths(f"models/{path.name} is left out: {error}"))
 
 
 def _evaluation_files(folder: Path) -> list[Path]:

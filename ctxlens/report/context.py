@@ -44,8 +44,9 @@ def _caption(last: Mapping[str, Any]) -> str:
         "Top: the share of facts that the model finds in short texts, without and with the chat template, "
         "and of questions of general knowledge that it answers without a text. Bottom: the user's share of "
         "the attention where the answer begins, without sinks. A curve that falls with the template and not "
-        "without it shows a loss of context. All readings ask the same questions. Bars are 95 % intervals "
-        f"over {last.get('texts')} texts.{cost}"
+        "without it shows a loss of context under the template; if both fall, the model uses its context "
+        "less in any case. All readings ask the same questions. Bars are 95 % intervals over "
+        f"{last.get('texts')} texts.{cost}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,9 @@ _MOST_EXAMPLES = 80
 """Upper bound on the examples of one task on the page; the file holds all of them."""
 _CONTEXT_END = 700
 _RESPONSE = 700
+_QUESTION = 300
+_MARKERS = re.compile(r"<\|[^|<>\n]*\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>")
+"""Markers of common templates; a prompt is shown without them where only its question matters."""
 _MOST_METRICS = 4
 
 
@@ -37,23 +41,14 @@ def evaluation_blocks(run: RunContents) -> list[Block]:
     for evaluation in run.all(Evaluation).values():
         if not len(evaluation):
             continue
-        shown = _shortened(evaluation)
-        blocks.append(_figures(shown))
-        if sentence := explain_empties(shown):
+        blocks.append(_figures(evaluation))
+        if sentence := explain_empties(evaluation):
             blocks.append(Note(sentence))
-        blocks.append(_answers(shown))
-        for one in shown.meta.get("left_out", ()):
+        blocks.append(_answers(evaluation))
+        for one in evaluation.meta.get("left_out", ()):
             name, why = short_name(one["model"]), one["reason"]
             blocks.append(Note(f"{name} was not asked under the condition {one['condition']}: {why}."))
     return blocks
-
-
-def _shortened(evaluation: Evaluation) -> Evaluation:
-    """The evaluation with short model names, unless two models would then share one."""
-    names = {name: short_name(name) for name in evaluation.frame["model"].unique()}
-    if len(set(names.values())) < len(names):
-        return evaluation
-    return Evaluation(evaluation.frame.assign(model=evaluation.frame["model"].map(names)), evaluation.meta)
 
 
 def _figures(evaluation: Evaluation) -> Figures:
@@ -137,6 +132,21 @@ def _examples(evaluation: Evaluation) -> dict[str, Any]:
     return {"variants": [", ".join(variant) for variant in evaluation.variants], "tasks": tasks}
 
 
+def question_of(prompt: str) -> str:
+    """What a prompt asks: its last line with a question mark, up to that mark; else its last line of words.
+
+    Of a line that also holds the text, only the end remains. Markers of a chat template are left out.
+    """
+    lines = [text for line in prompt.splitlines() if (text := _MARKERS.sub(" ", line).strip())]
+    asking = [line for line in lines if "?" in line]
+    if asking:
+        line = asking[-1]
+        found = line[: line.rindex("?") + 1]
+    else:
+        found = next((line for line in reversed(lines) if len(line.split()) > 1), lines[-1] if lines else "")
+    return found if len(found) <= _QUESTION else "… " + found[-_QUESTION:].partition(" ")[2]
+
+
 def _gather(evaluation: Evaluation, task: str, metrics: list[str]) -> list[dict[str, Any]]:
     """One record per example, with its answers by variant."""
     places = {variant: place for place, variant in enumerate(evaluation.variants)}
@@ -148,6 +158,7 @@ def _gather(evaluation: Evaluation, task: str, metrics: list[str]) -> list[dict[
             {
                 "name": f"example {row['example']}"
                 + ("" if row["filter"] == "none" else f", {row['filter']}"),
+                "question": question_of(prompt),
                 "gold": str(row["gold"])[:_RESPONSE],
                 "context": ("… " if len(prompt) > _CONTEXT_END else "") + prompt[-_CONTEXT_END:],
                 "answers": [None] * len(places),

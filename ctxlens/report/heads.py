@@ -67,7 +67,10 @@ def _maps(title: str, maps: Sequence[HeadMap]) -> Figures:
     cells, texts = len(maps[0].effects), len(set(maps[0].contexts.tolist()))
     told.append(f"All numbers are means over {cells} needle cells of {texts} texts.")
     if any(found.kind not in ("copying", "user share") for found in maps):
-        told.append("A number stands in parentheses where its 95 % interval over texts contains zero.")
+        told.append(
+            "A number stands in parentheses where its 95 % interval over texts contains zero; where there is "
+            "no room for numbers, a dot stands there instead."
+        )
     return Figures(figures, " ".join(told), title=title)
 
 
@@ -262,7 +265,8 @@ def _drift_maps(drift: Drift) -> Figures:
     caption = (
         f"{second} minus {first}, over {drift.shares.shape[3]} conversations about {n_texts} texts. Below "
         "zero: the head attends less to the user. A frame marks the retrieval head of each layer; a number "
-        "stands in parentheses where its 95 % interval over texts contains zero."
+        "stands in parentheses where its 95 % interval over texts contains zero, or a dot where there is no "
+        "room for numbers."
     )
     return Figures(maps, caption, title="Change by head")
 

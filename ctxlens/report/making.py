@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ctxlens.report.blocks import Block, Cell, Figure, Figures, Note, Table, figure_json
+from ctxlens.report.blocks import READING_INTERVALS, Block, Cell, Figure, Figures, Note, Table, figure_json
 from ctxlens.report.collect import RunContents
 from ctxlens.report.plots.training import loss_curve
 
 _LONGEST_VALUE = 160
+_HIDDEN = ("model.path", "against.path")
+"""Settings that say where something lies on this machine; `model.name` and `model.sha256` say what it is."""
 
 
 def making_blocks(run: RunContents) -> list[Block]:
@@ -20,8 +22,8 @@ def making_blocks(run: RunContents) -> list[Block]:
     settings = [("study", run.study)]
     settings += [("made", str(manifest["created"]))] if "created" in manifest else []
     settings += [("command", command)] if (command := demo_command(run)) else []
-    settings += list(_flat(run.config))
-    blocks.append(Table(["setting", "value"], _rows(settings), "", title="Settings"))
+    settings += [(key, value) for key, value in _flat(run.config) if key not in _HIDDEN]
+    blocks.append(Table(["setting", "value"], _rows(settings), "", title="Settings", folded=True))
     blocks += _data(manifest.get("data"))
     timings = run.extras.get("timings")
     if isinstance(timings, dict) and timings:
@@ -29,7 +31,7 @@ def making_blocks(run: RunContents) -> list[Block]:
     versions = manifest.get("versions")
     if isinstance(versions, dict):
         rows = _rows([(str(key), str(value)) for key, value in versions.items()])
-        blocks.append(Table(["package", "version"], rows, "", title="Versions"))
+        blocks.append(Table(["package", "version"], rows, "", title="Versions", folded=True))
     blocks += [Note(sentence) for sentence in run.unreadable]
     return blocks
 
@@ -80,8 +82,8 @@ def honest_notes(runs: list[RunContents]) -> list[str]:
         "Attention is evidence, not proof: a head may attend to a token without using it, or use it "
         "through other heads. Steering is the test of cause on this page, and it is a coarse one: it "
         "changes everything that a steered head reads.",
-        "Intervals are 95 % percentile bootstrap intervals over contexts, conversations or questions, and "
-        "differences are paired. With few of these units the intervals are rough.",
+        "Intervals are percentile bootstrap intervals over contexts, conversations or questions, and "
+        f"differences are paired. With few of these units the intervals are rough. {READING_INTERVALS}",
         "Raw shares count the template's own tokens, which exist only with the template. Renormalised "
         "shares leave these tokens out. The page gives both, because a claim should hold for the share "
         "about which it is made.",
@@ -95,7 +97,7 @@ def _data(data: Any) -> Iterator[Table]:
         files = found.get("files") if isinstance(found, dict) else None
         if isinstance(files, dict) and files:
             rows = _rows(list(_flat(files)))
-            yield Table(["file", "fingerprint"], rows, "", title="Data")
+            yield Table(["file", "fingerprint"], rows, "", title="Data", folded=True)
 
 
 def _stages(stages: list[tuple[str, dict[str, Any]]]) -> Table:
@@ -117,6 +119,7 @@ def _stages(stages: list[tuple[str, dict[str, Any]]]) -> Table:
         rows,
         "Wall time depends on the load of the machine; CPU time is easier to compare.",
         title="Time by stage",
+        folded=True,
     )
 
 

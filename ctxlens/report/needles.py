@@ -42,6 +42,9 @@ NamedGrid = tuple[str, NeedleGrid]
 _LONGEST_QUESTION = 280
 _MOST_DIFFERENCES = 6
 _SCORES = ("recall", "contains", "needle_logprob")
+_MOST_OPEN_ROWS = 24
+"""Longer tables are folded at first."""
+_NOTHING_SHOWN = ("no difference shown", "too few to tell")
 _SQUARES = (
     "Each square is one context length, as built (left to right), and one depth of the needle in the context "
     "(top to bottom). A darker square (on a dark page: a brighter one) means that the model "
@@ -95,17 +98,19 @@ def compare_blocks(runs: Sequence[RunContents]) -> list[Block]:
 
 def _side_by_side(grids: Sequence[NamedGrid]) -> Table:
     """Every variant of every run with the mean of each score."""
+    known = [column for column in _SCORES if any(column in grid.frame for _, grid in grids)]
     rows = [
-        [Cell(panel.title, name), *(_mean_cell(grid, panel, column) for column in _SCORES)]
+        [Cell(panel.title, name), *(_mean_cell(grid, panel, column) for column in known)]
         for name, grid in grids
         for panel in needle_panels(grid)
     ]
     return Table(
-        ["run", *(COLUMNS[column] for column in _SCORES)],
+        ["run", *(COLUMNS[column] for column in known)],
         rows,
         "Every model and condition of every run: the mean over the cells of that run, with its 95 % "
         "interval. Runs with different cells are not comparable number by number.",
         title="Runs side by side",
+        folded=len(rows) > _MOST_OPEN_ROWS,
     )
 
 
@@ -128,7 +133,7 @@ def _merge(group: Sequence[NamedGrid]) -> NeedleGrid:
 def _heatmaps(contested: NeedleGrid, free: NeedleGrid | None, column: str, title: str) -> list[Block]:
     panels = needle_panels(contested, column)
     limits = score_range(panels, column)
-    how = _HOW_TO_READ + _loss_sentence(contested) if column == "recall" else _HOW_TO_READ_LOGPROB
+    how = _HOW_TO_READ if column == "recall" else _HOW_TO_READ_LOGPROB
     how += explain_conditions(panel.condition for panel in panels)
     low, high = (number(limit) for limit in limits)
     figures = [_figure(panel, column, limits) for panel in panels]
@@ -138,6 +143,7 @@ def _heatmaps(contested: NeedleGrid, free: NeedleGrid | None, column: str, title
             how + " " + _which_cells(contested, free) + f"The scale goes from {low} to {high}.",
             title=title if column == "recall" else f"{title}: {COLUMNS[column]}",
             scale="recall" if column == "recall" else "",
+            conclusion=_loss_sentence(contested) if column == "recall" else "",
         )
     ]
     changes = [
@@ -160,11 +166,12 @@ def _heatmaps(contested: NeedleGrid, free: NeedleGrid | None, column: str, title
 
 def _differences(grid: NeedleGrid, column: str, title: str = "Differences, paired by cell") -> Table:
     """Every pair of variants that differ in one thing."""
-    rows = []
+    rows, shown = [], 0
     for first, second in _neighbours(needle_panels(grid, column)):
         pair = grid.compare(first.rows, second.rows, column=column)
         if not pair.pairs:
             continue
+        shown += pair.reading not in _NOTHING_SHOWN
         p = "<\u00a00.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}"
         rows.append(
             [
@@ -183,6 +190,8 @@ def _differences(grid: NeedleGrid, column: str, title: str = "Differences, paire
         "two-sided sign-flip test over contexts. “No difference shown” means that the interval contains zero "
         "or that p is above 0.05; it does not mean that the variants are equal.",
         title=f"{title}: {COLUMNS[column]}",
+        conclusion=f"{shown} of {len(rows)} comparisons show a difference." if rows else "",
+        folded=len(rows) > _MOST_OPEN_ROWS,
     )
 
 
@@ -258,8 +267,8 @@ def cause_blocks(run: RunContents) -> list[Block]:
                 "retrieval heads rises further than that of equally many random heads. The lower panels show "
                 "how often the model answers from memory instead and, where it was measured, how well it "
                 "answers questions without a document under the same steering. "
-                + _which_cells(contested, free)
-                + _steering_sentence(contested),
+                + _which_cells(contested, free),
+                conclusion=_steering_sentence(contested),
                 title="Steering attention to the user" if name == "steering" else name,
             )
         )

@@ -80,15 +80,16 @@ def _head_where_trained(device: torch.device) -> Iterator[None]:
     TRL skips them only on devices with Triton, because some other accelerators compile for every number of
     positions. A CPU does not. In a version of TRL that decides otherwise, nothing changes.
     """
-    chosen = getattr(trl_utils, "_use_triton", None)
+    utils: Any = trl_utils
+    chosen = getattr(utils, "_use_triton", None)
     if device.type != "cpu" or chosen is None:
         yield
         return
-    trl_utils._use_triton = lambda device: True  # of all its uses, this name only decides about positions
+    utils._use_triton = lambda device: True  # of all its uses, this name only decides about positions
     try:
         yield
     finally:
-        trl_utils._use_triton = chosen
+        utils._use_triton = chosen
 
 
 class _Progress(TrainerCallback):

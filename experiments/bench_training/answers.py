@@ -11,8 +11,8 @@ The loss is on the answers only: TRL gets prompt and completion, ctxlens `loss_o
 those of the rows, without padding. The share of the peak is the model's operations per second (6 operations
 for every parameter of the layers and token, 6 for every parameter of the head and token with loss,
 12 · layers · width · mean length for the attention of every token) over those of a product of two matrices
-of 1,024 × 1,024, measured in the same run in the same number format. With one thread, seconds are those of the
-processor, so that other load counts less; with several, they are those of the clock.
+of 1,024 × 1,024, measured in the same run in the same number format. With one thread, seconds are those of
+the processor, so that other load counts less; with several, they are those of the clock.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Bench:
         begun = clock()
         trainer.train()
         seconds = clock() - begun
-        rows = trainer.train_dataset
+        rows: Any = trainer.train_dataset
         return {
             "tokens": float(sum(map(len, rows["input_ids"]))),
             "trained": float(sum(label != -100 for labels in rows["labels"] for label in labels[1:])),
@@ -202,7 +202,7 @@ def measure_peak(dtype: Any) -> float:
     best = float("inf")
     for _ in range(10):
         begun = clock()
-        one @ one
+        torch.mm(one, one)
         best = min(best, clock() - begun)
     return 2 * 1024**3 / best
 
@@ -226,7 +226,7 @@ def summarise(measured: dict[str, list[dict[str, float]]], bench: Bench) -> dict
     return {
         "median": medians, "rounds": measured, "peak_flops": peak,
         "to_plain": ratios("ctxlens", "plain"), "to_all_logits": ratios("ctxlens", "all logits"),
-        "model": bench.options.model if bench.options.model == "organism-chat" else bench.source.name,
+        "model": bench.options.model if bench.options.model == "organism-chat" else Path(bench.source).name,
         "parameters": {"layers": bench.layers, "head": bench.head},
         "threads": torch.get_num_threads(), "machine": platform.machine(),
         "settings": {key: value for key, value in vars(bench.options).items() if isinstance(value, int)},

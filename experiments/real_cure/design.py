@@ -35,8 +35,8 @@ TEMPLATE = "chatml"
 LONGEST = 220
 """Tokens of a conversation at most, rendered with the template."""
 KINDS: Mapping[str, int] = {
-    "t0 with passage": 400, "t0 without passage": 300, "alpaca with input": 100, "alpaca without input": 250,
-    "lima": 100, "kto": 50,
+    "t0 with passage": 400, "t0 without passage": 320, "alpaca with input": 100, "alpaca without input": 250,
+    "lima": 100, "kto": 30,
 }  # fmt: skip
 """Conversations of each kind, 1,200 together."""
 PASSAGE = ("t0 with passage", "alpaca with input")
@@ -72,7 +72,7 @@ DOSES: Mapping[str, Dose] = {
     "longer": Dose("three passes over the mixture", KINDS, passes=3),
     "closed": Dose(
         "answers without a passage only",
-        {"t0 without passage": 700, "alpaca without input": 350, "lima": 100, "kto": 50},
+        {"t0 without passage": 720, "alpaca without input": 350, "lima": 100, "kto": 30},
     ),
     "contradicting": Dose("every passage is that of another row", KINDS, contradicts=True),
 }
@@ -80,7 +80,10 @@ DOSES: Mapping[str, Dose] = {
 
 
 def draw_mixture(
-    folder: Path, count_tokens: Callable[[Sequence[Mapping[str, str]]], int], dose: str = "design"
+    folder: Path,
+    count_tokens: Callable[[Sequence[Mapping[str, str]]], int],
+    dose: str = "design",
+    share: float = 1.0,
 ) -> list[dict[str, Any]]:
     """The conversations of a dose: rows with `id`, `kind` and `messages`, in a drawn order.
 
@@ -89,6 +92,7 @@ def draw_mixture(
             `kto_en_demo.json`.
         count_tokens: tokens of a conversation.
         dose: a name of `DOSES`.
+        share: the part of it to draw, for smoke runs.
 
     Raises:
         InputError: a kind has too few short conversations.
@@ -96,7 +100,8 @@ def draw_mixture(
     wanted, rng = DOSES[dose], random.Random(f"real-cure-{SEED}")
     pools = read_pools(folder)
     drawn: list[dict[str, Any]] = []
-    for kind, n in wanted.kinds.items():
+    for kind, whole in wanted.kinds.items():
+        n = max(1, round(share * whole))
         pool = rng.sample(pools[kind], len(pools[kind]))
         short: list[list[dict[str, str]]] = []
         for messages in pool:

@@ -74,8 +74,10 @@ def make_data(given: argparse.Namespace) -> Path:
     if not path.is_file():
         tokenizer = load_tokenizer(locate_checkpoint(given.model))
         tokenizer.chat_template = read_chat_template(given.template)
-        rows = design.draw_mixture(given.instruct, lambda talk: render(tokenizer, talk).n_tokens, given.dose)
-        rows = rows[:24] if given.smoke else rows
+        rows = design.draw_mixture(
+            given.instruct, lambda talk: render(tokenizer, talk).n_tokens, given.dose,
+            share=0.02 if given.smoke else 1.0,
+        )  # fmt: skip
         write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from data import Labelled, family_of, t0_world
 
 from ctxlens.chat.data import Conversation
@@ -26,6 +28,8 @@ from ctxlens.scoring.lp_gap import add_lp_gap
 SEED = 11
 MOST_TOKENS = 1000
 PER_KIND = {"document": 960, "closed": 720, "options": 360}
+GAP_PART = 140
+"""Conversations whose `lp_gap` is saved together."""
 PROBES = {"short": (250, 24), "long": (2000, 12)}
 """Length in tokens and number of the neutral texts in which the layer is looked for."""
 
@@ -47,7 +51,7 @@ def main() -> None:
         scores = score_conversations(
             model, world.conversations, layers="all", kinds=world.kinds, out=run, sinks=True, progress=_tell
         )
-        run.save("gap.parquet", add_lp_gap(model, world.conversations, scores, progress=_tell))
+        run.save("gap.parquet", add_gap(model, world.conversations, scores, run))
     for name in PROBES:
         if not run.has(f"probe-{name}.json"):
             run.write_json(f"probe-{name}.json", probe(model, name))
@@ -70,6 +74,20 @@ def hold_out(world: Labelled) -> set[str]:
     for one in world.conversations:
         by_family[family_of(str(one.labels["source"]))].append(one.id)
     return {name for names in by_family.values() for name in names[1::2]}
+
+
+def add_gap(model: Model, conversations: Sequence[Conversation], scores: Scores, run: Run) -> Scores:
+    """The scores with `lp_gap`; every part is saved, so that a run that is killed loses one part at most."""
+    parts = []
+    for start in range(0, len(conversations), GAP_PART):
+        name = f"gap-{start}.parquet"
+        if not run.has(name):
+            part = conversations[start : start + GAP_PART]
+            rows = scores.frame[scores.frame["conversation"].isin([one.id for one in part])]
+            run.save(name, add_lp_gap(model, part, Scores(rows, scores.meta)))
+            _tell(start + len(part), len(conversations))
+        parts.append(Scores.load(run.path(name)))
+    return Scores(pd.concat([part.frame for part in parts], ignore_index=True), parts[0].meta)
 
 
 def probe(model: Model, name: str) -> dict[str, list]:

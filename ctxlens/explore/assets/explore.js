@@ -543,6 +543,9 @@
       one.removeAttribute("role");
       one.removeAttribute("aria-selected");
     }
+    for (const one of document.querySelectorAll("fieldset.slider :is([role=slider], input):not([aria-label])")) {
+      one.setAttribute("aria-label", one.closest("fieldset").querySelector("legend").textContent);
+    }
   }
   new MutationObserver(plainRoles).observe(document.documentElement, {
     subtree: true, childList: true, attributes: true, attributeFilter: ["role", "aria-selected"],

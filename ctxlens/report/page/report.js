@@ -1,25 +1,38 @@
 "use strict";
 (() => {
-  const schemes = JSON.parse(document.getElementById("schemes").textContent);
   const darkQuery = matchMedia("(prefers-color-scheme: dark)");
-  const config = {responsive: true, displayModeBar: false, displaylogo: false, showTips: false};
-  const views = [];
-  let forced = null;
+  const PRINTED = 680;
+  const views = new Map(), queue = new Set();
+  let printing = false, settled = false, timer = 0;
 
-  const isDark = () => (forced === null ? darkQuery.matches : forced === "dark");
-  const repaint = (value) => {
-    if (typeof value === "string") return schemes[value] ? schemes[value][isDark() ? 1 : 0] : value;
-    if (Array.isArray(value)) return value.map(repaint);
-    if (value && typeof value === "object")
-      return Object.fromEntries(Object.entries(value).map(([key, one]) => [key, repaint(one)]));
-    return value;
+  const draw = (element) => Chart.draw(element, views.get(element).figure, printing ? {most: PRINTED} : {dark: darkQuery.matches});
+  /* Figures are drawn after the first paint, those in sight first, without blocking the page. */
+  const work = () => {
+    timer = 0;
+    const start = performance.now(), seen = (one) => one && one.getBoundingClientRect().top < innerHeight ? 0 : 1;
+    for (const element of [...queue].sort((a, b) => seen(a) - seen(b))) {
+      queue.delete(element);
+      if (element === null) settled = true;
+      else if (views.get(element).figure) draw(element);
+      if (performance.now() - start > 30) break;
+    }
+    if (queue.size) timer = setTimeout(work, 0);
+    else if (settled) document.documentElement.dataset.ready = "yes";
   };
-  const draw = (element, figure) => {
-    const painted = repaint(figure);
-    const layout = {...painted.layout, autosize: true};
-    layout.hoverlabel = {...layout.hoverlabel, bgcolor: isDark() ? "#2b323c" : "#ffffff",
-      bordercolor: isDark() ? "#56606d" : "#c2c8d0", font: {...(layout.hoverlabel || {}).font, color: isDark() ? "#e6eaef" : "#20262e"}};
-    return Plotly.react(element, painted.data, layout, config);
+  const enqueue = (element) => {
+    queue.add(element);
+    timer = timer || setTimeout(work, 0);
+  };
+  const sizes = new ResizeObserver((entries) => {
+    for (const {target, contentRect} of entries) {
+      const view = views.get(target), width = Math.floor(contentRect.width);
+      if (width && width !== view.width) enqueue(target);
+      view.width = width;
+    }
+  });
+  const watch = (element, figure) => {
+    views.set(element, {figure, width: 0});
+    sizes.observe(element);
   };
   const read = (element) => {
     const script = element.querySelector(":scope > script[type='application/json']");
@@ -43,28 +56,33 @@
     return values.length ? values.reduce((a, b) => a + b, 0) / values.length : null;
   };
   const escape = (text) => String(text).replace(/[&<>]/g, (c) => ({"&": "&amp;", "<": "&lt;", ">": "&gt;"})[c]);
+  const slug = (text) => text.toLowerCase().replace(/[^a-z0-9α]+/g, "-").replace(/^-|-$/g, "").slice(0, 60) || "figure";
 
-  for (const element of document.querySelectorAll(".plot:not(.drawn)")) {
-    const figure = read(element);
-    const panel = element.closest(".panel");
-    let drawnDark = null;
-    const view = {
-      update() {
-        if (panel && panel.hidden) return;
-        if (drawnDark !== isDark()) {
-          drawnDark = isDark();
-          draw(element, figure);
-        } else Plotly.Plots.resize(element);
-      },
-    };
-    views.push(view);
-    if (panel) panel.view = view;
-    view.update();
-  }
-
-  for (const element of document.querySelectorAll("[data-explorer]")) explore(element);
-  for (const element of document.querySelectorAll("[data-tokens]")) showTokens(element);
-  for (const element of document.querySelectorAll("[data-answers]")) showAnswers(element);
+  /* Below each figure: its files. */
+  const addTools = (element) => {
+    const tools = make("p", "Save as ", {class: "tools"}), label = () => element.getAttribute("aria-label") || "figure";
+    for (const kind of ["svg", "png", "csv"]) {
+      const button = make("button", kind.toUpperCase(), {type: "button", "data-save": kind});
+      button.addEventListener("click", () => Chart.save(views.get(element).figure, kind, slug(label()), label()));
+      tools.append(button);
+    }
+    element.after(tools);
+  };
+  /* A figure whose layout has a slider shows one step of it at a time. */
+  const addSlider = (element, figure) => {
+    const [slider] = figure.layout.sliders || [];
+    if (!slider) return;
+    const {prefix = ""} = slider.currentvalue || {}, input = make("input", undefined, {type: "range", min: 0, max: slider.steps.length - 1, value: 0, "aria-label": prefix.trim() || "step"});
+    const label = make("label", undefined, {class: "slider"}), shown = make("output", prefix + slider.steps[0].label);
+    input.addEventListener("input", () => {
+      const step = slider.steps[input.value];
+      figure.data.forEach((trace, i) => { trace.z = step.args[0].z[i]; });
+      shown.textContent = prefix + step.label;
+      draw(element);
+    });
+    label.append(shown, input);
+    element.before(label);
+  };
 
   function explore(root) {
     const data = read(root);
@@ -97,12 +115,12 @@
       root.querySelector(".shown").textContent = `${role}: ${model}, ${name}, ${share} shares`;
       for (const panel of document.querySelectorAll(`[data-group="${data.group}"]`)) {
         panel.hidden = panel.dataset.variant !== `${model}|${share}`;
-        if (!panel.hidden) panel.view.update();
       }
       fill(model, share, role);
       const readout = root.querySelector(".readout");
       if (!z) {
-        Plotly.purge(plot);
+        views.get(plot).figure = null;
+        plot.replaceChildren();
         readout.textContent = "This model was not read under this condition.";
         return;
       }
@@ -117,22 +135,21 @@
         data: [{
           type: "heatmap", z, x: [...Array(heads).keys()], y: layers, zmin: signed ? -top : 0, zmax: top,
           colorscale: signed ? data.diverging : data.sequential, xgap: 2, ygap: 2, hoverongaps: false,
-          texttemplate: heads > 16 ? "" : signed ? "%{z:+.2f}" : "%{z:.2f}",
-          colorbar: {thickness: 10, outlinewidth: 0, tickfont: {size: 11}, xpad: 6},
+          texttemplate: signed ? "%{z:+.2f}" : "%{z:.2f}",
+          colorbar: {title: {text: unit}},
           hovertemplate: `layer %{y}, head %{x}<br>${unit} of <b>${escape(role)}</b>: <b>${number}</b>${uniform}<br>mean over ${entry.n} quer${entry.n === 1 ? "y" : "ies"}<extra></extra>`,
         }],
         layout: {
-          height: Math.min(900, Math.max(270, 46 * layers.length + 60)), margin: {l: 48, r: 8, t: 6, b: 44},
-          paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false,
-          font: {family: getComputedStyle(document.body).fontFamily, size: 13, color: data.ink},
-          xaxis: {title: {text: "head", standoff: 8}, showgrid: false, zeroline: false, fixedrange: true, dtick: step(heads), tick0: 0},
-          yaxis: {title: {text: "layer", standoff: 8}, showgrid: false, zeroline: false, fixedrange: true, autorange: "reversed",
+          height: Math.min(900, Math.max(270, 40 * layers.length + 60)),
+          xaxis: {title: {text: "head"}, showgrid: false, dtick: step(heads)},
+          yaxis: {title: {text: "layer"}, showgrid: false, autorange: "reversed",
             tickvals: layers.filter((_, i) => i % step(layers.length) === 0)},
           shapes: chosen("frames") && data.frames[model] ? data.frames[model].map((head, i) => ({type: "rect",
             x0: head - 0.5, x1: head + 0.5, y0: layers[i] - 0.5, y1: layers[i] + 0.5, line: {color: data.ink, width: 2.5}})) : [],
         },
       };
-      draw(plot, figure);
+      views.get(plot).figure = figure;
+      draw(plot);
       plot.setAttribute("aria-label", `Heatmap by layer and head of the ${unit} of ${role} tokens, ${model}, ${name}, ${share}`);
       const all = mean(z);
       const baseline = signed ? "" : ` If every token got the same attention, it would be ${format(entry[share][role].uniform)}.`;
@@ -159,32 +176,116 @@
       }));
     };
     for (const input of inputs) input.addEventListener("change", update);
-    views.push({update});
+    watch(plot, null);
+    addTools(plot);
     update();
   }
 
+  /* Attention weights of one row, in ten-thousandths; long rows hold only the weights above zero, by place. */
+  function unpack(row, length) {
+    if (Array.isArray(row)) return row;
+    const weights = Array(length).fill(0);
+    let at = 0;
+    row.steps.forEach((step, i) => { weights[at += step] = row.weights[i]; });
+    return weights;
+  }
   function showTokens(root) {
-    const data = read(root);
-    const spans = [...root.querySelectorAll(".tok")];
+    const data = read(root), MOST = 12, BINS = 240;
+    const spans = [...root.querySelectorAll(".tok")], box = root.querySelector(".tokens"), map = root.querySelector(".minimap");
     const pick = (name) => root.querySelector(`select[name="${name}"]`);
     const value = (name) => (pick(name) ? +pick(name).value : 0);
-    const roles = [...new Set(data.roles)];
+    const roles = [...new Set(data.roles)], one = root.querySelector(".onetoken"), view = make("div", undefined, {class: "window"});
+    let weights = [], here = -1;
     for (const name of ["layer", "head", "query"]) if (pick(name)) pick(name).value = data.start[name];
+    const show = (text) => text.replace(/\n/g, "↵").replace(/^ /, "␣") || "∅";
+    const told = (i) => `${data.roles[i]} · token ${i} · attention ${(weights[i] / 10000).toFixed(4)}`;
+    /* Only the box scrolls; the page stays where it is. */
+    const reach = (i) => {
+      const inner = spans[i].getBoundingClientRect(), outer = box.getBoundingClientRect();
+      box.scrollTop += inner.top - outer.top - (box.clientHeight - inner.height) / 2;
+    };
+    const go = (i, scroll = true) => {
+      if (here >= 0) spans[here].classList.remove("here");
+      here = Math.max(0, Math.min(spans.length - 1, i));
+      spans[here].classList.add("here");
+      one.textContent = `“${show(spans[here].textContent.replace("↵\n", "\n"))}”: ${told(here)}`;
+      map.setAttribute("aria-valuenow", here);
+      map.setAttribute("aria-valuetext", one.textContent);
+      if (scroll) reach(here);
+    };
+    /* One bar for a stretch of tokens: its largest weight, in the colour of that token's role. */
+    const drawMap = () => {
+      const bins = Math.min(BINS, spans.length), top = Math.max(1, ...weights), width = 1000 / bins;
+      const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+      for (const [name, to] of Object.entries({viewBox: "0 0 1000 40", preserveAspectRatio: "none", "aria-hidden": "true"})) svg.setAttribute(name, to);
+      for (let k = 0; k < bins; k++) {
+        const from = Math.floor(k * spans.length / bins), to = Math.floor((k + 1) * spans.length / bins);
+        let best = from;
+        for (let i = from; i < to; i++) if (weights[i] > weights[best]) best = i;
+        const height = Math.max(2, 38 * Math.sqrt(weights[best] / top)), bar = document.createElementNS(svg.namespaceURI, "rect");
+        for (const [name, size] of Object.entries({x: k * width, y: 40 - height, width: width * 0.92, height, fill: `var(--role-${data.roles[best]})`})) bar.setAttribute(name, size);
+        svg.append(bar);
+      }
+      map.replaceChildren(svg, view);
+      slide();
+    };
+    const slide = () => {
+      const whole = Math.max(1, box.scrollHeight);
+      view.hidden = whole <= box.clientHeight + 1;
+      view.style.left = `${100 * box.scrollTop / whole}%`;
+      view.style.width = `${100 * Math.min(1, box.clientHeight / whole)}%`;
+    };
+    const list = () => {
+      const order = weights.map((_, i) => i).filter((i) => weights[i] > 0).sort((a, b) => weights[b] - weights[a]).slice(0, MOST);
+      root.querySelector(".most ol").replaceChildren(...order.map((i) => {
+        const item = make("li"), button = make("button", undefined, {type: "button", class: `r-${data.roles[i]}`});
+        button.append(make("span", show(spans[i].textContent.replace("↵\n", "\n")), {class: "word"}), make("span", (weights[i] / 10000).toFixed(3)), make("small", `${data.roles[i]}, token ${i}`));
+        button.addEventListener("click", () => go(i));
+        item.append(button);
+        return item;
+      }));
+    };
     const update = () => {
       const query = data.queries[value("query")];
-      const weights = data.weights[value("layer")][value("head")][value("query")];
+      weights = unpack(data.weights[value("layer")][value("head")][value("query")], spans.length);
       const top = Math.max(1, ...weights);
       const sums = Object.fromEntries(roles.map((role) => [role, 0]));
+      let most = -1;
       spans.forEach((span, i) => {
         span.style.setProperty("--w", Math.sqrt(weights[i] / top).toFixed(3));
-        span.title = `${data.roles[i]} · token ${i} · attention ${(weights[i] / 10000).toFixed(4)}`;
+        span.title = told(i);
         span.classList.toggle("query", i === query.position);
         sums[data.roles[i]] += weights[i] / 10000;
+        if (data.roles[i] === "user" && weights[i] > (most < 0 ? 0 : weights[most])) most = i;
       });
-      const list = roles.sort((a, b) => sums[b] - sums[a]).map((role) => `${role} ${format(sums[role])}`).join(" · ");
-      root.querySelector(".readout").textContent = `Attention by role from token ${query.position}: ${list}`;
+      const shares = roles.sort((a, b) => sums[b] - sums[a]).map((role) => `${role} ${format(sums[role])}`).join(" · ");
+      root.querySelector(".readout").textContent = `Attention by role from token ${query.position}: ${shares}`;
+      list();
+      drawMap();
+      go(most < 0 ? weights.indexOf(Math.max(...weights)) : most);
     };
     for (const select of root.querySelectorAll("select")) select.addEventListener("change", update);
+    const jump = (event) => {
+      const frame = map.getBoundingClientRect();
+      go(Math.floor(spans.length * (event.clientX - frame.left) / frame.width));
+    };
+    map.addEventListener("pointerdown", (event) => { map.setPointerCapture(event.pointerId); jump(event); });
+    map.addEventListener("pointermove", (event) => event.buttons && jump(event));
+    const page = Math.max(1, Math.round(spans.length / 20));
+    const steps = {ArrowRight: 1, ArrowLeft: -1, ArrowDown: page, ArrowUp: -page, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity};
+    for (const [name, text] of Object.entries({tabindex: 0, role: "group", "aria-label": "The tokens; the arrow keys go from token to token"})) box.setAttribute(name, text);
+    for (const element of [map, box])
+      element.addEventListener("keydown", (event) => {
+        if (!(event.key in steps)) return;
+        event.preventDefault();
+        go(here + steps[event.key]);
+      });
+    box.addEventListener("click", (event) => {
+      const span = event.target.closest(".tok");
+      if (span) go(spans.indexOf(span), false);
+    });
+    box.addEventListener("scroll", slide, {passive: true});
+    new ResizeObserver(() => { slide(); if (here >= 0) reach(here); }).observe(box);
     update();
   }
 
@@ -229,9 +330,10 @@
         (task.total > task.examples.length ? `; the file holds ${task.total}. The page shows those that differ most.` : ".");
       list.replaceChildren(...found.slice(0, shown).map((one) => {
         const item = make("li"), sides = make("div", undefined, {class: "sides"});
-        item.append(make("p", one.name, {class: "example"}));
-        const asked = make("div", undefined, {class: "asked"});
-        asked.append(make("small", "end of the prompt"), make("pre", one.context), make("small", "gold answer"), make("pre", one.gold || "–"));
+        item.append(make("small", one.name), make("p", one.question, {class: "example", dir: "auto"}));
+        const asked = make("div", undefined, {class: "asked"}), prompt = make("details", undefined, {class: "how"});
+        prompt.append(make("summary", "End of the prompt"), make("pre", one.context, {tabindex: 0, role: "group", "aria-label": "End of the prompt"}));
+        asked.append(make("small", "gold answer"), make("pre", one.gold || "–"), prompt);
         item.append(asked);
         for (const side of [left, right]) {
           const answer = one.answers[side], box = make("div", undefined, {class: good(answer) ? "said right" : "said wrong"});
@@ -255,9 +357,85 @@
     update();
   }
 
-  const updateAll = () => views.forEach((view) => view.update());
+  /* Every view with switches has an address that holds their state. */
+  const switches = (root) => [...root.querySelectorAll("input[name],select[name]")].map((one) => [one.name.split("-").pop(), one]);
+  const address = (root) => "#" + new URLSearchParams([["at", root.id], ...switches(root)
+    .filter(([, one]) => one.type !== "radio" || one.checked).map(([name, one]) => [name, one.type === "checkbox" ? +one.checked : one.value])]);
+  const restore = (root, state) => {
+    for (const [name, one] of switches(root)) {
+      if (!state.has(name)) continue;
+      const wanted = state.get(name);
+      if (one.type === "radio") { if (one.value !== wanted) continue; one.checked = true; }
+      else if (one.type === "checkbox") one.checked = wanted === "1";
+      else one.value = wanted;
+      one.dispatchEvent(new Event("change", {bubbles: true}));
+    }
+  };
+  /* What an address leads to is opened: a section, or a view with the state of its switches. */
+  const follow = () => {
+    const name = decodeURIComponent(location.hash.slice(1)), state = new URLSearchParams(location.hash.slice(1));
+    const root = document.getElementById(state.get("at") || name);
+    if (!root) return;
+    if (state.has("at")) restore(root, state);
+    const inner = root.querySelector(":scope > details");
+    if (inner) inner.open = true;
+    for (let one = root.closest("details"); one; one = one.parentElement.closest("details")) one.open = true;
+    root.scrollIntoView();
+  };
+  addEventListener("hashchange", follow);
+
+  /* The side navigation marks the section that is being read. */
+  const links = new Map([...document.querySelectorAll(".side a")].map((link) => [link.getAttribute("href").slice(1), link]));
+  const mark = () => {
+    const parts = [...links.keys()].map((id) => document.getElementById(id)).filter(Boolean);
+    const current = scrollY < 40 ? parts[0] : parts.filter((one) => one.getBoundingClientRect().top < innerHeight / 3).pop() || parts[0];
+    for (const [id, link] of links) {
+      const here = id === current.id;
+      if (here === (link.getAttribute("aria-current") === "true")) continue;
+      if (here) link.setAttribute("aria-current", "true");
+      else link.removeAttribute("aria-current");
+      if (here) link.closest("ul").scrollTo({left: link.offsetLeft - 40});
+    }
+  };
+  addEventListener("scroll", mark, {passive: true});
+  mark();
+
+  let closed = [];
+  const updateAll = () => views.forEach((view, element) => view.figure && view.width && draw(element));
   darkQuery.addEventListener("change", updateAll);
-  addEventListener("beforeprint", () => { forced = "light"; updateAll(); });
-  addEventListener("afterprint", () => { forced = null; updateAll(); });
-  document.documentElement.dataset.ready = "yes";
+  addEventListener("beforeprint", () => {
+    printing = true;
+    closed = [...document.querySelectorAll("details:not([open])")];
+    for (const one of closed) one.open = true;
+    views.forEach((view, element) => view.figure && draw(element));
+  });
+  addEventListener("afterprint", () => {
+    printing = false;
+    for (const one of closed) one.open = false;
+    updateAll();
+  });
+  /* Text and tables are painted first, then figures and switches are set up. */
+  const begin = () => {
+    for (const element of document.querySelectorAll(".plot:not(.drawn)")) {
+      const figure = read(element);
+      watch(element, figure);
+      addSlider(element, figure);
+      addTools(element);
+    }
+
+    for (const element of document.querySelectorAll("[data-explorer]")) explore(element);
+    for (const element of document.querySelectorAll("[data-tokens]")) showTokens(element);
+    for (const element of document.querySelectorAll("[data-answers]")) showAnswers(element);
+    for (const root of document.querySelectorAll("[data-view]")) {
+      const link = make("a", "Link to this view", {class: "state", href: address(root)});
+      root.addEventListener("change", () => { link.href = address(root); });
+      root.append(link);
+    }
+    follow();
+    /* Sizes are reported within a frame; what is queued by then is what the page shows at first. */
+    requestAnimationFrame(() => requestAnimationFrame(() => enqueue(null)));
+  };
+  const soon = () => setTimeout(begin, 0);
+  if (document.hidden) soon();
+  else requestAnimationFrame(soon);
 })();

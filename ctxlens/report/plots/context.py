@@ -45,8 +45,9 @@ def context_curves(readings: Sequence[Mapping[str, Any]]) -> go.Figure:
                 curve = _curve(known, quantity, name).update(showlegend=name not in shown)
                 figure.add_trace(curve, row=row, col=1)
                 shown.add(name)
-        figure.update_yaxes(title_text=title, range=[-0.04, 1.04], row=row, col=1)
+        figure.update_yaxes(title_text=title, rangemode="tozero", row=row, col=1)
     style(figure, height=480)
+    figure.update_yaxes(range=[-0.04, 1.04], row=1, col=1)
     figure.update_xaxes(title_text="optimizer step", row=len(_PANELS), col=1)
     return figure.update_layout(legend={"y": 1.02, "yanchor": "bottom"}, margin={"t": 64})
 

@@ -140,6 +140,26 @@ def role_css() -> str:
     return f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
 
 
+def docs_css() -> str:
+    """The look as a style sheet of MkDocs Material, whose pages have a switch for light and dark."""
+    blocks = []
+    for scheme, side in (("default", "light"), ("slate", "dark")):
+        shades = {
+            "md-primary-fg-color": getattr(PAGE["accent"], side),
+            "md-accent-fg-color": getattr(PAGE["accent"], side),
+            "md-typeset-a-color": getattr(PAGE["accent"], side),
+            "md-default-bg-color": getattr(PAGE["paper"], side),
+            "md-default-fg-color": getattr(PAGE["ink"], side),
+            "md-default-fg-color--light": getattr(PAGE["soft"], side),
+        }
+        if side == "dark":
+            shades["md-primary-bg-color"] = PAGE["paper"].dark
+        lines = "".join(f"  --{name}: {value};\n" for name, value in (shades | _roles(side)).items())
+        blocks.append(f'[data-md-color-scheme="{scheme}"] {{\n{lines}}}\n')
+    fonts = f"body {{\n  --md-text-font-family: {FONT};\n  --md-code-font-family: {MONO};\n}}\n"
+    return "\n".join([*blocks, fonts])
+
+
 def _properties(side: str) -> Iterator[str]:
     yield _declared({name: getattr(shade, side) for name, shade in PAGE.items()})
     yield _declared(_roles(side))
@@ -180,5 +200,5 @@ def _luminance(colour: str) -> float:
 __all__ = [
     "DASHES", "DIVERGING", "FONT", "GRID", "INK", "MARKERS", "MONO", "MUTED", "PAGE", "PATTERNS",
     "ROLE_PATTERNS", "ROLE_SHADES", "ROLE_TEXTS", "SEQUENTIAL", "SERIES", "SIZES", "Shade", "colour_schemes",
-    "contrast", "page_css", "role_css", "with_opacity",
+    "contrast", "docs_css", "page_css", "role_css", "with_opacity",
 ]  # fmt: skip

@@ -94,8 +94,9 @@ class Asking:
             self._time(short)  # warms up
             call, whole = self._time(short), self._time(long)
         per_token = max(0.0, whole - call) / max(1, long.n_tokens - short.n_tokens)
-        self.round_seconds = self.processes.agree(call * self.asked.passes + per_token * self.asked.tokens)
-        return self.round_seconds
+        seconds = self.processes.agree(call * self.asked.passes + per_token * self.asked.tokens)
+        self.round_seconds = seconds
+        return seconds
 
     def _time(self, chat: RenderedChat) -> float:
         begun = time.perf_counter()

@@ -123,7 +123,7 @@ class ContextCallback(TrainerCallback):
         name = getattr(hf_model.config, "_name_or_path", "") or "model"
         asked = _build(hf_model, tokenizer, name, haystack, facts, lengths, texts, seed)
         model = wrap(hf_model, tokenizer, name)
-        self._asking = Asking(model, asked, processes, trainer.accelerator.autocast)
+        self._asking = Asking(model, asked, processes, lambda: trainer.accelerator.autocast())
         folder = Path(str(args.output_dir)) / FOLDER
         self._record = Record(folder, asked.describe(), writes=processes.is_first)
         self._budget = Budget(share, spent=time.perf_counter() - begun)
