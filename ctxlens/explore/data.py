@@ -154,7 +154,7 @@ def _empty(lab: Lab) -> html.Div:
             "Score a data set once, and look at it here. The second command also shows the turns themselves.",
             className="note",
         ),
-        html.Pre(html.Code(code), tabIndex="0", **{"aria-label": "commands"}),
+        html.Pre(html.Code(code), tabIndex="0", **parts.attributes({"aria-label": "commands"})),
         className="how",
     )
 
@@ -277,8 +277,6 @@ def register(app: Dash, lab: Lab) -> None:
         found = scored.selection_bytes(scored.select(scored.scored_of(lab, part), part))
         return dcc.send_bytes(found, "selection.parquet")
 
-    parts.FRAMES["scatter"] = lambda lab, state: _frame(lab, state)
-
 
 def _frame(lab: Lab, state: Chosen) -> Any:
     known = scored.scored_of(lab, state.data)
@@ -323,5 +321,7 @@ def _register_selecting(app: Dash, lab: Lab) -> None:
         ordered = rows.loc[places].sort_values("score", ascending=False, kind="stable").index
         return show_turns(known, rows, list(ordered))
 
+
+parts.FRAMES["scatter"] = _frame
 
 __all__ = ["layout", "read_contents", "register", "show_facts", "show_turns"]

@@ -229,8 +229,14 @@ def needle_map(lab: Lab, part: NeedlePart) -> tuple[Any, int, int]:
     """The map as a figure with the present place framed, and how many places it has and could have."""
     grid, done, total = measured(lab, part)
     figure = needle_heatmap(grid, column=part.column, columns=2)
-    row = sorted({depth for _, depth, _ in places(lab, part)}).index(part.depth)
-    column = lengths_of(lab, part).index(length_of(lab, part))
+    depths, lengths = sorted({*map(float, DEPTHS), part.depth}), lengths_of(lab, part)
+    row, column = depths.index(part.depth), lengths.index(length_of(lab, part))
+    # Without ranges, plotly finds none where no cell has a value.
+    figure.update_xaxes(range=[-0.5, len(lengths) - 0.5])
+    figure.update_yaxes(range=[len(depths) - 0.5, -0.5], autorange=False)
+    colours = figure.layout.coloraxis
+    if colours.cmin == colours.cmax:
+        figure.update_layout(coloraxis={"cmin": colours.cmin - 0.5, "cmax": colours.cmax + 0.5})
     for panel in (1, 2):
         figure.add_shape(
             type="rect",

@@ -91,9 +91,14 @@ def _place(part: NeedlePart) -> html.Div:
     )  # fmt: skip
     return parts.card(
         "Where it is",
-        html.Div(thumb, id="needle-bar", className="needle-bar", **{"aria-hidden": "true"}),
+        html.Div(thumb, id="needle-bar", className="needle-bar", **parts.attributes({"aria-hidden": "true"})),
         html.Fieldset([html.Legend("Depth in the document, percent"), slider], className="slider depth"),
-        html.Div(id="needle-text", className="needle-text", tabIndex="0", **{"aria-label": "document"}),
+        html.Div(
+            id="needle-text",
+            className="needle-text",
+            tabIndex="0",
+            **parts.attributes({"aria-label": "document"}),
+        ),
         html.P("", id="needle-facts", className="note"),
     )
 
@@ -105,7 +110,7 @@ def _answers() -> html.Div:
             html.Span("Not computed yet.", className="empty-state"),
             id="needle-answers",
             className="phrase",
-            **{"aria-live": "polite"},
+            **parts.attributes({"aria-live": "polite"}),
         ),
         note="Recall is the share of the keywords in the greedy answer. The log-probability is that of the "
         "sentence's own words as the answer, in nats per token: closer to 0 is more likely.",
@@ -234,6 +239,8 @@ def _register_map(app: Dash, lab: Lab) -> None:
             return parts.no_update, parts.no_update
         part = _read(given)
         made, done, total = hiding.needle_map(lab, part)
+        if not done:
+            return parts.no_update, "Every place that is computed appears here."
         name = COLUMNS[part.column].capitalize()
         words = (
             f"{name} by depth of the sentence and length of the context: {done} of {total} places computed. "
@@ -283,7 +290,11 @@ def _register_map(app: Dash, lab: Lab) -> None:
                 dash.set_props(parts.control_id("needle.more"), {"value": others})
         return parts.no_update
 
-    parts.FRAMES["needle-map"] = lambda lab, state: hiding.measured(lab, state.needle)[0].frame
 
+def _frame(lab: Lab, state: Chosen) -> Any:
+    return hiding.measured(lab, state.needle)[0].frame
+
+
+parts.FRAMES["needle-map"] = _frame
 
 __all__ = ["layout", "mark_keywords", "register", "show_answers", "show_text"]
