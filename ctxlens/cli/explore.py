@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import webbrowser
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from ctxlens.cli import _screen
 from ctxlens.cli._options import ModelOptions, note_choice, verb
+from ctxlens.cli.select import check_scores, scored_data
 from ctxlens.errors import InputError
 
 if TYPE_CHECKING:
     from ctxlens.explore.copying import Source
+    from ctxlens.explore.scored import ScoredSet
 
 _INSTALL = 'the explorer needs Dash; install it with pip install "ctxlens-interp[explore]".'
 
@@ -42,6 +45,7 @@ class ServerOptions:
     "ctxlens explore organism-chat",
     "ctxlens explore HuggingFaceTB/SmolLM2-135M-Instruct --against HuggingFaceTB/SmolLM2-135M",
     "ctxlens explore model.gguf --port 9000 --no-browser",
+    "ctxlens explore organism-chat --scores runs/scores --dataset data.jsonl",
 )
 def explore(
     loading: ModelOptions,
@@ -57,11 +61,22 @@ def explore(
     against: Annotated[
         str | None, typer.Option(help="Second model, to compare with.", metavar="MODEL")
     ] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(help="Run folder of ctxlens score, for the screen Data.", metavar="DIR"),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="The scored data, to read their turns.", metavar="DATA")
+    ] = None,
 ) -> None:
     """Open a page that shows where a model looks, steers it, and compares two ways of asking."""
     name = named or ("organism-chat" if loading.model == "organism" else loading.model)
     for one in filter(None, (name, against)):
         loading.check_one(one)
+    if dataset is not None and scores is None:
+        raise InputError("--dataset belongs to --scores; give the run folder of ctxlens score, too.")
+    if scores is not None:
+        check_scores(scores)
     try:
         import dash  # noqa: F401
     except ImportError:
@@ -69,11 +84,13 @@ def explore(
     from ctxlens.explore.lab import Lab
     from ctxlens.explore.server import bind, is_local, make_app, new_token
 
+    scored = read_scores(scores, dataset) if scores is not None else None
     token = None if is_local(page.host) else new_token()
     lm = loading.load_one(name, loading.backend.value)
     note_choice(lm)
     other = loading.load_one(against, loading.backend.value) if against else None
-    lab = Lab(lm, other, source=source_of(loading, name, against), cache_bytes=page.cache * 2**20)
+    source = source_of(loading, name, against)
+    lab = Lab(lm, other, source=source, cache_bytes=page.cache * 2**20, scored=scored)
     app = make_app(lab, host=page.host, port=page.port, token=token)
     server = bind(app, page.host, page.port)
     shown = f"[{page.host}]" if ":" in page.host else page.host
@@ -85,6 +102,24 @@ def explore(
         server.serve_forever()
     except KeyboardInterrupt:
         server.server_close()
+
+
+def read_scores(scores: Path, dataset: str | None) -> ScoredSet:
+    """The scores to look at, and the conversations if they are given.
+
+    Raises:
+        InputError: the scores or the data cannot be read, or do not belong together.
+    """
+    from ctxlens.explore.scored import ScoredSet
+    from ctxlens.results import Scores
+    from ctxlens.scoring.selection import check_scored
+
+    table = Scores.load(scores / "scores.parquet" if scores.is_dir() else scores)
+    if dataset is None:
+        return ScoredSet(table, str(scores))
+    data, _ = scored_data(scores, dataset, None, None)
+    check_scored(table, data)
+    return ScoredSet(table, str(scores), dataset, {one.id: one.messages for one in data})
 
 
 def source_of(loading: ModelOptions, name: str, against: str | None) -> Source:
@@ -112,4 +147,4 @@ def source_of(loading: ModelOptions, name: str, against: str | None) -> Source:
     return Source(name, against, options, tuple(flags))
 
 
-__all__ = ["explore", "source_of"]
+__all__ = ["explore", "read_scores", "source_of"]

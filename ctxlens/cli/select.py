@@ -104,7 +104,7 @@ def select(
 ) -> None:
     """Select context-dependent answers by their scores; with --dataset, also write the marked data."""
     if undo is None:
-        _check_scores(scores)
+        check_scores(scores)
     from ctxlens.chat.data import describe_reading
     from ctxlens.chat.data.annotate import annotate_messages
     from ctxlens.chat.data.marked_files import check_unmarked, marked_suffix, write_marked
@@ -133,7 +133,7 @@ def select(
     config: dict[str, Any] = {"scores": str(path), **chosen.meta, "dataset": dataset}
     data = None
     if dataset is not None:
-        data, read = _scored_data(scores, dataset, split, layout)
+        data, read = scored_data(scores, dataset, split, layout)
         config |= {**read, "content": check_scored(table, data), "indicator": indicator}
         if not allow_existing:
             check_unmarked(data, indicator)
@@ -161,7 +161,7 @@ def select(
     _screen.say_where(run.folder)
 
 
-def _check_scores(scores: Path | None) -> None:
+def check_scores(scores: Path | None) -> None:
     """Refuse scores that are not there, before anything heavy is imported."""
     if scores is None:
         raise InputError("give the run folder of ctxlens score as --scores, or a file to restore as --undo.")
@@ -212,7 +212,7 @@ def _needle_shares(folder: Path) -> np.ndarray | None:
         raise InputError(f"{path} is damaged; score again with --needle-layer.") from None
 
 
-def _scored_data(
+def scored_data(
     scores: Path, dataset: str, split: str | None, layout: str | None
 ) -> tuple[ConversationSet, dict[str, Any]]:
     """The data set and how it was read: by default as it was read for the scores."""

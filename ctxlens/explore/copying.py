@@ -7,10 +7,12 @@ import pprint
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from ctxlens.explore import hiding, scored
 from ctxlens.explore.lab import OTHER, THIS, Lab, steer_options
-from ctxlens.explore.state import ChatPart, State
+from ctxlens.explore.state import ChatPart, NeedlePart, State
 
 _END = "END_OF_TEXT"
 
@@ -38,7 +40,8 @@ def as_python(lab: Lab, state: State) -> str:
     Raises:
         InputError: the screen has nothing to show yet.
     """
-    return "\n".join([_load(lab.source), *_PYTHON[state.screen](lab, state), ""])
+    head = "import ctxlens as cl\n" if state.screen == "data" else _load(lab.source)
+    return "\n".join([head, *_PYTHON[state.screen](lab, state), ""])
 
 
 def as_command(lab: Lab, state: State) -> str:
@@ -170,8 +173,54 @@ def _python_of_compare(lab: Lab, state: State) -> list[str]:
     ]
 
 
-def _nothing_yet(lab: Lab, state: State) -> list[str]:
-    return []
+def _python_of_needle(lab: Lab, state: State) -> list[str]:
+    part = state.needle
+    needle = hiding.needle_of(part)
+    lines, more = [], ", indicator=True" if part.indicator else ""
+    if part.source == "own":
+        lines = [
+            "from pathlib import Path",
+            "",
+            f"Path({hiding.DOCUMENT!r}).write_text({part.document!r}, encoding='utf-8')",
+        ]
+        more += f", haystack={hiding.DOCUMENT!r}"
+    config = hiding.config_of(part, hiding.lengths_of(lab, part), _depths(part))
+    asked = {
+        "lengths": config.lengths,
+        "depths": config.depths,
+        "conditions": ",".join(one.name for one in config.conditions),
+        "score": config.score,
+        "max_new_tokens": config.max_new_tokens,
+    }
+    return [
+        *lines,
+        f"needle = cl.Needle({needle.name!r}, {needle.sentence!r}, {needle.question!r}, {needle.keywords!r})",
+        f"settings = {pprint.pformat(asked, width=100, sort_dicts=False)}",
+        f"grid = cl.needle(model, needles=needle{more}, **settings)",
+        f"figure = grid.figure(column={part.column!r})",
+        "print(grid.frame)",
+    ]
+
+
+def _depths(part: NeedlePart) -> tuple[float, ...]:
+    return tuple(sorted({*map(float, hiding.DEPTHS), part.depth}))
+
+
+def _python_of_data(lab: Lab, state: State) -> list[str]:
+    found = scored.scored_of(lab, state.data)
+    options = scored.options_of(found, state.data)
+    given = "".join(f", {name}={value!r}" for name, value in options.items())
+    return [
+        f"scores = cl.Scores.load({_scores_file(found)!r})",
+        f"selection = cl.select_turns(scores{given})",
+        "selection.save('selection.parquet')",
+        "print(selection.meta['selected'], 'of', selection.meta['turns'], 'turns are selected')",
+    ]
+
+
+def _scores_file(found: scored.ScoredSet) -> str:
+    path = Path(found.path)
+    return found.path if path.suffix else str(path / "scores.parquet")
 
 
 def _command(
@@ -238,6 +287,53 @@ def _command_of_steer(lab: Lab, state: State) -> list[str]:
     ]
 
 
+def _file(name: str, text: str) -> list[str]:
+    """Lines of a shell that write a file; the end mark is one that the text does not have."""
+    end = _END
+    while end in text:
+        end += "_"
+    return [f"cat > {name} <<'{end}'", text, end]
+
+
+def _command_of_needle(lab: Lab, state: State) -> list[str]:
+    import yaml
+
+    part = state.needle
+    needle = hiding.needle_of(part)
+    config = hiding.config_of(part, hiding.lengths_of(lab, part), _depths(part))
+    described = {
+        "name": needle.name,
+        "needle": needle.sentence,
+        "question": needle.question,
+        "keywords": list(needle.keywords),
+    }
+    lines = _file("needle.yaml", yaml.safe_dump(described, sort_keys=False, width=100).rstrip("\n"))
+    words = ["ctxlens", "needle", "--model", lab.source.name, *lab.source.flags, "--needle", "needle.yaml"]
+    if part.source == "own":
+        lines += _file(hiding.DOCUMENT, part.document)
+        words += ["--haystack", hiding.DOCUMENT]
+    words += ["--indicator"] * part.indicator
+    asked = {
+        "--lengths": ",".join(map(str, hiding.lengths_of(lab, part))),
+        "--depths": ",".join(f"{depth:g}" for depth in _depths(part)),
+        "--conditions": ",".join(one.name for one in config.conditions),
+        "--score": ",".join(config.score),
+        "--max-new-tokens": str(config.max_new_tokens),
+    }
+    return [*lines, shlex.join([*words, *(word for pair in asked.items() for word in pair)])]
+
+
+def _command_of_data(lab: Lab, state: State) -> list[str]:
+    found = scored.scored_of(lab, state.data)
+    options = scored.options_of(found, state.data)
+    words = ["ctxlens", "select", "--scores", found.path, "--threshold", str(options["beta"])]
+    words += ["--layer", str(options["layer"])] if "layer" in options else []
+    words += ["--reduction", options["reduction"]]
+    words += ["--correct-length"] * state.data.correct
+    words += ["--dataset", found.dataset] if found.dataset else []
+    return [shlex.join([*words, "--out", "runs/selected"])]
+
+
 def _command_of_compare(lab: Lab, state: State) -> list[str]:
     changed, which = lab.side(state.chat, state.compare)
     name = lab.source.other if which == OTHER else None
@@ -261,16 +357,16 @@ _PYTHON = {
     "where": _python_of_where,
     "steer": _python_of_steer,
     "compare": _python_of_compare,
-    "needle": _nothing_yet,
-    "data": _nothing_yet,
+    "needle": _python_of_needle,
+    "data": _python_of_data,
 }
 _COMMAND = {
     "chat": _command_of_chat,
     "where": _command_of_where,
     "steer": _command_of_steer,
     "compare": _command_of_compare,
-    "needle": _nothing_yet,
-    "data": _nothing_yet,
+    "needle": _command_of_needle,
+    "data": _command_of_data,
 }
 
 __all__ = ["Source", "as_command", "as_python", "strongest_head"]

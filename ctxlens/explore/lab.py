@@ -62,7 +62,13 @@ class Lab:
     """One or two models, their workers and one cache. It holds nothing about who asks."""
 
     def __init__(
-        self, model: Model, other: Model | None = None, *, source: Any = None, cache_bytes: int = 2**30
+        self,
+        model: Model,
+        other: Model | None = None,
+        *,
+        source: Any = None,
+        cache_bytes: int = 2**30,
+        scored: Any = None,
     ) -> None:
         """Take over models.
 
@@ -71,13 +77,20 @@ class Lab:
             other: a second model to compare with.
             source: how the model was loaded, for code to copy (`ctxlens.explore.copying.Source`).
             cache_bytes: the most memory that results may take.
+            scored: a scored data set to look at (`ctxlens.explore.scored.ScoredSet`).
         """
         self.models = {THIS: model, **({OTHER: other} if other else {})}
         self.source = source
+        self.scored = scored
         self.cache = Cache(cache_bytes)
         self._workers = {name: Worker(self.cache, name) for name in self.models}
         self._locks = {own: threading.Lock() for own in (False, True)}
         self._rendered = Cache(_RENDERED)
+
+    @property
+    def rendering(self) -> threading.Lock:
+        """Held by whoever renders or tokenizes outside of `render`."""
+        return self._locks[False]
 
     @property
     def model(self) -> Model:

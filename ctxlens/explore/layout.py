@@ -11,6 +11,7 @@ from ctxlens.errors import InputError
 from ctxlens.evals.needle.chats import neutral_chats
 from ctxlens.explore import chat, compare, data, needle, parts, steer, where
 from ctxlens.explore.copying import as_command, as_python
+from ctxlens.explore.hiding import first_needle
 from ctxlens.explore.lab import Lab
 from ctxlens.explore.state import State as Chosen
 from ctxlens.report.plots.theme import ROLE_SHADES, colour_schemes
@@ -28,7 +29,8 @@ SCREENS = {
 
 def first_state(lab: Lab) -> Chosen:
     """What a person sees who opens the page without a link: an example that suits the model."""
-    return Chosen.read({"chat": {"messages": example(lab.model.name)}})
+    name = lab.model.name
+    return Chosen.read({"chat": {"messages": example(name)}, "needle": first_needle(name)})
 
 
 def example(model: str) -> list[dict[str, str]]:
@@ -157,6 +159,8 @@ def _stores(state: Chosen) -> list[Any]:
         "nowhere": None,
         "steering": None,
         "comparing": None,
+        "hiding": None,
+        "scoring": None,
         "schemes": {built: list(pair) for built, pair in colour_schemes().items()},
         "shades": shades,
         "roles": list(ROLE_LABELS),
@@ -220,6 +224,8 @@ def _register_state(app: Dash) -> None:
         Output("look-row", "data"),
         Output("steering", "data"),
         Output("comparing", "data"),
+        Output("hiding", "data"),
+        Output("scoring", "data"),
         Input("state", "data"),
         State("conversation", "data"),
         State("view", "data"),
@@ -227,6 +233,8 @@ def _register_state(app: Dash) -> None:
         State("look-row", "data"),
         State("steering", "data"),
         State("comparing", "data"),
+        State("hiding", "data"),
+        State("scoring", "data"),
     )
     _register_changes(app)
 

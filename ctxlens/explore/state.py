@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -147,11 +148,85 @@ class ComparePart(Part):
 
 
 class NeedlePart(Part):
-    """The sentence in a document."""
+    """The sentence in a document, and where it is.
+
+    Attributes:
+        sentence: the sentence that is hidden.
+        question: the question that it answers.
+        keywords: words of the answer, separated by commas; recall is the share of them in the answer.
+        source: the text around it: the one that the package ships, or `document`.
+        document: a text of one's own.
+        length: the length of the context in tokens, sentence included.
+        more: further lengths for the map, separated by commas.
+        depth: where the sentence is, in percent of the text.
+        column: what the map shows.
+        prefix: whether the answer begins with the sentence's first words.
+        indicator: whether the question carries the model's indicator.
+        answer_tokens: the longest answer, in tokens.
+    """
+
+    sentence: str = Field("", max_length=2000)
+    question: str = Field("", max_length=2000)
+    keywords: str = Field("", max_length=2000)
+    source: Literal["shipped", "own"] = "shipped"
+    document: _Text = ""
+    length: int = Field(500, ge=16, le=1_000_000)
+    more: str = Field("", max_length=200)
+    depth: float = Field(50.0, ge=0, le=100)
+    column: Literal["recall", "needle_logprob"] = "recall"
+    prefix: bool = True
+    indicator: bool = False
+    answer_tokens: int = Field(24, ge=1, le=200)
+
+    @field_validator("more")
+    @classmethod
+    def _are_lengths(cls, text: str) -> str:
+        _read_lengths(text)
+        return text
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """All lengths of the map, ascending."""
+        return tuple(sorted({self.length, *_read_lengths(self.more)}))
+
+
+MOST_LENGTHS = 8
+"""Lengths of a map, beside the one at which the sentence is dragged."""
+
+
+def _read_lengths(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if len(words) > MOST_LENGTHS or not all(re.fullmatch(r"[0-9]{2,7}", word) for word in words):
+        raise ValueError(
+            f"further lengths are at most {MOST_LENGTHS} numbers of tokens of at least 10, such as 200, 1000"
+        )
+    return [int(word) for word in words]
 
 
 class DataPart(Part):
-    """A scored data set."""
+    """A scored data set, and what is selected of it.
+
+    Attributes:
+        upload: the digest of a file of scores that was loaded on the page; empty for the scores that the
+            explorer was started with.
+        file: the name of that file.
+        rule: whether `beta` counts, or a rule that finds the threshold.
+        beta: the threshold for scores from 0 to 1.
+        deviations: the threshold for scores that are corrected for length, in standard deviations, or for
+            `lp_gap`, in nats per token.
+        correct: whether scores are corrected for length.
+        layer: the layer whose scores decide; None for the layer at the paper's depth.
+        reduction: how a turn's score is made of those of heads and tokens, or `lp_gap`.
+    """
+
+    upload: str = Field("", pattern=r"^([0-9a-f]{64})?$")
+    file: str = Field("", max_length=200)
+    rule: Literal["beta", "mixture", "valley", "otsu"] = "beta"
+    beta: float = Field(0.6, ge=0, le=1)
+    deviations: float = Field(1.0, ge=-10, le=10)
+    correct: bool = False
+    layer: int | None = Field(None, ge=0)
+    reduction: Literal["mean_of_best", "best_of_mean", "mean_heads", "lp_gap"] = "mean_of_best"
 
 
 class State(Part):

@@ -74,7 +74,7 @@ def make_card(
             "selected": _mean(rows["uniform"][chosen]),
             "others": _mean(rows["uniform"][~chosen]),
         },
-        "length_correlation": _rank_correlation(rows["score"], rows["context_tokens"]),
+        "length_correlation": rank_correlation(rows["score"], rows["context_tokens"]),
         "shares": {},
         "dropped": {},
         "left_out": scores.meta.get("left_out", {}),
@@ -122,7 +122,8 @@ def _mean(values: pd.Series) -> float | None:
     return float(values.astype(float).mean()) if len(values) else None
 
 
-def _rank_correlation(score: pd.Series, lengths: pd.Series) -> float | None:
+def rank_correlation(score: pd.Series, lengths: pd.Series) -> float | None:
+    """Spearman's correlation of scores and lengths; None where one of them does not vary."""
     if score.nunique() < 2 or lengths.nunique() < 2:
         return None
     from scipy.stats import spearmanr
@@ -290,4 +291,4 @@ def _example_line(example: Mapping[str, Any]) -> str:
     return line
 
 
-__all__ = ["SOURCE_COLUMNS", "card_facts", "card_markdown", "make_card", "shorten"]
+__all__ = ["SOURCE_COLUMNS", "card_facts", "card_markdown", "make_card", "rank_correlation", "shorten"]

@@ -32,6 +32,8 @@
       .map((one) => ({role: one.role, content: one.content || ""}));
     for (const key of ["template_text", "template_args"]) made.chat[key] = made.chat[key] || "";
     for (const key of ["chosen", "phrase"]) made.steer[key] = made.steer[key] || "";
+    for (const key of ["sentence", "question", "keywords", "document", "more"]) made.needle[key] = made.needle[key] || "";
+    for (const key of ["upload", "file"]) made.data[key] = made.data[key] || "";
     return made;
   }
 
@@ -112,14 +114,17 @@
     return [state, page ? skip() : name];
   }
 
+  const isTyping = (state, hiding) => state.screen === "needle" && hiding &&
+    ["sentence", "document"].some((key) => state.needle[key] !== hiding[key]);
+
   /* Typing must not start a computation with every letter. */
   let latest = 0, hasStarted = false;
-  async function derive(state, conversation, view, map, row, steering, comparing) {
-    if (!state) return Array(6).fill(skip());
-    const mine = ++latest;
-    if (hasStarted && !same(state.chat, conversation)) {
+  async function derive(state, ...known) {
+    if (!state) return known.map(skip);
+    const mine = ++latest, [conversation, , , , steering, comparing, hiding, scoring] = known;
+    if (hasStarted && (!same(state.chat, conversation) || isTyping(state, hiding))) {
       await new Promise((done) => setTimeout(done, 350));
-      if (mine !== latest) return Array(6).fill(skip());
+      if (mine !== latest) return known.map(skip);
     }
     hasStarted = true;
     const where = state.where;
@@ -129,8 +134,10 @@
       {role: where.role, view: where.view, layer: where.layer, head: where.head, query: where.query},
       state.screen === "steer" ? {chat: state.chat, steer: state.steer} : steering,
       state.screen === "compare" ? {chat: state.chat, compare: state.compare} : comparing,
+      state.screen === "needle" ? state.needle : hiding,
+      state.screen === "data" ? state.data : scoring,
     ];
-    return next.map((one, i) => same(one, [conversation, view, map, row, steering, comparing][i]) ? skip() : one);
+    return next.map((one, i) => same(one, known[i]) ? skip() : one);
   }
 
   async function change(undo, redo, add, drops, loaded, state, first, defaults) {
@@ -182,6 +189,12 @@
     show("mode-box", state.steer.by === "alpha");
     show("share-box", state.steer.by === "share");
     show("chosen-box", state.steer.heads === "chosen");
+    show("document-box", state.needle.source === "own");
+    const free = state.data.correct || state.data.reduction === "lp_gap";
+    show("beta-box", state.data.rule === "beta" && !free);
+    show("deviations-box", state.data.rule === "beta" && free);
+    const thumb = byId("needle-thumb");
+    if (thumb) thumb.style.left = `${state.needle.depth}%`;
     if (document.body.dataset.screen !== state.screen) {
       document.body.dataset.screen = state.screen;
       setTimeout(() => window.dispatchEvent(new Event("resize")), 0);
@@ -468,6 +481,29 @@
     if (words) set("steer.phrase", words);
   }
 
+  /* The sentence is dragged along a bar; the slider below it does the same with keys. */
+  let dragged = false;
+  function dragTo(event) {
+    const box = byId("needle-bar").getBoundingClientRect();
+    const share = Math.min(1, Math.max(0, (event.clientX - box.left) / box.width));
+    const depth = Math.round(share * 10) * 10;
+    if (current && current.needle.depth !== depth) set("needle.depth", depth);
+  }
+  document.addEventListener("pointerdown", (event) => {
+    if (!event.target.closest("#needle-bar")) return;
+    dragged = true;
+    event.preventDefault();
+    dragTo(event);
+  });
+  document.addEventListener("pointermove", (event) => { if (dragged) dragTo(event); });
+  for (const name of ["pointerup", "pointercancel"]) document.addEventListener(name, () => { dragged = false; });
+
+  function showNeedle() {
+    const mark = byId("needle-mark"), host = byId("needle-text");
+    if (mark && host) host.scrollTop = Math.max(0, mark.offsetTop - host.clientHeight / 2);
+    return skip();
+  }
+
   document.addEventListener("mouseup", () => setTimeout(markPhrase, 0));
   document.addEventListener("keydown", press);
   document.addEventListener("click", (event) => {
@@ -517,6 +553,6 @@
 
   window.dash_clientside = Object.assign({}, window.dash_clientside, {explore: {
     collect, derive, change, restore, showScreen, tick, failures, theme, colour, save, drawTokens, clickMap, goTo,
-    copy,
+    copy, showNeedle,
   }});
 })();
