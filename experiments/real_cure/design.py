@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctxlens.auditing.texts import Material, build_cells
-
 from ctxlens.chat.condition import parse_conditions
 from ctxlens.errors import InputError
 from ctxlens.evals.needle.config import NeedleConfig
@@ -23,6 +21,7 @@ from ctxlens.evals.needle.haystack import load_haystack
 from ctxlens.evals.needle.needles import neutral_needles
 from ctxlens.evals.needle.prompts import Cell
 from ctxlens.evals.qa import QAExample, load_drop, load_squad
+from ctxlens.evals.texts import Material, build_cells
 from experiments.score_quality.data import family_of
 
 SEED = 2026

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctxlens.auditing.knowledge import KNOWLEDGE
-
 from ctxlens.auditing.asking import Asker
 from ctxlens.evals.closed_book import run_closed_book
+from ctxlens.evals.knowledge import KNOWLEDGE
 from ctxlens.evals.needle.run import Setting
 from ctxlens.evals.qa import QAExample, render_question, score_contains
 from ctxlens.evals.tasks.ifeval_utils import ifeval_docs, score_ifeval_response
