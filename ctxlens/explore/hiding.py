@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ctxlens.chat.condition import parse_conditions
 from ctxlens.errors import InputError
 from ctxlens.evals.needle import Cell, Haystack, Needle, NeedleConfig, build_cells, choose_texts
 from ctxlens.evals.needle.contexts import count_tokens
@@ -108,7 +109,7 @@ def config_of(part: NeedlePart, lengths: Sequence[int], depths: Sequence[float])
         lengths=tuple(lengths),
         depths=tuple(depths),
         needles=(needle_of(part),),
-        conditions=f"plain{begun},template{begun}",
+        conditions=parse_conditions(f"plain{begun},template{begun}"),
         max_new_tokens=part.answer_tokens,
         score=("recall", "logprob"),
     )  # pyright: ignore[reportCallIssue]
@@ -234,7 +235,7 @@ def needle_map(lab: Lab, part: NeedlePart) -> tuple[Any, int, int]:
     # Without ranges, plotly finds none where no cell has a value.
     figure.update_xaxes(range=[-0.5, len(lengths) - 0.5])
     figure.update_yaxes(range=[len(depths) - 0.5, -0.5], autorange=False)
-    colours = figure.layout.coloraxis
+    colours = figure.layout.coloraxis  # pyright: ignore[reportAttributeAccessIssue]
     if colours.cmin == colours.cmax:
         figure.update_layout(coloraxis={"cmin": colours.cmin - 0.5, "cmax": colours.cmax + 0.5})
     for panel in (1, 2):

@@ -165,18 +165,18 @@ class NeedlePart(Part):
         answer_tokens: the longest answer, in tokens.
     """
 
-    sentence: str = Field("", max_length=2000)
-    question: str = Field("", max_length=2000)
-    keywords: str = Field("", max_length=2000)
+    sentence: str = Field(default="", max_length=2000)
+    question: str = Field(default="", max_length=2000)
+    keywords: str = Field(default="", max_length=2000)
     source: Literal["shipped", "own"] = "shipped"
     document: _Text = ""
-    length: int = Field(500, ge=16, le=1_000_000)
-    more: str = Field("", max_length=200)
-    depth: float = Field(50.0, ge=0, le=100)
+    length: int = Field(default=500, ge=16, le=1_000_000)
+    more: str = Field(default="", max_length=200)
+    depth: float = Field(default=50.0, ge=0, le=100)
     column: Literal["recall", "needle_logprob"] = "recall"
     prefix: bool = True
     indicator: bool = False
-    answer_tokens: int = Field(24, ge=1, le=200)
+    answer_tokens: int = Field(default=24, ge=1, le=200)
 
     @field_validator("more")
     @classmethod
@@ -219,13 +219,13 @@ class DataPart(Part):
         reduction: how a turn's score is made of those of heads and tokens, or `lp_gap`.
     """
 
-    upload: str = Field("", pattern=r"^([0-9a-f]{64})?$")
-    file: str = Field("", max_length=200)
+    upload: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    file: str = Field(default="", max_length=200)
     rule: Literal["beta", "mixture", "valley", "otsu"] = "beta"
-    beta: float = Field(0.6, ge=0, le=1)
-    deviations: float = Field(1.0, ge=-10, le=10)
+    beta: float = Field(default=0.6, ge=0, le=1)
+    deviations: float = Field(default=1.0, ge=-10, le=10)
     correct: bool = False
-    layer: int | None = Field(None, ge=0)
+    layer: int | None = Field(default=None, ge=0)
     reduction: Literal["mean_of_best", "best_of_mean", "mean_heads", "lp_gap"] = "mean_of_best"
 
 

@@ -170,13 +170,13 @@ def estimate_size(recipe: Recipe) -> int | None:
     if parameters is None:
         return None
     given = recipe.given
-    kept = given.get("save_total_limit")
+    kept = str(given.get("save_total_limit"))
     return estimate_bytes(
         parameters,
         dtype=str(given.get("dtype") or "float32"),
         adapter=_trains_adapter(recipe),
         saves=str(given.get("save_strategy", "no")) != "no",
-        kept=int(kept) if str(kept).isdigit() else 1,
+        kept=int(kept) if kept.isdigit() else 1,
     )
 
 
