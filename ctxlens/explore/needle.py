@@ -190,6 +190,7 @@ def register(app: Dash, lab: Lab) -> None:
     """The screen's callbacks."""
     _register_place(app, lab)
     _register_map(app, lab)
+    _register_clicks(app, lab)
 
 
 def _register_place(app: Dash, lab: Lab) -> None:
@@ -270,6 +271,8 @@ def _register_map(app: Dash, lab: Lab) -> None:
             return parts.no_update
         return {**parts.want(lab, task, page=page, name="needle-map"), "about": hiding.about(part)}
 
+
+def _register_clicks(app: Dash, lab: Lab) -> None:
     @app.callback(
         Output("nowhere", "data", allow_duplicate=True),
         Input({"type": "graph", "name": "needle-map"}, "clickData"),
