@@ -97,6 +97,7 @@ def _place(part: NeedlePart) -> html.Div:
             id="needle-text",
             className="needle-text",
             tabIndex="0",
+            role="group",
             **parts.attributes({"aria-label": "document"}),
         ),
         html.P("", id="needle-facts", className="note"),
@@ -179,7 +180,15 @@ def show_answers(found: hiding.Place) -> list[Any]:
                 ]
             )
         )
-    return [html.Div(html.Table([html.Thead(html.Tr(head)), html.Tbody(lines)]), className="scrolling")]
+    return [
+        html.Div(
+            html.Table([html.Thead(html.Tr(head)), html.Tbody(lines)]),
+            className="scrolling",
+            tabIndex="0",
+            role="group",
+            **parts.attributes({"aria-label": "answers"}),
+        )
+    ]
 
 
 def _read(given: Any) -> NeedlePart:
