@@ -154,7 +154,7 @@ def _empty(lab: Lab) -> html.Div:
             "Score a data set once, and look at it here. The second command also shows the turns themselves.",
             className="note",
         ),
-        html.Pre(html.Code(code), tabIndex="0", **parts.attributes({"aria-label": "commands"})),
+        html.Pre(html.Code(code), tabIndex="0", role="group", **parts.attributes({"aria-label": "commands"})),
         className="how",
     )
 

@@ -97,6 +97,7 @@ def _place(part: NeedlePart) -> html.Div:
             id="needle-text",
             className="needle-text",
             tabIndex="0",
+            role="group",
             **parts.attributes({"aria-label": "document"}),
         ),
         html.P("", id="needle-facts", className="note"),
@@ -179,7 +180,15 @@ def show_answers(found: hiding.Place) -> list[Any]:
                 ]
             )
         )
-    return [html.Div(html.Table([html.Thead(html.Tr(head)), html.Tbody(lines)]), className="scrolling")]
+    return [
+        html.Div(
+            html.Table([html.Thead(html.Tr(head)), html.Tbody(lines)]),
+            className="scrolling",
+            tabIndex="0",
+            role="group",
+            **parts.attributes({"aria-label": "answers"}),
+        )
+    ]
 
 
 def _read(given: Any) -> NeedlePart:
@@ -190,6 +199,7 @@ def register(app: Dash, lab: Lab) -> None:
     """The screen's callbacks."""
     _register_place(app, lab)
     _register_map(app, lab)
+    _register_clicks(app, lab)
 
 
 def _register_place(app: Dash, lab: Lab) -> None:
@@ -270,6 +280,8 @@ def _register_map(app: Dash, lab: Lab) -> None:
             return parts.no_update
         return {**parts.want(lab, task, page=page, name="needle-map"), "about": hiding.about(part)}
 
+
+def _register_clicks(app: Dash, lab: Lab) -> None:
     @app.callback(
         Output("nowhere", "data", allow_duplicate=True),
         Input({"type": "graph", "name": "needle-map"}, "clickData"),
