@@ -68,11 +68,11 @@ def _threshold(part: DataPart) -> html.Div:
     return parts.card(
         "The threshold",
         parts.choice("data.rule", "β is found", _RULES, part.rule),
-        html.Div(_drag("data.beta", "Scores above β are selected", 0, 1, 0.01, part.beta), id="beta-box"),
+        html.Div(_drag("data.beta", "Scores above β are selected", 0.0, 1.0, 0.01, part.beta), id="beta-box"),
         html.Div(
             _drag(
                 "data.deviations", "Standard deviations (or nats per token) above which turns are selected",
-                -3, 4, 0.05, part.deviations,
+                -3.0, 4.0, 0.05, part.deviations,
             ),
             id="deviations-box",
         ),
