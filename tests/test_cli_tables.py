@@ -1,9 +1,11 @@
 """Tables on the terminal: what fits on a line, and what becomes of what does not."""
 
 import json
+import os
 
 import pytest
 from evaluation_cases import RIGHT, evaluation
+from rich.console import Console
 
 from ctxlens.cli._tables import show_evaluation, show_evaluations
 from ctxlens.results import Evaluation
@@ -11,6 +13,8 @@ from ctxlens.results import Evaluation
 
 def shown(capsys, monkeypatch, columns, table):
     monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(Console, "_environ", os.environ)  # rich may have been imported in another environment
     show_evaluation(table)
     *lines, sentence = capsys.readouterr().out.splitlines()
     assert sentence.endswith(".")
@@ -75,7 +79,7 @@ def test_a_label_too_long_for_its_numbers_stands_above_them(capsys, monkeypatch)
     assert lines[place + 1].endswith("1.000")
     assert max(map(len, lines)) <= 80
     wide = shown(capsys, monkeypatch, 120, evaluation(right=right))
-    assert any(line.startswith("  plain+steered:0.5:1.2/3.0/4.1  0.50") for line in wide)
+    assert any(line.startswith("  plain+steered:0.5:1.2/3.0/4.1  0.50") for line in wide), wide
 
 
 def test_control_characters_of_names_are_made_visible(capsys, monkeypatch):
