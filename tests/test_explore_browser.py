@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import needs_chromium, open_browser
 from test_explore_state import PAYLOADS
-from test_report_browser import CHROMIUM, DRIVER
 
 import ctxlens as cl
 
 pytest.importorskip("dash")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None,
-    reason="needs Chromium and chromedriver (Debian: apt install chromium chromium-driver)",
-)
-PAGE_IS_STILL = "document.getElementById('activity')?.hidden"
+pytestmark = needs_chromium
+PAGE_IS_STILL = "document.getElementById('activity')?.hidden && !document.querySelector('.caret')"
+"""Nothing is computed, and no answer is still being written."""
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +49,8 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                 "--disable-background-networking", "--window-size=1280,900"):  # fmt: skip
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    with open_browser() as driver:
+        yield driver
 
 
 class Page:

@@ -7,18 +7,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from chromium import needs_chromium
 from test_explore_browser import PAGE_IS_STILL, Page, browser, free_port
 from test_explore_hiding import NEEDLE, make_scores
 from test_explore_state import PAYLOADS
-from test_report_browser import CHROMIUM, DRIVER
 
 import ctxlens as cl
 
 pytest.importorskip("dash")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None,
-    reason="needs Chromium and chromedriver (Debian: apt install chromium chromium-driver)",
-)
+pytestmark = needs_chromium
 SAID = [{"role": "user", "content": PAYLOADS[0]}, {"role": "assistant", "content": " ".join(PAYLOADS)}]
 
 

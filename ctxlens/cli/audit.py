@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from ctxlens.cli import _screen
-from ctxlens.cli._audits import describe, outcome_of
+from ctxlens.cli._audits import (
+    BudgetOption,
+    FactsOption,
+    LengthsOption,
+    TextsOption,
+    check_questions,
+    describe,
+    outcome_of,
+    parse_budget,
+)
 from ctxlens.cli._checkpoints import show_several
 from ctxlens.cli._options import ModelOptions, verb
 from ctxlens.cli._output import OutputOptions, print_json, show_interval
@@ -23,9 +31,6 @@ if TYPE_CHECKING:
     from ctxlens.auditing.plan import Plan
     from ctxlens.auditing.ready import Ready
 
-_BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|)")
-_MINUTES = {"s": 1 / 60, "m": 1.0, "min": 1.0, "": 1.0, "h": 60.0}
-
 
 @dataclass(frozen=True)
 class AuditOptions:
@@ -36,27 +41,10 @@ class AuditOptions:
     against: Annotated[
         str | None, typer.Option(help="Base model or earlier checkpoint to compare with.", metavar="MODEL")
     ] = None
-    budget: Annotated[
-        str, typer.Option(help="Time for each model, such as 90s, 10m or 2h.", metavar="TIME")
-    ] = "10m"
-    haystack: Annotated[
-        str | None,
-        typer.Option(
-            help="Your own texts: folder, text file or data set. [dim]default: neutral texts of this "
-            "project[/dim]",
-            metavar="DATA",
-        ),
-    ] = None
-    needle: Annotated[
-        str | None, typer.Option(help="YAML file with your own facts, at least four.", metavar="FILE")
-    ] = None
-    lengths: Annotated[
-        str | None,
-        typer.Option(
-            help="Context lengths in tokens, such as 500,2000. [dim]default: what the budget allows[/dim]",
-            metavar="LENGTHS",
-        ),
-    ] = None
+    budget: BudgetOption = "10m"
+    haystack: TextsOption = None
+    needle: FactsOption = None
+    lengths: LengthsOption = None
     fail_on: Annotated[
         str | None,
         typer.Option(
@@ -136,31 +124,6 @@ def audit(
 
     if any(failed(one.verdicts, names) for one in found):
         raise typer.Exit(1)
-
-
-def parse_budget(text: str) -> float:
-    """Minutes of a time such as `90s`, `10m`, `2h` or `10`.
-
-    Raises:
-        InputError: it is not such a time, or zero.
-    """
-    match = _BUDGET.fullmatch(text.strip().lower())
-    if match is None or not float(match[1]):
-        raise InputError(f"--budget got {text!r}; expected a time such as 90s, 10m or 2h.")
-    return float(match[1]) * _MINUTES[match[2]]
-
-
-def check_questions(text: str | None) -> tuple[str, ...]:
-    """The names of --fail-on.
-
-    Raises:
-        InputError: a name is unknown.
-    """
-    names = tuple(name.strip() for name in (text or "").split(",") if name.strip())
-    known = ("loss", "template", "bias", "cause", "cost")
-    if unknown := [name for name in names if name not in known]:
-        raise InputError(f"--fail-on got {', '.join(unknown)}; choose from {', '.join(known)}.")
-    return names
 
 
 def _read_facts(path: str) -> tuple[Any, ...]:

@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from ctxlens.cli import _screen
-from ctxlens.cli._audits import describe
+from ctxlens.cli._audits import (
+    BudgetOption,
+    FactsOption,
+    LengthsOption,
+    TextsOption,
+    check_questions,
+    describe,
+    parse_budget,
+)
 from ctxlens.cli._checkpoints import show_tables
 from ctxlens.cli._inputs import parse_overrides, parse_threshold
 from ctxlens.cli._options import Device, LayoutOption, verb
 from ctxlens.cli._output import Outcome, OutputOptions, show_interval
-from ctxlens.cli.audit import check_questions, parse_budget
 from ctxlens.errors import InputError, Problems
 from ctxlens.parsing import parse_numbers
 
@@ -72,27 +79,10 @@ class AuditingOptions:
 
     PANEL: ClassVar[str] = "Audits"
 
-    budget: Annotated[
-        str, typer.Option(help="Time for each audit, such as 90s, 10m or 2h.", metavar="TIME")
-    ] = "10m"
-    lengths: Annotated[
-        str | None,
-        typer.Option(
-            help="Context lengths in tokens, such as 500,2000. [dim]default: what the budget allows[/dim]",
-            metavar="LENGTHS",
-        ),
-    ] = None
-    haystack: Annotated[
-        str | None,
-        typer.Option(
-            help="Your own texts: folder, text file or data set. [dim]default: neutral texts of this "
-            "project[/dim]",
-            metavar="DATA",
-        ),
-    ] = None
-    needle: Annotated[
-        str | None, typer.Option(help="YAML file with your own facts, at least four.", metavar="FILE")
-    ] = None
+    budget: BudgetOption = "10m"
+    lengths: LengthsOption = None
+    haystack: TextsOption = None
+    needle: FactsOption = None
     fail_on: Annotated[
         str | None,
         typer.Option(

@@ -108,48 +108,25 @@ def _text(lab: Lab, where: WherePart) -> html.Div:
 
 def _head(lab: Lab, where: WherePart) -> html.Div:
     """Which head, and from which token."""
-    model = lab.model
-    most_layer, most_head = model.n_layers - 1, model.n_heads - 1
     return html.Div(
         [
-            parts.entry(
-                "where.layer",
-                "Layer",
-                where.layer,
-                kind="number",
-                min=0,
-                max=most_layer,
-                step=1,
-                placeholder="best",
-                className="short",
-            ),
-            parts.entry(
-                "where.head",
-                "Head",
-                where.head,
-                kind="number",
-                min=0,
-                max=most_head,
-                step=1,
-                placeholder="best",
-                className="short",
-            ),
-            parts.entry(
-                "where.query",
-                "Query token",
-                where.query,
-                kind="number",
-                min=0,
-                step=1,
-                placeholder="next",
-                className="short",
-            ),
+            _number("where.layer", "Layer", where.layer, "best", most=lab.model.n_layers - 1),
+            _number("where.head", "Head", where.head, "best", most=lab.model.n_heads - 1),
+            _number("where.query", "Query token", where.query, "next"),
             parts.button(
                 "Next token", "query-next", label="Make the token that produces the answer the query"
             ),
             parts.flag("where.follow", "Scroll to the attention", where.follow),
         ],
         className="row wrap",
+    )
+
+
+def _number(key: str, label: str, value: int | None, otherwise: str, most: int | None = None) -> Any:
+    """A whole number from 0 on; empty means what `otherwise` says."""
+    bounds = {} if most is None else {"max": most}
+    return parts.entry(
+        key, label, value, kind="number", min=0, step=1, placeholder=otherwise, className="short", **bounds
     )
 
 
