@@ -257,7 +257,7 @@ def test_values_of_template_variables_reach_rows_and_checkpoint(tokenizer, data,
 
 
 def test_missing_recipe(tmp_path, capsys):
-    with pytest.raises(InputError, match="does not exist; give a YAML file"):
+    with pytest.raises(InputError, match="does not exist; give a YAML file, or one of lora, full, organism"):
         read_config(tmp_path / "none.yaml")
     assert main(["--config", str(tmp_path / "none.yaml")]) == 2
     assert capsys.readouterr().err.startswith("error: the recipe")

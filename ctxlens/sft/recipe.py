@@ -14,7 +14,7 @@ from typing import Any, NoReturn, cast
 from ctxlens.errors import InputError, Problems, first_line
 from ctxlens.sft.arguments import HUB_TOKEN, default_arguments, without_renaming_notes
 from ctxlens.sft.keys import TrainConfig, unknown_keys
-from ctxlens.sft.shipped import is_shipped, read_shipped
+from ctxlens.sft.shipped import RECIPES, is_shipped, read_shipped
 
 DEFAULT_OUT = "runs/train"
 NULL_WORDS = frozenset({"null", "none", "~", ""})
@@ -187,7 +187,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     if not path.is_file():
-        raise InputError(f"the recipe {path} does not exist; give a YAML file.")
+        raise InputError(
+            f"the recipe {path} does not exist; give a YAML file, or one of {', '.join(RECIPES)}."
+        )
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
