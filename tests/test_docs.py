@@ -67,9 +67,9 @@ def test_a_broken_example_is_found(tmp_path):
 
 INSTALL_FROM_AN_INDEX = re.compile(
     r"(?<![\w./-])ctxlens\["
-    r"|(?:pip3?|uv|pipx|poetry|conda)\s+(?:install|add)\b[^\n`&|;]*?[\s'\"]ctxlens(?![\w.-])"
+    r"|(?:pip3?|uv|pipx|poetry|conda)\s+(?:install|add)\b(?:(?! -e )[^\n`&|;])*?[\s'\"]ctxlens(?:-interp)?(?![\w./-])"
 )
-"""On a package index, `ctxlens` may be somebody else's; this distribution is called `ctxlens-interp`."""
+"""On a package index, `ctxlens` and `ctxlens-interp` may be somebody else's; texts install from a clone."""
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".cff", ".j2", ".json", ".jinja", ""}
 
 
@@ -99,7 +99,8 @@ def test_nothing_tells_anybody_to_install_ctxlens_from_an_index():
         ("pip install -U 'ctxlens'", True),
         ("uv add ctxlens", True),
         ("install ctxlens[eval], or nltk", True),
-        ("pip install 'ctxlens-interp[eval]'", False),
+        ("pip install 'ctxlens-interp[eval]'", True),
+        ("run: pip install ctxlens-interp", True),
         ("pip install -c constraints.txt -e . && ctxlens demo", False),
         ('pip install -c constraints.txt -e ".[dev]" && pytest', False),
         ("ctxlens needle --model MODEL", False),

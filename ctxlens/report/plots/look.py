@@ -42,7 +42,7 @@ class Shade:
 
 INK = Shade("#6b7280", "#2a3038", "#dfe3e8")
 MUTED = Shade("#7b828d", "#5d6570", "#a3abb6")
-GRID = Shade("#9aa0a833", "#e3e6ea", "#313843")
+GRID = Shade("rgba(154,160,168,0.2)", "#e3e6ea", "#313843")
 
 PAGE: dict[str, Shade] = {
     name: Shade(light, light, dark)
