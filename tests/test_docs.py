@@ -67,7 +67,8 @@ def test_a_broken_example_is_found(tmp_path):
 
 INSTALL_FROM_AN_INDEX = re.compile(
     r"(?<![\w./-])ctxlens\["
-    r"|(?:pip3?|uv|pipx|poetry|conda)\s+(?:install|add)\b(?:(?! -e )[^\n`&|;])*?[\s'\"]ctxlens(?:-interp)?(?![\w./-])"
+    r"|(?:pip3?|uv|pipx|poetry|conda)\s+(?:install|add)\b(?:(?! -e )[^\n`&|;])*?"
+    r"[\s'\"]ctxlens(?:-interp)?(?![\w./-])"
 )
 """On a package index, `ctxlens` and `ctxlens-interp` may be somebody else's; texts install from a clone."""
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".cff", ".j2", ".json", ".jinja", ""}
