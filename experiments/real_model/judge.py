@@ -98,6 +98,11 @@ def judge_loss(folder: Path) -> Found:
                 "with prefix": shown(fall(at, ("+prefix",))),
                 "plain": shown(level(at, "plain")),
                 "template": shown(level(at, "template")),
+                "levels": {
+                    f"{base}{prefix}": shown(level(at, base, (prefix,)))
+                    for base in ("plain", "template")
+                    for prefix in ("", "+prefix")
+                },
             }
     rows = long.frame
     papers = rows["needle"].isin(design.PAPERS)
@@ -298,6 +303,7 @@ def judge_maps(folder: Path) -> Found:
                 for at in ranking[:10]
             ],
             "by layer": whole.values.mean(1).tolist(),
+            "values": whole.values.tolist(),
         }  # fmt: skip
         if kind == "steer":
             found["ranking"] = ranking[: max(design.SIZES)]
