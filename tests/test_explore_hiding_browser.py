@@ -63,6 +63,11 @@ def test_a_sentence_is_dragged_and_the_map_fills(page):
 
 def test_a_threshold_is_dragged_and_turns_are_read(page):
     page.screen("data").wait("document.querySelectorAll('#turns .turn').length === 6")
+    assert page.js("document.querySelector('.screen-data .segments input:checked').value") == "mixture"
+    found = float(page.js("document.querySelectorAll('#selection-facts dd')[1].textContent"))
+    page.set("data.rule", "beta").wait("!document.getElementById('beta-box').hidden")
+    slider = "document.querySelector('#beta-box [role=slider]').getAttribute('aria-valuenow')"
+    page.wait(f"Math.abs({slider} - arguments[0]) < 0.006", found)
     page.set("data.layer", 1).set("data.beta", 0.5)
     page.wait("document.getElementById('selection-facts').textContent.includes('40 of 80')")
     assert "100%" in page.text("#selection-facts")

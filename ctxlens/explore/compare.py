@@ -59,7 +59,7 @@ def layout(lab: Lab, state: Chosen) -> html.Section:
             ],
             className="columns",
         ),
-        *(parts.slot(name) for name in ("reading-a", "reading-b", "answer-a", "answer-b")),
+        *parts.slots("reading-a", "reading-b", "answer-a", "answer-b"),
     )
 
 

@@ -34,8 +34,7 @@ def layout(lab: Lab, state: Chosen) -> html.Section:
             ],
             className="columns",
         ),
-        parts.slot("needle-place"),
-        parts.slot("needle-map"),
+        *parts.slots("needle-place", "needle-map"),
     )
 
 

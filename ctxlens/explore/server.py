@@ -50,6 +50,7 @@ def make_app(lab: Lab, *, host: str = LOCAL, port: int = 8061, token: str | None
     """
     if not is_local(host) and not token:
         raise InputError(f"{host} can be reached by others, so the page needs a token.")
+    from ctxlens.explore import direct
     from ctxlens.explore.layout import build_page, register
 
     app = dash.Dash(
@@ -66,6 +67,7 @@ def make_app(lab: Lab, *, host: str = LOCAL, port: int = 8061, token: str | None
     )
     app.layout = build_page(lab)
     register(app, lab)
+    direct.register(app, lab)
     guard(app, allowed_hosts(host, port), token)
     return app
 

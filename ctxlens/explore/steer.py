@@ -70,9 +70,7 @@ def layout(lab: Lab, state: Chosen) -> html.Section:
         "Turn the knob",
         "Steering moves attention towards what the user said. Words that change are marked.",
         html.Div([_knob(steer), html.Div([answers, phrase], className="stack")], className="columns"),
-        parts.slot("plain"),
-        parts.slot("steered"),
-        parts.slot("phrase"),
+        *parts.slots("plain", "steered", "phrase"),
     )
 
 
