@@ -173,7 +173,10 @@ class TestWhatTheScriptAsks:
         assert row == pytest.approx(native, abs=1e-4)
 
     def test_what_cannot_be_is_a_sentence(self, client):
-        assert "head 9.0 does not exist" in self.ask(client, ROW, self.question(layer=9, head=0)).get_json()["error"]
+        assert (
+            "head 9.0 does not exist"
+            in self.ask(client, ROW, self.question(layer=9, head=0)).get_json()["error"]
+        )
         for path, question, words in (
             (ROW, None, "the state: input should be a valid dictionary"),
             (ROW, {"look": {}}, "conversation: field required"),
@@ -188,6 +191,30 @@ class TestWhatTheScriptAsks:
         for path in (ROW, PROGRESS):
             assert self.ask(client, path, {}, Origin="https://evil.example").status_code == 403
             assert self.ask(client, path, {}, Host="evil.example:8061").status_code == 421
+
+
+class TestNotebook:
+    def test_it_shows_what_the_page_shows_and_runs_nothing(self, lab):
+        from ctxlens.explore import notebook_view
+
+        rows = run(lab, lab.reading(State.read({"chat": CHAT}).chat))
+        shown = notebook_view(lab.model, CHAT["messages"], layer=2, head=1, query=9)._repr_html_()
+        row = rows.row(2, 1, 9)
+        assert "Layer 2, head 1, attention from token 9" in shown
+        assert f"attention {row.max():.4f}" in shown
+        share = float(rows.allocation(9).share("user", view="without sinks")[2, 1, 0])
+        assert f'title="layer 2, head 1: {share:.1%}"' in shown
+        assert "<script" not in shown
+
+    def test_the_strongest_head_and_what_does_not_exist(self, lab):
+        from ctxlens.explore import notebook_view
+
+        payload = "<img src=x onerror=alert(1)>"
+        shown = notebook_view(lab.model, [{"role": "user", "content": payload}], view="raw").page()
+        assert "<img" not in shown
+        assert shown.count('class="here"') == 1
+        with pytest.raises(InputError, match="layer 9 is not among the layers"):
+            notebook_view(lab.model, CHAT["messages"], layer=9)
 
 
 class TestToken:
@@ -439,6 +466,21 @@ class TestCommand:
         done = self.call("no/such/folder/here")
         assert done.exit_code == 2
         assert "Traceback" not in done.output
+
+    def test_a_port_in_use_is_told_before_a_model_is_loaded(self, served):
+        import socket
+
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            port = other.getsockname()[1]
+            done = self.call("no/such/folder/here", "--port", str(port))
+            assert done.exit_code == 2
+            done = self.call("organism-chat", "--device", "cpu", "--port", str(port))
+        assert done.exit_code == 2
+        words = " ".join(done.output.split())
+        assert f"port {port} of 127.0.0.1 cannot be opened: it is in use; give another --port." in words
+        assert "app" not in served
 
     def test_how_models_were_loaded_is_copied(self):
         from ctxlens.cli._options import Backend, Device, ModelOptions

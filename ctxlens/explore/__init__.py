@@ -36,6 +36,7 @@ How it is built, for whoever adds to it:
 from __future__ import annotations
 
 from ctxlens.explore.lab import Lab
+from ctxlens.explore.notebook import notebook_view
 from ctxlens.explore.state import State
 
-__all__ = ["Lab", "State"]
+__all__ = ["Lab", "State", "notebook_view"]

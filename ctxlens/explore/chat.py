@@ -400,7 +400,10 @@ def _register_results(app: Dash, lab: Lab) -> None:
         return pieces, words, parts.show_figure(made)
 
     @app.callback(
-        Output("chat-answer", "children"), parts.arrived("answer"), State(parts.partial_id("answer"), "data")
+        Output("chat-answer", "children"),
+        parts.arrived("answer"),
+        State(parts.partial_id("answer"), "data"),
+        prevent_initial_call=True,
     )
     def say(there: Any, so_far: Any) -> Any:
         if not there:

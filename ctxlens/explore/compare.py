@@ -204,6 +204,7 @@ def register(app: Dash, lab: Lab) -> None:
         parts.partial("answer-a"),
         parts.arrived("answer-b"),
         parts.partial("answer-b"),
+        prevent_initial_call=True,
     )
     def say(a: Any, a_part: Any, b: Any, b_part: Any) -> Any:
         texts = [

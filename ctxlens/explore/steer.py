@@ -179,6 +179,7 @@ def register(app: Dash, lab: Lab) -> None:
         parts.arrived("steered"),
         parts.partial("steered"),
         State("steering", "data"),
+        prevent_initial_call=True,
     )
     def say(plain: Any, plain_part: Any, steered: Any, steered_part: Any, given: Any) -> Any:
         if not given:
@@ -188,7 +189,12 @@ def register(app: Dash, lab: Lab) -> None:
         after = _text(lab, lab.answer(part, steer=steer).key, steered, steered_part)
         return mark_words(before, after), mark_words(after, before)
 
-    @app.callback(Output("phrase", "children"), parts.arrived("phrase"), State("steering", "data"))
+    @app.callback(
+        Output("phrase", "children"),
+        parts.arrived("phrase"),
+        State("steering", "data"),
+        prevent_initial_call=True,
+    )
     def show(there: Any, given: Any) -> Any:
         if not given or not parts.has_arrived(there):
             return parts.no_update

@@ -145,10 +145,11 @@ def row_payload(rows: AttentionRows, where: WherePart, query: int) -> dict[str, 
 def check_head(lab: Lab, where: WherePart) -> None:
     """Raise `InputError` if the head does not exist."""
     model = lab.model
-    if (where.layer or 0) >= model.n_layers or (where.head or 0) >= model.n_heads:
+    layer, head = where.layer or 0, where.head or 0
+    if layer >= model.n_layers or head >= model.n_heads:
         raise InputError(
-            f"head {where.layer or 0}.{where.head or 0} does not exist: the model has layers 0 to {model.n_layers - 1} "
-            f"with heads 0 to {model.n_heads - 1}."
+            f"head {layer}.{head} does not exist: the model has layers 0 to {model.n_layers - 1} with "
+            f"heads 0 to {model.n_heads - 1}."
         )
 
 
