@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -299,8 +300,13 @@ def _register_selecting(app: Dash, lab: Lab) -> None:
         chosen = scored.select(known, part)
         rows = scored.turns_of(known, chosen)
         made = score_scatter(rows, chosen, corrected=part.correct)
+        summary = scored.summarise(known, chosen)
+        if part.rule != "beta" and math.isfinite(summary.threshold):
+            # Whoever goes on by hand starts where the rule stands.
+            key = "data.deviations" if scored.is_free(part) else "data.beta"
+            set_props(parts.control_id(key), {"value": round(summary.threshold, 2)})
         words = "Drag a box over points to read them below; without one, those nearest to the threshold."
-        return parts.show_figure(made), words, show_facts(scored.summarise(known, chosen), part.file), True
+        return parts.show_figure(made), words, show_facts(summary, part.file), True
 
     @app.callback(
         Output("turns", "children"),

@@ -183,7 +183,7 @@ def options_of(scored: ScoredSet, part: DataPart) -> dict[str, Any]:
     Raises:
         InputError: the rule for the layer finds none.
     """
-    beta: float | str = part.rule if part.rule != "beta" else part.deviations if _is_free(part) else part.beta
+    beta: float | str = part.rule if part.rule != "beta" else part.deviations if is_free(part) else part.beta
     options: dict[str, Any] = {"beta": beta, "reduction": part.reduction}
     if part.reduction != LP_GAP:
         options["layer"] = (
@@ -194,7 +194,7 @@ def options_of(scored: ScoredSet, part: DataPart) -> dict[str, Any]:
     return options
 
 
-def _is_free(part: DataPart) -> bool:
+def is_free(part: DataPart) -> bool:
     """Whether the threshold is not a share."""
     return part.correct or part.reduction == LP_GAP
 
@@ -260,6 +260,7 @@ __all__ = [
     "SUFFIXES",
     "ScoredSet",
     "Summary",
+    "is_free",
     "keep_upload",
     "nearest",
     "options_of",

@@ -210,7 +210,8 @@ class DataPart(Part):
         upload: the digest of a file of scores that was loaded on the page; empty for the scores that the
             explorer was started with.
         file: the name of that file.
-        rule: whether `beta` counts, or a rule that finds the threshold.
+        rule: a rule that finds the threshold, by default that of `ctxlens.select_turns`; or `beta`, so that
+            `beta` or `deviations` counts.
         beta: the threshold for scores from 0 to 1.
         deviations: the threshold for scores that are corrected for length, in standard deviations, or for
             `lp_gap`, in nats per token.
@@ -221,7 +222,7 @@ class DataPart(Part):
 
     upload: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     file: str = Field(default="", max_length=200)
-    rule: Literal["beta", "mixture", "valley", "otsu"] = "beta"
+    rule: Literal["beta", "mixture", "valley", "otsu"] = "mixture"
     beta: float = Field(default=0.6, ge=0, le=1)
     deviations: float = Field(default=1.0, ge=-10, le=10)
     correct: bool = False
