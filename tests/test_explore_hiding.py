@@ -165,16 +165,24 @@ def test_a_document_cannot_end_its_part_of_the_command(lab):
 
 
 def test_a_threshold_by_hand(lab):
-    part = read_part(DataPart, {"beta": 0.5, "layer": 1})
+    part = read_part(DataPart, {"rule": "beta", "beta": 0.5, "layer": 1})
     chosen = scored.select(scored.scored_of(lab, part), part)
     found = scored.summarise(scored.scored_of(lab, part), chosen)
     # 0.95 - 0.9 i / 80 > 0.5 for i < 40, which are exactly those that depend on the context
     assert (found.selected, found.turns, found.precision, found.recall) == (40, 80, 1.0, 1.0)
     assert found.correlation == pytest.approx(-1.0)
-    assert found.corrected is None
     rows = scored.turns_of(lab.scored, chosen)
     assert scored.nearest(rows, found.threshold, 4) == [38, 39, 40, 41]
     assert selection_of(scored.selection_bytes(chosen)).turns == chosen.turns
+
+
+def test_the_threshold_is_at_first_that_of_the_library(lab):
+    from ctxlens.scoring.selection import DEFAULT_RULE
+
+    assert DataPart().rule == DEFAULT_RULE
+    chosen = scored.select(lab.scored, DataPart())
+    assert chosen.turns == cl.select_turns(lab.scored.table).turns
+    assert 0 < len(chosen.turns) < 80
 
 
 def selection_of(raw: bytes) -> Selection:
@@ -186,26 +194,13 @@ def selection_of(raw: bytes) -> Selection:
         return Selection.load(path)
 
 
-def test_the_correction_takes_out_the_length(lab):
-    part = read_part(DataPart, {"correct": True, "deviations": 0.5, "layer": 1})
-    found = scored.summarise(lab.scored, scored.select(lab.scored, part))
-    assert found.threshold == 0.5
-    assert found.corrected == pytest.approx(0.0, abs=0.35)
-    figure = score_scatter(
-        scored.turns_of(lab.scored, scored.select(lab.scored, part)),
-        scored.select(lab.scored, part),
-        corrected=True,
-    )
-    assert sum(len(trace.x) for trace in figure.data) == 80
-
-
 def test_data_code_selects_the_same(lab, tmp_path, monkeypatch):
     from test_cli import call
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "scores").mkdir(parents=True)
     lab.scored.table.write(tmp_path / "runs" / "scores" / "scores.parquet")
-    state = State.read({"screen": "data", "data": {"beta": 0.4, "layer": 1}})
+    state = State.read({"screen": "data", "data": {"rule": "beta", "beta": 0.4, "layer": 1}})
     chosen = scored.select(lab.scored, state.data)
     exec(as_python(lab, state), made := {})
     assert made["selection"].turns == chosen.turns
@@ -267,7 +262,7 @@ def test_texts_stay_texts(lab, payload):
     found = scored.scored_of(lab, read_part(DataPart, {"upload": digest}))
     said = [{"role": "user", "content": payload}, {"role": "assistant", "content": payload}]
     known = scored.ScoredSet(found.table, payload, None, {payload: said})
-    chosen = scored.select(known, read_part(DataPart, {"layer": 0, "beta": 0.1}))
+    chosen = scored.select(known, read_part(DataPart, {"rule": "beta", "layer": 0, "beta": 0.1}))
     rows = scored.turns_of(known, chosen)
     texts = list(strings(data.show_turns(known, rows, [0])))
     assert texts.count(payload) == 4  # its kind, the beginning of the question, the question, the answer

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from chromium import needs_chromium
-from test_explore_browser import PAGE_IS_STILL, Page, browser, free_port
+from test_explore_browser import PAGE_IS_STILL, Page, browser, free_port, serious_problems
 from test_explore_hiding import NEEDLE, make_scores
 from test_explore_state import PAYLOADS
 
@@ -63,6 +63,11 @@ def test_a_sentence_is_dragged_and_the_map_fills(page):
 
 def test_a_threshold_is_dragged_and_turns_are_read(page):
     page.screen("data").wait("document.querySelectorAll('#turns .turn').length === 6")
+    assert page.js("document.querySelector('.screen-data .segments input:checked').value") == "mixture"
+    found = float(page.js("document.querySelectorAll('#selection-facts dd')[1].textContent"))
+    page.set("data.rule", "beta").wait("!document.getElementById('beta-box').hidden")
+    slider = "document.querySelector('#beta-box [role=slider]').getAttribute('aria-valuenow')"
+    page.wait(f"Math.abs({slider} - arguments[0]) < 0.006", found)
     page.set("data.layer", 1).set("data.beta", 0.5)
     page.wait("document.getElementById('selection-facts').textContent.includes('40 of 80')")
     assert "100%" in page.text("#selection-facts")
@@ -70,9 +75,63 @@ def test_a_threshold_is_dragged_and_turns_are_read(page):
         {selectedData: {points: [{customdata: 3}, {customdata: 5}]}})""")
     page.wait("document.querySelectorAll('#turns .turn').length === 2")
     assert "c3, turn 1" in page.text("#turns .turn")
-    page.set("data.correct?", ["on"])
-    page.wait("document.getElementById('selection-facts').textContent.includes('corrected for length')")
     assert page.messages() == []
+
+
+def test_a_map_is_stopped_and_the_page_goes_on(page):
+    """More places than can be computed before somebody stops them."""
+    page.screen("needle").set("needle.more", "90, 110, 130, 150, 170, 190, 210, 230")
+    of = "document.querySelector('.screen-needle figcaption').textContent"
+    page.wait(f"{of}.includes('of 99')").wait(PAGE_IS_STILL)
+    page.press("#fill-map", "\ue007")  # enter
+    page.wait(f"/(1[2-9]|[2-9][0-9]) of 99/.test({of})")
+    page.js("document.getElementById('stop').click()")
+    page.wait(PAGE_IS_STILL)
+    page.browser.execute_async_script("setTimeout(arguments[0], 1200)")
+    done = page.js(f"Number({of}.match(/([0-9]+) of 99/)[1])")
+    assert 11 < done < 99
+    page.browser.execute_async_script("setTimeout(arguments[0], 1800)")
+    assert page.js(f"Number({of}.match(/([0-9]+) of 99/)[1])") == done
+    page.set("needle.question", "Where is the wall?")
+    page.wait(f"{of}.includes('1 of 99')").wait(PAGE_IS_STILL)
+    page.set("needle.more", "").set("needle.question", NEEDLE["question"])
+    page.wait(f"{of}.includes('11 of 11')")
+
+
+def test_two_people_do_not_mix(page):
+    page.screen("needle").wait(PAGE_IS_STILL)
+    mine = page.text("#needle-text"), page.text("#needle-answers")
+    browser, first = page.browser, page.browser.current_window_handle
+    browser.switch_to.new_window("tab")
+    other = Page(browser, page.address)
+    browser.get(page.address)
+    other.wait("document.querySelector('.piece')").screen("needle")
+    other.wait("document.querySelector('#needle-answers table')").set("needle.depth", 10)
+    other.wait("document.getElementById('needle-thumb').style.left === '10%'").wait(PAGE_IS_STILL)
+    other.screen("data").wait("document.querySelectorAll('#turns .turn').length === 6")
+    other.set("data.rule", "beta").set("data.layer", 1).set("data.beta", 0.9)
+    other.wait("document.getElementById('selection-facts').textContent.includes('5 of 80')")
+    browser.close()
+    browser.switch_to.window(first)
+    assert (page.text("#needle-text"), page.text("#needle-answers")) == mine
+    page.screen("data")
+    assert "5 of 80" not in page.text("#selection-facts")
+
+
+def test_screens_are_used_by_keyboard(page):
+    """From the tabs to the screen Data, and its threshold moved."""
+    page.screen("needle").press("nav input:checked", "\ue014")  # right
+    page.wait("document.body.dataset.screen === 'data'")
+    page.set("data.rule", "beta").set("data.beta", 0.5)
+    page.wait("document.querySelector('#beta-box [role=slider]').getAttribute('aria-valuenow') === '0.5'")
+    page.press("#beta-box [role=slider]", "\ue014")
+    page.wait("document.getElementById('selection-facts').textContent.includes('0.51')")
+    assert page.js("document.activeElement.getAttribute('role')") == "slider"
+
+
+def test_axe_finds_nothing_serious(page):
+    page.screen("data").wait("document.querySelector('#turns .turn')")
+    assert serious_problems(page, "needle", "data") == []
 
 
 def test_payloads_are_text_and_it_fits_a_phone(page):
@@ -83,10 +142,12 @@ def test_payloads_are_text_and_it_fits_a_phone(page):
     page.set("needle.source", "own").set("needle.document", (" ".join(PAYLOADS) + ". ") * 8)
     page.wait("document.getElementById('needle-text').textContent.includes('<script>alert(1)</script>')")
     for payload in PAYLOADS:
-        for key in ("needle.question", "needle.keywords", "needle.more", "data.file"):
+        for key in ("needle.sentence", "needle.question", "needle.keywords", "needle.more", "data.file"):
             page.set(key, payload)
+        page.browser.execute_async_script("setTimeout(arguments[0], 400)")
     assert page.js("Boolean(window.harmed)") is False
     assert page.js("document.querySelectorAll('main img, main script, main iframe').length") == 0
+    assert [one for one in page.messages() if "Content Security" in one] == []
     metrics = {"width": 390, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     for name in ("needle", "data"):

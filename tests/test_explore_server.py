@@ -15,6 +15,7 @@ from ctxlens.explore.state import State
 pytest.importorskip("dash")
 
 from ctxlens.explore import chat, steer, where
+from ctxlens.explore.direct import PROGRESS, ROW
 from ctxlens.explore.layout import csv_of
 from ctxlens.explore.server import allowed_hosts, is_local, make_app
 
@@ -128,6 +129,92 @@ class TestDoor:
         answer = client.post("/_dash-update-component", data='{"output": "x"}', headers=JSON)
         assert answer.status_code >= 400
         assert b"Traceback" not in answer.data
+
+
+class TestWhatTheScriptAsks:
+    """Rows of attention and the progress of computations, which do not pass through Dash."""
+
+    def ask(self, client, path, question, **headers):
+        return client.post(path, data=json.dumps(question), headers={**JSON, **headers})
+
+    def question(self, **look):
+        chosen = State.read({"chat": CHAT, "where": look})
+        return {"conversation": chosen.model_dump()["chat"], "look": chosen.model_dump()["where"]}
+
+    def test_a_row_and_the_tokens_that_hold_most_of_it(self, lab, client):
+        rows = run(lab, lab.reading(State.read({"chat": CHAT}).chat))
+        asked = self.question(layer=2, head=1, query=9)
+        found = self.ask(client, ROW, asked).get_json()
+        row = rows.row(2, 1, 9)
+        assert found["row"]["weights"] == pytest.approx(row.tolist(), abs=1e-5)
+        assert (found["row"]["layer"], found["row"]["query"], found["row"]["isBest"]) == (2, 9, False)
+        positions = [position for position, _ in found["mass"]]
+        assert row[positions].sum() > 0.8 * row.sum() > row[positions[:-1]].sum()
+        assert found["most"] == len(positions)
+
+    def test_without_a_chosen_head_it_is_the_strongest(self, lab, client):
+        rows = run(lab, lab.reading(State.read({"chat": CHAT}).chat))
+        found = self.ask(client, ROW, self.question(view="raw")).get_json()["row"]
+        share = rows.allocation(rows.chat.n_tokens - 1).share("user", view="raw")[..., 0]
+        assert share[found["layer"], found["head"]] == share.max()
+        assert found["isBest"]
+
+    def test_a_row_that_takes_a_forward_pass_is_waited_for(self, client):
+        lab = Lab(cl.load_model("organism-chat", backend="lens", device="cpu"))
+        other = make_app(lab).server.test_client(use_cookies=False)
+        asked = {**self.question(layer=1, head=0, query=5), "page": "me"}
+        want = self.ask(other, ROW, asked).get_json()["wanted"]
+        progress = {"wanted": [want]}
+        while not (found := self.ask(other, PROGRESS, progress).get_json())["found"][0]["over"]:
+            assert found["words"]
+        assert found["found"] == [{"over": True, "state": "done", "error": None, "partial": ""}]
+        row = self.ask(other, ROW, asked).get_json()["row"]["weights"]
+        native = self.ask(client, ROW, asked).get_json()["row"]["weights"]
+        assert row == pytest.approx(native, abs=1e-4)
+
+    def test_what_cannot_be_is_a_sentence(self, client):
+        assert (
+            "head 9.0 does not exist"
+            in self.ask(client, ROW, self.question(layer=9, head=0)).get_json()["error"]
+        )
+        for path, question, words in (
+            (ROW, None, "the state: input should be a valid dictionary"),
+            (ROW, {"look": {}}, "conversation: field required"),
+            (PROGRESS, {"wanted": [{"which": "this"}]}, "wanted.0.key: field required"),
+            (PROGRESS, {"wanted": [{"which": "../", "key": "a"}]}, "there is no second model"),
+        ):
+            assert words in self.ask(client, path, question).get_json()["error"]
+        unknown = self.ask(client, PROGRESS, {"wanted": [{"which": "this", "key": "a"}]}).get_json()
+        assert unknown["found"][0]["state"] == "unknown"
+
+    def test_the_door_is_the_same(self, client):
+        for path in (ROW, PROGRESS):
+            assert self.ask(client, path, {}, Origin="https://evil.example").status_code == 403
+            assert self.ask(client, path, {}, Host="evil.example:8061").status_code == 421
+
+
+class TestNotebook:
+    def test_it_shows_what_the_page_shows_and_runs_nothing(self, lab):
+        from ctxlens.explore import notebook_view
+
+        rows = run(lab, lab.reading(State.read({"chat": CHAT}).chat))
+        shown = notebook_view(lab.model, CHAT["messages"], layer=2, head=1, query=9)._repr_html_()
+        row = rows.row(2, 1, 9)
+        assert "Layer 2, head 1, attention from token 9" in shown
+        assert f"attention {row.max():.4f}" in shown
+        share = float(rows.allocation(9).share("user", view="without sinks")[2, 1, 0])
+        assert f'title="layer 2, head 1: {share:.1%}"' in shown
+        assert "<script" not in shown
+
+    def test_the_strongest_head_and_what_does_not_exist(self, lab):
+        from ctxlens.explore import notebook_view
+
+        payload = "<img src=x onerror=alert(1)>"
+        shown = notebook_view(lab.model, [{"role": "user", "content": payload}], view="raw").page()
+        assert "<img" not in shown
+        assert shown.count('class="here"') == 1
+        with pytest.raises(InputError, match="layer 9 is not among the layers"):
+            notebook_view(lab.model, CHAT["messages"], layer=9)
 
 
 class TestToken:
@@ -379,6 +466,21 @@ class TestCommand:
         done = self.call("no/such/folder/here")
         assert done.exit_code == 2
         assert "Traceback" not in done.output
+
+    def test_a_port_in_use_is_told_before_a_model_is_loaded(self, served):
+        import socket
+
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            port = other.getsockname()[1]
+            done = self.call("no/such/folder/here", "--port", str(port))
+            assert done.exit_code == 2
+            done = self.call("organism-chat", "--device", "cpu", "--port", str(port))
+        assert done.exit_code == 2
+        words = " ".join(done.output.split())
+        assert f"port {port} of 127.0.0.1 cannot be opened: it is in use; give another --port." in words
+        assert "app" not in served
 
     def test_how_models_were_loaded_is_copied(self):
         from ctxlens.cli._options import Backend, Device, ModelOptions

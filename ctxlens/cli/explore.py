@@ -77,8 +77,9 @@ def explore(
         check_scores(scores)
     require_package("the explorer", "dash")
     from ctxlens.explore.lab import Lab
-    from ctxlens.explore.server import bind, is_local, make_app, new_token
+    from ctxlens.explore.server import bind, check_port, is_local, make_app, new_token
 
+    check_port(page.host, page.port)
     scored = read_scores(scores, dataset) if scores is not None else None
     token = None if is_local(page.host) else new_token()
     lm = loading.load_one(name, loading.backend.value)

@@ -18,7 +18,9 @@ How it is built, for whoever adds to it:
   It asks with `parts.want(lab, task, page=page, name=slot)` and writes that into `parts.wanted(slot)`; a
   callback with the input `parts.arrived(slot)` shows the result, which it takes from `lab.cache`.
   `parts.partial(slot)` gives what there is so far. Each slot is declared once in the layout by
-  `parts.slot(name)`.
+  `parts.slots(name)`.
+* **`direct`** answers what must be fast and would cost Dash an update of its whole tree: how far
+  computations are (asked for ten times a second), and the row of attention after a click.
 * **Triggers** are stores that `explore.js` derives from the state and that change only when their part
   does: `conversation` (a `ChatPart`), `view`, `look-map`, `look-row` (a `WherePart`), `steering` and
   `comparing` (these only while their screen is shown). A screen that computes adds its own in `derive`.
@@ -34,6 +36,7 @@ How it is built, for whoever adds to it:
 from __future__ import annotations
 
 from ctxlens.explore.lab import Lab
+from ctxlens.explore.notebook import notebook_view
 from ctxlens.explore.state import State
 
-__all__ = ["Lab", "State"]
+__all__ = ["Lab", "State", "notebook_view"]

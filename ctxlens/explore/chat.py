@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-from dash import Dash, Input, Output, State, dcc, html
+from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
 
 from ctxlens.chat.data.messages import parse_messages
 from ctxlens.chat.data.reading import read_bytes_rows
@@ -52,8 +52,7 @@ def layout(lab: Lab, state: Chosen) -> html.Section:
             [editor, html.Div([_reads(), _looks(state), answer, layers], className="stack")],
             className="columns",
         ),
-        parts.slot("reading"),
-        parts.slot("answer"),
+        *parts.slots("reading", "answer"),
     )
 
 
@@ -322,21 +321,26 @@ def seen_view(allocation: RoleAllocation, view: str) -> str:
 def register(app: Dash, lab: Lab) -> None:
     """The screen's callbacks."""
     _register_editor(app)
-    _register_reading(app, lab)
+    _register_results(app, lab)
 
+    # One request for all of it: the tokens are shown at once, then the reading and the answer are computed.
     @app.callback(
         Output("tokens", "data"),
         Output("chat-facts", "children"),
         Output("chat-notices", "children"),
         Output("chat-counts", "children"),
         Output("notice", "children", allow_duplicate=True),
+        parts.wanted("reading"),
+        parts.wanted("answer"),
         Input("conversation", "data"),
+        parts.PAGE,
         prevent_initial_call="initial_duplicate",
     )
-    def draw(given: Any) -> Any:
+    def draw(given: Any, page: Any) -> Any:
         if not given:
-            return (parts.no_update,) * 5
-        chat = lab.render(read_part(ChatPart, given))
+            return (parts.no_update,) * 7
+        part = read_part(ChatPart, given)
+        chat = lab.render(part)
         counts = Counter(ROLE_LABELS[role] for role in chat.role.tolist())
         shown = [
             html.Span(
@@ -347,7 +351,9 @@ def register(app: Dash, lab: Lab) -> None:
         ]
         how = "with the chat template" if chat.templated else "without chat template"
         facts = f"{chat.n_tokens:,} tokens, {how}"
-        return token_payload(chat), facts, notices(chat, lab.model.n_ctx), shown, ""
+        said = token_payload(chat), facts, notices(chat, lab.model.n_ctx), shown, ""
+        reading = parts.want(lab, lab.reading(part), page=page, name="reading")
+        return *said, reading, parts.want(lab, lab.answer(part), page=page, name="answer")
 
 
 def _register_editor(app: Dash) -> None:
@@ -371,19 +377,7 @@ def _register_editor(app: Dash) -> None:
         return read_text(str(pasted or "").encode(), "the pasted text")
 
 
-def _register_reading(app: Dash, lab: Lab) -> None:
-    @app.callback(parts.wanted("reading"), Input("conversation", "data"), parts.PAGE)
-    def read(given: Any, page: Any) -> Any:
-        if not given:
-            return parts.no_update
-        return parts.want(lab, lab.reading(read_part(ChatPart, given)), page=page, name="reading")
-
-    @app.callback(parts.wanted("answer"), Input("conversation", "data"), parts.PAGE)
-    def ask(given: Any, page: Any) -> Any:
-        if not given:
-            return parts.no_update
-        return parts.want(lab, lab.answer(read_part(ChatPart, given)), page=page, name="answer")
-
+def _register_results(app: Dash, lab: Lab) -> None:
     @app.callback(
         Output("strip", "children"),
         Output("strip", "aria-label"),
@@ -393,9 +387,12 @@ def _register_reading(app: Dash, lab: Lab) -> None:
         State("conversation", "data"),
     )
     def show(there: Any, view: Any, given: Any) -> Any:
-        rows = lab.rows(read_part(ChatPart, given)) if parts.has_arrived(there) and given else None
+        if there and not parts.has_arrived(there):
+            words = there.get("error") or "Stopped."
+            return html.Span(words, className="empty-state"), "not read", None
+        rows = lab.rows(read_part(ChatPart, given)) if there and given else None
         if rows is None:
-            return parts.no_update, parts.no_update, parts.no_update
+            return (parts.no_update,) * 3
         allocation = rows.allocation(rows.chat.first_answer_position())
         seen = seen_view(allocation, view or "raw")
         pieces, words = strip(allocation, seen)
@@ -405,24 +402,23 @@ def _register_reading(app: Dash, lab: Lab) -> None:
     @app.callback(
         Output("chat-answer", "children"),
         parts.arrived("answer"),
-        parts.partial("answer"),
-        State("conversation", "data"),
+        State(parts.partial_id("answer"), "data"),
+        prevent_initial_call=True,
     )
-    def say(there: Any, so_far: Any, given: Any) -> Any:
-        if not given:
+    def say(there: Any, so_far: Any) -> Any:
+        if not there:
             return parts.no_update
-        if parts.has_arrived(there):
-            found = lab.cache.get(lab.answer(read_part(ChatPart, given)).key)
-            if found is not None:
-                return found.strip() or html.Span(
-                    "The model ends its turn without a word.", className="empty-state"
-                )
-        if there and there.get("error"):
-            return html.Span(there["error"], className="empty-state")
-        return [
-            str(so_far or ""),
-            html.Span("▍", className="caret", **parts.attributes({"aria-hidden": "true"})),
-        ]
+        found = lab.cache.get(there["key"]) if parts.has_arrived(there) else None
+        if found is None:
+            return [str(so_far or ""), html.Span(there.get("error") or " Stopped.", className="empty-state")]
+        return found.strip() or html.Span("The model ends its turn without a word.", className="empty-state")
+
+    app.clientside_callback(
+        ClientsideFunction("explore", "sayPart"),
+        Output("chat-answer", "children", allow_duplicate=True),
+        parts.partial("answer"),
+        prevent_initial_call=True,
+    )
 
 
 def _frame(lab: Lab, state: Chosen) -> Any:

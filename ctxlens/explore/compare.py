@@ -59,7 +59,7 @@ def layout(lab: Lab, state: Chosen) -> html.Section:
             ],
             className="columns",
         ),
-        *(parts.slot(name) for name in ("reading-a", "reading-b", "answer-a", "answer-b")),
+        *parts.slots("reading-a", "reading-b", "answer-a", "answer-b"),
     )
 
 
@@ -204,6 +204,7 @@ def register(app: Dash, lab: Lab) -> None:
         parts.partial("answer-a"),
         parts.arrived("answer-b"),
         parts.partial("answer-b"),
+        prevent_initial_call=True,
     )
     def say(a: Any, a_part: Any, b: Any, b_part: Any) -> Any:
         texts = [

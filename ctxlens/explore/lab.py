@@ -166,9 +166,13 @@ class Lab:
         asked = self.query(chat, query)
         by_query = None if hasattr(model.backend, "hold") else asked
         key = self._key(which, "reading", chat.tokens.tolist(), chat.role.tolist(), by_query)
-        return Task(
-            which, key, lambda ticket: read_rows(model, chat, asked, progress=ticket.progress), _nbytes
-        )
+
+        def run(ticket: Ticket) -> AttentionRows:
+            rows = read_rows(model, chat, asked, progress=ticket.progress)
+            rows.allocation(asked)  # what the page shows first; it is kept with the rows
+            return rows
+
+        return Task(which, key, run, _nbytes)
 
     def rows(
         self, part: ChatPart, which: str = THIS, *, query: int | None = None, is_open: bool = False
@@ -263,7 +267,12 @@ class Lab:
         self._workers[task.which].submit(task.key, task.run, task.size, page=page, slot=slot)
 
     def look(self, which: str, key: str) -> Status:
-        """How far a result is."""
+        """How far a result is.
+
+        Raises:
+            InputError: there is no such model.
+        """
+        self._model(which)
         return self._workers[which].look(key)
 
     def stop(self, page: str, slot: str | None = None) -> None:

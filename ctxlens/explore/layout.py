@@ -151,6 +151,8 @@ def _stores(state: Chosen) -> list[Any]:
         "view": None,
         "look-map": None,
         "look-row": None,
+        "looking": None,
+        "chosen": None,
         "tokens": None,
         "loaded": None,
         "page": None,
@@ -165,10 +167,7 @@ def _stores(state: Chosen) -> list[Any]:
         "shades": shades,
         "roles": list(ROLE_LABELS),
     }
-    return [
-        *(dcc.Store(id=name, data=value) for name, value in kept.items()),
-        dcc.Interval(id="clock", interval=200, disabled=True),
-    ]
+    return [dcc.Store(id=name, data=value) for name, value in kept.items()]
 
 
 def _js(name: str) -> ClientsideFunction:
@@ -184,12 +183,17 @@ def register(app: Dash, lab: Lab) -> None:
     for _, module in SCREENS.values():
         module.register(app, lab)
     app.clientside_callback(
-        _js("drawTokens"),
-        Output("nowhere", "data"),
+        _js("showTokens"),
+        Output("looking", "data"),
         Input("tokens", "data"),
-        Input("row", "data"),
         Input(parts.control_id("screen"), "value"),
-        State("state", "data"),
+        parts.arrived("reading"),
+        parts.arrived("row"),
+        Input("look-map", "data"),
+        Input("look-row", "data"),
+        State({"type": "wanted", "slot": "reading"}, "data"),
+        State("looking", "data"),
+        parts.PAGE,
     )
     app.clientside_callback(
         _js("clickMap"),
@@ -198,9 +202,8 @@ def register(app: Dash, lab: Lab) -> None:
         prevent_initial_call=True,
     )
     app.clientside_callback(
-        _js("goTo"),
+        _js("nextToken"),
         Output("nowhere", "data", allow_duplicate=True),
-        Input({"type": "go", "i": ALL}, "n_clicks"),
         Input("query-next", "n_clicks"),
         prevent_initial_call=True,
     )
@@ -257,14 +260,9 @@ def _register_changes(app: Dash) -> None:
         _js("restore"),
         Output({"type": "control", "key": ALL}, "value"),
         Input("restored", "data"),
+        Input("chosen", "data"),
         State({"type": "control", "key": ALL}, "value"),
         prevent_initial_call=True,
-    )
-    app.clientside_callback(
-        _js("showScreen"),
-        Output({"type": "screen", "key": ALL}, "hidden"),
-        Output("own-template", "hidden"),
-        Input("state", "data"),
     )
     app.clientside_callback(
         _js("theme"),
@@ -276,47 +274,13 @@ def _register_changes(app: Dash) -> None:
 
 
 def _register_work(app: Dash, lab: Lab) -> None:
-    """What is wanted is looked for until it has arrived."""
+    """The script looks for what is wanted until it has arrived (`explore.direct`)."""
     wanted, arrived = ({"type": kind, "slot": ALL} for kind in ("wanted", "arrived"))
-
-    @app.callback(
-        Output(arrived, "data"),
-        Output({"type": "partial", "slot": ALL}, "data"),
-        Output("activity-words", "children"),
-        Output("activity-bar", "value"),
-        Input("clock", "n_intervals"),
-        State(wanted, "data"),
-        State(arrived, "data"),
-        prevent_initial_call=True,
-    )
-    def look(ticks: Any, asked: list[Any], there: list[Any]) -> Any:
-        found, partials, words, bar = [], [], "", None
-        for want, had in zip(asked, there, strict=True):
-            settled = had and want and had.get("key") == want.get("key")
-            if not want or settled:
-                found.append(parts.no_update)
-                partials.append(parts.no_update)
-                continue
-            status = lab.look(want["which"], want["key"])
-            over = status.state in ("done", "failed", "unknown")
-            found.append({**want, "state": status.state, "error": status.error} if over else parts.no_update)
-            partials.append(status.partial or "")
-            if not over and (not words or status.state == "running"):
-                words = "waiting for other computations" if status.ahead else "reading and answering"
-                bar = status.done / status.total if status.total else None
-        return found, partials, words, bar
-
     _register_stopping(app, lab)
     app.clientside_callback(
-        _js("tick"),
-        Output("clock", "disabled"),
-        Output("activity", "hidden"),
+        _js("watch"),
+        Output("nowhere", "data", allow_duplicate=True),
         Input(wanted, "data"),
-        Input(arrived, "data"),
-    )
-    app.clientside_callback(
-        _js("failures"),
-        Output("notice", "children", allow_duplicate=True),
         Input(arrived, "data"),
         prevent_initial_call=True,
     )

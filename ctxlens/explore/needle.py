@@ -34,8 +34,7 @@ def layout(lab: Lab, state: Chosen) -> html.Section:
             ],
             className="columns",
         ),
-        parts.slot("needle-place"),
-        parts.slot("needle-map"),
+        *parts.slots("needle-place", "needle-map"),
     )
 
 
@@ -223,7 +222,10 @@ def _register_place(app: Dash, lab: Lab) -> None:
         return want, show_text(context.text, context.needle_span), words
 
     @app.callback(
-        Output("needle-answers", "children"), parts.arrived("needle-place"), State("hiding", "data")
+        Output("needle-answers", "children"),
+        parts.arrived("needle-place"),
+        State("hiding", "data"),
+        prevent_initial_call=True,
     )
     def show(there: Any, given: Any) -> Any:
         found = lab.cache.get(there["key"]) if given and parts.has_arrived(there) else None

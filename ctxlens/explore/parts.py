@@ -55,10 +55,7 @@ def choice(
 ) -> html.Fieldset:
     """A few choices of which one holds; with `roles`, in the colours of the roles."""
     named = options if isinstance(options, Mapping) else {name: name for name in options}
-    shown: list[Any] = [
-        {"label": html.Span(text, className=f"r-{name}" if roles else ""), "value": name}
-        for name, text in named.items()
-    ]
+    shown: list[Any] = [{"label": text, "value": name} for name, text in named.items()]
     kind = "segments roles" if roles else "segments"
     items = dcc.RadioItems(shown, value, id=control_id(key), className=kind, labelClassName="segment")
     return html.Fieldset([html.Legend(label), items])
@@ -161,11 +158,13 @@ FRAMES: dict[str, Callable[[Lab, Any], Any]] = {}
 """By name of a figure: a function of the lab and the state that returns the table of its CSV file."""
 
 
-def slot(name: str) -> html.Div:
-    """What is computed for one purpose: what is wanted, what has arrived, what there is so far."""
-    return html.Div(
-        [dcc.Store(id={"type": kind, "slot": name}) for kind in ("wanted", "arrived", "partial")], hidden=True
-    )
+def slots(*names: str) -> list[dcc.Store]:
+    """What is computed for each purpose: what is wanted, what has arrived, what there is so far."""
+    return [
+        dcc.Store(id={"type": kind, "slot": name})
+        for name in names
+        for kind in ("wanted", "arrived", "partial")
+    ]
 
 
 def wanted(name: str) -> Output:
@@ -180,7 +179,12 @@ def arrived(name: str) -> Input:
 
 def partial(name: str) -> Input:
     """Calls a callback when there is more to show of a result."""
-    return Input({"type": "partial", "slot": name}, "data")
+    return Input(partial_id(name), "data")
+
+
+def partial_id(name: str) -> dict[str, str]:
+    """The store with what there is so far of a result."""
+    return {"type": "partial", "slot": name}
 
 
 PAGE = State("page", "data")
@@ -221,11 +225,12 @@ __all__ = [
     "has_arrived",
     "no_update",
     "partial",
+    "partial_id",
     "percent",
     "section",
     "show_figure",
     "slider",
-    "slot",
+    "slots",
     "want",
     "wanted",
 ]

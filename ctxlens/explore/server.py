@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hmac
 import logging
 import secrets
+import socket
 from collections.abc import Collection
 from importlib.resources import files
 from ipaddress import ip_address
@@ -50,6 +52,7 @@ def make_app(lab: Lab, *, host: str = LOCAL, port: int = 8061, token: str | None
     """
     if not is_local(host) and not token:
         raise InputError(f"{host} can be reached by others, so the page needs a token.")
+    from ctxlens.explore import direct
     from ctxlens.explore.layout import build_page, register
 
     app = dash.Dash(
@@ -66,6 +69,7 @@ def make_app(lab: Lab, *, host: str = LOCAL, port: int = 8061, token: str | None
     )
     app.layout = build_page(lab)
     register(app, lab)
+    direct.register(app, lab)
     guard(app, allowed_hosts(host, port), token)
     return app
 
@@ -209,7 +213,29 @@ def bind(app: dash.Dash, host: str = LOCAL, port: int = 8061) -> BaseWSGIServer:
         return make_server(host, port, app.server, threaded=True, request_handler=_Quiet)
     except (OSError, SystemExit) as error:
         why = "it is in use" if isinstance(error, SystemExit) else first_line(error)
-        raise InputError(f"port {port} of {host} cannot be opened: {why}; give another --port.") from None
+        raise _closed(host, port, why) from None
+
+
+def check_port(host: str, port: int) -> None:
+    """Find out whether a port is free before a model is loaded; only this machine's own addresses are tried.
+
+    Raises:
+        InputError: it is in use, or may not be opened.
+    """
+    if not is_local(host):
+        return
+    name = host.strip("[]")
+    with socket.socket(socket.AF_INET6 if ":" in name else socket.AF_INET) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((name, port))
+        except OSError as error:
+            why = "it is in use" if error.errno == errno.EADDRINUSE else first_line(error)
+            raise _closed(host, port, why) from None
+
+
+def _closed(host: str, port: int, why: str) -> InputError:
+    return InputError(f"port {port} of {host} cannot be opened: {why}; give another --port.")
 
 
 def new_token() -> str:
@@ -217,4 +243,7 @@ def new_token() -> str:
     return secrets.token_urlsafe(24)
 
 
-__all__ = ["LOCAL", "allowed_hosts", "bind", "guard", "is_local", "make_app", "new_token", "security_policy"]
+__all__ = [
+    "LOCAL", "allowed_hosts", "bind", "check_port", "guard", "is_local", "make_app", "new_token",
+    "security_policy",
+]  # fmt: skip

@@ -70,9 +70,7 @@ def layout(lab: Lab, state: Chosen) -> html.Section:
         "Turn the knob",
         "Steering moves attention towards what the user said. Words that change are marked.",
         html.Div([_knob(steer), html.Div([answers, phrase], className="stack")], className="columns"),
-        parts.slot("plain"),
-        parts.slot("steered"),
-        parts.slot("phrase"),
+        *parts.slots("plain", "steered", "phrase"),
     )
 
 
@@ -181,6 +179,7 @@ def register(app: Dash, lab: Lab) -> None:
         parts.arrived("steered"),
         parts.partial("steered"),
         State("steering", "data"),
+        prevent_initial_call=True,
     )
     def say(plain: Any, plain_part: Any, steered: Any, steered_part: Any, given: Any) -> Any:
         if not given:
@@ -190,7 +189,12 @@ def register(app: Dash, lab: Lab) -> None:
         after = _text(lab, lab.answer(part, steer=steer).key, steered, steered_part)
         return mark_words(before, after), mark_words(after, before)
 
-    @app.callback(Output("phrase", "children"), parts.arrived("phrase"), State("steering", "data"))
+    @app.callback(
+        Output("phrase", "children"),
+        parts.arrived("phrase"),
+        State("steering", "data"),
+        prevent_initial_call=True,
+    )
     def show(there: Any, given: Any) -> Any:
         if not given or not parts.has_arrived(there):
             return parts.no_update

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from dash import Dash, Input, Output, State, dcc, html
+from dash import Dash, Input, Output, State, html
 
-from ctxlens.chat.roles import ROLE_LABELS
 from ctxlens.errors import InputError
 from ctxlens.explore import parts
 from ctxlens.explore.chat import seen_view
@@ -15,20 +14,16 @@ from ctxlens.explore.copying import strongest_head
 from ctxlens.explore.lab import Lab
 from ctxlens.explore.state import ChatPart, WherePart, read_part
 from ctxlens.explore.state import State as Chosen
-from ctxlens.models.rows import AttentionRows, tokens_of_mass
+from ctxlens.models.rows import AttentionRows
 from ctxlens.report.plots import role_heatmap
 
 MASS = 0.8
-_MOST_LISTED = 60
 
 
 def layout(lab: Lab, state: Chosen) -> html.Section:
     """The screen."""
     where = state.where
-    mass = parts.card(
-        "Where 80 % of it goes",
-        html.Div(html.Span("Not computed yet.", className="empty-state"), id="mass", className="mass"),
-    )
+    mass = parts.card("Where 80 % of it goes", html.Div(id="mass", className="mass"))
     side = html.Div(
         [
             html.Div(
@@ -49,8 +44,7 @@ def layout(lab: Lab, state: Chosen) -> html.Section:
         "Where does it look?",
         "The map shows how much each head looks at one role; the text shows one head at work.",
         html.Div([side, html.Div([_text(lab, where), mass], className="stack")], className="columns even"),
-        parts.slot("row"),
-        dcc.Store(id="row"),
+        *parts.slots("row"),
     )
 
 
@@ -139,55 +133,24 @@ def row_payload(rows: AttentionRows, where: WherePart, query: int) -> dict[str, 
         best = strongest_head(allocation, where.role, seen_view(allocation, where.view))
         layer, head = best if layer is None and head is None else (layer or 0, head or 0)
     weights = rows.row(layer, head, query)
-    roles = np.bincount(rows.chat.role, weights=weights, minlength=len(ROLE_LABELS))
     return {
         "layer": layer,
         "head": head,
         "query": query,
         "isBest": allocation is not None,
-        "weights": [round(float(w), 5) for w in weights],
-        "shares": {name: round(float(share), 4) for name, share in zip(ROLE_LABELS, roles, strict=True)},
+        "weights": weights.astype(float).round(5).tolist(),
     }
 
 
 def check_head(lab: Lab, where: WherePart) -> None:
     """Raise `InputError` if the head does not exist."""
     model = lab.model
-    if (where.layer or 0) >= model.n_layers or (where.head or 0) >= model.n_heads:
+    layer, head = where.layer or 0, where.head or 0
+    if layer >= model.n_layers or head >= model.n_heads:
         raise InputError(
-            f"head {where.layer}.{where.head} does not exist: the model has layers 0 to {model.n_layers - 1} "
-            f"with heads 0 to {model.n_heads - 1}."
+            f"head {layer}.{head} does not exist: the model has layers 0 to {model.n_layers - 1} with "
+            f"heads 0 to {model.n_heads - 1}."
         )
-
-
-def list_mass(rows: AttentionRows, weights: Any) -> list[Any]:
-    """The tokens that hold most of the attention, the largest first."""
-    found = tokens_of_mass(np.asarray(weights, dtype=float), MASS)
-    texts, top = rows.chat.token_strings(), found[0][1] or 1.0
-    items = []
-    for position, weight in found[:_MOST_LISTED]:
-        role = ROLE_LABELS[int(rows.chat.role[position])]
-        items.append(
-            html.Li(
-                html.Button(
-                    [
-                        html.Code(visible(texts[position])),
-                        html.Span(role, className="role-name"),
-                        html.Span(parts.percent(weight), className="number"),
-                        html.Span(className="bar", style={"width": f"{100 * weight / top:.1f}%"}),
-                    ],
-                    id={"type": "go", "i": position},
-                    type="button",
-                    n_clicks=0,
-                    className=f"mass-item r-{role}",
-                    title=f"token {position}",
-                )
-            )
-        )
-    more = len(found) - len(items)
-    rest = [html.P(f"and {more} more tokens", className="note")] if more > 0 else []
-    n = f"{len(found)} of {rows.chat.n_tokens:,} tokens"
-    return [html.P(n, className="note"), html.Ol(items, className="mass-list"), *rest]
 
 
 def visible(text: str) -> str:
@@ -196,18 +159,17 @@ def visible(text: str) -> str:
 
 
 def register(app: Dash, lab: Lab) -> None:
-    """The screen's callbacks."""
+    """The screen's callbacks; rows of attention are asked for by the page's script (`explore.direct`)."""
 
     @app.callback(
         Output({"type": "figure", "name": "map"}, "data"),
         Output({"type": "caption", "name": "map"}, "children"),
-        parts.arrived("reading"),
-        parts.arrived("row"),
-        Input("look-map", "data"),
+        Input("looking", "data"),
+        State("look-map", "data"),
         State("conversation", "data"),
     )
-    def draw_map(there: Any, row: Any, look: Any, given: Any) -> Any:
-        if not parts.has_arrived(there) or not given or not look:
+    def draw_map(looking: Any, look: Any, given: Any) -> Any:
+        if not looking or not given or not look:
             return parts.no_update, parts.no_update
         part, where = read_part(ChatPart, given), read_part(WherePart, look)
         query = lab.query(lab.render(part), where.query)
@@ -226,30 +188,6 @@ def register(app: Dash, lab: Lab) -> None:
             words += " Empty cells: nearly all attention rests on tokens that this view leaves out."
         return parts.show_figure(made), words
 
-    @app.callback(
-        Output("row", "data"),
-        Output("mass", "children"),
-        parts.wanted("row"),
-        parts.arrived("reading"),
-        parts.arrived("row"),
-        Input("look-row", "data"),
-        State("conversation", "data"),
-        parts.PAGE,
-    )
-    def read_row(there: Any, again: Any, look: Any, given: Any, page: Any) -> Any:
-        nothing = (parts.no_update,) * 3
-        if not parts.has_arrived(there) or not given or not look:
-            return nothing
-        part, where = read_part(ChatPart, given), read_part(WherePart, look)
-        check_head(lab, where)
-        query = lab.query(lab.render(part), where.query)
-        rows = lab.rows(part, query=query)
-        if rows is None:
-            task = lab.reading(part, query=query)
-            return parts.no_update, parts.no_update, parts.want(lab, task, page=page, name="row")
-        payload = row_payload(rows, where, query)
-        return payload, list_mass(rows, payload["weights"]), parts.no_update
-
 
 def _frame(lab: Lab, state: Chosen) -> Any:
     query = lab.query(lab.render(state.chat), state.where.query)
@@ -261,4 +199,4 @@ def _frame(lab: Lab, state: Chosen) -> Any:
 
 parts.FRAMES["map"] = _frame
 
-__all__ = ["check_head", "layout", "list_mass", "register", "row_payload", "visible"]
+__all__ = ["check_head", "layout", "register", "row_payload", "visible"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ from ctxlens.errors import CtxlensError, InputError, first_line
 
 _MOST_WAITING = 64
 _REMEMBERED = 64
+_REST, _MOST_REST = 0.1, 0.3
+"""After a computation, a worker leaves the processor to the pages, which show its result: for this part
+of the time that it took, and for at most so many seconds."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -206,12 +210,17 @@ class Worker:
                     self._changed.wait()
                 _, self._running = self._queue.popitem(last=False)
                 ticket = self._running
+            start = time.monotonic()
             problem = self._compute(ticket)
             with self._changed:
+                self._running = None
+                is_awaited = bool(self._queue)
                 if problem is not None:
                     self._failed[ticket.key] = problem
                     while len(self._failed) > _REMEMBERED:
                         self._failed.popitem(last=False)
+            if is_awaited:
+                time.sleep(min(_MOST_REST, _REST * (time.monotonic() - start)))
 
     def _compute(self, ticket: Ticket) -> str | None:
         """Compute one result; the sentence to show if that fails."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ from ctxlens.models.model import Model
 from ctxlens.models.queries import find_queries, make_allocation
 from ctxlens.results import RoleAllocation
 from ctxlens.runs import Progress
+
+_SHARES_KEPT = 8
+"""Query tokens whose role shares are kept with a conversation."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class AttentionRows:
     read: RoleAllocation | None
     next_logprobs: Float[np.ndarray, " vocab"]
     meta: dict[str, Any]
+    _shares: dict[int, RoleAllocation] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def nbytes(self) -> int:
@@ -62,11 +66,20 @@ class AttentionRows:
         return self.known[layer, head]
 
     def allocation(self, query: int) -> RoleAllocation:
-        """Role shares of one query token, in every layer and head."""
+        """Role shares of one query token, in every layer and head; those asked for last are kept."""
         if self.held is None:
             assert self.read is not None, "rows of one query come with its shares"
             return self.read
-        shares, resting = self.held.shares([query])
+        if (known := self._shares.get(query)) is not None:
+            return known
+        found = self._compute_shares(self.held, query)
+        for old in list(self._shares)[: 1 - _SHARES_KEPT]:
+            self._shares.pop(old, None)
+        self._shares[query] = found
+        return found
+
+    def _compute_shares(self, held: HeldAttention, query: int) -> RoleAllocation:
+        shares, resting = held.shares([query])
         return make_allocation(
             self.chat,
             shares.numpy(),

@@ -19,7 +19,7 @@ from real_model import draw_rows
 from ctxlens.models import load_model
 from ctxlens.results import Scores
 from ctxlens.scoring.layers import most_agreeing, most_attentive, most_varied
-from ctxlens.scoring.lengths import correct_for_length, length_bins, log_odds
+from ctxlens.scoring.lengths import length_bins, log_odds
 from ctxlens.scoring.selection import choose_layer
 from ctxlens.stats import Interval
 
@@ -199,10 +199,20 @@ def selects(rows: Rows, name: str, *, corrected: bool = False) -> float:
     bins = length_bins(rows.context)
     score = log_odds(rows.values[name])
     if corrected:
-        score, _ = correct_for_length(score, rows.context)
+        score = correct_for_length(score, bins)
     chosen = np.argsort(-score, kind="stable")[: round(SHARE * len(score))]
     base = np.array([rows.positive[bins == number].mean() for number in range(bins.max() + 1)])
     return float((rows.positive[chosen] - base[bins[chosen]]).mean())
+
+
+def correct_for_length(score: np.ndarray, bins: np.ndarray) -> np.ndarray:
+    """Scores in standard deviations from the mean of their bin; 0 where a bin has one value only."""
+    corrected = np.zeros(len(score))
+    for number in range(bins.max() + 1):
+        part = score[bins == number]
+        if part.min() < part.max():
+            corrected[bins == number] = (part - part.mean()) / part.std()
+    return corrected
 
 
 def resample(rows: Rows, measure: Callable[[Rows], float], n: int = RESAMPLES) -> Interval:

@@ -108,6 +108,7 @@
     const state = nest(ids.map((one, i) => [one.id.key, values[i]]), first);
     if (current && !same(current, state) && byId("notice")?.textContent) tell("");
     current = state;
+    showScreen(state);
     remember(state);
     const name = page || Array.from(crypto.getRandomValues(new Uint8Array(12)), (b) =>
       b.toString(16).padStart(2, "0")).join("");
@@ -119,11 +120,12 @@
 
   /* Typing must not start a computation with every letter. */
   let latest = 0, hasStarted = false;
+  const derived = {conversation: null, look: null};
   async function derive(state, ...known) {
     if (!state) return known.map(skip);
     const mine = ++latest, [conversation, , , , steering, comparing, hiding, scoring] = known;
     if (hasStarted && (!same(state.chat, conversation) || isTyping(state, hiding))) {
-      await new Promise((done) => setTimeout(done, 350));
+      await new Promise((done) => setTimeout(done, 250));
       if (mine !== latest) return known.map(skip);
     }
     hasStarted = true;
@@ -137,6 +139,8 @@
       state.screen === "needle" ? state.needle : hiding,
       state.screen === "data" ? state.data : scoring,
     ];
+    derived.conversation = next[0];
+    derived.look = next[3];
     return next.map((one, i) => same(one, known[i]) ? skip() : one);
   }
 
@@ -169,8 +173,14 @@
     return skip();
   }
 
-  function restore(state, values) {
+  function restore(state, looked, values) {
     const ids = context().outputs_list;
+    if (context().triggered_id === "chosen") {
+      return ids.map(({id}) => {
+        const [group, name] = id.key.split(".");
+        return group === "where" && name in (looked || {}) ? looked[name] : skip();
+      });
+    }
     if (!state) return ids.map(skip);
     return ids.map((one, i) => {
       const key = one.id.key;
@@ -181,43 +191,92 @@
     });
   }
 
+  /* Done without Dash, which would render every screen again. */
   function showScreen(state) {
-    const ids = context().outputs_list[0];
-    if (!state) return [ids.map(skip), skip()];
+    for (const screen of document.querySelectorAll(".screen")) {
+      screen.hidden = !screen.classList.contains(`screen-${state.screen}`);
+    }
     const show = (id, shown) => { const box = byId(id); if (box) box.hidden = !shown; };
+    show("own-template", state.chat.template === "own");
     show("alpha-box", state.steer.by === "alpha");
     show("mode-box", state.steer.by === "alpha");
     show("share-box", state.steer.by === "share");
     show("chosen-box", state.steer.heads === "chosen");
     show("document-box", state.needle.source === "own");
-    const free = state.data.correct || state.data.reduction === "lp_gap";
+    const free = state.data.reduction === "lp_gap";
     show("beta-box", state.data.rule === "beta" && !free);
-    show("deviations-box", state.data.rule === "beta" && free);
+    show("nats-box", state.data.rule === "beta" && free);
     const thumb = byId("needle-thumb");
     if (thumb) thumb.style.left = `${state.needle.depth}%`;
     if (document.body.dataset.screen !== state.screen) {
       document.body.dataset.screen = state.screen;
       setTimeout(() => window.dispatchEvent(new Event("resize")), 0);
     }
-    return [ids.map((one) => one.id.key !== state.screen), state.chat.template !== "own"];
   }
 
   /* ---------- what is being computed ---------- */
 
-  function tick(wanted, arrived) {
-    const ids = context().inputs_list[0];
-    let busy = false;
-    wanted.forEach((want, i) => {
-      const open = Boolean(want) && (!arrived[i] || arrived[i].key !== want.key);
-      busy = busy || open;
-      document.body.toggleAttribute(`data-busy-${ids[i].id.slot}`, open);
-    });
-    return [!busy, !busy];
+  /* Asks the server; never fails, so that the page goes on when the server answers again. */
+  async function ask(path, question) {
+    try {
+      const answer = await fetch(path, {
+        method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(question),
+      });
+      const found = answer.ok ? await answer.json() : {error: `the explorer answers ${answer.status}.`};
+      if (found.error) tell(found.error);
+      return found;
+    } catch (error) {
+      tell("The explorer does not answer. Is its command still running?");
+      return {error: String(error)};
+    }
   }
 
-  function failures(arrived) {
-    const failed = arrived.filter((one) => one && one.error).map((one) => one.error);
-    return failed.length ? failed[failed.length - 1] : skip();
+  const LOOK_EVERY = 100;
+  let awaited = [], isLooking = false;
+  const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+
+  function watch(wanted, arrived) {
+    const slots = context().inputs_list[0].map((one) => one.id.slot);
+    awaited = [];
+    wanted.forEach((want, i) => {
+      const isOpen = Boolean(want) && (!arrived[i] || arrived[i].key !== want.key);
+      if (isOpen) awaited.push({slot: slots[i], want});
+      document.body.toggleAttribute(`data-busy-${slots[i]}`, isOpen);
+    });
+    byId("activity").hidden = !awaited.length;
+    if (awaited.length && !isLooking) lookForResults();
+    return skip();
+  }
+
+  async function lookForResults() {
+    isLooking = true;
+    const told = {};
+    while (awaited.length) {
+      const asked = awaited, answer = await ask("/explore/progress", {
+        wanted: asked.map(({want}) => ({which: want.which, key: want.key})),
+      });
+      (answer.found || []).forEach((one, i) => {
+        const {slot, want} = asked[i], stillOpen = awaited.some((now) => now.slot === slot && now.want.key === want.key);
+        const news = JSON.stringify([want.key, one.over, one.partial]);
+        if (!stillOpen || told[slot] === news) return;
+        told[slot] = news;
+        const to = (type, data) => window.dash_clientside.set_props({type, slot}, {data});
+        if (one.error) tell(one.error);
+        if (one.over) to("arrived", {...want, state: one.state, error: one.error});
+        else to("partial", one.partial);
+      });
+      const bar = byId("activity-bar"), hasShare = typeof answer.share === "number";
+      byId("activity-words").textContent = answer.words || "";
+      bar.hidden = !hasShare;
+      if (hasShare) bar.value = answer.share;
+      await pause(answer.error ? 2000 : LOOK_EVERY);
+    }
+    isLooking = false;
+  }
+
+  function sayPart(words) {
+    const caret = {children: "▍", className: "caret", "aria-hidden": "true"};
+    return [words || "", {type: "Span", namespace: "dash_html_components", props: caret}];
   }
 
   /* ---------- light and dark ---------- */
@@ -256,14 +315,17 @@
   }
 
   function colour(figure, scheme, schemes) {
-    if (!figure) return [skip(), skip()];
+    if (!figure) return [skip(), "figure card empty"];
     const table = new Map(Object.entries(schemes).map(([built, pair]) => [built, pair[scheme === "dark" ? 1 : 0]]));
     const made = recolour(figure, table);
     made.layout.autosize = true;
     delete made.layout.height;
     delete made.layout.width;
     const row = drawn["where-tokens"]?.row;
-    if (context().outputs_list[0].id.name === "map" && row) made.layout.shapes = frame(row);
+    if (context().outputs_list[0].id.name === "map" && row) {
+      made.layout.shapes = frame(row);
+      framed = row;
+    }
     return [made, "figure card"];
   }
 
@@ -290,49 +352,131 @@
     return text.replace(/\n/g, "↵\n").replace(/\t/g, "⇥\t").replace(/\r/g, "␍");
   }
 
+  function label(name, turn) {
+    const made = document.createElement("span");
+    made.className = `role-name r-${name}`;
+    made.textContent = turn < 0 ? name : `${name} ${turn}`;
+    return made;
+  }
+
   function draw(host, payload) {
     const stops = new Set(payload.stops), typed = new Set(payload.typed), all = document.createDocumentFragment();
+    const spans = [];
     let before = null;
     payload.tokens.forEach((text, i) => {
       const name = payload.names[payload.roles[i]], turn = payload.turns[i];
-      if (`${name} ${turn}` !== before) {
-        const label = document.createElement("span");
-        label.className = `role-name r-${name}`;
-        label.textContent = turn < 0 ? name : `${name} ${turn}`;
-        all.append(label);
-        before = `${name} ${turn}`;
-      }
+      if (`${name} ${turn}` !== before) all.append(label(name, turn));
+      before = `${name} ${turn}`;
       const token = document.createElement("span");
       token.className = `tok r-${name}${stops.has(i) ? " stop" : ""}${typed.has(i) ? " typed" : ""}`;
       token.dataset.i = i;
       token.textContent = shown(text);
       all.append(token);
+      spans.push(token);
     });
     host.replaceChildren(all);
-    drawn[host.id] = {payload, spans: Array.from(host.querySelectorAll(".tok")), weights: null};
+    drawn[host.id] = {payload, spans, weights: new Array(spans.length).fill("0"), row: null, width: -1};
+    if (host.id === "where-tokens") {
+      byId("row-facts").textContent = "";
+      byId("mass").replaceChildren();
+    }
+  }
+
+  /* Where tokens lie in the text; measured once, because measuring after a change lays out the page again. */
+  function tops(host) {
+    const known = drawn[host.id];
+    if (known.width !== host.clientWidth) {
+      known.width = host.clientWidth;
+      known.tops = known.spans.map((span) => span.offsetTop);
+    }
+    return known.tops;
   }
 
   function paint(host, row, follow) {
     const known = drawn[host.id];
-    if (!known || row.weights.length !== known.spans.length) return;
-    const top = Math.max(...row.weights, 1e-9);
-    known.spans.forEach((span, i) => {
-      const w = Math.sqrt(row.weights[i] / top).toFixed(2);
-      if (!known.weights || known.weights[i] !== w) span.style.setProperty("--w", w);
+    const top = Math.max(...row.weights, 1e-9), heaviest = row.weights.indexOf(top);
+    if (follow && heaviest >= 0) reveal(host, heaviest);
+    row.weights.forEach((weight, i) => {
+      const w = (Math.round(Math.sqrt(weight / top) * 32) / 32).toFixed(2);
+      if (known.weights[i] === w) return;
+      known.weights[i] = w;
+      known.spans[i].style.setProperty("--w", w);
     });
-    known.weights = row.weights.map((w) => Math.sqrt(w / top).toFixed(2));
-    known.row = row;
-    host.querySelector(".query")?.classList.remove("query");
+    known.spans[known.row?.query]?.classList.remove("query");
     known.spans[row.query]?.classList.add("query");
-    const heaviest = known.spans[row.weights.indexOf(top)];
-    if (follow && heaviest) reveal(host, heaviest);
-    minimap(host);
-    frameHead(row);
+    known.row = row;
     const name = known.payload.names[known.payload.roles[row.query]];
     byId("row-facts").textContent = `Layer ${row.layer}, head ${row.head}${row.isBest ? " (the strongest)" : ""}, ` +
       `from token ${row.query} (${name}).`;
+    requestAnimationFrame(() => { minimap(host); frameHead(row); });
   }
 
+  const percent = (share) => share > 0 && share < 0.0005 ? "< 0.1%" : `${(100 * share).toFixed(1)}%`;
+  const visible = (text) => text.replace(/\n/g, "↵").replace(/\t/g, "⇥").replace(/ /g, "·") || "∅";
+
+  function make(tag, className, text, ...children) {
+    const made = document.createElement(tag);
+    made.className = className;
+    if (text !== null) made.textContent = text;
+    made.append(...children);
+    return made;
+  }
+
+  /* The tokens that hold most of the attention; a click shows where one stands. */
+  function listMass(payload, mass, most) {
+    const items = mass.map(([i, weight]) => {
+      const name = payload.names[payload.roles[i]], bar = make("span", "bar", null);
+      bar.style.width = `${(100 * weight / (mass[0][1] || 1)).toFixed(1)}%`;
+      const item = make("button", `mass-item r-${name}`, null, make("code", "", visible(payload.tokens[i])),
+        make("span", "role-name", name), make("span", "number", percent(weight)), bar);
+      item.type = "button";
+      item.title = `token ${i}`;
+      item.dataset.i = i;
+      return make("li", "", null, item);
+    });
+    const facts = make("p", "note", `${most} of ${payload.tokens.length.toLocaleString("en")} tokens`);
+    const rest = most > mass.length ? [make("p", "note", `and ${most - mass.length} more tokens`)] : [];
+    byId("mass").replaceChildren(facts, make("ol", "mass-list", null, ...items), ...rest);
+  }
+
+  /* A row of attention is asked for at once and painted; Dash learns afterwards what was chosen. */
+  let rowAsked = 0, lookingAt = null, thisPage = null;
+  async function showRow(look) {
+    const mine = ++rowAsked, conversation = derived.conversation, known = drawn["where-tokens"];
+    const isLatest = () => mine === rowAsked;
+    lookingAt = look;
+    const answer = await ask("/explore/row", {conversation, look, page: thisPage});
+    if (!isLatest() || drawn["where-tokens"] !== known) return isLatest();
+    if (answer.wanted) window.dash_clientside.set_props({type: "wanted", slot: "row"}, {data: answer.wanted});
+    if (!answer.row || answer.row.weights.length !== known.spans.length) return true;
+    paint(byId("where-tokens"), answer.row, !current || current.where.follow);
+    listMass(known.payload, answer.mass, answer.most);
+    await new Promise((done) => requestAnimationFrame(done));
+    return isLatest();
+  }
+
+  function showTokens(payload, screen, reading, row, map, look, wanted, before, page) {
+    thisPage = page;
+    if (!payload) return skip();
+    const isNew = drawTokens(payload, screen);
+    const isRead = reading && reading.state === "done" && wanted && wanted.key === reading.key;
+    if (screen !== "where" || !isRead || !look || !derived.conversation) return skip();
+    const now = {map, reading: reading.key, row: row ? row.key : null};
+    const hasArrived = !before || before.reading !== now.reading || before.row !== now.row;
+    if (isNew || hasArrived || !same(look, lookingAt) || !drawn["where-tokens"].row) showRow(look);
+    return same(now, before) ? skip() : now;
+  }
+
+  let chosen = {};
+  async function choose(more) {
+    if (!drawn["where-tokens"] || !derived.conversation) return;
+    Object.assign(chosen, more);
+    if (!await showRow({...(lookingAt || derived.look), ...more})) return;
+    window.dash_clientside.set_props("chosen", {data: chosen});
+    chosen = {};
+  }
+
+  let framed = null;
   function frame(row) {
     const style = getComputedStyle(document.documentElement);
     return [["--card", 6], ["--frame", 3]].map(([name, width]) => ({
@@ -342,27 +486,25 @@
   }
 
   function frameHead(row) {
+    if (framed && framed.layer === row.layer && framed.head === row.head) return;
+    framed = row;
     const plot = byId(JSON.stringify({name: "map", type: "graph"}))?.querySelector(".js-plotly-plot");
     if (plot && plot.layout && window.Plotly) window.Plotly.relayout(plot, {shapes: frame(row)});
   }
 
-  function reveal(host, span) {
-    const top = span.offsetTop;
+  function reveal(host, i) {
+    const top = tops(host)[i];
     if (top < host.scrollTop || top > host.scrollTop + host.clientHeight - 30) {
       host.scrollTop = Math.max(0, top - host.clientHeight / 2);
     }
   }
 
-  function drawTokens(payload, row, screen, state) {
-    if (!payload) return skip();
+  function drawTokens(payload, screen) {
     const host = byId(screen === "where" ? "where-tokens" : "chat-tokens");
-    if (!host) return skip();
-    if (drawn[host.id]?.payload !== payload) {
-      draw(host, payload);
-      document.body.dataset.drawn = Number(document.body.dataset.drawn || 0) + 1;
-    }
-    if (screen === "where" && row) paint(host, row, !state || state.where.follow);
-    return skip();
+    if (!host || drawn[host.id]?.payload === payload) return false;
+    draw(host, payload);
+    document.body.dataset.drawn = Number(document.body.dataset.drawn || 0) + 1;
+    return true;
   }
 
   function minimap(host) {
@@ -373,8 +515,9 @@
     const paper = canvas.getContext("2d"), whole = Math.max(host.scrollHeight, height);
     const style = getComputedStyle(document.documentElement), rows = new Map();
     const shades = known.payload.names.map((name) => style.getPropertyValue(`--role-${name}`).trim());
+    const places = tops(host);
     known.spans.forEach((span, i) => {
-      const y = Math.floor(span.offsetTop / whole * height);
+      const y = Math.floor(places[i] / whole * height);
       const best = rows.get(y);
       if (!best || Number(known.weights[i]) > best[0]) rows.set(y, [Number(known.weights[i]), known.payload.roles[i]]);
     });
@@ -390,31 +533,29 @@
     paper.strokeRect(0.5, host.scrollTop / whole * height + 0.5, width - 1, host.clientHeight / whole * height - 1);
   }
 
+  /* What is looked at, with what was chosen a moment ago and is not painted yet. */
   function look() {
-    const row = drawn["where-tokens"]?.row;
-    return row || {layer: 0, head: 0, query: 0};
+    const row = drawn["where-tokens"]?.row || {layer: 0, head: 0, query: 0}, next = lookingAt || {};
+    return Object.fromEntries(["layer", "head", "query"].map((key) => [key, next[key] ?? row[key]]));
   }
 
   function clickMap(click) {
-    if (!click || !click.points || !click.points.length) return skip();
-    set("where.layer", Number(click.points[0].y));
-    set("where.head", Number(click.points[0].x));
+    const point = click?.points?.[0];
+    if (point) choose({layer: Number(point.y), head: Number(point.x)});
     return skip();
   }
 
-  function goTo() {
-    const trigger = context().triggered_id;
-    if (!context().triggered[0].value) return skip();
-    if (trigger === "query-next") set("where.query", null);
-    else if (trigger) {
-      const span = drawn["where-tokens"]?.spans[trigger.i];
-      if (span) {
-        reveal(byId("where-tokens"), span);
-        span.classList.add("flash");
-        setTimeout(() => span.classList.remove("flash"), 1200);
-      }
-    }
+  function nextToken(clicks) {
+    if (clicks) choose({query: null});
     return skip();
+  }
+
+  function flash(i) {
+    const span = drawn["where-tokens"]?.spans[i];
+    if (!span) return;
+    reveal(byId("where-tokens"), i);
+    span.classList.add("flash");
+    setTimeout(() => span.classList.remove("flash"), 1200);
   }
 
   /* ---------- copying ---------- */
@@ -454,18 +595,15 @@
     const limit = (id, value) => Math.min(Number(byId(JSON.stringify(
       {key: id, type: "control"}))?.max ?? 0), Math.max(0, value));
     const moves = {
-      ArrowLeft: ["where.query", Math.max(0, query - 1)],
-      ArrowRight: ["where.query", Math.min(known.spans.length - 1, query + 1)],
-      ArrowUp: event.shiftKey ? ["where.head", limit("where.head", head - 1)] : ["where.layer", limit("where.layer", layer - 1)],
-      ArrowDown: event.shiftKey ? ["where.head", limit("where.head", head + 1)] : ["where.layer", limit("where.layer", layer + 1)],
+      ArrowLeft: ["query", Math.max(0, query - 1)],
+      ArrowRight: ["query", Math.min(known.spans.length - 1, query + 1)],
+      ArrowUp: event.shiftKey ? ["head", limit("where.head", head - 1)] : ["layer", limit("where.layer", layer - 1)],
+      ArrowDown: event.shiftKey ? ["head", limit("where.head", head + 1)] : ["layer", limit("where.layer", layer + 1)],
     };
     if (!moves[event.key]) return;
     event.preventDefault();
     const [key, value] = moves[event.key];
-    if (key !== "where.query") {
-      set("where.layer", key === "where.layer" ? value : layer);
-      set("where.head", key === "where.head" ? value : head);
-    } else set(key, value);
+    choose(key === "query" ? {query: value} : {layer, head, [key]: value});
   }
 
   /* Words selected in an answer: the phrase to measure is the answer up to there. */
@@ -508,7 +646,9 @@
   document.addEventListener("keydown", press);
   document.addEventListener("click", (event) => {
     const token = event.target.closest("#where-tokens .tok");
-    if (token) set("where.query", Number(token.dataset.i));
+    if (token) choose({query: Number(token.dataset.i)});
+    const item = event.target.closest(".mass-item");
+    if (item) flash(Number(item.dataset.i));
     if (event.target.id === "minimap") {
       const host = byId("where-tokens"), box = event.target.getBoundingClientRect();
       host.scrollTop = (event.clientY - box.top) / box.height * host.scrollHeight - host.clientHeight / 2;
@@ -552,7 +692,7 @@
   });
 
   window.dash_clientside = Object.assign({}, window.dash_clientside, {explore: {
-    collect, derive, change, restore, showScreen, tick, failures, theme, colour, save, drawTokens, clickMap, goTo,
-    copy, showNeedle,
+    collect, derive, change, restore, watch, sayPart, theme, colour, save, showTokens,
+    clickMap, nextToken, copy, showNeedle,
   }});
 })();
