@@ -13,6 +13,52 @@ class InputError(CtxlensError, ValueError):
     """An argument, file or conversation that ctxlens cannot work with."""
 
 
+class MissingPackageError(InputError):
+    """A package that only some work needs, and that an extra of this distribution installs."""
+
+
+EXTRAS: dict[str, str] = {
+    "bitsandbytes": "lora",
+    "dash": "explore",
+    "gguf": "gguf",
+    "immutabledict": "eval",
+    "kaleido": "png",
+    "langdetect": "eval",
+    "lm_eval": "eval",
+    "nltk": "eval",
+    "peft": "lora",
+    "transformer_lens": "lens",
+}
+"""The extra of `pyproject.toml` that installs each module that the bare installation lacks."""
+
+
+def missing_package(asked: str, module: str, otherwise: str = "") -> MissingPackageError:
+    """The error for a package of an extra that is not installed.
+
+    Args:
+        asked: what needs the package, as the subject of a sentence.
+        module: the name under which the package is imported; a key of `EXTRAS`.
+        otherwise: what else the user can do, as the end of a sentence.
+    """
+    extra = EXTRAS[module]
+    return MissingPackageError(
+        f"{asked} needs the package {module.replace('_', '-')}, which the extra {extra} installs; in a clone "
+        f'of ctxlens, run pip install -c constraints.txt -e ".[{extra}]"{otherwise}.'
+    )
+
+
+def require_package(asked: str, module: str, otherwise: str = "") -> None:
+    """Refuse work whose package is not installed; nothing is imported.
+
+    Raises:
+        MissingPackageError: `module` is not installed; see `missing_package`.
+    """
+    import importlib.util
+
+    if importlib.util.find_spec(module) is None:
+        raise missing_package(asked, module, otherwise)
+
+
 class Problems:
     """Collects what is wrong with an input, so that everything is said at once.
 

@@ -176,20 +176,23 @@ def steered(all_, retrieval, random, plain):
 
 
 @pytest.mark.parametrize(
-    ("all_", "retrieval", "random", "plain", "expected"),
+    ("all_", "retrieval", "random", "plain", "expected", "figure", "why"),
     [
-        (0.8, 0.8, 0.6, 0.8, "supported"),
-        (0.8, 0.8, 0.8, 0.8, "not supported"),  # random heads do as much
-        (0.8, 0.8, 0.6, 1.1, "not supported"),  # it helps as much without the template
-        (0.5, 0.8, 0.6, 0.5, "not supported"),  # no gain, only a loss without the template
+        (0.8, 0.8, 0.6, 0.8, "supported", 0.3, "is a cause"),
+        (0.8, 0.8, 0.8, 0.8, "not supported", 0.0, "random heads do as much"),
+        (0.8, 0.8, 0.6, 1.1, "not supported", 0.0, "it rises without the template too"),
+        (0.5, 0.8, 0.6, 0.5, "not supported", 0.0, "recall does not rise"),
     ],
 )
-def test_a_cause_needs_a_gain_and_both_controls(all_, retrieval, random, plain, expected):
+def test_a_cause_needs_a_gain_and_both_controls(all_, retrieval, random, plain, expected, figure, why):
+    """The figure shown first is the one that decides."""
     unsteered = grid(rows(PLAIN, around(0.8)), rows(TEMPLATE, around(0.5)))
     found = answer_cause(unsteered, steered(all_, retrieval, random, plain))
     assert found.verdict == expected
-    assert found.figure.estimate == pytest.approx((all_ - 0.5) - (plain - 0.8))
+    assert found.figure.estimate == pytest.approx(figure)
+    assert why in found.sentence
     notes = dict(found.notes)
+    assert notes["difference of these two"].estimate == pytest.approx((all_ - 0.5) - (plain - 0.8))
     assert notes["these heads minus random ones"].estimate == pytest.approx(retrieval - random)
 
 

@@ -206,7 +206,6 @@ def test_selection_that_cannot_be(folder):
     assert_says(refuse(folder, *words, "--layer", "needle"), "needs the attention", "--needle-layer")
     Path("scores/layer.json").write_text("[")
     assert_says(refuse(folder, *words, "--layer", "needle"), "layer.json is damaged", "--needle-layer")
-    assert_says(refuse(folder, *words, "--correct-length"), "corrected for length", "at least 20 turns")
     assert_says(refuse(folder, "score", "--dataset", "x", "--needle-layer", "--part", "0/2"), "--part")
     assert_says(refuse(folder, *words, "--reduction", "median"), "'median'", "mean_of_best")
     assert_says(refuse(folder, *words, "--top-share", 2), "0 to 1")

@@ -38,7 +38,7 @@ def test_scores_and_selections_are_read_by_machines(tmp_path):
     assert dict(zip(*rows, strict=True))["selected"] == "2"
 
 
-def test_the_layer_is_found_by_a_rule_and_length_is_corrected(tmp_path):
+def test_the_layer_is_found_by_a_rule(tmp_path):
     data, scores = tmp_path / "data.jsonl", tmp_path / "scores"
     asked = [TEXTS[k % 2] + " Say it." * (k % 8) for k in range(96)]
     chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": "Yes."}] for text in asked]
@@ -46,15 +46,9 @@ def test_the_layer_is_found_by_a_rule_and_length_is_corrected(tmp_path):
     outputs("score", "--dataset", data, "--out", scores, "--layers", "all", "--needle-layer")
     shares = [one["by_head"] for one in json.loads((scores / "layer.json").read_text())]
     best = max(range(len(shares)), key=lambda layer: max(shares[layer]))
-    words = ("select", "--scores", scores, "--top-share", 0.25, "--correct-length")
+    words = ("select", "--scores", scores, "--top-share", 0.25)
     _, rows = outputs(*words, "--layer", "needle", "--out", tmp_path / "selected")
     found = dict(zip(*rows, strict=True))
-    assert (found["selected"], found["layer"], found["threshold"]) == ("24", str(best), "")
-    assert "corrected for the length of the context" in found["rule"]
-    card = (tmp_path / "selected" / "card.md").read_text()
-    assert "corrected for the length of the context" in card
-    assert "## Thresholds by context length" in card
-    chosen = Selection.load(tmp_path / "selected" / "selection.parquet")
-    assert chosen.meta["correct_length"] is True
-    assert chosen.frame["corrected"].abs().max() > 0
+    assert (found["selected"], found["layer"]) == ("24", str(best))
+    assert Selection.load(tmp_path / "selected" / "selection.parquet").meta["layer"] == best
     assert dict(zip(*outputs(*words, "--out", tmp_path / "b")[1], strict=True))["layer"] == "3"

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS / "hooks"))
 import formulas  # noqa: E402
+import notebooks  # noqa: E402
 import reference  # noqa: E402
 
 TUTORIALS = [page for page in sorted((DOCS / "tutorials").glob("*.md")) if "```python" in page.read_text()]
@@ -53,6 +54,28 @@ def lines_not_printed(page: str, printed: str) -> list[str]:
     return [line for line in shown if line.rstrip() not in lines]
 
 
+@pytest.mark.parametrize("page", TUTORIALS, ids=address)
+def test_the_notebook_of_a_tutorial_holds_the_same_examples(page):
+    """The cells are the examples of the page in order, so what runs on the page runs in the notebook."""
+    text = page.read_text(encoding="utf-8")
+    first, *cells = [cell for cell in notebooks.to_notebook(text).cells if cell.cell_type == "code"]
+    assert [cell.source.strip() for cell in cells] == [
+        code.strip() for code in grab_code_blocks(text, lang="python")
+    ]
+    assert "%pip" in first.source
+
+
+def test_a_notebook_by_hand():
+    page = "# Title\n\nSee [the log](../log.md) and [a paper](https://x.org/y).\n\n```python\nprint(1)\n```\n\n```bash\nls\n```\n"
+    cells = notebooks.to_notebook(page).cells[1:]
+    assert [cell.cell_type for cell in cells] == ["markdown", "code", "markdown"]
+    assert cells[0].source == "# Title\n\nSee the log and [a paper](https://x.org/y)."
+    assert cells[1].source == "print(1)"
+    assert cells[2].source == "```bash\nls\n```"
+    assert not notebooks.is_tutorial("tutorials/index.md", "# No example\n")
+    assert not notebooks.is_tutorial("python.md", page)
+
+
 def test_output_that_a_page_invents_is_found():
     page = "```python\nprint(1)\n# 1\nprint(2)  # two\n# 3\n```\n"
     assert lines_not_printed(page, "1\n2\n") == ["3"]
@@ -67,9 +90,10 @@ def test_a_broken_example_is_found(tmp_path):
 
 INSTALL_FROM_AN_INDEX = re.compile(
     r"(?<![\w./-])ctxlens\["
-    r"|(?:pip3?|uv|pipx|poetry|conda)\s+(?:install|add)\b[^\n`&|;]*?[\s'\"]ctxlens(?![\w.-])"
+    r"|(?:pip3?|uv|pipx|poetry|conda)\s+(?:install|add)\b(?:(?! -e )[^\n`&|;])*?"
+    r"[\s'\"]ctxlens(?:-interp)?(?![\w./-])"
 )
-"""On a package index, `ctxlens` may be somebody else's; this distribution is called `ctxlens-interp`."""
+"""On a package index, `ctxlens` and `ctxlens-interp` may be somebody else's; texts install from a clone."""
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".cff", ".j2", ".json", ".jinja", ""}
 
 
@@ -99,7 +123,8 @@ def test_nothing_tells_anybody_to_install_ctxlens_from_an_index():
         ("pip install -U 'ctxlens'", True),
         ("uv add ctxlens", True),
         ("install ctxlens[eval], or nltk", True),
-        ("pip install 'ctxlens-interp[eval]'", False),
+        ("pip install 'ctxlens-interp[eval]'", True),
+        ("run: pip install ctxlens-interp", True),
         ("pip install -c constraints.txt -e . && ctxlens demo", False),
         ('pip install -c constraints.txt -e ".[dev]" && pytest', False),
         ("ctxlens needle --model MODEL", False),

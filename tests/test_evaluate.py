@@ -329,7 +329,7 @@ def test_data_that_is_not_there_is_told(tmp_path):
 
 def test_a_missing_lm_eval_is_one_sentence(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=re.escape("pip install 'ctxlens-interp[eval]'")):
+    with pytest.raises(InputError, match=re.escape('pip install -c constraints.txt -e ".[eval]"')):
         require_lm_eval()
 
 

@@ -171,7 +171,6 @@ def test_a_threshold_by_hand(lab):
     # 0.95 - 0.9 i / 80 > 0.5 for i < 40, which are exactly those that depend on the context
     assert (found.selected, found.turns, found.precision, found.recall) == (40, 80, 1.0, 1.0)
     assert found.correlation == pytest.approx(-1.0)
-    assert found.corrected is None
     rows = scored.turns_of(lab.scored, chosen)
     assert scored.nearest(rows, found.threshold, 4) == [38, 39, 40, 41]
     assert selection_of(scored.selection_bytes(chosen)).turns == chosen.turns
@@ -193,19 +192,6 @@ def selection_of(raw: bytes) -> Selection:
         path = Path(folder) / "selection.parquet"
         path.write_bytes(raw)
         return Selection.load(path)
-
-
-def test_the_correction_takes_out_the_length(lab):
-    part = read_part(DataPart, {"rule": "beta", "correct": True, "deviations": 0.5, "layer": 1})
-    found = scored.summarise(lab.scored, scored.select(lab.scored, part))
-    assert found.threshold == 0.5
-    assert found.corrected == pytest.approx(0.0, abs=0.35)
-    figure = score_scatter(
-        scored.turns_of(lab.scored, scored.select(lab.scored, part)),
-        scored.select(lab.scored, part),
-        corrected=True,
-    )
-    assert sum(len(trace.x) for trace in figure.data) == 80
 
 
 def test_data_code_selects_the_same(lab, tmp_path, monkeypatch):

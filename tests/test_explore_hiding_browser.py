@@ -75,8 +75,6 @@ def test_a_threshold_is_dragged_and_turns_are_read(page):
         {selectedData: {points: [{customdata: 3}, {customdata: 5}]}})""")
     page.wait("document.querySelectorAll('#turns .turn').length === 2")
     assert "c3, turn 1" in page.text("#turns .turn")
-    page.set("data.correct?", ["on"])
-    page.wait("document.getElementById('selection-facts').textContent.includes('corrected for length')")
     assert page.messages() == []
 
 
@@ -124,7 +122,7 @@ def test_screens_are_used_by_keyboard(page):
     """From the tabs to the screen Data, and its threshold moved."""
     page.screen("needle").press("nav input:checked", "\ue014")  # right
     page.wait("document.body.dataset.screen === 'data'")
-    page.set("data.correct?", []).set("data.rule", "beta").set("data.beta", 0.5)
+    page.set("data.rule", "beta").set("data.beta", 0.5)
     page.wait("document.querySelector('#beta-box [role=slider]').getAttribute('aria-valuenow') === '0.5'")
     page.press("#beta-box [role=slider]", "\ue014")
     page.wait("document.getElementById('selection-facts').textContent.includes('0.51')")

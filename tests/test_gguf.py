@@ -103,10 +103,8 @@ def test_what_cannot_be_read_gets_one_sentence(path, original, tmp_path):
 
 
 def test_without_the_package_the_extra_is_named(path, monkeypatch):
-    import ctxlens.models.checkpoint as checkpoint
-
-    monkeypatch.setattr(checkpoint.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"needs the package gguf.*ctxlens-interp\[gguf\]"):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r'needs the package gguf.* -e "\.\[gguf\]"'):
         load_model(path)
 
 

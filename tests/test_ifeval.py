@@ -177,7 +177,7 @@ def test_no_file(tmp_path):
 def test_a_missing_package_gives_one_sentence(prompts, monkeypatch):
     monkeypatch.setitem(sys.modules, "langdetect", None)
     ifeval_utils._load_all.cache_clear()
-    with pytest.raises(InputError, match=r"needs the package langdetect; install .*the extra eval of"):
+    with pytest.raises(InputError, match=r'needs the package langdetect, .* -e "\.\[eval\]"'):
         ifeval_utils.ifeval_docs(data_dir=str(prompts))
 
 

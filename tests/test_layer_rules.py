@@ -16,7 +16,7 @@ from ctxlens.scoring.layers import (
     most_attentive,
     most_varied,
 )
-from ctxlens.scoring.lengths import deviations, log_odds, ranks_within, share_of
+from ctxlens.scoring.lengths import deviations, log_odds, ranks_within
 
 LENGTHS = [10] * 20 + [90] * 20
 # Layer 0 knows length alone, layer 1 tells turns of one length apart, layer 2 does so in the opposite order
@@ -46,8 +46,6 @@ def test_values_within_bins_by_hand():
     assert ranks == pytest.approx([1 / 3, 1, 2.5 / 3, np.nan, 2.5 / 3], nan_ok=True)
     assert log_odds(np.array([0.5, 0.8])) == pytest.approx([0, np.log(4)])
     assert log_odds(np.array([0.0, 1.0])) == pytest.approx([-13.8155, 13.8155], abs=1e-3)
-    assert share_of(np.log(4)) == pytest.approx(0.8)
-    assert share_of(1e6) == 1
 
 
 def test_residual_takes_the_layer_that_varies_most_at_one_length():

@@ -1,5 +1,6 @@
 """What `load_model` decides: backend, number format, revision, placement, quantisation."""
 
+import importlib.util
 import json
 
 import pytest
@@ -9,7 +10,6 @@ from typer.testing import CliRunner
 
 import ctxlens.models.dtype_choice as dtype_choice
 import ctxlens.models.factory as factory
-import ctxlens.models.placement as placement
 from ctxlens.cli import app
 from ctxlens.cli._inputs import parse_template_args
 from ctxlens.errors import InputError, UnsupportedModelError
@@ -206,7 +206,10 @@ class TestPlacement:
         ],
     )
     def test_what_cannot_be_done_gets_one_sentence(self, checkpoint, monkeypatch, options, words):
-        monkeypatch.setattr(placement.importlib.util, "find_spec", lambda name: None)
+        real = importlib.util.find_spec
+        monkeypatch.setattr(
+            "importlib.util.find_spec", lambda name, *at: None if name == "bitsandbytes" else real(name, *at)
+        )
         with pytest.raises(InputError, match=words):
             load_model(checkpoint, device="cpu", **options)
 

@@ -7,7 +7,7 @@ import pytest
 
 from ctxlens.results import NeedleGrid
 from experiments.real_model import __main__ as command
-from experiments.real_model import design, judge
+from experiments.real_model import design, figures, judge, table
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
@@ -54,6 +54,10 @@ def test_every_part_is_measured_and_judged(small, test_data, tmp_path, monkeypat
     }
     assert found["small"]["heads"] == found["maps"]["ranking"][: len(found["small"]["heads"])]
     assert set(found["cost"]) == {"unsteered", "all", "retrieval", "small"}
+    shown = "\n".join(table.tables(found))
+    assert all(claim in shown for claim in ("1. loss", "2. template", "3. role bias", "4. cause", "4. cost"))
+    drawn = [draw(found) for _, draw in figures.FIGURES.values()]
+    assert all(figure.data for figure in drawn)
     # By hand: the fall of the loss on the long texts.
     frame = judge.collect(tmp_path / "run" / "loss").frame
     long = frame[frame["context_tokens"] == 300]

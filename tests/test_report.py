@@ -20,9 +20,19 @@ from ctxlens.report.attention import _pack
 from ctxlens.report.blocks import bounds, embed, in_text, number
 from ctxlens.report.collect import collect_runs
 from ctxlens.report.evaluation import question_of
-from ctxlens.report.first import Key
+from ctxlens.report.first import Key, overview
 from ctxlens.report.paths import without_paths
-from ctxlens.results import Ability, NeedleGrid, RoleAllocation, Scores, Selection, Verdict, Verdicts
+from ctxlens.results import (
+    Ability,
+    Drift,
+    HeadMap,
+    NeedleGrid,
+    RoleAllocation,
+    Scores,
+    Selection,
+    Verdict,
+    Verdicts,
+)
 from ctxlens.runs import Run
 from ctxlens.stats import Interval
 
@@ -441,3 +451,33 @@ def test_long_rows_of_weights_are_packed():
     row[[3, 10, 999]] = 0.25, 0.5, 0.1
     assert _pack(row) == {"steps": [3, 7, 989], "weights": [2500, 5000, 1000]}
     assert _pack(row[:12]) == [0, 0, 0, 2500, 0, 0, 0, 0, 0, 0, 5000, 0]
+
+
+def test_the_first_screen_of_heads_names_the_head_that_stands_out(tmp_path):
+    """Two texts, two heads: switching off head 0.1 costs .4 and .6, which is .5 [.4, .6] in the mean."""
+    effects = np.array([[[0.1, -0.4]], [[0.1, -0.6]]])
+    run = Run.open(tmp_path / "heads", study="heads", config={})
+    run.save("zero.safetensors", HeadMap(effects, np.array([0, 1]), "zero"))
+    [key] = overview(collect_runs([tmp_path / "heads"])[0]).keys
+    assert key.name == "head 0.1"
+    assert key.signed
+    assert (key.interval.estimate, key.interval.low, key.interval.high) == pytest.approx((-0.5, -0.6, -0.4))
+    assert "first of 2 heads" in key.quantity
+
+
+def test_the_first_screen_of_a_drift_gives_the_change_of_the_users_share(tmp_path):
+    """One layer, two heads, two texts: the user's share falls by .2 in one text and by .4 in the other."""
+    roles = [role.label for role in Role]
+    shares = np.zeros((2, 1, 2, 2, len(roles)), dtype=np.float32)
+    user, other = roles.index("user"), roles.index("assistant")
+    shares[0, ..., user], shares[1, 0, :, 0, user], shares[1, 0, :, 1, user] = 0.8, 0.6, 0.4
+    shares[..., other] = 1 - shares[..., user]
+    counts = np.ones((2, 2, len(roles)), dtype=np.float32)
+    meta = {"sides": ("base", "tuned")}
+    drift = Drift(shares, counts, np.array([0, 1]), (0,), np.array([0]), "first_answer", meta)
+    run = Run.open(tmp_path / "drift", study="drift", config={})
+    run.save("drift.safetensors", drift)
+    [key] = overview(collect_runs([tmp_path / "drift"])[0]).keys
+    assert key.interval.estimate == pytest.approx(-0.3)
+    assert (key.interval.low, key.interval.high) == pytest.approx((-0.4, -0.2))
+    assert "tuned minus base" in key.quantity

@@ -51,7 +51,7 @@ def test_samples_at_equal_length_are_those_of_drawn_rows():
     rng = np.random.default_rng(3)
     positive, length = rng.random(40) < 0.4, rng.integers(50, 120, 40).astype(float)
     scores = {"a": rng.integers(0, 5, 40) / 5 + positive * 0.2, "b": rng.random(40)}
-    drawn = EqualLength(positive, length, scores, n=30)
+    drawn = EqualLength(positive, [length], scores, n=30)
     again = np.random.default_rng(0)
     rows = [np.arange(40), *(again.integers(0, 40, 40) for _ in range(30))]
     by_hand = {
@@ -63,6 +63,15 @@ def test_samples_at_equal_length_are_those_of_drawn_rows():
     found = drawn.difference("a", "b")
     assert (found.estimate, found.n) == (pytest.approx(difference[0]), 40)
     assert (found.low, found.high) == pytest.approx(np.quantile(difference[1:], (0.025, 0.975)))
+
+
+def test_pairs_alike_in_both_lengths_by_hand():
+    """The first positive has one partner in both lengths, which it beats; the second has none."""
+    positive = np.array([True, True, False, False])
+    prompt, response = np.array([100, 100, 110, 100]), np.array([10, 50, 11, 20])
+    drawn = EqualLength(positive, [prompt, response], {"a": np.array([0.9, 0.1, 0.5, 0.95])}, n=2)
+    assert drawn.pairs[0] == 1
+    assert drawn.values("a")[0] == 1.0
 
 
 def test_a_perfect_score_beats_a_useless_one_and_itself_by_nothing():

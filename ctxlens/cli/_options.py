@@ -172,8 +172,8 @@ class LoadOptions:
 BackendOption = Annotated[
     Backend,
     typer.Option(
-        help="native (transformers; less memory, longer inputs), lens (TransformerLens), or auto: native, or "
-        "lens for a model that only TransformerLens can read.",
+        help="native (transformers; less memory, longer inputs), lens (TransformerLens; extra lens), or "
+        "auto: native, or lens for a model that only TransformerLens can read.",
         metavar="NAME",
     ),
 ]

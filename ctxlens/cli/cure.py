@@ -63,14 +63,6 @@ class SelectingOptions:
             metavar="LAYER",
         ),
     ] = "middle"
-    correct_length: Annotated[
-        bool,
-        typer.Option(
-            "--correct-length",
-            help="Compare each score with those of turns of similar context length; a number as --threshold "
-            "is then in standard deviations.",
-        ),
-    ] = False
 
 
 @dataclass(frozen=True)
@@ -175,7 +167,7 @@ def cure(
         overrides=overrides, seed_model=selecting.seed_model, scores=selecting.scores,
         threshold=parse_threshold(selecting.threshold), top_share=selecting.top_share,
         layer=int(layer) if (layer := selecting.layer).isdecimal() else layer,
-        correct_length=selecting.correct_length, **audits, haystack=auditing.haystack, needle=auditing.needle,
+        **audits, haystack=auditing.haystack, needle=auditing.needle,
         chat_template=None if chat_template is None else str(chat_template), split=split, layout=layout,
         limit=limit, device=device.value, seed=seed,
     )  # fmt: skip

@@ -12,13 +12,11 @@ import typer
 from ctxlens.cli import _screen
 from ctxlens.cli._options import ModelOptions, note_choice, verb
 from ctxlens.cli.select import check_scores, scored_data
-from ctxlens.errors import InputError
+from ctxlens.errors import InputError, require_package
 
 if TYPE_CHECKING:
     from ctxlens.explore.copying import Source
     from ctxlens.explore.scored import ScoredSet
-
-_INSTALL = 'the explorer needs Dash; install it with pip install "ctxlens-interp[explore]".'
 
 
 @dataclass(frozen=True)
@@ -77,10 +75,7 @@ def explore(
         raise InputError("--dataset belongs to --scores; give the run folder of ctxlens score, too.")
     if scores is not None:
         check_scores(scores)
-    try:
-        import dash  # noqa: F401
-    except ImportError:
-        raise InputError(_INSTALL) from None
+    require_package("the explorer", "dash")
     from ctxlens.explore.lab import Lab
     from ctxlens.explore.server import bind, check_port, is_local, make_app, new_token
 

@@ -27,7 +27,7 @@ _META = ("selected", "turns", "threshold", "rule", "layer", "reduction")
     "ctxlens select --scores runs/scores --threshold mixture",
     "ctxlens select --scores runs/scores --dataset data.jsonl --threshold 0.6 --layer 15 --out runs/selected",
     "ctxlens select --scores runs/scores --dataset data.jsonl --per-length-quantile 0.9",
-    "ctxlens select --scores runs/scores --top-share 0.3 --correct-length --layer residual",
+    "ctxlens select --scores runs/scores --top-share 0.3 --layer residual",
     "ctxlens select --undo runs/selected/selected.jsonl",
     "ctxlens train --config recipe.yaml selection=runs/selected",
 )
@@ -53,14 +53,6 @@ def select(
             metavar="Q",
         ),
     ] = None,
-    correct_length: Annotated[
-        bool,
-        typer.Option(
-            "--correct-length",
-            help="Compare each score with those of turns of similar context length; a number as "
-            "--threshold is then in standard deviations.",
-        ),
-    ] = False,
     layer: Annotated[
         str | None,
         typer.Option(
@@ -115,7 +107,7 @@ def select(
 
     if undo is not None:
         choices = (scores, threshold, top_share, per_length_quantile, layer, dataset, split, layout)
-        _undo(undo, store, alone=not correct_length and all(choice is None for choice in choices))
+        _undo(undo, store, alone=all(choice is None for choice in choices))
         return
     assert scores is not None
     path = scores / "scores.parquet" if scores.is_dir() else scores
@@ -128,7 +120,6 @@ def select(
         reduction=reduction,
         top_share=top_share,
         per_length_quantile=per_length_quantile,
-        correct_length=correct_length,
     )
     config: dict[str, Any] = {"scores": str(path), **chosen.meta, "dataset": dataset}
     data = None

@@ -84,7 +84,6 @@ class Request:
         threshold: β of the selection, or the name of a rule.
         top_share: share of the turns to select instead; None for the threshold.
         layer: the layer whose scores decide, or a rule of `LAYERS` that finds it.
-        correct_length: whether scores are compared with those of turns of similar context length.
         budget: minutes for each audit.
         lengths: context lengths of the audits in tokens; None for what the budget allows.
         haystack: the user's own texts for the audits; None for the project's own.
@@ -106,7 +105,6 @@ class Request:
     threshold: float | int | str = "mixture"
     top_share: float | int | None = None
     layer: int | str = "middle"
-    correct_length: bool = False
     budget: float | int = 10.0
     lengths: tuple[int, ...] | None = None
     haystack: str | None = None
@@ -168,7 +166,6 @@ class Request:
             "overrides": {key: str(value) for key, value in self.overrides.items()},
             "seed_model": self.seed_model, "scores": None if self.scores is None else str(self.scores),
             "threshold": self.threshold, "top_share": self.top_share, "selecting_layer": self.layer,
-            "correct_length": self.correct_length,
             "budget": self.budget, "lengths": None if self.lengths is None else list(self.lengths),
             "haystack": self.haystack, "needle": self.needle, "chat_template": self.chat_template,
             "seed": self.seed,
@@ -229,7 +226,7 @@ def _check_values(request: Request) -> None:
 def _check_selecting(request: Request) -> None:
     problems = Problems()
     beta = request.threshold
-    is_number = isinstance(beta, int | float) and (request.correct_length or 0 <= beta <= 1)
+    is_number = isinstance(beta, int | float) and 0 <= beta <= 1
     if beta not in RULES and not is_number:
         problems.add(
             InputError(f"the threshold must be a number from 0 to 1, or {', '.join(RULES)}; got {beta!r}.")

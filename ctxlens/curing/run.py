@@ -163,7 +163,6 @@ def cure(
     threshold: float | int | str = "mixture",
     top_share: float | int | None = None,
     layer: int | str = "middle",
-    correct_length: bool = False,
     budget: float | int = 10,
     lengths: Sequence[int] | None = None,
     haystack: str | None = None,
@@ -207,7 +206,6 @@ def cure(
         top_share: select this share of the turns instead.
         layer: the layer whose scores decide, or a rule that finds it: `middle` or `residual`; see
             `scoring.layers.find_layer`.
-        correct_length: compare scores with those of turns of similar context length; see `select_turns`.
         budget: minutes for each audit: of the model before, after, and after with the indicator.
         lengths: context lengths of the audits in tokens; by default the longest that the budget allows.
         haystack: the user's own texts for the audits; by default the project's own.
@@ -234,7 +232,7 @@ def cure(
         recipe=None if recipe is None else str(recipe), overrides=dict(overrides or {}),
         seed_model=None if seed_model is None else str(seed_model),
         scores=None if scores is None else Path(scores), threshold=threshold, top_share=top_share,
-        layer=layer, correct_length=correct_length, budget=float(budget),
+        layer=layer, budget=float(budget),
         lengths=None if lengths is None else tuple(lengths),
         haystack=haystack, needle=needle, chat_template=None if chat_template is None else str(chat_template),
         split=split, layout=layout, limit=limit, device=device, seed=seed,
@@ -342,9 +340,8 @@ def select_data(work: _Work, tell: Progress) -> None:
     by_share = request.top_share is not None
     layer = find_layer(scores, request.layer) if isinstance(request.layer, str) else request.layer
     chosen = select_turns(
-        scores, beta=None if by_share else request.threshold, top_share=request.top_share, layer=layer,
-        correct_length=request.correct_length,
-    )  # fmt: skip
+        scores, beta=None if by_share else request.threshold, top_share=request.top_share, layer=layer
+    )
     if not chosen.meta["selected"]:
         raise InputError(say_nothing_selected(chosen, run.folder))
     run.save(SELECTION, chosen)
@@ -355,9 +352,7 @@ def select_data(work: _Work, tell: Progress) -> None:
 def say_nothing_selected(chosen: Selection, folder: Path) -> str:
     """The message for scores of which none is above the threshold."""
     meta = chosen.meta
-    is_corrected = "corrected" in chosen.frame
-    best = chosen.frame["corrected" if is_corrected else "score"].max()
-    threshold = meta["corrected_threshold" if is_corrected else "threshold"]
+    best, threshold = chosen.frame["score"].max(), meta["threshold"]
     return (
         f"none of {meta['turns']:,} scored answers is above the threshold of {threshold:.3f} "
         f"({meta['rule']}; the highest score is {best:.3f}), so there is nothing to mark; give a lower "

@@ -329,7 +329,6 @@ def _command_of_data(lab: Lab, state: State) -> list[str]:
     words = ["ctxlens", "select", "--scores", found.path, "--threshold", str(options["beta"])]
     words += ["--layer", str(options["layer"])] if "layer" in options else []
     words += ["--reduction", options["reduction"]]
-    words += ["--correct-length"] * state.data.correct
     words += ["--dataset", found.dataset] if found.dataset else []
     return [shlex.join([*words, "--out", "runs/selected"])]
 

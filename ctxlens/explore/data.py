@@ -72,15 +72,13 @@ def _threshold(part: DataPart) -> html.Div:
         html.Div(_drag("data.beta", "Scores above β are selected", 0.0, 1.0, 0.01, part.beta), id="beta-box"),
         html.Div(
             _drag(
-                "data.deviations", "Standard deviations (or nats per token) above which turns are selected",
-                -3.0, 4.0, 0.05, part.deviations,
+                "data.nats", "Nats per token above which turns are selected",
+                -3.0, 4.0, 0.05, part.nats,
             ),
-            id="deviations-box",
+            id="nats-box",
         ),
-        parts.flag("data.correct", "Compare with turns of similar length", part.correct),
         html.P(
-            "Long contexts attract attention by their length alone. The correction measures how far a score "
-            "lies above those of turns with similarly long context.",
+            "Long contexts attract attention by their length alone, so look at the correlation with length.",
             className="note",
         ),
         className="side",
@@ -172,8 +170,6 @@ def show_facts(found: scored.Summary, file: str) -> html.Div:
         facts.append((f"{found.precision:.0%}", f"of them truly depend on the context{recall}"))
     if found.correlation is not None:
         facts.append((f"{found.correlation:+.2f}", "rank correlation of score and length (Spearman)"))
-    if found.corrected is not None:
-        facts.append((f"{found.corrected:+.2f}", "the same, corrected for length"))
     items = [html.Div([html.Dt(words), html.Dd(number)]) for number, words in facts]
     return html.Div([html.P(file, className="note"), html.Dl(items)] if file else [html.Dl(items)])
 
@@ -299,11 +295,11 @@ def _register_selecting(app: Dash, lab: Lab) -> None:
         known = scored.scored_of(lab, part)
         chosen = scored.select(known, part)
         rows = scored.turns_of(known, chosen)
-        made = score_scatter(rows, chosen, corrected=part.correct)
+        made = score_scatter(rows, chosen)
         summary = scored.summarise(known, chosen)
         if part.rule != "beta" and math.isfinite(summary.threshold):
             # Whoever goes on by hand starts where the rule stands.
-            key = "data.deviations" if scored.is_free(part) else "data.beta"
+            key = "data.nats" if scored.is_gap(part) else "data.beta"
             set_props(parts.control_id(key), {"value": round(summary.threshold, 2)})
         words = "Drag a box over points to read them below; without one, those nearest to the threshold."
         return parts.show_figure(made), words, show_facts(summary, part.file), True

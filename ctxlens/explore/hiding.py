@@ -23,6 +23,7 @@ from ctxlens.evals.needle.sentences import split_keeping_lines
 from ctxlens.explore.lab import THIS, Lab, Task
 from ctxlens.explore.state import NeedlePart
 from ctxlens.explore.work import Ticket
+from ctxlens.report.plots.look import ROLE_SHADES
 from ctxlens.report.plots.needle import needle_heatmap
 from ctxlens.results import NeedleGrid
 from ctxlens.runs import digest
@@ -245,7 +246,7 @@ def needle_map(lab: Lab, part: NeedlePart) -> tuple[Any, int, int]:
             x1=column + 0.5,
             y0=row - 0.5,
             y1=row + 0.5,
-            line={"color": "#d55e00", "width": 3},
+            line={"color": ROLE_SHADES["assistant"].built, "width": 3},
             row=1,
             col=panel,
         )

@@ -62,10 +62,9 @@ class Summary:
 
     Attributes:
         turns, selected: how many turns there are, and how many are selected.
-        threshold: the threshold, in the units of the scores or of the corrected scores.
+        threshold: the threshold, in the units of the scores.
         precision, recall: against the labels; None where there are none.
         correlation: Spearman's correlation of score and context length; None where one does not vary.
-        corrected: the same for scores that are corrected for length; None without the correction.
     """
 
     turns: int
@@ -74,7 +73,6 @@ class Summary:
     precision: float | None = None
     recall: float | None = None
     correlation: float | None = None
-    corrected: float | None = None
 
 
 def scored_of(lab: Lab, part: DataPart) -> ScoredSet:
@@ -183,27 +181,25 @@ def options_of(scored: ScoredSet, part: DataPart) -> dict[str, Any]:
     Raises:
         InputError: the rule for the layer finds none.
     """
-    beta: float | str = part.rule if part.rule != "beta" else part.deviations if is_free(part) else part.beta
+    beta: float | str = part.rule if part.rule != "beta" else part.nats if is_gap(part) else part.beta
     options: dict[str, Any] = {"beta": beta, "reduction": part.reduction}
     if part.reduction != LP_GAP:
         options["layer"] = (
             find_layer(scored.table, "middle", reduction=part.reduction) if part.layer is None else part.layer
         )
-    if part.correct:
-        options["correct_length"] = True
     return options
 
 
-def is_free(part: DataPart) -> bool:
-    """Whether the threshold is not a share."""
-    return part.correct or part.reduction == LP_GAP
+def is_gap(part: DataPart) -> bool:
+    """Whether the scores are `lp_gap`, whose threshold is in nats per token."""
+    return part.reduction == LP_GAP
 
 
 def select(scored: ScoredSet, part: DataPart) -> Selection:
     """What is selected, by the function of `ctxlens select`.
 
     Raises:
-        InputError: the layer or reduction was not scored, or the scores cannot be corrected for length.
+        InputError: the layer or reduction was not scored.
     """
     return select_turns(scored.table, **options_of(scored, part))
 
@@ -212,21 +208,14 @@ def summarise(scored: ScoredSet, chosen: Selection) -> Summary:
     """Count, quality and correlation with length of a selection."""
     rows = turns_of(scored, chosen)
     quality = selection_quality(scored.table, chosen)
-    meta = chosen.meta
-    found = meta["corrected_threshold"] if meta.get("correct_length") else meta["threshold"]
-    corrected = None
-    if "corrected" in rows:
-        there = rows["corrected"].notna()
-        corrected = rank_correlation(rows["corrected"][there], rows["context_tokens"][there])
     known = rows["score"].notna()
     return Summary(
         turns=len(rows),
         selected=int(rows["selected"].sum()),
-        threshold=float(found),
+        threshold=float(chosen.meta["threshold"]),
         precision=None if quality is None or math.isnan(quality.precision) else quality.precision,
         recall=None if quality is None or math.isnan(quality.recall) else quality.recall,
         correlation=rank_correlation(rows["score"][known], rows["context_tokens"][known]),
-        corrected=corrected,
     )
 
 
@@ -241,7 +230,7 @@ def turns_of(scored: ScoredSet, chosen: Selection) -> pd.DataFrame:
 
 def nearest(rows: pd.DataFrame, threshold: float, n: int) -> list[int]:
     """The rows whose scores are nearest to the threshold, half of them on each side, highest first."""
-    column = rows["corrected" if "corrected" in rows else "score"].dropna()
+    column = rows["score"].dropna()
     above = column[column > threshold].nsmallest(n // 2)
     below = column[column <= threshold].nlargest(n - len(above))
     return [*above.index[::-1], *below.index]
@@ -260,7 +249,7 @@ __all__ = [
     "SUFFIXES",
     "ScoredSet",
     "Summary",
-    "is_free",
+    "is_gap",
     "keep_upload",
     "nearest",
     "options_of",

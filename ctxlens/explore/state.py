@@ -211,11 +211,9 @@ class DataPart(Part):
             explorer was started with.
         file: the name of that file.
         rule: a rule that finds the threshold, by default that of `ctxlens.select_turns`; or `beta`, so that
-            `beta` or `deviations` counts.
+            `beta` or `nats` counts.
         beta: the threshold for scores from 0 to 1.
-        deviations: the threshold for scores that are corrected for length, in standard deviations, or for
-            `lp_gap`, in nats per token.
-        correct: whether scores are corrected for length.
+        nats: the threshold for `lp_gap`, in nats per token.
         layer: the layer whose scores decide; None for the layer at the paper's depth.
         reduction: how a turn's score is made of those of heads and tokens, or `lp_gap`.
     """
@@ -224,8 +222,7 @@ class DataPart(Part):
     file: str = Field(default="", max_length=200)
     rule: Literal["beta", "mixture", "valley", "otsu"] = "mixture"
     beta: float = Field(default=0.6, ge=0, le=1)
-    deviations: float = Field(default=1.0, ge=-10, le=10)
-    correct: bool = False
+    nats: float = Field(default=1.0, ge=-10, le=10)
     layer: int | None = Field(default=None, ge=0)
     reduction: Literal["mean_of_best", "best_of_mean", "mean_heads", "lp_gap"] = "mean_of_best"
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from ctxlens.errors import InputError
+from ctxlens.errors import InputError, require_package
 from ctxlens.models.backends.protocol import Backend, Readout
 
 BackendName = Literal["auto", "lens", "native"]
 
 
 def check_backend(backend: str, readout: str) -> None:
-    """Raise `InputError` for an unknown backend or readout, or one that the backend does not have."""
+    """Refuse a backend or a readout that is unknown, and a backend that cannot be had.
+
+    Raises:
+        InputError: an unknown backend or readout, or a readout that the backend does not have.
+        MissingPackageError: `lens` without TransformerLens.
+    """
     if backend not in get_args(BackendName):
         raise InputError(f"unknown backend {backend!r}; choose auto, lens or native.")
     if readout not in get_args(Readout):
@@ -20,6 +25,8 @@ def check_backend(backend: str, readout: str) -> None:
         raise InputError(
             f'readout {readout!r} needs backend="native"; the lens reads the pattern that the model computed.'
         )
+    if backend == "lens":
+        require_package("the backend lens", "transformer_lens", ", or use the backend native")
 
 
 def choose_attention(backend: str) -> str | None:

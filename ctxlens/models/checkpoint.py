@@ -6,13 +6,12 @@ This module imports neither torch nor, before a tokenizer is loaded, transformer
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from ctxlens.errors import InputError, first_line
+from ctxlens.errors import InputError, first_line, require_package
 
 PACKAGED = {"organism": "base", "organism-chat": "chat"}
 """The names of the models that come with ctxlens, and their folders in `organism/`."""
@@ -78,10 +77,7 @@ def _check_gguf(path: Path) -> None:
         raise InputError(f"the GGUF file {str(path)!r} cannot be read ({first_line(error)}).") from None
     if magic != b"GGUF":
         raise InputError(f"{path} does not begin as a GGUF file does; download or convert it again.")
-    if importlib.util.find_spec("gguf") is None:
-        raise InputError(
-            f"{path.name} needs the package gguf; install it with pip install 'ctxlens-interp[gguf]'."
-        )
+    require_package(path.name, "gguf")
 
 
 def is_gguf(source: Path | str) -> bool:

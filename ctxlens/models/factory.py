@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxlens.chat.roles import bind_arguments
-from ctxlens.errors import UnsupportedModelError
+from ctxlens.errors import MissingPackageError, UnsupportedModelError
 from ctxlens.models.backend_choice import BackendName, check_backend, choose_attention, make_backend
 from ctxlens.models.backends.protocol import Backend, Readout
 from ctxlens.models.checkpoint import (
@@ -55,8 +55,8 @@ def load_model(
             (instruction-tuned).
         backend: `native` reads through one fused attention call in transformers, for large models and long
             contexts. `lens` reads through TransformerLens hooks, for work on whole patterns and as the
-            reference. Both give the same numbers. `auto` is `native`, or `lens` for a model that only
-            TransformerLens can read.
+            reference (extra `lens`). Both give the same numbers. `auto` is `native`, or `lens` for a model
+            that only TransformerLens can read.
         device: `auto`, `cpu` or `cuda`.
         dtype: `float32`, `bfloat16` or `float16`. Attention shares in 16 bits are accurate to about 0.4 %.
             `auto` is the checkpoint's own format on a GPU. On a CPU it is `float32`, or `bfloat16` for
@@ -84,7 +84,8 @@ def load_model(
         InputError: no such checkpoint, or one without config, safetensors weights or tokenizer; a damaged
             GGUF file, or one of an architecture that transformers cannot read; a device that does not exist;
             an unknown backend, dtype or indicator; an unreadable template, or one without a variable that
-            is given; a revision of a local model; quantisation without bitsandbytes.
+            is given; a revision of a local model; quantisation without bitsandbytes, or `lens` without
+            TransformerLens (the extra `lens`).
         UnsupportedModelError: attention that the backend cannot read exactly.
     """
     check_backend(backend, readout or "model")
@@ -136,6 +137,10 @@ def _run(load: Callable[..., Any], tokenizer: Any, backend: str, readout: str) -
         return hf_model, make_backend(hf_model, tokenizer, "native", readout, copied=False)
     except UnsupportedModelError as refusal:
         del hf_model
+        try:
+            check_backend("lens", "model")
+        except MissingPackageError as missing:
+            raise UnsupportedModelError(f"{refusal} {missing}") from None
         hf_model = load(attention=choose_attention("lens"))
         try:
             return hf_model, make_backend(hf_model, tokenizer, "lens", "model", copied=False)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ctxlens.errors import InputError
+from ctxlens.errors import InputError, require_package
 from ctxlens.models.checkpoint import is_gguf
 
 
@@ -55,11 +54,7 @@ def _quantise(source: Path | str, dtype: torch.dtype, bits: int) -> Any:
         raise InputError("load_in_4bit and load_in_8bit exclude each other; give only one of them.")
     if is_gguf(source):
         raise InputError(f"load_in_{bits}bit is not for GGUF files; {source} is quantised already.")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(
-            f"load_in_{bits}bit needs the package bitsandbytes; install it with pip install "
-            "'ctxlens-interp[lora]', or leave out the quantisation."
-        )
+    require_package(f"load_in_{bits}bit", "bitsandbytes", ", or leave out the quantisation")
     from transformers import BitsAndBytesConfig
 
     if bits == 8:

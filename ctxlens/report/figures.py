@@ -16,7 +16,7 @@ import numpy as np
 import plotly.graph_objects as go
 from markupsafe import Markup, escape
 
-from ctxlens.errors import InputError, first_line
+from ctxlens.errors import InputError, first_line, missing_package
 from ctxlens.report.plots.allocation import role_by_layer, role_heatmap
 from ctxlens.report.plots.checkpoints import checkpoint_curves
 from ctxlens.report.plots.drift import drift_by_layer, drift_map
@@ -196,10 +196,7 @@ def picture(result: Any, **options: Any) -> bytes:
     try:
         import kaleido  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise InputError(
-            "a PNG needs the package kaleido, which is not installed: run pip install 'ctxlens-interp[png]', "
-            "or save the figure as .html."
-        ) from None
+        raise missing_package("a PNG", "kaleido", ", or save the figure as .html") from None
     try:
         return drawn.to_image("png", width=_WIDTH, height=drawn.layout["height"] or 450, scale=_SCALE)
     except Exception as error:  # kaleido and its browser raise errors of many kinds

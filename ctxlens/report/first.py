@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ctxlens.report.collect import RunContents, short_name
-from ctxlens.report.plots.allocation import mean_over_queries
+from ctxlens.report.plots.allocation import choose_view, mean_over_queries
+from ctxlens.report.plots.heads import ABLATIONS, NAMES
 from ctxlens.report.plots.needle import COLUMNS, needle_panels
-from ctxlens.results import Verdict
+from ctxlens.results import Drift, HeadMap, Verdict
 from ctxlens.results.checkpoints import QUANTITIES, Checkpoints
 from ctxlens.results.evaluation import Evaluation
-from ctxlens.stats import Interval
+from ctxlens.stats import Interval, bootstrap_mean
 
 _MOST_KEYS = 3
 _CHECKSUM = 8
@@ -152,6 +156,10 @@ def _keys(run: RunContents) -> Iterator[Key]:
         for panel in needle_panels(grid, grid.scores[0]) if grid.scores else ():
             mean = grid.mean(grid.recall(grid.scores[0], **panel.rows))
             yield Key(panel.condition, mean, f"{COLUMNS[grid.scores[0]]}, {panel.key['model']}")
+    for found in run.all(Drift).values():
+        yield _of_drift(found)
+    for found in run.all(HeadMap).values():
+        yield _of_heads(found)
     for model, parts in run.allocations().items():
         for condition, one in parts.items():
             share = float(mean_over_queries(one.share("user")).mean())
@@ -162,6 +170,28 @@ def _keys(run: RunContents) -> Iterator[Key]:
         if selection is not None:
             share = float(selection.frame["selected"].mean())
             yield Key("selected", Interval(share, math.nan, math.nan, len(selection)), "share of the turns")
+
+
+def _of_drift(drift: Drift) -> Key:
+    """The change of the user's share, a mean over layers and heads, without sinks if they were measured."""
+    first, second = drift.sides
+    view = choose_view([drift])[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a conversation may have no share in any head
+        changes = np.nanmean(drift.difference("user", view).effects, axis=(1, 2))
+    change = bootstrap_mean(changes, clusters=drift.contexts)
+    return Key("user", change, f"user's share of attention, {second} minus {first}, {view}", signed=True)
+
+
+def _of_heads(found: HeadMap) -> Key:
+    """The head that stands out most in a map."""
+    layer, head = found.ranking(ascending=found.kind in ABLATIONS)[0]
+    low, high = (float(bound[layer, head]) for bound in found.interval())
+    estimate = float(found.values[layer, head])
+    n_heads, n_texts = found.values.size, len(set(found.contexts.tolist()))
+    quantity = f"{NAMES.get(found.kind, found.kind)}: the first of {n_heads} heads, picked on the same texts"
+    signed = found.kind not in ("copying", "user share")
+    return Key(f"head {layer}.{head}", Interval(estimate, low, high, n_texts), quantity, signed=signed)
 
 
 def _of_evaluation(evaluation: Evaluation) -> Iterator[Key]:

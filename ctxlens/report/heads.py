@@ -9,7 +9,7 @@ from ctxlens.report.blocks import Block, Cell, Figure, Figures, Table, figure_js
 from ctxlens.report.collect import RunContents
 from ctxlens.report.plots.allocation import choose_view
 from ctxlens.report.plots.drift import drift_by_layer, drift_map, drift_slider
-from ctxlens.report.plots.heads import NAMES, gradient_scatter, head_curves, head_map
+from ctxlens.report.plots.heads import ABLATIONS, NAMES, gradient_scatter, head_curves, head_map
 from ctxlens.report.plots.tradeoff import trade_off
 from ctxlens.results import Ability, Drift, HeadCurves, HeadMap, correlate_maps
 from ctxlens.results.arrays import SINKLESS, SINKS_NOT_MEASURED
@@ -56,7 +56,7 @@ def heads_blocks(run: RunContents) -> list[Block]:
 def _maps(title: str, maps: Sequence[HeadMap]) -> Figures:
     figures, told = [], []
     for found in maps:
-        lost = found.kind in ("zero", "mean", "blind")
+        lost = found.kind in ABLATIONS
         top = ", ".join(f"{layer}.{head}" for layer, head in found.ranking(ascending=lost)[:3])
         name = _sentence_case(NAMES.get(found.kind, found.kind))
         if found.kind == "steer" and "alpha" in found.meta:

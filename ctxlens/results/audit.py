@@ -269,21 +269,30 @@ def answer_cause(grid: NeedleGrid, judged: NeedleGrid) -> Verdict:
     over_random = at.difference(gain("random"), gain("retrieval"))
     alphas = {h: float(judged.where(heads=h).frame["alpha"].iloc[0]) for h in ("all", "retrieval")}
     gained, length = at.mean(everything), int(at.frame["context_tokens"].max())
-    verdict = combine(judge(one, direction=1, margin=GAIN_MARGIN) for one in (gained, excess, over_random))
+    needed = (
+        (gained, "gain by steering with the template", "recall does not rise"),
+        (excess, "gain by steering with the template minus gain without it",
+         "it rises without the template too"),
+        (over_random, "gain by steering the heads that attend to the facts minus gain by random heads",
+         "random heads do as much as those that attend to the facts"),
+    )  # fmt: skip
+    judged_each = [judge(figure, direction=1, margin=GAIN_MARGIN) for figure, _, _ in needed]
+    verdict = combine(judged_each)
+    decides, quantity, reason = needed[judged_each.index(verdict)]
     outcome = {
         SUPPORTED: "the attention is a cause",
-        NOT_SUPPORTED: "the attention is not shown to be the cause",
+        NOT_SUPPORTED: f"the attention is not shown to be the cause, because {reason}",
         INCONCLUSIVE: "too few texts to tell",
     }[verdict]
     return Verdict(
         "cause",
         f"At {length:,} tokens, steering all heads to the user's text (α = {alphas['all']:g}) changes recall "
         f"by {gained.estimate:+.0%} under the template and by {without.mean():+.0%} without it: {outcome}.",
-        excess, "gain by steering with the template minus gain without it, over texts", RULES["cause"],
-        verdict,
+        decides, f"{quantity}, over texts", RULES["cause"], verdict,
         (
             ("gain with the template, all heads", gained),
             ("gain without the template, all heads", at.mean(without)),
+            ("difference of these two", excess),
             (f"gain of the heads that attend to the facts (α = {alphas['retrieval']:g})",
              at.mean(gain("retrieval"))),
             ("gain of as many random heads", at.mean(gain("random"))),

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-
-from ctxlens.errors import InputError
 
 _LEAST_SHARE = 1e-6
 
@@ -45,13 +42,6 @@ def log_odds(share: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     return np.log(clipped / (1 - clipped))
 
 
-def share_of(odds: float) -> float:
-    """The share whose log-odds these are."""
-    from scipy.special import expit
-
-    return float(expit(odds))
-
-
 def deviations(
     values: Float[np.ndarray, " turn"], bins: Int[np.ndarray, " turn"]
 ) -> Float[np.ndarray, " turn"]:
@@ -76,53 +66,4 @@ def ranks_within(
     return found
 
 
-def correct_for_length(
-    values: Float[np.ndarray, " turn"], lengths: Int[np.ndarray, " turn"]
-) -> tuple[Float[np.ndarray, " turn"], list[dict[str, Any]]]:
-    """Values in standard deviations from the mean of turns with similarly long context.
-
-    Where all turns of a bin have the same value, none of them stands out, and all are 0. Turns without a
-    value (NaN) do not count and stay without one.
-
-    Args:
-        values: log-odds of shares, or another value without bounds.
-        lengths: the length of every turn's context; `length_bins` divides them.
-
-    Returns:
-        The corrected values, and for every bin `from` and `to` (its shortest and longest context), `turns`,
-        `mean` and `deviation` (of the values).
-
-    Raises:
-        InputError: all turns are in one bin, or no bin has two different values.
-    """
-    known = ~np.isnan(values)
-    found = np.full(len(values), math.nan)
-    numbers = length_bins(lengths[known])
-    if not numbers.size or not numbers.max():
-        raise InputError(
-            f"scores cannot be corrected for length: the context lengths of the {known.sum()} turns make one "
-            "bin only, and a bin holds at least 20 turns; score more turns of different lengths, or select "
-            "without the correction."
-        )
-    bins, corrected = [], np.zeros(len(numbers))
-    for number in range(numbers.max() + 1):
-        inside = numbers == number
-        part, long = values[known][inside], lengths[known][inside]
-        mean = float(part.mean())
-        deviation = float(part.std()) if part.min() < part.max() else 0.0
-        if deviation:
-            corrected[inside] = (part - mean) / deviation
-        size = {"from": int(long.min()), "to": int(long.max()), "turns": int(inside.sum())}
-        bins.append({**size, "mean": mean, "deviation": deviation})
-    if not any(one["deviation"] for one in bins):
-        raise InputError(
-            "scores cannot be corrected for length: turns with similarly long context all have the same "
-            "score, so that none stands out; choose another layer or reduction."
-        )
-    found[known] = corrected
-    return found, bins
-
-
-__all__ = [
-    "correct_for_length", "deviations", "length_bins", "log_odds", "ranks_within", "share_of",
-]  # fmt: skip
+__all__ = ["deviations", "length_bins", "log_odds", "ranks_within"]

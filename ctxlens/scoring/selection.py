@@ -14,7 +14,7 @@ from ctxlens.chat.data import Conversation, as_conversations, fingerprint_conver
 from ctxlens.chat.data.given_rows import Source
 from ctxlens.errors import InputError
 from ctxlens.results import Scores, Selection
-from ctxlens.scoring.lengths import correct_for_length, length_bins, log_odds, share_of
+from ctxlens.scoring.lengths import length_bins
 from ctxlens.stats import mixture_threshold, otsu_threshold, valley_threshold
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ def select_turns(
     reduction: str = "mean_of_best",
     top_share: float | int | None = None,
     per_length_quantile: float | int | None = None,
-    correct_length: bool = False,
 ) -> Selection:
     """Choose the context-dependent turns, by one of three rules.
 
@@ -54,26 +53,15 @@ def select_turns(
         per_length_quantile: choose a turn if its score is above this quantile (between 0 and 1) of the
             scores of turns with similarly long context (`length_bins` of `context_tokens`), so that long
             contexts, which attract attention by their length alone, are not preferred.
-        correct_length: apply the rule to scores that are corrected for length: how many standard deviations
-            the score's log-odds (`lp_gap` as it is) lie above the mean of turns with similarly long context
-            (`length_bins` of `context_tokens`). A number as `beta` is then such a number of deviations. The
-            selection keeps the uncorrected `score`, has a further column `corrected`, and its `meta` holds
-            the threshold of each bin of lengths.
 
     Raises:
         InputError: more than one rule is given; a threshold, share or quantile is out of range or selects
-            from nothing; the layer or reduction was not scored; the scores cannot be corrected for length,
-            because all contexts are of similar length or scores do not differ.
+            from nothing; the layer or reduction was not scored.
     """
     given = {"beta": beta, "top_share": top_share, "per_length_quantile": per_length_quantile}
     rules = [name for name, value in given.items() if value is not None]
     if len(rules) > 1:
         raise InputError(f"give one rule for what is selected, not {' and '.join(rules)} together.")
-    if correct_length and per_length_quantile is not None:
-        raise InputError(
-            "per_length_quantile already compares turns of similar length, and the correction for length "
-            "would not change it; give one of the two."
-        )
     rows = score_rows(scores, layer, reduction)
     score = rows["score"].to_numpy(dtype=float)
     if not len(score):
@@ -83,15 +71,10 @@ def select_turns(
         selected, bins = _above_quantile(score, lengths, per_length_quantile)
         rule = f"score above the {per_length_quantile:g} quantile of turns with as many context tokens"
         meta: dict[str, Any] = {"threshold": None, "rule": rule, "bins": bins}
-    elif correct_length:
-        selected, corrected, meta = _select_corrected(
-            score, lengths, beta, top_share, share=reduction != LP_GAP
-        )
-        rows = rows.assign(corrected=corrected)
     else:
         selected, threshold, rule = _select(score, beta, top_share, bounded=reduction != LP_GAP)
         meta = {"threshold": threshold, "rule": rule}
-    names = [name for name in ("conversation", "turn", "score", "corrected", "kind") if name in rows]
+    names = [name for name in ("conversation", "turn", "score", "kind") if name in rows]
     meta |= {
         "layer": layer, "reduction": reduction,
         "turns": len(score), "selected": int(selected.sum()), "model": scores.meta.get("model"),
@@ -131,27 +114,6 @@ def _select(
         return selected, float(score[selected].min()), rule
     threshold, rule = _threshold(score, DEFAULT_RULE if beta is None else beta, bounded=bounded)
     return score > threshold, threshold, rule
-
-
-def _select_corrected(
-    score: Float[np.ndarray, " turn"],
-    lengths: np.ndarray,
-    beta: float | str | None,
-    top_share: float | int | None,
-    *,
-    share: bool,
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Which turns are selected by scores that are corrected for length, these scores, and the `meta`."""
-    corrected, bins = correct_for_length(log_odds(score) if share else score, lengths)
-    selected, threshold, rule = _select(corrected, beta, top_share, bounded=False)
-    for one in bins:
-        limit = one["mean"] + threshold * one["deviation"]
-        inside = (lengths >= one["from"]) & (lengths <= one["to"])
-        one |= {"threshold": share_of(limit) if share else limit, "selected": int(selected[inside].sum())}
-    return selected, corrected, {
-        "threshold": None, "rule": f"{rule}; scores are corrected for the length of the context",
-        "correct_length": True, "corrected_threshold": threshold, "bins": bins,
-    }  # fmt: skip
 
 
 def _highest(score: np.ndarray, top_share: float | int) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ctxlens.errors import InputError, first_line
+from ctxlens.errors import InputError, first_line, require_package
 
 ADAPTER = "adapter"
 """Folder of the adapter, inside the folder of the run, which contains the merged checkpoint."""
@@ -25,10 +25,8 @@ def check_model_arguments(model_args: Any) -> None:
     """
     import torch
 
-    if model_args.use_peft and importlib.util.find_spec("peft") is None:
-        raise InputError(
-            'use_peft needs the package peft; install it with pip install "ctxlens-interp[lora]".'
-        )
+    if model_args.use_peft:
+        require_package("use_peft", "peft")
     quantized = [name for name in ("load_in_4bit", "load_in_8bit") if getattr(model_args, name)]
     if not quantized:
         return

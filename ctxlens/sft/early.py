@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ctxlens.chat.data import open_conversations
 from ctxlens.chat.roles import check_arguments
-from ctxlens.errors import InputError, Problems, RunExistsError
+from ctxlens.errors import InputError, Problems, RunExistsError, require_package
 from ctxlens.models.checkpoint import (
     find_chat_template,
     lacks_chat_template,
@@ -145,12 +144,9 @@ def _check_files(recipe: Recipe) -> None:
 
 
 def _check_packages(recipe: Recipe) -> None:
-    if not _trains_adapter(recipe) or importlib.util.find_spec("peft") is not None:
-        return
-    otherwise = ", or train all weights with --recipe full" if is_shipped(recipe.path) else ""
-    raise InputError(
-        f'use_peft needs the package peft; install it with pip install "ctxlens-interp[lora]"{otherwise}.'
-    )
+    if _trains_adapter(recipe):
+        otherwise = ", or train all weights with --recipe full" if is_shipped(recipe.path) else ""
+        require_package("use_peft", "peft", otherwise)
 
 
 def _check_room(recipe: Recipe) -> None:

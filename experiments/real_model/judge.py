@@ -98,21 +98,20 @@ def judge_loss(folder: Path) -> Found:
                 "with prefix": shown(fall(at, ("+prefix",))),
                 "plain": shown(level(at, "plain")),
                 "template": shown(level(at, "template")),
+                "levels": {
+                    f"{base}{prefix}": shown(level(at, base, (prefix,)))
+                    for base in ("plain", "template")
+                    for prefix in ("", "+prefix")
+                },
             }
     rows = long.frame
-    papers = rows["needle"].isin(design.PAPERS)
     parts = {
         "without prefix": fall(long, ("",)),
         "with a short prefix": fall(choose(long, rows["length_of_prefix"] == "short"), ("+prefix",)),
         "with the full prefix": fall(choose(long, rows["length_of_prefix"] == "full"), ("+prefix",)),
-        **{
-            f"haystack {name}": fall(choose(long, rows["haystack"] == name)) for name in ("neutral", "essays")
-        },
-        **{f"wording {name}": fall(choose(long, rows["wording"] == name)) for name in set(rows["wording"])},
-        "the paper's needles": fall(choose(long, papers)),
-        "invented needles": fall(choose(long, ~papers)),
+        **_parts_of_long(long),
     }
-    needles = {name: fall(choose(long, rows["needle"] == name)) for name in sorted(set(rows["needle"]))}
+    needles = {name: choose(long, rows["needle"] == name) for name in sorted(set(rows["needle"]))}
     return {
         "long": {
             "fall": shown(fall(long), LOSS_MARGIN),
@@ -123,9 +122,24 @@ def judge_loss(folder: Path) -> Found:
         "by length": by_length,
         "begins at": _beginning({n: one["fall"]["verdict"] for n, one in by_length.items()}),
         "parts": {name: shown(one) for name, one in parts.items()},
-        "needles": {name: shown(one) for name, one in needles.items()},
+        "parts with prefix": {name: shown(one) for name, one in _parts_of_long(long, ("+prefix",)).items()},
+        "needles": {name: shown(fall(one)) for name, one in needles.items()},
+        "needles with prefix": {name: shown(fall(one, ("+prefix",))) for name, one in needles.items()},
         "empty or failed answers": int(frame["response"].isna().sum()),
     }
+
+
+def _parts_of_long(long: NeedleGrid, prefixes: tuple[str, ...] = ("", "+prefix")) -> dict[str, Interval]:
+    """The fall on the long texts by haystack, wording, and kind of fact."""
+    rows = long.frame
+    papers = rows["needle"].isin(design.PAPERS)
+    where = {
+        **{f"haystack {name}": rows["haystack"] == name for name in ("neutral", "essays")},
+        **{f"wording {name}": rows["wording"] == name for name in sorted(set(rows["wording"]))},
+        "the paper's needles": papers,
+        "invented needles": ~papers,
+    }
+    return {name: fall(choose(long, chosen), prefixes) for name, chosen in where.items()}
 
 
 def _beginning(verdicts: Mapping[int, str]) -> int | None:
@@ -298,6 +312,7 @@ def judge_maps(folder: Path) -> Found:
                 for at in ranking[:10]
             ],
             "by layer": whole.values.mean(1).tolist(),
+            "values": whole.values.tolist(),
         }  # fmt: skip
         if kind == "steer":
             found["ranking"] = ranking[: max(design.SIZES)]

@@ -66,7 +66,9 @@ class Bench:
         for block, wording, cells in self.each(lengths):
             config = design.config(wording, conditions, score=score)
             path = f"{block}-{wording}.parquet"
-            run_settings(self.model, cells, config, settings, out=self.run, name=path)
+            run_settings(
+                self.model, cells, config, settings, batch_tokens=design.BATCH_TOKENS, out=self.run, name=path
+            )
             print(f"{name}: block {block}, {wording}", flush=True)
 
 

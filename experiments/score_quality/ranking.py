@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,16 +46,23 @@ class EqualLength:
     """AUROCs at equal length of several scores on the same bootstrap samples of answers."""
 
     def __init__(
-        self, positive: np.ndarray, length: np.ndarray, scores: Mapping[str, Values], *, n: int = 1000
+        self,
+        positive: np.ndarray,
+        lengths: Sequence[np.ndarray],
+        scores: Mapping[str, Values],
+        *,
+        n: int = 1000,
     ) -> None:
-        """Draw the samples: how often each of them holds every answer."""
+        """Draw the samples: how often each of them holds every answer. Pairs are alike in all lengths."""
         rng, size = np.random.default_rng(0), len(positive)
         drawn = [np.bincount(rng.integers(0, size, size), minlength=size) for _ in range(n)]
         counts = np.stack([np.ones(size), *drawn])
         self.scores, self.positive = scores, positive
         self.counts = counts[:, positive], counts[:, ~positive]
-        own, other = length[positive, None], length[~positive]
-        self.near = ((other < own * LENGTH_RATIO) & (own < other * LENGTH_RATIO)).astype(float)
+        self.near = np.ones((positive.sum(), (~positive).sum()))
+        for length in lengths:
+            own, other = length[positive, None], length[~positive]
+            self.near *= (other < own * LENGTH_RATIO) & (own < other * LENGTH_RATIO)
         self.pairs = self._sum(self.near)
 
     def _sum(self, by_pair: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ def main() -> None:
     """Draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=HERE / "results-smollm2.json")
-    parser.add_argument("--out", type=Path, default=HERE.parents[1] / "docs" / "score_layers.svg")
+    parser.add_argument("--out", type=Path, default=HERE.parents[1] / "docs" / "images" / "score-layers.svg")
     given = parser.parse_args()
     write_atomic(given.out, draw(json.loads(given.results.read_text(encoding="utf-8"))))
 
@@ -61,7 +61,7 @@ def draw(found: Mapping[str, Any]) -> str:
         (best[-1][0], SCORE, "mean_of_best, 95 % interval"),
         (bare[-1][0], BARE, "mean_heads without sinks"),
     ]
-    for name in ("prompt length", "lp_gap", "overlap, words"):
+    for name in ("response length", "prompt length", "lp_gap"):
         value = held_out(name)[0]
         parts.append(
             f'<path d="M{LEFT} {_up(value):.1f}h{WIDTH}" stroke="{BASELINE}" stroke-dasharray="2 4"/>'

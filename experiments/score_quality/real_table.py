@@ -65,16 +65,23 @@ def scores(found: Mapping[str, Any]) -> list[str]:
     best = max(of_layers, key=lambda name: every[name]["at equal length"][1])
     chosen = [f"layer {layer}, mean_of_best" for layer in sorted(set(found["layers"].values()))]
     chosen = dict.fromkeys([*chosen, *SHOWN])
-    lines = ["| score | AUROC | at equal length |", "|---|---|---|"]
-    for name in [best, *(one for one in chosen if one != best)]:
-        estimate, low, high = every[name]["at equal length"][1:]
+    both = found.get("at equal length of prompt and response", {})
+    lines = ["| score | AUROC | at equal prompt length | and equal response length |", "|---|---|---|---|"]
+    names = [best, *(one for one in chosen if one != best), *both]
+    for name in dict.fromkeys(one for one in names if one in every):
         note = " (best of all layers and reductions, chosen afterwards)" if name == best else ""
         lines.append(
-            _row(
-                [f"{name}{note}", f"{every[name]['auroc'][1]:.3f}", f"{estimate:.3f} [{low:.3f}, {high:.3f}]"]
-            )
-        )
+            _row([
+                f"{name}{note}", f"{every[name]['auroc'][1]:.3f}", _three(every[name]["at equal length"][1:]),
+                _three(both[name]) if name in both else "",
+            ])
+        )  # fmt: skip
     return lines
+
+
+def _three(figures: list[float]) -> str:
+    estimate, low, high = figures
+    return f"{estimate:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _row(cells: list[Any]) -> str:

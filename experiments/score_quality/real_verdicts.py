@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from real_model import draw_rows
 from ctxlens.models import load_model
 from ctxlens.results import Scores
 from ctxlens.scoring.layers import most_agreeing, most_attentive, most_varied
-from ctxlens.scoring.lengths import correct_for_length, length_bins, log_odds
+from ctxlens.scoring.lengths import length_bins, log_odds
 from ctxlens.scoring.selection import choose_layer
 from ctxlens.stats import Interval
 
@@ -27,6 +27,9 @@ REDUCTION = "mean_of_best"
 SHARE = 0.3
 """The share of the turns that is selected in question 3."""
 RESAMPLES = 1000
+PLANNED_BEST = "layer 23, mean_heads without sinks"
+"""The best of all scores at equal length of the prompt."""
+BASELINES = ("prompt length", "response length", "uniform", "lp_gap", "overlap, words")
 ORGANISM_MARGIN = 0.02
 """How far below `needle` the winner may be on the organism's world."""
 
@@ -108,7 +111,7 @@ def judge(development: Rows, held_out: Rows, probes: Mapping[str, np.ndarray]) -
     on_development = {rule: development.at_equal_length(_name(layer)) for rule, layer in layers.items()}
     winner = max(on_development, key=lambda rule: on_development[rule])
     best, middle = _name(layers[winner]), _name(layers["middle"])
-    drawn = EqualLength(held_out.positive, held_out.prompt, held_out.values, n=RESAMPLES)
+    drawn = EqualLength(held_out.positive, [held_out.prompt], held_out.values, n=RESAMPLES)
     # Development, then held out (with its interval at equal length).
     everything = {
         name: {
@@ -141,6 +144,23 @@ def judge(development: Rows, held_out: Rows, probes: Mapping[str, np.ndarray]) -
             "supported": corrected.low > 0,
         },
         "every score": everything,
+        "at equal length of prompt and response": at_both_lengths(held_out, [best, *BASELINES]),
+    }
+
+
+def at_both_lengths(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
+    """AUROC over pairs that are alike in both lengths, of some scores and of the best one in any layer.
+
+    Not planned: added when the response's length alone turned out to separate the kinds.
+    """
+    drawn = EqualLength(
+        rows.positive, [rows.prompt, rows.values["response length"]], rows.values, n=RESAMPLES
+    )
+    layered = {name: float(drawn.values(name)[0]) for name in rows.values if name.startswith("layer ")}
+    shown = [*names, PLANNED_BEST, max(layered, key=lambda name: layered[name])]
+    return {
+        "pairs": int(drawn.pairs[0]),
+        **{name: _three(drawn.interval(name)) for name in dict.fromkeys(shown)},
     }
 
 
@@ -179,10 +199,20 @@ def selects(rows: Rows, name: str, *, corrected: bool = False) -> float:
     bins = length_bins(rows.context)
     score = log_odds(rows.values[name])
     if corrected:
-        score, _ = correct_for_length(score, rows.context)
+        score = correct_for_length(score, bins)
     chosen = np.argsort(-score, kind="stable")[: round(SHARE * len(score))]
     base = np.array([rows.positive[bins == number].mean() for number in range(bins.max() + 1)])
     return float((rows.positive[chosen] - base[bins[chosen]]).mean())
+
+
+def correct_for_length(score: np.ndarray, bins: np.ndarray) -> np.ndarray:
+    """Scores in standard deviations from the mean of their bin; 0 where a bin has one value only."""
+    corrected = np.zeros(len(score))
+    for number in range(bins.max() + 1):
+        part = score[bins == number]
+        if part.min() < part.max():
+            corrected[bins == number] = (part - part.mean()) / part.std()
+    return corrected
 
 
 def resample(rows: Rows, measure: Callable[[Rows], float], n: int = RESAMPLES) -> Interval:

@@ -8,10 +8,9 @@ pretrained=...,template=true,alpha=0.5 --tasks ...`.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import Any
 
-from ctxlens.errors import InputError
+from ctxlens.errors import require_package
 
 _HOME = {
     "CtxlensLM": "adapter", "parse_conditions": "asking",
@@ -21,11 +20,8 @@ _HOME = {
 
 
 def require() -> None:
-    """Raise `InputError` if lm-eval is not installed."""
-    if importlib.util.find_spec("lm_eval") is None:
-        raise InputError(
-            "evaluation needs lm-evaluation-harness; install it with pip install 'ctxlens-interp[eval]'."
-        )
+    """Raise `MissingPackageError` if lm-evaluation-harness is not installed."""
+    require_package("evaluation with lm-evaluation-harness", "lm_eval")
 
 
 def __getattr__(name: str) -> Any:

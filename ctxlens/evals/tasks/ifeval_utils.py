@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxlens.chat.data.reading import read_rows
-from ctxlens.errors import InputError
+from ctxlens.errors import EXTRAS, InputError, missing_package
 
 HUB_ID = "google/IFEval"
 FILE_NAMES = ("input_data.jsonl", "ifeval/input_data.jsonl", "*/input_data.jsonl", "ifeval*.jsonl*")
@@ -105,10 +105,8 @@ def _load_all() -> None:
             importlib.import_module(f"{_MODULES}.utils")
         import langdetect
     except ImportError as error:
-        raise InputError(
-            f"ctxlens_ifeval needs the package {error.name}; install lm-eval, langdetect, immutabledict and "
-            "nltk, which the extra eval of ctxlens-interp contains."
-        ) from None
+        missing = str(error.name).split(".")[0]
+        raise missing_package("ctxlens_ifeval", missing if missing in EXTRAS else "lm_eval") from None
     except AssertionError as error:
         raise InputError(f"ctxlens_ifeval cannot be used: {' '.join(str(error).split())[:200]}") from None
     langdetect.DetectorFactory.seed = (

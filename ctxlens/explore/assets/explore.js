@@ -203,9 +203,9 @@
     show("share-box", state.steer.by === "share");
     show("chosen-box", state.steer.heads === "chosen");
     show("document-box", state.needle.source === "own");
-    const free = state.data.correct || state.data.reduction === "lp_gap";
+    const free = state.data.reduction === "lp_gap";
     show("beta-box", state.data.rule === "beta" && !free);
-    show("deviations-box", state.data.rule === "beta" && free);
+    show("nats-box", state.data.rule === "beta" && free);
     const thumb = byId("needle-thumb");
     if (thumb) thumb.style.left = `${state.needle.depth}%`;
     if (document.body.dataset.screen !== state.screen) {

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ctxlens.chat.roles import RenderedChat
-from ctxlens.errors import CtxlensError, InputError, UnsupportedModelError
+from ctxlens.errors import CtxlensError, InputError, MissingPackageError, UnsupportedModelError
 from ctxlens.models import Model
 from ctxlens.models.backends.protocol import LayerFacts
 from ctxlens.models.doctor import attention
@@ -136,6 +136,8 @@ class _Checkup:
         """A model read through TransformerLens, or one sentence on why there is none."""
         try:
             return self._try_loading("lens")
+        except MissingPackageError as error:
+            return None, str(error)
         except CtxlensError:
             raise
         except Exception as error:  # TransformerLens raises all kinds of errors for models it does not know

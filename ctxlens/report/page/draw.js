@@ -464,7 +464,7 @@ const Chart = (() => {
   const render = (source, width, dark) => {
     const figure = repaint(JSON.parse(JSON.stringify(source)), dark), {layout, data} = figure, marks = [];
     const heat = data.find((one) => one.type === "heatmap" && one.showscale !== false);
-    const colours = {ink: repaint("#6b7280", dark), grid: repaint("#9aa0a833", dark)};
+    const colours = {ink: repaint("#6b7280", dark), grid: repaint("rgba(154,160,168,0.2)", dark)};
     const plan = arrange(figure, width), {panels, legend, remarks} = plan, {height, bottom} = place(plan, layout, heat);
     const svg = node("svg", {xmlns: NS, viewBox: `0 0 ${width} ${Math.ceil(height)}`, width: "100%", "font-family": family(), "aria-hidden": "true", focusable: "false"});
     svg.append(node("defs"));

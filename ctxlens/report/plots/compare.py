@@ -16,7 +16,7 @@ from ctxlens.stats import Interval, bootstrap_mean, paired_difference
 TABLE_CSS = """
 .figures-table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}
 .figures-table th,.figures-table td{padding:.45rem .8rem .45rem 0;text-align:left;vertical-align:top;
-border-bottom:1px solid #8886}
+border-bottom:1px solid color-mix(in srgb,currentColor 25%,transparent)}
 .figures-table .ci{opacity:.7;font-size:.85em;white-space:nowrap;display:block}
 """
 

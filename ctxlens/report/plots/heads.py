@@ -34,6 +34,9 @@ NAMES = {
 }
 """Names of maps and rankings in figures."""
 
+ABLATIONS = ("zero", "mean", "blind")
+"""Maps in which the head that matters most has the lowest number."""
+
 _POSITIVE = ("copying", "user share")
 
 
@@ -193,4 +196,4 @@ def _round(value: float, otherwise: float = float("nan")) -> float | None:
     return None if np.isnan(value) else round(float(value), 4)
 
 
-__all__ = ["NAMES", "gradient_scatter", "head_curves", "head_map"]
+__all__ = ["ABLATIONS", "NAMES", "gradient_scatter", "head_curves", "head_map"]

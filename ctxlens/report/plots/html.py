@@ -9,6 +9,7 @@ from pathlib import Path
 from markupsafe import escape
 
 from ctxlens.files import write_atomic
+from ctxlens.report.plots.look import FONT
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class HtmlView:
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width">'
             f"<title>{escape(self.title)}</title>"
-            "<style>:root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;margin:1.5rem}"
-            f"{self.css}</style></head><body>{self.body}</body></html>"
+            "<style>:root{color-scheme:light dark}"
+            f"body{{font:15px/1.5 {FONT};margin:1.5rem}}{self.css}</style></head>"
+            f"<body>{self.body}</body></html>"
         )
 
     def save(self, path: str | Path) -> Path:

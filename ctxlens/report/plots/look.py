@@ -42,7 +42,7 @@ class Shade:
 
 INK = Shade("#6b7280", "#2a3038", "#dfe3e8")
 MUTED = Shade("#7b828d", "#5d6570", "#a3abb6")
-GRID = Shade("#9aa0a833", "#e3e6ea", "#313843")
+GRID = Shade("rgba(154,160,168,0.2)", "#e3e6ea", "#313843")
 
 PAGE: dict[str, Shade] = {
     name: Shade(light, light, dark)
@@ -53,9 +53,11 @@ PAGE: dict[str, Shade] = {
         ("yes", "#005f46", "#7fe0bd"), ("yes-soft", "#dcf2e9", "#10352a"),
         ("no", "#8f3a00", "#ffb37c"), ("no-soft", "#fbe9dc", "#40230d"),
         ("open", "#4b525c", "#c3cad3"), ("open-soft", "#eceef1", "#2a3039"),
+        ("alert", "#c0392b", "#e5705f"), ("mark", "#ffe7a3", "#5a4a12"),
     )
 }  # fmt: skip
-"""Colours of pages by their job: background, cards, text, lines, links, and the three kinds of verdict."""
+"""Colours of pages by their job: background, cards, text, lines, links, the three kinds of verdict, what is
+suspicious, and words to be noticed."""
 
 ROLE_SHADES: dict[str, Shade] = {
     "bos": Shade("#4d5561", "#4d5561", "#c3c9d1"),
@@ -135,8 +137,11 @@ def page_css() -> str:
 
 
 def role_css() -> str:
-    """The custom properties of the roles alone, for views that are put into other pages."""
-    light, dark = (_declared(_roles(side)) for side in ("light", "dark"))
+    """The custom properties of the roles, of alerts and of code, for views that are put into other pages."""
+    light, dark = (
+        _declared({"alert": getattr(PAGE["alert"], side), "mono": MONO} | _roles(side))
+        for side in ("light", "dark")
+    )
     return f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
 
 

@@ -29,9 +29,9 @@ padding:0;font-size:.86rem}
 .counts b{font-weight:600}
 .swatch{display:inline-block;width:.8em;height:.8em;margin-right:.35em;border-radius:2px;vertical-align:-.05em;
 border:1px solid var(--role);background:color-mix(in srgb,var(--role) 38%,transparent)}
-.notice{margin:.5rem 0;padding:.45rem .7rem;border-left:3px solid #c0392b;border-radius:2px;
-background:color-mix(in srgb,#c0392b 11%,transparent);font-size:.9rem}
-.notice code,.tok{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
+.notice{margin:.5rem 0;padding:.45rem .7rem;border-left:3px solid var(--alert);border-radius:2px;
+background:color-mix(in srgb,var(--alert) 11%,transparent);font-size:.9rem}
+.notice code,.tok{font-family:var(--mono)}
 .tokens{line-height:2;overflow-wrap:anywhere;white-space:pre-wrap;font-size:.86rem}
 .tok{unicode-bidi:isolate;padding:.14em .05em;margin:0 1px 0 0;border-radius:3px;
 -webkit-box-decoration-break:clone;box-decoration-break:clone;
@@ -40,10 +40,10 @@ background:color-mix(in srgb,var(--role) 20%,transparent)}
 .tok:hover{outline:2px solid var(--role)}
 .tok.r-template{border-style:dashed;background:color-mix(in srgb,var(--role) 7%,transparent)}
 .tok.stop{border:1px solid var(--role);box-shadow:inset 0 -2px 0 var(--role)}
-.tok.typed{text-decoration:underline wavy #c0392b;text-underline-offset:.18em}
+.tok.typed{text-decoration:underline wavy var(--alert);text-underline-offset:.18em}
 .unseen{opacity:.55}
 .unseen.code{font-size:.75em}
-.rolename{font:600 .66rem/1 system-ui,sans-serif;letter-spacing:.05em;text-transform:uppercase;
+.rolename{font-weight:600;font-size:.66rem;line-height:1;letter-spacing:.05em;text-transform:uppercase;
 color:var(--role-text);white-space:nowrap;margin:0 .3rem 0 .25rem}
 """
     + "".join(

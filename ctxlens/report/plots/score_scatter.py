@@ -22,20 +22,18 @@ MOST_POINTS = 4000
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up")
 
 
-def score_scatter(rows: pd.DataFrame, selection: Selection, *, corrected: bool = False) -> go.Figure:
+def score_scatter(rows: pd.DataFrame, selection: Selection) -> go.Figure:
     """Draw every turn by the length of its context and its score; selected turns are filled.
 
     Args:
-        rows: one row per turn with `context_tokens`, `score`, `selected`, and optionally `kind` and
-            `corrected`. The index is given to each point as `customdata`.
+        rows: one row per turn with `context_tokens`, `score`, `selected`, and optionally `kind`.
+            The index is given to each point as `customdata`.
         selection: the selection of these turns, for the axis and the threshold.
-        corrected: show the scores that are corrected for length.
 
     Raises:
         InputError: there is no turn with a score.
     """
-    column = "corrected" if corrected else "score"
-    drawn = rows[rows[column].notna()]
+    drawn = rows[rows["score"].notna()]
     if drawn.empty:
         raise InputError("there are no scores to draw.")
     if len(drawn) > MOST_POINTS:
@@ -49,13 +47,13 @@ def score_scatter(rows: pd.DataFrame, selection: Selection, *, corrected: bool =
         for is_chosen in (True, False):
             inside = group[group["selected"].astype(bool) == is_chosen]
             if len(inside):
-                figure.add_trace(_points(inside, column, kind, i, is_chosen))
+                figure.add_trace(_points(inside, kind, i, is_chosen))
     style(figure, height=420)
     figure.update_layout(dragmode="select", clickmode="event+select", legend={"orientation": "h", "y": 1.12})
     figure.update_xaxes(title_text="user tokens before the response", type="log", dtick="D2")
     title = axis_title(selection.meta.get("layer"), selection.meta.get("reduction", ""))
-    figure.update_yaxes(title_text="standard deviations from turns of similar length" if corrected else title)
-    threshold = selection.meta.get("corrected_threshold" if corrected else "threshold")
+    figure.update_yaxes(title_text=title)
+    threshold = selection.meta.get("threshold")
     if threshold is not None and math.isfinite(threshold):
         figure.add_hline(
             y=threshold,
@@ -69,14 +67,14 @@ def _order(kind: str) -> tuple[int, str]:
     return list(KINDS).index(kind) if kind in KINDS else len(KINDS), kind
 
 
-def _points(rows: pd.DataFrame, column: str, kind: str | None, i: int, is_chosen: bool) -> go.Scatter:
+def _points(rows: pd.DataFrame, kind: str | None, i: int, is_chosen: bool) -> go.Scatter:
     colour = SERIES[i % len(SERIES)].built
     symbol = _SYMBOLS[i % len(_SYMBOLS)]
     state = "selected" if is_chosen else "not selected"
     name = state if kind is None else f"{plain(KINDS.get(kind, kind))}, {state}"
     return go.Scatter(
         x=np.maximum(rows["context_tokens"].to_numpy(), 1).tolist(),
-        y=np.round(rows[column].to_numpy(dtype=float), 4).tolist(),
+        y=np.round(rows["score"].to_numpy(dtype=float), 4).tolist(),
         customdata=rows.index.tolist(),
         mode="markers",
         name=f"{name} ({len(rows)})",

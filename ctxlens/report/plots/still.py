@@ -9,7 +9,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ctxlens.report.plots.allocation import choose_view
-from ctxlens.report.plots.theme import DIVERGING, FONT, INK, MUTED
+from ctxlens.report.plots.look import DIVERGING, FONT, GRID, INK, MUTED, PAGE
 from ctxlens.results import Drift
 
 _LEFT, _TOP, _GAP, _FOOT = 56, 72, 64, 70
@@ -78,7 +78,7 @@ def _panel(drift: Drift, values: np.ndarray, decided: np.ndarray, top: float, y0
                 {
                     "x": _LEFT + head * width, "y": y0 + i * height, "fill": _colour(value, top),
                     "text": text if width >= _LABELLED and height >= 14 else "",
-                    "ink": "#ffffff" if is_strong else INK.light,
+                    "ink": PAGE["card"].light if is_strong else INK.light,
                     "label": f"layer {layer}, head {head}: {text}",
                 }
             )  # fmt: skip
@@ -104,7 +104,7 @@ def _panel(drift: Drift, values: np.ndarray, decided: np.ndarray, top: float, y0
 def _colour(value: float, top: float) -> str:
     """The colour of a value on the diverging scale; grey for NaN."""
     if np.isnan(value):
-        return "#e3e6ea"
+        return GRID.light
     stops = np.array([[int(stop.light[i : i + 2], 16) for i in (1, 3, 5)] for stop in DIVERGING])
     at = float(np.clip((value / top + 1) / 2, 0, 1)) * (len(stops) - 1)
     mixed = [round(float(np.interp(at, np.arange(len(stops)), stops[:, channel]))) for channel in range(3)]

@@ -1,0 +1,143 @@
+"""The verdicts as Markdown, from the committed results: `python -m experiments.real_model.table [FILE]`."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+Found = Mapping[str, Any]
+NAMES = {
+    "plain+matched+prefix": "as much neutral text",
+    "plain+bos+prefix": "the token `<|im_start|>` first",
+    "template+nosystem+prefix": "the template without its system prompt",
+    "a foreign template": "Llama 3's template",
+}
+
+
+def main() -> None:
+    """Print the tables of a file of results, by default that of SmolLM2."""
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "results-smollm2.json"
+    print("\n".join(tables(json.loads(path.read_text(encoding="utf-8")))))
+
+
+def tables(found: Found) -> Iterator[str]:
+    """Every table whose part was measured."""
+    yield from _table(["claim", "measure", "figure", "verdict"], claims(found))
+    if "loss" in found:
+        yield from _table(
+            ["tokens", "no prefix: plain", "template", "prefix: plain", "template", "both", "with prefix"],
+            by_length(found["loss"]),
+        )
+        for kind, title in (("parts", "part of the long texts"), ("needles", "fact")):
+            rows = parts(found["loss"][kind], found["loss"][f"{kind} with prefix"])
+            yield from _table([title, "both", "with prefix"], rows)
+    if "cause" in found:
+        yield from _table(["steered", "α", "gain while choosing"], doses(found["cause"]))
+
+
+def claims(found: Found) -> Iterator[list[str]]:
+    """One row for every figure that a rule judges."""
+    if "loss" in found:
+        long = found["loss"]["long"]
+        levels = f"recall {_number(long['plain'])} without and {_number(long['template'])} with the template"
+        yield ["1. loss", f"{levels}, 2,000 tokens and more", *_judged(long["fall"])]
+        yield ["", "begins at", str(found["loss"]["begins at"] or "no length"), ""]
+    for length, one in found.get("logprob", {}).items():
+        yield ["", f"log-probability of the fact at {int(length):,} tokens, nats per token", *_judged(one)]
+    for name, one in found.get("controls", {}).get("template minus control", {}).items():
+        yield ["2. template or text", f"template minus {NAMES[name]}", *_judged(one)]
+    if "attention" in found:
+        yield from _bias(found["attention"])
+    if "judged" in found.get("cause", {}):
+        for name, one in found["cause"]["judged"].items():
+            yield ["4. cause", f"gain: {name}", *_judged(one)]
+    for mode, one in found.get("modes", {}).items():
+        yield ["", f"gain of all heads in mode `{mode}`", *_judged(one)]
+    if "small set" in found.get("small", {}):
+        one = found["small"]
+        measure = (
+            f"gain of {len(one['heads'])} heads (fall there {_number(one['fall on the same questions'])})"
+        )
+        yield ["", measure, interval(one["small set"]), one["verdict"]]
+        yield ["", "… minus as many random heads", *_judged(one["small set minus random heads"])]
+    for name, one in found.get("cost", {}).items():
+        if name != "unsteered":
+            yield ["4. cost", f"general knowledge, {name} heads steered", *_judged(one)]
+
+
+def _bias(found: Found) -> Iterator[list[str]]:
+    for view, one in found["user share"].items():
+        levels = " and ".join(f"{value:.3f}" for value in found["levels"][view])
+        verdict = one["verdict"] if view == "without sinks" else ""
+        yield ["3. role bias", f"user's share, {view}: {levels}", interval(one, 3), verdict]
+    first, second = found["share on sinks"]
+    yield ["", f"share on sinks: {first:.2f} without and {second:.2f} with the template", "", ""]
+    yield ["", "attention to the fact, all heads", *_judged(found["attention to the needle"], 4)]
+    yield ["", "… the tenth of the heads that attend to it most", *_judged(found["their attention"], 3)]
+    yield [
+        "",
+        "correlation of both falls over texts (Spearman's ρ)",
+        *_judged(found["correlation with recall"]),
+    ]
+
+
+def by_length(loss: Found) -> Iterator[list[str]]:
+    """Recall at every length."""
+    for length, one in loss["by length"].items():
+        levels = one["levels"]
+        yield [
+            f"{int(length):,}",
+            *(_number(levels[name]) for name in ("plain", "template", "plain+prefix", "template+prefix")),
+            f"{interval(one['fall'])}, {one['fall']['verdict']}",
+            interval(one["with prefix"]),
+        ]
+
+
+def parts(found: Found, with_prefix: Found) -> Iterator[list[str]]:
+    """The change by part, a mean over prefixes, and with the prefix alone."""
+    for name, one in found.items():
+        yield [name, interval(one), interval(with_prefix.get(name, {}))]
+
+
+def doses(cause: Found) -> Iterator[list[str]]:
+    """The gains with every strength that was tried."""
+    for heads, gains in cause["gains while choosing"].items():
+        name = "all heads" if heads == "all" else "heads that attend to the fact"
+        for alpha, one in gains.items():
+            yield [name, alpha, interval(one)]
+
+
+def interval(one: Found, digits: int = 2) -> str:
+    """A difference with its interval."""
+    if "estimate" not in one:
+        return "–"
+    return _short(f"{one['estimate']:+.{digits}f} [{one['low']:+.{digits}f}, {one['high']:+.{digits}f}]")
+
+
+def _number(one: Found) -> str:
+    return _short(f"{one['estimate']:.2f}")
+
+
+def _short(text: str) -> str:
+    """Numbers without a leading zero, and with a true minus sign."""
+    return re.sub(r"(?<!\d)0\.", ".", text).replace("-", "−")
+
+
+def _judged(one: Found, digits: int = 2) -> list[str]:
+    return [interval(one, digits), one.get("verdict", "")]
+
+
+def _table(head: list[str], rows: Iterator[list[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield "|" + "---|" * len(head)
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+    yield ""
+
+
+if __name__ == "__main__":
+    main()
