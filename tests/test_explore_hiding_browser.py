@@ -84,12 +84,12 @@ def test_a_map_is_stopped_and_the_page_goes_on(page):
     of = "document.querySelector('.screen-needle figcaption').textContent"
     page.wait(f"{of}.includes('of 99')").wait(PAGE_IS_STILL)
     page.press("#fill-map", "\ue007")  # enter
-    page.wait(f"/(1[2-9]|[2-9][0-9]) of 99/.test({of})")
+    page.wait(f"!{of}.includes(': 1 of 99')")
     page.js("document.getElementById('stop').click()")
     page.wait(PAGE_IS_STILL)
     page.browser.execute_async_script("setTimeout(arguments[0], 1200)")
     done = page.js(f"Number({of}.match(/([0-9]+) of 99/)[1])")
-    assert 11 < done < 99
+    assert 1 < done < 99
     page.browser.execute_async_script("setTimeout(arguments[0], 1800)")
     assert page.js(f"Number({of}.match(/([0-9]+) of 99/)[1])") == done
     page.set("needle.question", "Where is the wall?")
