@@ -125,7 +125,7 @@ def draw_bias(found: Found) -> go.Figure:
     style(figure, height=340)
     figure.add_hline(y=0, line={"color": INK.built, "width": 1})
     figure.update_xaxes(title="layer")
-    figure.update_yaxes(title="user's share, with minus without template", tickformat="+.1f")
+    figure.update_yaxes(title="change of the user's share", tickformat="+.1f")
     return figure
 
 
