@@ -181,7 +181,8 @@ def test_the_threshold_is_at_first_that_of_the_library(lab):
 
     assert DataPart().rule == DEFAULT_RULE
     chosen = scored.select(lab.scored, DataPart())
-    assert chosen.turns == cl.select_turns(lab.scored.table).turns
+    layer = cl.choose_layer(2, rule="middle")
+    assert chosen.turns == cl.select_turns(lab.scored.table, layer=layer).turns
     assert 0 < len(chosen.turns) < 80
 
 

@@ -163,6 +163,10 @@ def test_nothing_is_loaded_from_anywhere(opened: Any) -> None:
 
 def test_figures_follow_the_colour_scheme(opened: Any) -> None:
     colour = "return document.querySelector('[data-explorer] .plot svg text').getAttribute('fill')"
+    wait_until(
+        opened,
+        lambda: opened.execute_script("return document.querySelector('[data-explorer] .plot svg text')"),
+    )
     light = opened.execute_script(colour)
     features = [{"name": "prefers-color-scheme", "value": "dark"}]
     opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})

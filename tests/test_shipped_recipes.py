@@ -180,9 +180,9 @@ def test_a_shipped_recipe_needs_model_and_data():
 
 
 def test_an_adapter_without_peft_is_refused_before_anything_is_loaded(tmp_path, data, monkeypatch):
-    monkeypatch.setattr(early.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     model = write_checkpoint(tmp_path / "m", 1000, 10)
-    with pytest.raises(InputError, match=r"ctxlens-interp\[lora\].*--recipe full"):
+    with pytest.raises(InputError, match=r"peft.*\.\[lora\].*--recipe full"):
         check_training("lora", {"model": model, "dataset": data})
 
 

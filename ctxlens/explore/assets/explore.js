@@ -683,6 +683,9 @@
       one.removeAttribute("role");
       one.removeAttribute("aria-selected");
     }
+    for (const one of document.querySelectorAll("input[type=file]:not([aria-label])")) {
+      one.setAttribute("aria-label", one.parentElement.textContent.trim());
+    }
     for (const one of document.querySelectorAll("fieldset.slider :is([role=slider], input):not([aria-label])")) {
       one.setAttribute("aria-label", one.closest("fieldset").querySelector("legend").textContent);
     }
