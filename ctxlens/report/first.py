@@ -12,7 +12,7 @@ import numpy as np
 
 from ctxlens.report.collect import RunContents, short_name
 from ctxlens.report.plots.allocation import choose_view, mean_over_queries
-from ctxlens.report.plots.heads import ABLATIONS, NAMES
+from ctxlens.report.plots.heads import ABLATIONS, NAMES, POSITIVE
 from ctxlens.report.plots.needle import COLUMNS, needle_panels
 from ctxlens.results import Drift, HeadMap, Verdict
 from ctxlens.results.checkpoints import QUANTITIES, Checkpoints
@@ -190,7 +190,7 @@ def _of_heads(found: HeadMap) -> Key:
     estimate = float(found.values[layer, head])
     n_heads, n_texts = found.values.size, len(set(found.contexts.tolist()))
     quantity = f"{NAMES.get(found.kind, found.kind)}: the first of {n_heads} heads, picked on the same texts"
-    signed = found.kind not in ("copying", "user share")
+    signed = found.kind not in POSITIVE
     return Key(f"head {layer}.{head}", Interval(estimate, low, high, n_texts), quantity, signed=signed)
 
 

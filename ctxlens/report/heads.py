@@ -9,7 +9,7 @@ from ctxlens.report.blocks import Block, Cell, Figure, Figures, Table, figure_js
 from ctxlens.report.collect import RunContents
 from ctxlens.report.plots.allocation import choose_view
 from ctxlens.report.plots.drift import drift_by_layer, drift_map, drift_slider
-from ctxlens.report.plots.heads import ABLATIONS, NAMES, gradient_scatter, head_curves, head_map
+from ctxlens.report.plots.heads import ABLATIONS, NAMES, POSITIVE, gradient_scatter, head_curves, head_map
 from ctxlens.report.plots.tradeoff import trade_off
 from ctxlens.results import Ability, Drift, HeadCurves, HeadMap, correlate_maps
 from ctxlens.results.arrays import SINKLESS, SINKS_NOT_MEASURED
@@ -66,7 +66,7 @@ def _maps(title: str, maps: Sequence[HeadMap]) -> Figures:
         told.append(f"{name}: {_EXPLAINED.get(found.kind, '')} First heads (layer.head): {top}.")
     cells, texts = len(maps[0].effects), len(set(maps[0].contexts.tolist()))
     told.append(f"All numbers are means over {cells} needle cells of {texts} texts.")
-    if any(found.kind not in ("copying", "user share") for found in maps):
+    if any(found.kind not in POSITIVE for found in maps):
         told.append(
             "A number stands in parentheses where its 95 % interval over texts contains zero; where there is "
             "no room for numbers, a dot stands there instead."

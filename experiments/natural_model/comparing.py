@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ctxlens.stats import bootstrap_mean, compare_pairs
+from experiments.common import markdown
 from experiments.natural_model.asking import Item
 from experiments.natural_model.standard import IFEVAL_METRICS, READING_METRICS
 
@@ -125,15 +126,10 @@ def tables(summary: Mapping[str, Any]) -> str:
             for label, row in found["differences"].items()
         ]
         parts.append(f"### {name}, {found['units']} units\n")
-        parts.append(_markdown(("arm", *measures), means) + "\n")
-        parts.append(_markdown(("paired difference", *measures), changes) + "\n")
+        parts.append(markdown(("arm", *measures), means) + "\n")
+        parts.append(markdown(("paired difference", *measures), changes) + "\n")
     return "\n".join(parts)
 
 
 def _mark(found: Mapping[str, Any]) -> str:
     return {"higher": "▲", "lower": "▼"}.get(found["reading"], "")
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.common import markdown
+
 Found = Mapping[str, Any]
 NAMES = {
     "plain+matched+prefix": "as much neutral text",
@@ -21,22 +23,22 @@ NAMES = {
 def main() -> None:
     """Print the tables of a file of results, by default that of SmolLM2."""
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "results-smollm2.json"
-    print("\n".join(tables(json.loads(path.read_text(encoding="utf-8")))))
+    print("\n\n".join(tables(json.loads(path.read_text(encoding="utf-8")))))
 
 
 def tables(found: Found) -> Iterator[str]:
     """Every table whose part was measured."""
-    yield from _table(["claim", "measure", "figure", "verdict"], claims(found))
+    yield markdown(["claim", "measure", "figure", "verdict"], claims(found))
     if "loss" in found:
-        yield from _table(
+        yield markdown(
             ["tokens", "no prefix: plain", "template", "prefix: plain", "template", "both", "with prefix"],
             by_length(found["loss"]),
         )
         for kind, title in (("parts", "part of the long texts"), ("needles", "fact")):
             rows = parts(found["loss"][kind], found["loss"][f"{kind} with prefix"])
-            yield from _table([title, "both", "with prefix"], rows)
+            yield markdown([title, "both", "with prefix"], rows)
     if "cause" in found:
-        yield from _table(["steered", "α", "gain while choosing"], doses(found["cause"]))
+        yield markdown(["steered", "α", "gain while choosing"], doses(found["cause"]))
 
 
 def claims(found: Found) -> Iterator[list[str]]:
@@ -129,14 +131,6 @@ def _short(text: str) -> str:
 
 def _judged(one: Found, digits: int = 2) -> list[str]:
     return [interval(one, digits), one.get("verdict", "")]
-
-
-def _table(head: list[str], rows: Iterator[list[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield "|" + "---|" * len(head)
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
-    yield ""
 
 
 if __name__ == "__main__":

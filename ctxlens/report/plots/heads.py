@@ -37,7 +37,8 @@ NAMES = {
 ABLATIONS = ("zero", "mean", "blind")
 """Maps in which the head that matters most has the lowest number."""
 
-_POSITIVE = ("copying", "user share")
+POSITIVE = ("copying", "user share")
+"""Maps whose numbers are never negative."""
 
 
 def head_map(found: HeadMap, *, layers: tuple[int, ...] | None = None) -> go.Figure:
@@ -50,7 +51,7 @@ def head_map(found: HeadMap, *, layers: tuple[int, ...] | None = None) -> go.Fig
         layers: the model's layer numbers; by default they count from 0.
     """
     values, (low, high) = found.values, found.interval()
-    signed = found.kind not in _POSITIVE
+    signed = found.kind not in POSITIVE
     n_layers, n_heads = values.shape
     names = tuple(range(n_layers)) if layers is None else layers
     top = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0
@@ -196,4 +197,4 @@ def _round(value: float, otherwise: float = float("nan")) -> float | None:
     return None if np.isnan(value) else round(float(value), 4)
 
 
-__all__ = ["ABLATIONS", "NAMES", "gradient_scatter", "head_curves", "head_map"]
+__all__ = ["ABLATIONS", "NAMES", "POSITIVE", "gradient_scatter", "head_curves", "head_map"]
