@@ -157,7 +157,7 @@ def _show(diagnosis: Diagnosis) -> None:
     failed = sum(finding.outcome == "fail" for finding in diagnosis.findings)
     skipped = sum(finding.outcome == "skipped" for finding in diagnosis.findings)
     verdict = "nothing failed" if diagnosis.ok else f"{failed} of {len(diagnosis.findings)} checks failed"
-    _screen.say(verdict + (f"; {skipped} were skipped" if skipped else ""))
+    _screen.say(verdict + (f"; {skipped} skipped" if skipped else ""))
     for sentence in diagnosis.summary:
         _screen.say(_screen.printable(sentence))
 
