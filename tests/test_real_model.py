@@ -72,3 +72,10 @@ def test_every_part_is_measured_and_judged(small, test_data, tmp_path, monkeypat
     assert (tmp_path / "run" / "loss" / "0-bare.parquet").stat().st_mtime_ns == before
     steered = NeedleGrid.load(tmp_path / "run" / "small-judged" / "1-bare.parquet").frame
     assert set(steered["heads"]) == {"small", "random"}
+    # The answers that are kept give the same verdicts.
+    run("keep", "--to", str(tmp_path / "kept"))
+    monkeypatch.setattr(sys, "argv", ["real_model", "judge", "--out", str(tmp_path / "kept")])
+    command.main()
+    again = json.loads((tmp_path / "kept" / "judged.json").read_text(encoding="utf-8"))
+    found.pop("attention")
+    assert json.dumps(again) == json.dumps(found)

@@ -8,25 +8,39 @@ from pathlib import Path
 from ctxlens.models import load_model
 from ctxlens.runs import Run
 from experiments.real_model import design
-from experiments.real_model.judge import judge_all
+from experiments.real_model.answers import keep
+from experiments.real_model.judge import PARTS, judge_all
 from experiments.real_model.measure import MEASURES, Bench
+
+KEPT = Path(__file__).with_name("answers")
 
 
 def main() -> None:
     """The command line of the experiment."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("measure", choices=[*MEASURES, "judge"])
+    parser.add_argument("measure", choices=[*MEASURES, "judge", "keep"])
     parser.add_argument("model", nargs="?", help="SmolLM2-135M-Instruct: folder or Hub id")
     parser.add_argument("--essays", type=Path, help="folder with essays, the second haystack")
     parser.add_argument("--template", type=Path, help="chat template in place of the model's own (foreign)")
-    parser.add_argument("--out", type=Path, default=Path("runs/real_model"))
+    parser.add_argument("--out", type=Path, default=Path("runs/real_model"), help="folder of the run")
+    parser.add_argument("--to", type=Path, default=KEPT, help="folder of the answers that are kept (keep)")
+    parser.add_argument(
+        "--verdicts", type=Path, help="file of the verdicts, by default judged.json of the run (judge)"
+    )
+    parser.add_argument(
+        "--parts", nargs="+", choices=list(PARTS), help="what to judge, by default everything (judge)"
+    )
     parser.add_argument("--blocks", help="numbers of blocks, separated by commas", default=None)
     parser.add_argument("--lengths", help="context lengths of the loss; the rest is measured at the longest")
     parser.add_argument("--part", help="K/N: every N-th block from the K-th on", default="0/1")
     parser.add_argument("--threads", type=int, help="threads of torch", default=None)
     given = parser.parse_args()
     if given.measure == "judge":
-        judge_all(given.out, given.out / "judged.json")
+        judge_all(given.out, given.verdicts or given.out / "judged.json", given.parts)
+        return
+    if given.measure == "keep":
+        for path in keep(given.out, given.to, MEASURES):
+            print(path)
         return
     if given.threads:
         import torch

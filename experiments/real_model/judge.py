@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,46 +14,31 @@ import pandas as pd
 from ctxlens.auditing.asking import without_fact
 from ctxlens.chat.roles import Role
 from ctxlens.files import write_atomic
-from ctxlens.results import Ability, HeadMap, NeedleGrid, RoleAllocation
+from ctxlens.results import HeadMap, NeedleGrid, RoleAllocation
 from ctxlens.results.claims import combine, judge
 from ctxlens.stats import Interval, bootstrap_mean, paired_difference
 from experiments.common import rounded
 from experiments.real_model import design
+from experiments.real_model.answers import collect, collect_abilities, collect_maps, is_measured
 
 LOSS_MARGIN, BIAS_MARGIN, GAIN_MARGIN = 0.10, 0.05, 0.05
 Found = dict[str, Any]
 
 
-def judge_all(folder: Path, out: Path) -> Found:
-    """Judge what is finished, and write it as JSON."""
-    parts: Mapping[str, Callable[[Path], Found]] = {
-        "loss": judge_loss,
-        "logprob": judge_logprob,
-        "controls": judge_controls,
-        "attention": judge_attention,
-        "cause": judge_cause,
-        "modes": judge_modes,
-        "maps": judge_maps,
-        "small": judge_small,
-        "cost": judge_cost,
-    }
-    found = {name: how(folder) for name, how in parts.items() if any((folder / name).glob("*.[ps]a*"))}
+def judge_all(folder: Path, out: Path, names: Iterable[str] | None = None) -> Found:
+    """Judge what is there, and write it as JSON.
+
+    Args:
+        folder: the measurements: a run, or the answers that are kept in this repository.
+        out: the verdicts. Those that are not judged now stay.
+        names: the parts to judge, by default all.
+    """
+    found = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    for name in PARTS if names is None else names:
+        if is_measured(folder / name):
+            found[name] = PARTS[name](folder)
     write_atomic(out, json.dumps(rounded(found), indent=1) + "\n")
     return found
-
-
-def collect(folder: Path) -> NeedleGrid:
-    """All grids of a measurement that are finished, with wording, haystack and prefix of every row."""
-    paths = sorted(folder.glob("*-*.parquet"))
-    frames = [
-        NeedleGrid.load(path).frame.assign(wording=path.stem.partition("-")[2], block=int(path.stem[0]))
-        for path in paths
-    ]
-    frame = pd.concat(frames, ignore_index=True)
-    frame["haystack"] = [design.haystack_of(case) for case in frame["case"]]
-    frame["length_of_prefix"] = frame["needle"].str.partition("/")[2]
-    frame["needle"] = frame["needle"].str.partition("/")[0]
-    return NeedleGrid(frame, {})
 
 
 def choose(grid: NeedleGrid, where: pd.Series) -> NeedleGrid:
@@ -168,7 +153,7 @@ def judge_controls(folder: Path) -> Found:
     found = {}
     for condition in design.CONTROLS.split(","):
         found[condition] = controls.recall(condition=condition)
-    if any((folder / "foreign").glob("*-*.parquet")):
+    if is_measured(folder / "foreign"):
         found["a foreign template"] = collect(folder / "foreign").recall()
     told = template.recall()
     figures = {name: shown(template.difference(one, told), LOSS_MARGIN) for name, one in found.items()}
@@ -265,7 +250,7 @@ def judge_cause(folder: Path) -> Found:
         "gains while choosing": {h: {str(a): shown(one) for a, one in of.items()} for h, of in doses.items()},
         "the paper's α of 0.95": shown(doses["all"][0.95]),
     }
-    if not any((folder / "cause-judged").glob("*-*.parquet")):
+    if not is_measured(folder / "cause-judged"):
         return found
     judged = collect(folder / "cause-judged")
     everything, plain = (gain(judged, "all", best["all"], base) for base in ("template", "plain"))
@@ -299,7 +284,7 @@ def judge_maps(folder: Path) -> Found:
     """The heads whose steering or removal after the text changes the needle's log-probability most."""
     found: Found = {}
     for kind in ("steer", "zero"):
-        maps = [HeadMap.load(path) for path in sorted((folder / "maps").glob(f"*-{kind}.safetensors"))]
+        maps = collect_maps(folder / "maps", kind)
         whole = HeadMap(np.concatenate([one.effects for one in maps]), np.arange(len(maps)), kind)
         low, high = whole.interval()
         ranking = whole.ranking(ascending=kind == "zero")
@@ -327,13 +312,13 @@ def judge_small(folder: Path) -> Found:
         k: loss.mean(_gain(tried.recall(heads=f"first-{k}"), unsteered["template"])) for k in design.SIZES
     }
     most = max(one.estimate for one in gains.values())
-    chosen = min(k for k, one in gains.items() if one.estimate >= 2 / 3 * most)
+    chosen = min(k for k, one in gains.items() if one.estimate >= min(most, 2 / 3 * most))
     heads = judge_maps(folder)["ranking"][:chosen]
     found = {
         "gains while choosing": {str(k): shown(one) for k, one in gains.items()},
         "heads": heads,
     }
-    if not any((folder / "small-judged").glob("*-*.parquet")):
+    if not is_measured(folder / "small-judged"):
         return found
     judged = collect(folder / "small-judged")
     small, random = (_gain(judged.recall(heads=name), unsteered["template"]) for name in ("small", "random"))
@@ -353,7 +338,7 @@ def judge_small(folder: Path) -> Found:
 
 def judge_cost(folder: Path) -> Found:
     """The change of recall of general knowledge under every steering."""
-    tables = {path.stem: Ability.load(path).frame for path in sorted((folder / "cost").glob("*.parquet"))}
+    tables = collect_abilities(folder / "cost")
     before = tables.pop("none").set_index("question")["recall"]
     costs = {
         name: bootstrap_mean((frame.set_index("question")["recall"] - before).to_numpy())
@@ -376,4 +361,15 @@ def _gain(steered: pd.Series, unsteered: pd.Series) -> pd.Series:
     return (steered - unsteered).dropna()
 
 
-__all__ = ["collect", "judge_all"]
+PARTS: Mapping[str, Callable[[Path], Found]] = {
+    "loss": judge_loss,
+    "logprob": judge_logprob,
+    "controls": judge_controls,
+    "attention": judge_attention,
+    "cause": judge_cause,
+    "modes": judge_modes,
+    "maps": judge_maps,
+    "small": judge_small,
+    "cost": judge_cost,
+}
+"""What is judged, by the measurement that it needs first."""
