@@ -498,3 +498,37 @@ class TestCommand:
             "--backend", "native", "--device", "cpu", "--revision", "main", "--template-arg",
             "enable_thinking=false",
         )  # fmt: skip
+
+    @pytest.mark.parametrize("is_seen_before", [True, False])
+    def test_a_base_without_a_template_is_lent_one(self, served, tmp_path, monkeypatch, is_seen_before):
+        """Every screen that asks in two ways needs a template, and a base model has none."""
+        import shutil
+
+        import ctxlens.explore.server as server
+        import ctxlens.models.checkpoint as checkpoint
+        from ctxlens.explore.layout import first_state
+
+        base = tmp_path / "base"
+        shutil.copytree(checkpoint.locate_checkpoint("organism-chat"), base)
+        (base / "chat_template.jinja").unlink()
+        if not is_seen_before:  # as for a model on the Hub
+            monkeypatch.setattr(checkpoint, "lacks_chat_template", lambda source: False)
+        labs = []
+        monkeypatch.setattr(server, "make_app", lambda lab, **options: labs.append(lab))
+        done = self.call(str(base), "--against", "organism-chat", "--device", "cpu", "--no-browser")
+        assert done.exit_code == 0, done.output
+        assert "has no chat template" in done.output
+        [lab] = labs
+        state = first_state(lab)
+        assert (state.chat.template, state.compare.template) == ("none", "model")
+        assert "<|im_start|>user" in lab.render(state.chat.model_copy(update={"template": "model"})).text
+        other = lab.models["other"]
+        assert "<|im_start|>" not in other.render([{"role": "user", "content": "Hi."}]).text
+        changed = state.model_copy(update={"screen": "compare"})
+        assert f"cl.load_model({str(base)!r}, device='cpu', chat_template='chatml')" in as_python(
+            lab, changed
+        )
+        assert f"{base} --device cpu --chat-template chatml" in as_command(lab, changed)
+        assert "chatml" not in as_python(lab, changed.model_copy(
+            update={"compare": state.compare.model_copy(update={"model": "other"})}
+        )).split("other = ")[1]  # fmt: skip

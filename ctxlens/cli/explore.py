@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import webbrowser
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -17,6 +18,7 @@ from ctxlens.errors import InputError, require_package
 if TYPE_CHECKING:
     from ctxlens.explore.copying import Source
     from ctxlens.explore.scored import ScoredSet
+    from ctxlens.models import Model
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,10 @@ def explore(
     check_port(page.host, page.port)
     scored = read_scores(scores, dataset) if scores is not None else None
     token = None if is_local(page.host) else new_token()
-    lm = loading.load_one(name, loading.backend.value)
+    lm, lent = load_with_template(loading, name)
     note_choice(lm)
-    other = loading.load_one(against, loading.backend.value) if against else None
-    source = source_of(loading, name, against)
+    other, more = load_with_template(loading, against) if against else (None, {})
+    source = source_of(loading, name, against, {**lent, **more})
     lab = Lab(lm, other, source=source, cache_bytes=page.cache * 2**20, scored=scored)
     app = make_app(lab, host=page.host, port=page.port, token=token)
     server = bind(app, page.host, page.port)
@@ -118,7 +120,33 @@ def read_scores(scores: Path, dataset: str | None) -> ScoredSet:
     return ScoredSet(table, str(scores), dataset, {one.id: one.messages for one in data})
 
 
-def source_of(loading: ModelOptions, name: str, against: str | None) -> Source:
+def load_with_template(loading: ModelOptions, name: str) -> tuple[Model, dict[str, str]]:
+    """Load a model; one without a chat template is lent ChatML, which comes with ctxlens.
+
+    Returns:
+        The model, and the template that it was lent, by the model's name; nothing if it has its own.
+    """
+    from ctxlens.models.checkpoint import TEMPLATES, lacks_chat_template, locate_checkpoint
+
+    lent = replace(loading, chat_template=Path(TEMPLATES[0]))
+    lacks = loading.chat_template is None and lacks_chat_template(locate_checkpoint(name))
+    model = (lent if lacks else loading).load_one(name, loading.backend.value)
+    if (
+        model.tokenizer.chat_template is None
+    ):  # a model on the Hub, or a GGUF file: only the tokenizer can say
+        model, lacks = lent.load_one(name, loading.backend.value), True
+    if not lacks:
+        return model, {}
+    _screen.note(
+        f"{name} has no chat template. Where the page asks with one, it takes ChatML, which comes with "
+        "ctxlens; give another one with --chat-template."
+    )
+    return model, {name: TEMPLATES[0]}
+
+
+def source_of(
+    loading: ModelOptions, name: str, against: str | None, lent: Mapping[str, str] | None = None
+) -> Source:
     """How the models are loaded, for code that the page copies."""
     from ctxlens.explore.copying import Source
 
@@ -140,7 +168,7 @@ def source_of(loading: ModelOptions, name: str, against: str | None) -> Source:
     if loading.template_args:
         options["template_args"] = loading.template_args
         flags += [word for pair in loading.template_arg or () for word in ("--template-arg", pair)]
-    return Source(name, against, options, tuple(flags))
+    return Source(name, against, options, tuple(flags), lent or {})
 
 
 __all__ = ["explore", "read_scores", "source_of"]

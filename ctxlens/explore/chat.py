@@ -146,7 +146,7 @@ def _loading() -> html.Details:
 
 
 def _rendering(lab: Lab, part: ChatPart) -> html.Details:
-    names = {"model": "the model's own", "none": "none", "own": "another"}
+    names = parts.templates(lab.lent_template)
     shown = [
         html.Summary("Template and answer"),
         parts.choice("chat.template", "Chat template", names, part.template),

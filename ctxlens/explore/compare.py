@@ -65,7 +65,7 @@ def layout(lab: Lab, state: Chosen) -> html.Section:
 
 def _choices(lab: Lab, compare: ComparePart) -> tuple[list[Any], list[Any]]:
     """What side B changes, and what the map shows."""
-    names = {"model": "the model's own", "none": "none", "own": "another"}
+    names = parts.templates(lab.lent_template)
     change = [
         html.P(
             "Side A is the conversation as on the screen Chat. Side B is the same, but with:",

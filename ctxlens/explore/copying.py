@@ -26,12 +26,24 @@ class Source:
         other: the same for the second model; None without one.
         options: further arguments of `load_model` that are not at their defaults.
         flags: the same as options of the command line.
+        lent: the chat templates that stand in for one, by the name of the model that has none.
     """
 
     name: str
     other: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     flags: Sequence[str] = ()
+    lent: Mapping[str, str] = field(default_factory=dict)
+
+    def options_of(self, name: str) -> dict[str, Any]:
+        """The arguments of `load_model` for one of the models."""
+        lent = {"chat_template": self.lent[name]} if name in self.lent else {}
+        return {**self.options, **lent}
+
+    def flags_of(self, name: str) -> list[str]:
+        """The options of the command line for one of the models."""
+        lent = ["--chat-template", self.lent[name]] if name in self.lent else []
+        return [*self.flags, *lent]
 
 
 def as_python(lab: Lab, state: State) -> str:
@@ -54,9 +66,10 @@ def as_command(lab: Lab, state: State) -> str:
 
 
 def _load(source: Source, name: str | None = None, variable: str = "model") -> str:
-    given = "".join(f", {key}={value!r}" for key, value in source.options.items())
     head = "" if name else "import ctxlens as cl\n\n"
-    return f"{head}{variable} = cl.load_model({name or source.name!r}{given})"
+    name = name or source.name
+    given = "".join(f", {key}={value!r}" for key, value in source.options_of(name).items())
+    return f"{head}{variable} = cl.load_model({name!r}{given})"
 
 
 def _messages(lab: Lab, part: ChatPart, name: str = "messages", *, is_open: bool = False) -> str:
@@ -227,7 +240,8 @@ def _command(
     verb: str, lab: Lab, part: ChatPart, *options: str, name: str | None = None, is_open: bool = False
 ) -> list[str]:
     """One command that reads the conversation from standard input; a template of one's own comes first."""
-    lines, words = [], ["ctxlens", verb, "--model", name or lab.source.name, *lab.source.flags]
+    name = name or lab.source.name
+    lines, words = [], ["ctxlens", verb, "--model", name, *lab.source.flags_of(name)]
     if part.template == "own":
         lines = [f"cat > chat-template.jinja <<'{_END}'", part.template_text, _END]
         words += ["--chat-template", "chat-template.jinja"]
@@ -308,7 +322,8 @@ def _command_of_needle(lab: Lab, state: State) -> list[str]:
         "keywords": list(needle.keywords),
     }
     lines = _file("needle.yaml", yaml.safe_dump(described, sort_keys=False, width=100).rstrip("\n"))
-    words = ["ctxlens", "needle", "--model", lab.source.name, *lab.source.flags, "--needle", "needle.yaml"]
+    name = lab.source.name
+    words = ["ctxlens", "needle", "--model", name, *lab.source.flags_of(name), "--needle", "needle.yaml"]
     if part.source == "own":
         lines += _file(hiding.DOCUMENT, part.document)
         words += ["--haystack", hiding.DOCUMENT]

@@ -97,6 +97,11 @@ class Lab:
         """The model that the page is about."""
         return self.models[THIS]
 
+    @property
+    def lent_template(self) -> str | None:
+        """The chat template that stands in for one that the model does not have."""
+        return None if self.source is None else self.source.lent.get(self.source.name)
+
     def messages(self, part: ChatPart, *, is_open: bool = False) -> list[dict[str, Any]]:
         """The conversation as messages, with the mark of the indicator and the template's variables.
 

@@ -30,7 +30,12 @@ SCREENS = {
 def first_state(lab: Lab) -> Chosen:
     """What a person sees who opens the page without a link: an example that suits the model."""
     name = lab.model.name
-    return Chosen.read({"chat": {"messages": example(name)}, "needle": first_needle(name)})
+    chat: dict[str, Any] = {"messages": example(name)}
+    if lab.lent_template is None:
+        return Chosen.read({"chat": chat, "needle": first_needle(name)})
+    # A model that knows no template is first asked as it was trained, and compared with the lent one.
+    chat["template"] = "none"
+    return Chosen.read({"chat": chat, "compare": {"template": "model"}, "needle": first_needle(name)})
 
 
 def example(model: str) -> list[dict[str, str]]:

@@ -18,6 +18,15 @@ VIEWS = {"raw": "raw", "renormalised": "as in the paper", "without sinks": "with
 """The views of role shares, and their names on the page."""
 
 
+def templates(lent: str | None) -> dict[str, str]:
+    """The ways to render a conversation, by name; `lent` stands in for a template of the model's own."""
+    own = "the model's own" if lent is None else f"{_TITLES.get(lent, lent)} (the model has none)"
+    return {"model": own, "none": "none", "own": "another"}
+
+
+_TITLES = {"chatml": "ChatML"}
+
+
 def attributes(given: Mapping[str, str]) -> dict[str, Any]:
     """Attributes such as `aria-label`, which are no Python names, as keyword arguments of a component."""
     return dict(given)
