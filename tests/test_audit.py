@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import ctxlens as cl
-from ctxlens.auditing import asking, measure, ready, run
+from ctxlens.auditing import asking, ready, run
 from ctxlens.auditing.pace import Pace
 from ctxlens.auditing.plan import Frame, Plan, describe_plan, make_plan, tells
 from ctxlens.auditing.ready import find_controls
@@ -356,13 +356,6 @@ def test_the_fact_is_read_in_the_same_pass(model, cells):
     np.testing.assert_allclose(merged.shares, plain.shares, atol=1e-6)
     np.testing.assert_allclose(merged.resting, plain.resting, atol=1e-6)
     np.testing.assert_array_equal(merged.key_counts, plain.key_counts)
-
-
-def test_random_heads_are_others_even_where_a_layer_has_few():
-    heads = [(0, 0), (0, 1), (0, 2)]
-    for drawn in measure.draw_others(heads, 3, 4, n_draws=3, seed=0):
-        assert len(drawn) == 3
-        assert not set(drawn) & set(heads)
 
 
 # The whole audit, on four short texts.

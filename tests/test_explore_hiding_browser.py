@@ -18,6 +18,8 @@ pytest.importorskip("dash")
 pytestmark = needs_chromium
 SAID = [{"role": "user", "content": PAYLOADS[0]}, {"role": "assistant", "content": " ".join(PAYLOADS)}]
 
+SLIDER = "document.querySelector('#beta-box [role=slider]').getAttribute('aria-valuenow')"
+
 
 @pytest.fixture(scope="module")
 def page(browser: Any) -> Iterator[Page]:
@@ -66,8 +68,7 @@ def test_a_threshold_is_dragged_and_turns_are_read(page):
     assert page.js("document.querySelector('.screen-data .segments input:checked').value") == "mixture"
     found = float(page.js("document.querySelectorAll('#selection-facts dd')[1].textContent"))
     page.set("data.rule", "beta").wait("!document.getElementById('beta-box').hidden")
-    slider = "document.querySelector('#beta-box [role=slider]').getAttribute('aria-valuenow')"
-    page.wait(f"Math.abs({slider} - arguments[0]) < 0.006", found)
+    page.wait(f"Math.abs({SLIDER} - arguments[0]) < 0.006", found)
     page.set("data.layer", 1).set("data.beta", 0.5)
     page.wait("document.getElementById('selection-facts').textContent.includes('40 of 80')")
     assert "100%" in page.text("#selection-facts")
@@ -110,7 +111,9 @@ def test_two_people_do_not_mix(page):
     other.wait("document.getElementById('needle-thumb').style.left === '10%'").wait(PAGE_IS_STILL)
     other.screen("data").wait("document.querySelectorAll('#turns .turn').length === 6")
     # "By hand" starts at the threshold that the rule found, so the number is typed once that stands.
-    other.set("data.rule", "beta").wait("!document.getElementById('beta-box').hidden").wait(PAGE_IS_STILL)
+    found = float(other.js("document.querySelectorAll('#selection-facts dd')[1].textContent"))
+    other.set("data.rule", "beta").wait("!document.getElementById('beta-box').hidden")
+    other.wait(f"Math.abs({SLIDER} - arguments[0]) < 0.006", found).wait(PAGE_IS_STILL)
     other.set("data.layer", 1).set("data.beta", 0.9)
     other.wait("document.getElementById('selection-facts').textContent.includes('5 of 80')")
     browser.close()

@@ -50,6 +50,22 @@ def test_random_heads_need_other_heads():
         draw_random_heads(((0, 0),), 1, n_draws=1)
 
 
+def test_what_a_crowded_layer_lacks_comes_from_the_nearest_layers():
+    heads = ((2, 0), (2, 1), (2, 2), (0, 3))
+    for drawn in draw_random_heads(heads, 4, n_draws=5, n_layers=9):
+        assert sorted(layer for layer, _ in drawn) in ([0, 1, 1, 2], [0, 1, 2, 3], [0, 2, 3, 3])
+        assert len(set(drawn)) == 4
+        assert not set(drawn) & set(heads)
+    assert draw_random_heads(((0, 2), (1, 1)), 6, n_draws=3, n_layers=2) == draw_random_heads(
+        ((0, 2), (1, 1)), 6, n_draws=3
+    )
+    # Two of the three remaining heads of this model are in the layer below; there is no fourth.
+    everything = ((0, 0), (1, 0), (1, 1), (1, 2))
+    assert [sorted(drawn) for drawn in draw_random_heads(everything, 3, n_draws=1, n_layers=2)] == [
+        [(0, 1), (0, 2)]
+    ]
+
+
 def test_sweep_runs_every_alpha_and_head_set_on_the_same_cells(model, cells, tmp_path):
     run = Run.open(tmp_path, study="steer", config={})
     seen = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,6 @@ from ctxlens.auditing.asking import Asker, Share
 from ctxlens.auditing.pace import LEAST
 from ctxlens.auditing.plan import CONDITIONS, Plan
 from ctxlens.chat.condition import Condition
-from ctxlens.errors import InputError
 from ctxlens.evals.closed_book import run_closed_book
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.prompts import Cell
@@ -117,19 +115,6 @@ def find_fact_heads(fact: HeadMap) -> tuple[Head, ...]:
     return tuple(sorted(chosen.ranking()[:n]))
 
 
-def draw_others(
-    heads: Sequence[Head], n_layers: int, n_heads: int, n_draws: int, seed: int
-) -> list[tuple[Head, ...]]:
-    """As many other heads, of the same layers where these have enough of them."""
-    try:
-        return draw_random_heads(heads, n_heads, n_draws=n_draws, seed=seed)
-    except InputError:
-        rng = random.Random(f"audit-heads-{seed}")
-        others = [(i, j) for i in range(n_layers) for j in range(n_heads) if (i, j) not in set(heads)]
-        n = min(len(heads), len(others))
-        return [tuple(sorted(rng.sample(others, n))) for _ in range(n_draws)]
-
-
 def measure_cause(bench: Bench, tell: Progress) -> None:
     """Choose α on the even texts and steer with it on the odd ones, with both controls.
 
@@ -162,7 +147,9 @@ def measure_cause(bench: Bench, tell: Progress) -> None:
     trials = steer(plan.alphas, ("all", 0, "all"), ("retrieval", 0, heads))
     tried = ask(choosing, template, trials, "choose", 0)
     best = {name: choose_alpha(tried, bench.unsteered(), name) for name in ("all", "retrieval")}
-    others = draw_others(heads, model.n_layers, model.n_heads, plan.draws, bench.seed)
+    others = draw_random_heads(
+        heads, model.n_heads, n_draws=plan.draws, seed=bench.seed, n_layers=model.n_layers
+    )
     drawn = [("random", draw, chosen) for draw, chosen in enumerate(others)]
     everything = steer([best["all"]], ("all", 0, "all"))
     judged = [*everything, *steer([best["retrieval"]], ("retrieval", 0, heads), *drawn)]

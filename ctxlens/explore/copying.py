@@ -139,7 +139,8 @@ def _python_of_steer(lab: Lab, state: State) -> list[str]:
             "heads = cl.heads.find_retrieval_heads(model.read_roles(plain))",
         ]
         if steer.heads == "random":
-            lines.append("heads = cl.heads.draw_random_heads(heads, model.n_heads, n_draws=1)[0]")
+            draw = "cl.heads.draw_random_heads(heads, model.n_heads, n_draws=1, n_layers=model.n_layers)"
+            lines.append(f"heads = {draw}[0]")
         heads = "heads"
     lines += [
         f"unsteered = model.generate(chat, max_new_tokens={part.answer_tokens})",

@@ -295,7 +295,7 @@ def steer_options(steer: SteerPart) -> Mapping[str, Any]:
 
 def random_heads(model: Model, heads: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     """As many other heads of the same layers, drawn at random, always the same ones."""
-    return draw_random_heads(heads, model.n_heads, n_draws=1)[0]
+    return draw_random_heads(heads, model.n_heads, n_draws=1, n_layers=model.n_layers)[0]
 
 
 def _said(text: str) -> ChatMessage:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -49,7 +49,7 @@ def find_retrieval_heads(allocation: RoleAllocation) -> tuple[Head, ...]:
 
 
 def draw_random_heads(
-    others_than: Sequence[Head], n_heads: int, *, n_draws: int, seed: int = 0
+    others_than: Sequence[Head], n_heads: int, *, n_draws: int, seed: int = 0, n_layers: int | None = None
 ) -> list[tuple[Head, ...]]:
     """Draw control sets: in each layer, as many of the other heads as were given.
 
@@ -58,14 +58,17 @@ def draw_random_heads(
         n_heads: number of heads per layer.
         n_draws: number of sets; they differ from one another if there are enough heads.
         seed: seed of the draws.
+        n_layers: number of layers. What a layer has too few other heads for is then drawn from the layers
+            nearest to it; a set is smaller only if the model has no further heads.
 
     Raises:
-        InputError: a layer has too few remaining heads.
+        InputError: a layer has too few remaining heads, and `n_layers` is not given.
     """
     taken: dict[int, set[int]] = {}
     for layer, head in others_than:
         taken.setdefault(layer, set()).add(head)
-    if crowded := [layer for layer, heads in taken.items() if 2 * len(heads) > n_heads]:
+    crowded = [layer for layer, heads in taken.items() if 2 * len(heads) > n_heads]
+    if crowded and n_layers is None:
         raise InputError(
             f"layer {crowded[0]} has {n_heads} heads, too few for as many random ones beside "
             f"{len(taken[crowded[0]])}; leave out the random heads."
@@ -74,15 +77,35 @@ def draw_random_heads(
     sets: list[tuple[Head, ...]] = []
     for _ in range(n_draws):
         for _attempt in range(20):
-            drawn = tuple(
-                (layer, head)
-                for layer, heads in taken.items()
-                for head in sorted(rng.sample(sorted(set(range(n_heads)) - heads), len(heads)))
-            )
+            drawn = _draw_set(taken, n_heads, n_layers or 0, rng)
             if drawn not in sets:
                 break
         sets.append(drawn)
     return sets
+
+
+def _draw_set(
+    taken: Mapping[int, set[int]], n_heads: int, n_layers: int, rng: random.Random
+) -> tuple[Head, ...]:
+    """As many other heads of each layer; what a layer lacks comes from the layers nearest to it."""
+    drawn: list[Head] = []
+    lacking: list[int] = []
+    for layer, heads in taken.items():
+        others = sorted(set(range(n_heads)) - heads)
+        n = min(len(heads), len(others))
+        drawn += [(layer, head) for head in sorted(rng.sample(others, n))]
+        lacking += [layer] * (len(heads) - n)
+    for layer in lacking:
+        others = [
+            (place, head)
+            for place in range(n_layers)
+            for head in range(n_heads)
+            if head not in taken.get(place, ()) and (place, head) not in drawn
+        ]
+        nearest = min((abs(place - layer) for place, _ in others), default=None)
+        if nearest is not None:
+            drawn.append(rng.choice([one for one in others if abs(one[0] - layer) == nearest]))
+    return tuple(drawn)
 
 
 def spread(items: Sequence[_T], at_most: int) -> list[_T]:

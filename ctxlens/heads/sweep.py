@@ -156,7 +156,9 @@ def _head_sets(
         if "retrieval" in wanted:
             sets.append(("retrieval", 0, tuple(retrieval)))
         if "random" in wanted:
-            drawn = draw_random_heads(retrieval, model.n_heads, n_draws=n_draws, seed=seed)
+            drawn = draw_random_heads(
+                retrieval, model.n_heads, n_draws=n_draws, seed=seed, n_layers=model.n_layers
+            )
             sets += [("random", draw, heads) for draw, heads in enumerate(drawn)]
     return sets
 

@@ -189,7 +189,10 @@ def _steer(name: str, heads: Any, alpha: float, draw: int = 0) -> Setting:
 
 
 def _random(bench: Bench, heads: Sequence[Head], alpha: float) -> list[Setting]:
-    drawn = draw_random_heads(heads, bench.model.n_heads, n_draws=design.DRAWS, seed=design.SEED)
+    model = bench.model
+    drawn = draw_random_heads(
+        heads, model.n_heads, n_draws=design.DRAWS, seed=design.SEED, n_layers=model.n_layers
+    )
     return [_steer("random", one, alpha, draw) for draw, one in enumerate(drawn)]
 
 

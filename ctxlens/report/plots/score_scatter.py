@@ -49,7 +49,9 @@ def score_scatter(rows: pd.DataFrame, selection: Selection) -> go.Figure:
             if len(inside):
                 figure.add_trace(_points(inside, kind, i, is_chosen))
     style(figure, height=420)
-    figure.update_layout(dragmode="select", clickmode="event+select", legend={"orientation": "h", "y": 1.12})
+    # Above the plot, where a legend of several lines makes its own room on a narrow page.
+    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "entrywidth": 0}
+    figure.update_layout(dragmode="select", clickmode="event+select", legend=legend)
     figure.update_xaxes(title_text="user tokens before the response", type="log", dtick="D2")
     title = axis_title(selection.meta.get("layer"), selection.meta.get("reduction", ""))
     figure.update_yaxes(title_text=title)
