@@ -15,6 +15,7 @@ from ctxlens.explore.state import State as Chosen
 from ctxlens.explore.steer import mark_words
 from ctxlens.explore.where import visible
 from ctxlens.models.rows import AttentionRows, likely_tokens
+from ctxlens.report.blocks import number
 from ctxlens.report.plots import role_heatmap
 
 _MOST = 8
@@ -129,7 +130,7 @@ def difference(a: AttentionRows, b: AttentionRows, compare: ComparePart) -> tupl
     change = second.share(compare.role, view=view).mean() - first.share(compare.role, view=view).mean()
     words = (
         f"Share of {compare.role} at the token that produces the answer, {parts.VIEWS[view]}; mean change "
-        f"{change:+.3f}. Blue: more on side B, orange: less."
+        f"{number(change, signed=True, digits=3)}. Blue: more on side B, orange: less."
     )
     return made, words
 

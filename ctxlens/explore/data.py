@@ -15,6 +15,7 @@ from ctxlens.explore import parts, scored
 from ctxlens.explore.lab import Lab
 from ctxlens.explore.state import DataPart, read_part
 from ctxlens.explore.state import State as Chosen
+from ctxlens.report.blocks import number
 from ctxlens.report.plots.score_scatter import score_scatter
 from ctxlens.report.plots.scores import KINDS
 
@@ -169,8 +170,10 @@ def show_facts(found: scored.Summary, file: str) -> html.Div:
         recall = "" if found.recall is None else f", {found.recall:.0%} of all that do are selected"
         facts.append((f"{found.precision:.0%}", f"of them truly depend on the context{recall}"))
     if found.correlation is not None:
-        facts.append((f"{found.correlation:+.2f}", "rank correlation of score and length (Spearman)"))
-    items = [html.Div([html.Dt(words), html.Dd(number)]) for number, words in facts]
+        facts.append(
+            (number(found.correlation, signed=True), "rank correlation of score and length (Spearman)")
+        )
+    items = [html.Div([html.Dt(words), html.Dd(figure)]) for figure, words in facts]
     return html.Div([html.P(file, className="note"), html.Dl(items)] if file else [html.Dl(items)])
 
 

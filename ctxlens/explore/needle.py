@@ -13,6 +13,7 @@ from ctxlens.explore import hiding, parts
 from ctxlens.explore.lab import Lab
 from ctxlens.explore.state import NeedlePart, read_part
 from ctxlens.explore.state import State as Chosen
+from ctxlens.report.blocks import number
 from ctxlens.report.plots.needle import COLUMNS, needle_panels
 
 _AROUND = 20_000
@@ -156,8 +157,8 @@ def mark_keywords(text: str, keywords: tuple[str, ...]) -> list[Any]:
     return [one for one in (*shown, text[done:]) if one]
 
 
-def _number(value: float, form: str) -> str:
-    return "–" if math.isnan(value) else format(value, form)
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.0%}"
 
 
 def show_answers(found: hiding.Place) -> list[Any]:
@@ -173,8 +174,8 @@ def show_answers(found: hiding.Place) -> list[Any]:
             html.Tr(
                 [
                     html.Th("with template" if templated else "without template", scope="row"),
-                    html.Td(_number(row["recall"], ".0%"), className="number"),
-                    html.Td(_number(row["needle_logprob"], ".2f"), className="number"),
+                    html.Td(_percent(row["recall"]), className="number"),
+                    html.Td(number(row["needle_logprob"]), className="number"),
                     html.Td([html.Span(begun, className="begun"), *answer], className="said"),
                 ]
             )

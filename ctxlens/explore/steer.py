@@ -13,6 +13,7 @@ from ctxlens.explore.lab import Lab, Phrase
 from ctxlens.explore.state import ChatPart, SteerPart, read_part
 from ctxlens.explore.state import State as Chosen
 from ctxlens.parsing import parse_heads
+from ctxlens.report.blocks import number
 
 HEADS = {
     "all": "all",
@@ -135,12 +136,13 @@ def show_phrase(found: Phrase) -> list[Any]:
     if found.control is not None:
         rows.append(("random heads steered", found.control))
     worst = min(value for _, value in rows) or -1.0
+    changes = {name: number(value - found.plain, signed=True) for name, value in rows[1:]}
     lines = [
         html.Tr(
             [
                 html.Th(name, scope="row"),
-                html.Td(f"{value:.2f}", className="number"),
-                html.Td("" if name == "unsteered" else f"{value - found.plain:+.2f}", className="number"),
+                html.Td(number(value), className="number"),
+                html.Td(changes.get(name, ""), className="number"),
                 html.Td(
                     html.Span(className="bar", style={"width": f"{100 * value / worst:.0f}%"}),
                     className="bars",
@@ -152,8 +154,8 @@ def show_phrase(found: Phrase) -> list[Any]:
     head = html.Tr(
         [
             html.Th("", scope="col"),
-            html.Th("nats", scope="col"),
-            html.Th("change", scope="col"),
+            html.Th("nats", scope="col", className="number"),
+            html.Th("change", scope="col", className="number"),
             html.Th("shorter is more likely", scope="col"),
         ]
     )

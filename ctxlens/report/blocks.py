@@ -225,12 +225,12 @@ def interval_cell(interval: Interval, *, signed: bool = False) -> Cell:
     return Cell(number(interval.estimate, signed=signed), bounds(interval))
 
 
-def number(value: float, *, signed: bool = False) -> str:
-    """A number as text with two digits and a true minus sign."""
+def number(value: float, *, signed: bool = False, digits: int = 2) -> str:
+    """A number as text with a few digits and a true minus sign."""
     if math.isnan(value):
         return "–"
-    text = f"{value:{'+' if signed else ''}.2f}"
-    return text[1:] if text in ("+0.00", "-0.00") else text.replace("-", "−")
+    text = f"{value:{'+' if signed else ''}.{digits}f}"
+    return text[1:] if float(text) == 0 and text[0] in "+-" else text.replace("-", "−")
 
 
 def bounds(interval: Interval) -> str:
