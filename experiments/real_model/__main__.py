@@ -47,7 +47,9 @@ def main() -> None:
 
         torch.set_num_threads(given.threads)
     part, parts = (int(number) for number in given.part.split("/"))
-    blocks = [int(one) for one in given.blocks.split(",")] if given.blocks else list(design.blocks())
+    blocks = (
+        [int(one) for one in given.blocks.split(",")] if given.blocks else list(design.blocks(given.measure))
+    )
     template = given.template.read_text(encoding="utf-8") if given.template else None
     model = load_model(given.model, backend="native", dtype="float32", chat_template=template)
     run = Run.open(

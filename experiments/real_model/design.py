@@ -28,6 +28,8 @@ TEXTS, PER_BLOCK, PER_TEXT = 20, 4, 4
 """Texts of each length, texts of a block (one for each wording), and facts of a text."""
 CHOOSING, JUDGING = (0, 2, 4), (1, 3)
 """Blocks that choose α and heads, and blocks that judge them."""
+FRESH = (5, 6, 7)
+"""Blocks of the second judgement: twelve texts that nothing was chosen on, and that no other part has."""
 CONDITIONS = "plain,plain+prefix,template,template+prefix"
 PREFIXED = "plain+prefix,template+prefix"
 CONTROLS = "plain+matched+prefix,plain+bos+prefix,template+nosystem+prefix"
@@ -47,9 +49,9 @@ INVENTED = Path(__file__).with_name("needles.yaml")
 """Twelve invented facts that were recalled in a short text."""
 
 
-def blocks() -> range:
-    """The numbers of the blocks."""
-    return range(TEXTS // PER_BLOCK)
+def blocks(measure: str) -> range | tuple[int, ...]:
+    """The numbers of the blocks of a measurement."""
+    return FRESH if measure.startswith("fresh") else range(TEXTS // PER_BLOCK)
 
 
 def config(wording: str, conditions: str = CONDITIONS, *, score: str = "recall,contains") -> NeedleConfig:

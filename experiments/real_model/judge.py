@@ -253,21 +253,53 @@ def judge_cause(folder: Path) -> Found:
     if not is_measured(folder / "cause-judged"):
         return found
     judged = collect(folder / "cause-judged")
-    everything, plain = (gain(judged, "all", best["all"], base) for base in ("template", "plain"))
-    chosen, random = (gain(judged, heads, best["retrieval"]) for heads in ("retrieval", "random"))
+    steered = {base: judged.where(condition=f"{base}+prefix") for base in ("plain", "template")}
+    return {**found, **judge_steering(steered, unsteered, loss)}
+
+
+def judge_steering(
+    steered: Mapping[str, NeedleGrid], unsteered: Mapping[str, pd.Series], texts: NeedleGrid
+) -> Found:
+    """The rule of hypothesis 4.
+
+    Args:
+        steered: answers of steered models without (`plain`) and with the template (`template`).
+        unsteered: recall by question, likewise.
+        texts: a grid with these questions, for their texts.
+    """
+
+    def gain(heads: str, base: str = "template") -> pd.Series:
+        return _gain(steered[base].recall(heads=heads), unsteered[base])
+
+    everything, plain, chosen, random = gain("all"), gain("all", "plain"), gain("retrieval"), gain("random")
     figures = {
-        "all heads, template": loss.mean(everything),
-        "template minus no template": loss.difference(plain, everything),
-        "chosen heads minus random heads": loss.difference(random, chosen),
+        "all heads, template": texts.mean(everything),
+        "template minus no template": texts.difference(plain, everything),
+        "chosen heads minus random heads": texts.difference(random, chosen),
     }
     return {
-        **found,
         "judged": {name: shown(one, GAIN_MARGIN, direction=1) for name, one in figures.items()},
         "verdict": combine(judge(one, direction=1, margin=GAIN_MARGIN) for one in figures.values()),
-        "all heads, no template": shown(loss.mean(plain)),
-        "chosen heads": shown(loss.mean(chosen)),
-        "random heads": shown(loss.mean(random)),
+        "all heads, no template": shown(texts.mean(plain)),
+        "chosen heads": shown(texts.mean(chosen)),
+        "random heads": shown(texts.mean(random)),
     }
+
+
+def judge_fresh(folder: Path) -> Found:
+    """Hypothesis 4 and the small set again, on texts that nothing was chosen on."""
+    steered = {"template": collect(folder / "fresh"), "plain": collect(folder / "fresh-plain")}
+    unsteered = {base: grid.recall(heads="none") for base, grid in steered.items()}
+    texts = steered["template"]
+    change = unsteered["template"] - unsteered["plain"]
+    found = {
+        "recall": {base: shown(texts.mean(one)) for base, one in unsteered.items()},
+        "fall": shown(texts.mean(change), LOSS_MARGIN),
+        **judge_steering(steered, unsteered, texts),
+    }
+    if is_measured(folder / "fresh-small"):
+        found["small"] = judge_small_set(collect(folder / "fresh-small"), unsteered, texts)
+    return found
 
 
 def judge_modes(folder: Path) -> Found:
@@ -320,18 +352,21 @@ def judge_small(folder: Path) -> Found:
     }
     if not is_measured(folder / "small-judged"):
         return found
-    judged = collect(folder / "small-judged")
-    small, random = (_gain(judged.recall(heads=name), unsteered["template"]) for name in ("small", "random"))
-    over = loss.difference(random, small)
+    return {**found, **judge_small_set(collect(folder / "small-judged"), unsteered, loss)}
+
+
+def judge_small_set(steered: NeedleGrid, unsteered: Mapping[str, pd.Series], texts: NeedleGrid) -> Found:
+    """The rule of the small set; arguments as in `judge_steering`, with the template alone."""
+    small, random = (_gain(steered.recall(heads=name), unsteered["template"]) for name in ("small", "random"))
+    over = texts.difference(random, small)
     fall_there = (unsteered["plain"] - unsteered["template"])[small.index]
     restores = judge(over, direction=1, margin=GAIN_MARGIN)
     if restores == "supported" and small.mean() < 0.5 * fall_there.mean():
         restores = "not supported"
     return {
-        **found,
-        "small set": shown(loss.mean(small)),
+        "small set": shown(texts.mean(small)),
         "small set minus random heads": shown(over, GAIN_MARGIN, direction=1),
-        "fall on the same questions": shown(loss.mean(fall_there)),
+        "fall on the same questions": shown(texts.mean(fall_there)),
         "verdict": restores,
     }
 
@@ -371,5 +406,6 @@ PARTS: Mapping[str, Callable[[Path], Found]] = {
     "maps": judge_maps,
     "small": judge_small,
     "cost": judge_cost,
+    "fresh": judge_fresh,
 }
 """What is judged, by the measurement that it needs first."""

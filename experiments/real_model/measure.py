@@ -184,6 +184,28 @@ def measure_verdict_on_small(bench: Bench) -> None:
     bench.only(design.JUDGING).ask("small-judged", "template+prefix", (bench.detail,), settings=settings)
 
 
+def measure_fresh(bench: Bench) -> None:
+    """Ask the fresh texts with the template: unsteered, and steered as `cause-judged` was."""
+    found = _judged(bench)
+    heads, best = _fact_heads(found), found["cause"]["chosen α"]
+    settings = [Setting("model"), _steer("all", "all", best["all"])]
+    settings += [_steer("retrieval", heads, best["retrieval"]), *_random(bench, heads, best["retrieval"])]
+    bench.ask("fresh", "template+prefix", (bench.detail,), settings=settings)
+
+
+def measure_fresh_plain(bench: Bench) -> None:
+    """The same texts without the template, unsteered and with all heads steered."""
+    settings = [Setting("model"), _steer("all", "all", _judged(bench)["cause"]["chosen α"]["all"])]
+    bench.ask("fresh-plain", "plain+prefix", (bench.detail,), settings=settings)
+
+
+def measure_fresh_small(bench: Bench) -> None:
+    """The same texts with the template, with the small set that was chosen, and as many random heads."""
+    heads = _pairs(_judged(bench)["small"]["heads"])
+    settings = [_steer("small", heads, design.MAP_ALPHA), *_random(bench, heads, design.MAP_ALPHA)]
+    bench.ask("fresh-small", "template+prefix", (bench.detail,), settings=settings)
+
+
 def _steer(name: str, heads: Any, alpha: float, draw: int = 0) -> Setting:
     return Setting("model", steering=Steering(alpha, heads=heads), heads=name, draw=draw)
 
@@ -222,6 +244,9 @@ MEASURES: Mapping[str, Callable[[Bench], None]] = {
     "small": measure_small,
     "small-judged": measure_verdict_on_small,
     "cost": measure_cost,
+    "fresh": measure_fresh,
+    "fresh-plain": measure_fresh_plain,
+    "fresh-small": measure_fresh_small,
 }
 """The measurements by name. Each has what it needs in this order, with `judge` after `attention`, `cause`,
 `maps` and `small`."""
