@@ -147,10 +147,13 @@ def draw_steering(found: Found) -> go.Figure:
             ),
             1, 1,
         )  # fmt: skip
-    judged = {"all heads": cause.get("all heads, template") or cause["judged"]["all heads, template"],
-              "all heads,<br>no template": cause["all heads, no template"],
-              "heads that attend<br>to the fact": cause["chosen heads"],
-              "as many<br>random heads": cause["random heads"]}  # fmt: skip
+    judging = found.get("fresh", cause)
+    judged = {"all heads": judging["judged"]["all heads, template"],
+              "all heads,<br>no template": judging["all heads, no template"],
+              "heads that attend<br>to the fact": judging["chosen heads"],
+              "as many<br>random heads": judging["random heads"]}  # fmt: skip
+    if "small" in judging:
+        judged["a small set"] = judging["small"]["small set"]
     rows = list(judged.values())[::-1]
     figure.add_trace(
         go.Scatter(
@@ -183,6 +186,7 @@ def draw_heads(found: Found) -> go.Figure:
             1, column,
         )  # fmt: skip
     style(figure, height=520)
+    figure.update_layout(margin={"t": 40})
     figure.update_xaxes(title="head", dtick=1)
     figure.update_yaxes(title="layer", col=1)
     return figure

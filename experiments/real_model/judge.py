@@ -298,7 +298,9 @@ def judge_fresh(folder: Path) -> Found:
         **judge_steering(steered, unsteered, texts),
     }
     if is_measured(folder / "fresh-small"):
-        found["small"] = judge_small_set(collect(folder / "fresh-small"), unsteered, texts)
+        small = collect(folder / "fresh-small")
+        if set(small.frame["cell"]) == set(texts.frame["cell"]):  # the rule needs all of the texts
+            found["small"] = judge_small_set(small, unsteered, texts)
     return found
 
 

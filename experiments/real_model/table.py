@@ -14,7 +14,7 @@ from experiments.common import markdown
 Found = Mapping[str, Any]
 NAMES = {
     "plain+matched+prefix": "as much neutral text",
-    "plain+bos+prefix": "the token `<|im_start|>` first",
+    "plain+bos+prefix": "the token `<\\|im_start\\|>` first",
     "template+nosystem+prefix": "the template without its system prompt",
     "a foreign template": "Llama 3's template",
 }
@@ -54,21 +54,42 @@ def claims(found: Found) -> Iterator[list[str]]:
         yield ["2. template or text", f"template minus {NAMES[name]}", *_judged(one)]
     if "attention" in found:
         yield from _bias(found["attention"])
+    if "fresh" in found:
+        yield from _cause(found["fresh"], "twelve fresh texts")
     if "judged" in found.get("cause", {}):
-        for name, one in found["cause"]["judged"].items():
-            yield ["4. cause", f"gain: {name}", *_judged(one)]
+        yield from _cause(found["cause"], "the first eight texts")
     for mode, one in found.get("modes", {}).items():
         yield ["", f"gain of all heads in mode `{mode}`", *_judged(one)]
-    if "small set" in found.get("small", {}):
-        one = found["small"]
-        measure = (
-            f"gain of {len(one['heads'])} heads (fall there {_number(one['fall on the same questions'])})"
-        )
-        yield ["", measure, interval(one["small set"]), one["verdict"]]
-        yield ["", "… minus as many random heads", *_judged(one["small set minus random heads"])]
+    for where in ("fresh", "small"):
+        one = found.get("small", {}) if where == "small" else found.get(where, {}).get("small", {})
+        if "small set" in one:
+            size = len(found["small"]["heads"])
+            there = _number(one["fall on the same questions"])
+            yield [
+                "4. a small set",
+                f"gain of {size} heads (loss there {there})",
+                interval(one["small set"]),
+                one["verdict"],
+            ]
+            yield ["", "… minus as many random heads", *_judged(one["small set minus random heads"])]
     for name, one in found.get("cost", {}).items():
         if name != "unsteered":
             yield ["4. cost", f"general knowledge, {name} heads steered", *_judged(one)]
+
+
+def _cause(found: Found, texts: str) -> Iterator[list[str]]:
+    """The rule of hypothesis 4 on some texts."""
+    if "fall" in found:
+        levels = " and ".join(_number(one) for one in found["recall"].values())
+        yield [
+            "4. cause",
+            f"recall with the template and without it, {texts}: {levels}",
+            *_judged(found["fall"]),
+        ]
+    for name, one in found["judged"].items():
+        yield ["4. cause", f"gain by steering, {texts}: {name}", *_judged(one)]
+    for name in ("all heads, no template", "chosen heads", "random heads"):
+        yield ["", f"gain by steering, {texts}: {name}", interval(found[name]), ""]
 
 
 def _bias(found: Found) -> Iterator[list[str]]:
