@@ -88,11 +88,11 @@ def test_a_map_is_stopped_and_the_page_goes_on(page):
     page.wait(f"!{of}.includes(': 1 of 99')")
     page.js("document.getElementById('stop').click()")
     page.wait(PAGE_IS_STILL)
-    page.browser.execute_async_script("setTimeout(arguments[0], 1200)")
-    done = page.js(f"Number({of}.match(/([0-9]+) of 99/)[1])")
-    assert 1 < done < 99
-    page.browser.execute_async_script("setTimeout(arguments[0], 1800)")
-    assert page.js(f"Number({of}.match(/([0-9]+) of 99/)[1])") == done
+    done = [0, 1]  # what was computed before the click may still arrive, later on a busy machine
+    while len(set(done[-3:])) > 1:
+        page.browser.execute_async_script("setTimeout(arguments[0], 1000)")
+        done.append(page.js(f"Number({of}.match(/([0-9]+) of 99/)[1])"))
+    assert 1 < done[-1] < 99
     page.set("needle.question", "Where is the wall?")
     page.wait(f"{of}.includes('1 of 99')").wait(PAGE_IS_STILL)
     page.set("needle.more", "").set("needle.question", NEEDLE["question"])
