@@ -128,7 +128,7 @@ def hide_a_fact(page: Page) -> None:
 
 def look_into_a_long_text(page: Page) -> None:
     """Four thousand tokens, and a click into their middle."""
-    page.screen("chat").set("chat.messages.0.content", TEXT * 245 + QUESTION)
+    page.screen("chat").set("chat.messages.0.content", TEXT * 260 + QUESTION)
     page.wait("document.querySelectorAll('#chat-tokens .tok').length > 4000", seconds=60)
     page.wait("!document.body.hasAttribute('data-busy-reading')", seconds=300).still()
     page.screen("where").wait("document.querySelectorAll('#where-tokens .tok').length > 4000").still()
