@@ -131,9 +131,7 @@ def load_with_template(loading: ModelOptions, name: str) -> tuple[Model, dict[st
     lent = replace(loading, chat_template=Path(TEMPLATES[0]))
     lacks = loading.chat_template is None and lacks_chat_template(locate_checkpoint(name))
     model = (lent if lacks else loading).load_one(name, loading.backend.value)
-    if (
-        model.tokenizer.chat_template is None
-    ):  # a model on the Hub, or a GGUF file: only the tokenizer can say
+    if model.tokenizer.chat_template is None:  # only the tokenizer could say: on the Hub, or in a GGUF file
         model, lacks = lent.load_one(name, loading.backend.value), True
     if not lacks:
         return model, {}
