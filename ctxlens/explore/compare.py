@@ -127,7 +127,7 @@ def difference(a: AttentionRows, b: AttentionRows, compare: ComparePart) -> tupl
     measured = first.resting is not None and second.resting is not None
     view = compare.view if measured else seen_view(first if first.resting is None else second, compare.view)
     made = role_heatmap(second, compare.role, view=view, compare=first)
-    change = second.share(compare.role, view=view).mean() - first.share(compare.role, view=view).mean()
+    change = float(second.share(compare.role, view=view).mean() - first.share(compare.role, view=view).mean())
     words = (
         f"Share of {compare.role} at the token that produces the answer, {parts.VIEWS[view]}; mean change "
         f"{number(change, signed=True, digits=3)}. Blue: more on side B, orange: less."
