@@ -6,7 +6,8 @@ import json
 import pytest
 
 from experiments.real_cure import design
-from experiments.real_cure.judge import difference, judge_all, make_table, read_answers
+from experiments.real_cure.answers import is_kept, keep, read_answers
+from experiments.real_cure.judge import difference, judge_all, make_table
 
 
 def write_part(folder, name, values, *, asked="template", measure="needles"):
@@ -67,6 +68,24 @@ def test_verdicts_by_the_rules(tmp_path):
     table = make_table(found["levels"]).splitlines()
     assert table[0].startswith("| model, asked | needles | squad")
     assert "| vanilla, template | 0.50 [0.50, 0.50] | – | – | 1.00" in "\n".join(table)
+
+
+def test_kept_answers_are_judged_as_the_run_is(tmp_path):
+    run, to = tmp_path / "run", tmp_path / "kept"
+    run.mkdir()
+    write_part(run, "base", texts(1.0, 0.5))
+    write_part(run, "vanilla-0", texts(0.5, 0.5))
+    (run / "scores-0").mkdir()
+    (run / "scores-0" / "quality.json").write_text('{"precision": 0.5}')
+    (run / "scores-0" / "selection.parquet").write_bytes(b"table")
+    (run / "vanilla-0" / "trained" / "context").mkdir(parents=True)
+    (run / "vanilla-0" / "trained" / "context" / "readings.jsonl").write_text('{"step": 1}\n')
+    names = [path.name for path in keep(run, to)]
+    assert names == ["base.jsonl", "vanilla-0.jsonl", "selection-0.parquet", "selections.json",
+                     "vanilla-0.readings.jsonl"]  # fmt: skip
+    assert judge_all(to) == judge_all(run)
+    assert judge_all(to)["selection"] == {"scores-0": {"precision": 0.5}}
+    assert [is_kept(to, "base"), is_kept(to, "indicator-0"), is_kept(None, "base")] == [True, False, False]
 
 
 def test_contradicting_answers_belong_to_other_prompts():

@@ -28,6 +28,8 @@ SEED = 2026
 SEEDS = (0, 1)
 """Seeds of the fine-tuning."""
 TEMPLATE = "chatml"
+DTYPE = "bfloat16"
+"""Number format of all models when they are asked and when they score."""
 
 # The mixture.
 
@@ -41,11 +43,13 @@ KINDS: Mapping[str, int] = {
 PASSAGE = ("t0 with passage", "alpaca with input")
 """Kinds whose answers depend on a text in the prompt, for the quality of the selection."""
 TRAINING: Mapping[str, Any] = {
-    "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "max_steps": 50, "max_length": 256,
-    "learning_rate": 2e-4, "lora_r": 16, "lora_alpha": 32,
+    "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "max_steps": 50, "max_length": 256,
+    "learning_rate": 2e-4, "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "bf16": True,
 }  # fmt: skip
 """Keys of the recipe `lora` that are set here: one pass over the mixture in steps of 16 rows. All methods
 take as many steps."""
+READINGS: Mapping[str, Any] = {"context": True, "context_share": 0.1, "context_every": 10}
+"""Readings of context use in the vanilla training of the first seed, which do not change the training."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ctxlens.files import write_atomic
 from ctxlens.results.claims import combine, judge
 from ctxlens.stats import Interval, bootstrap_mean
 from experiments.common import rounded
+from experiments.real_cure.answers import read_answers, read_quality
 
 MARGIN, COST_MARGIN = 0.10, 0.10
 MEASURES = ("needles", "squad", "drop", "closed book", "ifeval")
@@ -43,21 +44,8 @@ def judge_all(folder: Path) -> Found:
         "seeds": seeds,
         "levels": levels(frame),
         "hypotheses": {name: one for name, one in judge_hypotheses(frame).items() if one},
-        "selection": {
-            path.parent.name: json.loads(path.read_text()) for path in folder.glob("scores-*/quality.json")
-        },
+        "selection": read_quality(folder),
     }
-
-
-def read_answers(folder: Path) -> pd.DataFrame:
-    """All answers, with `model` (the folder's name without its seed) and `seed` (-1 for the base)."""
-    frames = []
-    for path in sorted(folder.glob("*/measured.json")):
-        name, _, seed = path.parent.name.rpartition("-")
-        rows = pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
-        model = name or path.parent.name
-        frames.append(rows.assign(model=model, seed=int(seed) if name else -1))
-    return pd.concat(frames, ignore_index=True)
 
 
 def values(frame: pd.DataFrame, model: str, asked: str, measure: str) -> pd.DataFrame:

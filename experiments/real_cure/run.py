@@ -2,6 +2,7 @@
 
 A part is one model, in its own folder; the same command goes on where it stopped. `--parts 0/2` and
 `--parts 1/2` share the seeds between two processes, because the cures of a seed need its vanilla run.
+The base is measured by the first of them. What `--kept` holds is neither trained nor measured again.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ctxlens.scoring.layers import find_layer
 from ctxlens.scoring.selection import select_turns, selection_quality
 from ctxlens.sft.training import train_from_config
 from experiments.real_cure import design
+from experiments.real_cure.answers import is_kept, selection_file
 from experiments.real_cure.measure import Sources, measure_all
 
 CURES = ("indicator", "random", "upsample")
@@ -43,6 +45,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--drop", type=Path, help="DROP, file")
     parser.add_argument("--ifeval", type=Path, help="IFEval, file")
     parser.add_argument("--out", type=Path, default=Path("runs/real_cure"))
+    parser.add_argument("--kept", type=Path, help="folder of kept answers, see answers.py")
     parser.add_argument("--methods", default=",".join(CURES), help="cures besides vanilla, by commas")
     parser.add_argument("--seeds", default=",".join(map(str, design.SEEDS)), help="seeds, by commas")
     parser.add_argument("--parts", default="0/1", help="K/N: every N-th seed from the K-th on")
@@ -56,16 +59,16 @@ def main(words: Sequence[str] | None = None) -> None:
     torch.set_num_threads(given.threads)
     sources = Sources(given.squad, given.drop, given.ifeval, smoke=given.smoke)
     data = make_data(given)
-    measure_base(given, sources)
     part, parts = map(int, given.parts.split("/"))
+    if part == 0:
+        measure_base(given, sources)
     for seed in [int(one) for one in given.seeds.split(",")][part::parts]:
-        vanilla = train(given, "vanilla", seed, data)
-        measure(given, sources, vanilla)
+        finish(given, sources, "vanilla", seed, data)
         if given.dose != "design":
             continue
-        selection = select(given, vanilla, seed, data)
+        selection = select(given, seed, data)
         for method in [one for one in given.methods.split(",") if one]:
-            measure(given, sources, train(given, method, seed, data, selection))
+            finish(given, sources, method, seed, data, selection)
 
 
 def make_data(given: argparse.Namespace) -> Path:
@@ -90,15 +93,26 @@ def open_part(given: argparse.Namespace, name: str, **config: Any) -> Run:
 
 def measure_base(given: argparse.Namespace, sources: Sources) -> None:
     """Measure the base model."""
+    if is_kept(given.kept, "base"):
+        return
     run = open_part(given, "base")
     if not run.has("measured.json"):
-        model = load_model(given.model, dtype="float32", chat_template=given.template)
+        model = load_model(given.model, dtype=design.DTYPE, chat_template=given.template)
         measure_all(run, model, sources, marked=False, tell=say)
 
 
 def name_part(given: argparse.Namespace, method: str, seed: int) -> str:
     """The folder's name of a method and seed."""
     return f"{method}-{seed}" if given.dose == "design" else f"{method}-{given.dose}-{seed}"
+
+
+def finish(
+    given: argparse.Namespace, sources: Sources, method: str, seed: int, data: Path,
+    selection: Path | None = None,
+) -> None:  # fmt: skip
+    """Train and measure one model, as far as its answers are not there."""
+    if not is_kept(given.kept, name_part(given, method, seed)):
+        measure(given, sources, train(given, method, seed, data, selection))
 
 
 def train(
@@ -108,6 +122,8 @@ def train(
     run = open_part(given, name_part(given, method, seed), method=method, seed=seed)
     say(f"{run.folder.name}: training")
     keys = {**design.TRAINING, **(SMOKE if given.smoke else {})}
+    if method == "vanilla" and seed == design.SEEDS[0]:
+        keys |= design.READINGS
     keys["max_steps"] *= design.DOSES[given.dose].passes
     train_from_config("lora", {
         "model": given.model, "dataset": data, "output_dir": run.path("trained"), "seed": seed,
@@ -117,13 +133,16 @@ def train(
     return run
 
 
-def select(given: argparse.Namespace, vanilla: Run, seed: int, data: Path) -> Path:
+def select(given: argparse.Namespace, seed: int, data: Path) -> Path:
     """Score the data with a seed's vanilla model, and select turns by the default rule."""
+    kept = None if given.kept is None else given.kept / selection_file(seed)
+    if kept is not None and kept.is_file():
+        return kept
     run = open_part(given, f"scores-{seed}", seed=seed)
     if not run.has("selection.parquet"):
         say(f"{run.folder.name}: scoring")
         talks = load_conversations(data)
-        score_conversations(load_trained(vanilla), talks, out=run)
+        score_conversations(load_trained(train(given, "vanilla", seed, data)), talks, out=run)
         scores = Scores.load(run.path("scores.parquet"))
         chosen = select_turns(scores, layer=find_layer(scores))
         passages = {(one.id, 1) for one in talks if one.id.rsplit("-", 1)[0] in design.PASSAGE}
@@ -142,7 +161,7 @@ def measure(given: argparse.Namespace, sources: Sources, run: Run) -> None:
 
 def load_trained(run: Run) -> Model:
     """The trained model of a part."""
-    return load_model(run.path("trained"), dtype="float32")
+    return load_model(run.path("trained"), dtype=design.DTYPE)
 
 
 def say(text: str) -> None:
