@@ -1,8 +1,8 @@
 """What was measured, from the folders of a run or from the answers that are kept in this repository.
 
 Run:  python -m experiments.real_cure.answers runs/real_cure
-It puts the answers of every finished model into one file of JSON Lines, and beside them the selections and
-the readings of the training that was watched. They can be judged again; a run goes on from them with `--kept`.
+It puts the answers of every finished model into one file of JSON Lines, and the selections and the readings
+of the training that was watched beside them. They can be judged again; a run goes on from them with `--kept`.
 """
 
 from __future__ import annotations
