@@ -149,11 +149,11 @@ def test_a_head_a_token_and_the_keys(page, model):
     page.js("""(() => {const plot = document.querySelector('.screen-where .js-plotly-plot');
         plot.emit('plotly_click', {points: [{x: 1, y: 2, curveNumber: 0, pointNumber: [2, 1], data: {}}],
         event: {}})})()""")
-    page.wait("document.getElementById('row-facts').textContent.startsWith('Layer 2, head 1')")
+    page.wait("document.getElementById('row-facts').textContent.startsWith('Layer 2, head 1')").still()
     page.js("document.querySelectorAll('#where-tokens .tok')[20].click()")
-    page.wait("document.querySelector('#where-tokens .query')?.dataset.i === '20'")
+    page.wait("document.querySelector('#where-tokens .query')?.dataset.i === '20'").still()
     page.press("#where-tokens", "\ue014")  # right
-    page.wait("document.querySelector('#where-tokens .query')?.dataset.i === '21'")
+    page.wait("document.querySelector('#where-tokens .query')?.dataset.i === '21'").still()
     page.press("#where-tokens", "\ue015")  # down
     page.wait("document.getElementById('row-facts').textContent.startsWith('Layer 3, head 1, from token 21')")
     chat = model.render(question(page), add_generation_prompt=True)
