@@ -7,7 +7,8 @@ import pytest
 
 from experiments.real_cure import design
 from experiments.real_cure.answers import is_kept, keep, read_answers
-from experiments.real_cure.judge import difference, judge_all, make_table
+from experiments.real_cure.figures import draw_recall
+from experiments.real_cure.judge import difference, judge_all, make_claims, make_table
 
 
 def write_part(folder, name, values, *, asked="template", measure="needles"):
@@ -68,6 +69,15 @@ def test_verdicts_by_the_rules(tmp_path):
     table = make_table(found["levels"]).splitlines()
     assert table[0].startswith("| model, asked | needles | squad")
     assert "| vanilla, template | 0.50 [0.50, 0.50] | – | – | 1.00" in "\n".join(table)
+    assert "| 1 vanilla loses context | −0.25 [−0.25, −0.25] | – | – | – | – | supported |" in make_claims(
+        found["hypotheses"]
+    )
+    bars = draw_recall(found["levels"]).data
+    assert [bar.name for bar in bars] == [
+        "without template", "with template", "with template and indicator",
+    ]  # fmt: skip
+    assert list(bars[1].x) == ["base", "vanilla"]
+    assert list(bars[1].y) == [0.75, 0.5]
 
 
 def test_kept_answers_are_judged_as_the_run_is(tmp_path):

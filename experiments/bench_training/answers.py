@@ -1,8 +1,9 @@
 """How fast is a real model trained on its answers, and how much of the processor is used?
 
 Question: tokens per second of `ctxlens.sft.train` on a pretrained model, relative to TRL's `SFTTrainer` on
-          the same conversations with the same arguments; and what is gained by computing logits only where
-          the loss counts. All three ways alternate in one process, so that other load affects them alike.
+          the same conversations with the same arguments; what is gained by computing logits only where the
+          loss counts; and what by multiplying in bfloat16 (autocast; the others compute in float32). All ways
+          alternate in one process, so that other load affects them alike.
 Run:      python -m experiments.bench_training.answers --model DIR --data FILE --out runs/bench_training
           python -m experiments.bench_training.answers --out DIR          (the embedded model, seconds)
 Goal:     a ratio of at least 1 to plain TRL (median over rounds).
@@ -29,7 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-WAYS = ("plain", "all logits", "ctxlens")
+WAYS = ("plain", "all logits", "ctxlens", "bfloat16")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -109,13 +110,13 @@ class Bench:
 
         return load_causal_lm(self.source, device=None, dtype=torch.float32)
 
-    def args(self) -> dict[str, Any]:
-        """The same arguments for all ways."""
+    def args(self, way: str) -> dict[str, Any]:
+        """The same arguments for all ways, but for the number format."""
         o = self.options
         return {
             "per_device_train_batch_size": o.batch, "gradient_accumulation_steps": o.accumulation,
             "num_train_epochs": 1, "learning_rate": 1e-5, "max_length": None, "use_cpu": True,
-            "disable_tqdm": True, "logging_steps": 1000, "seed": 0,
+            "disable_tqdm": True, "logging_steps": 1000, "seed": 0, "bf16": way == "bfloat16",
         }  # fmt: skip
 
     def run(self, way: str) -> dict[str, float]:
@@ -138,7 +139,7 @@ class Bench:
         from ctxlens.sft import make_sft_config
 
         data = Dataset.from_list([{"prompt": [asked], "completion": [said]} for asked, said in self.pairs])
-        args = make_sft_config(folder, self.args())
+        args = make_sft_config(folder, self.args("plain"))
         model.train()
         trainer = SFTTrainer(model=model, args=args, train_dataset=data, processing_class=self.tokenizer)
         trainer.remove_callback(PrinterCallback)
@@ -154,14 +155,14 @@ class Bench:
         }
 
     def _ours(self, model: Any, folder: str, way: str) -> dict[str, float]:
-        """`ctxlens.sft.train`, with and without the logits of positions that do not count."""
+        """`ctxlens.sft.train`: as it is, with the logits of positions that do not count, in bfloat16."""
         from ctxlens.chat.data import Conversation
         from ctxlens.sft import train
 
         data = [Conversation(str(i), tuple(pair), "bench", {}) for i, pair in enumerate(self.pairs)]
         with all_logits() if way == "all logits" else contextlib.nullcontext():
             out = train(
-                data, out=Path(folder) / "run", model=model, tokenizer=self.tokenizer, args=self.args(),
+                data, out=Path(folder) / "run", model=model, tokenizer=self.tokenizer, args=self.args(way),
                 progress=lambda done, total: None,
             )  # fmt: skip
         log = json.loads((out / "train.json").read_text(encoding="utf-8"))
@@ -211,21 +212,22 @@ def summarise(measured: dict[str, list[dict[str, float]]], bench: Bench) -> dict
     """Medians of all ways, ratios to plain TRL by round, and the share of the peak."""
     import torch
 
-    peak = measure_peak(torch.float32)
+    peaks = {way: measure_peak(torch.bfloat16 if way == "bfloat16" else torch.float32) for way in WAYS}
     medians = {
         way: {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
         for way, rounds in measured.items()
     }
-    for figures in medians.values():
-        figures["share_of_peak"] = figures["flops"] / peak
+    for way, figures in medians.items():
+        figures["share_of_peak"] = figures["flops"] / peaks[way]
 
     def ratios(way: str, to: str) -> list[float]:
         pairs = zip(measured[way], measured[to], strict=True)
         return [one["tokens_per_second"] / other["tokens_per_second"] for one, other in pairs]
 
     return {
-        "median": medians, "rounds": measured, "peak_flops": peak,
+        "median": medians, "rounds": measured, "peak_flops": peaks,
         "to_plain": ratios("ctxlens", "plain"), "to_all_logits": ratios("ctxlens", "all logits"),
+        "bfloat16": ratios("bfloat16", "ctxlens"),
         "model": bench.options.model if bench.options.model == "organism-chat" else Path(bench.source).name,
         "parameters": {"layers": bench.layers, "head": bench.head},
         "threads": torch.get_num_threads(), "machine": platform.machine(),
@@ -241,10 +243,14 @@ def table(result: dict[str, Any]) -> str:
             f"| {way} | {found['tokens_per_second']:.0f} | {found['trained'] / found['tokens']:.0%} | "
             f"{found['share_of_peak']:.0%} |"
         )
-    for key, what in (("to_plain", "plain TRL"), ("to_all_logits", "all logits")):
+    compared = {
+        "to_plain": "ctxlens over plain TRL", "to_all_logits": "ctxlens over all logits",
+        "bfloat16": "bfloat16 over ctxlens",
+    }  # fmt: skip
+    for key, what in compared.items():
         values = result[key]
         spread = f"{min(values):.3f} to {max(values):.3f}"
-        lines += ["", f"ctxlens over {what}: {statistics.median(values):.3f} ({spread} by round)"]
+        lines += ["", f"{what}: {statistics.median(values):.3f} ({spread} by round)"]
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
 """The verdicts of the experiment, from the measured answers alone, by the rules in README.md.
 
 Run:  python -m experiments.real_cure.judge runs/real_cure
+      python -m experiments.real_cure.judge experiments/real_cure/answers --to results-gemma3.json
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pandas as pd
 from ctxlens.files import write_atomic
 from ctxlens.results.claims import combine, judge
 from ctxlens.stats import Interval, bootstrap_mean
-from experiments.common import rounded
+from experiments.common import markdown, rounded
 from experiments.real_cure.answers import read_answers, read_quality
 
 MARGIN, COST_MARGIN = 0.10, 0.10
@@ -28,12 +29,11 @@ def main() -> None:
     """Judge what is finished, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--to", type=Path, help="file of the verdicts, by default judged.json in the folder")
     given = parser.parse_args()
     found = judge_all(given.folder)
-    write_atomic(given.folder / "judged.json", json.dumps(rounded(found), indent=1) + "\n")
-    print(make_table(found["levels"]))
-    for name, one in found["hypotheses"].items():
-        print(f"{name}: {one['verdict']}")
+    write_atomic(given.to or given.folder / "judged.json", json.dumps(rounded(found), indent=1) + "\n")
+    print(make_table(found["levels"]), make_claims(found["hypotheses"]), sep="\n\n")
 
 
 def judge_all(folder: Path) -> Found:
@@ -128,19 +128,27 @@ def _verdict(
 
 def make_table(found: Found) -> str:
     """The levels as a Markdown table."""
-    lines = ["| model, asked | " + " | ".join(MEASURES) + " |", "|---" * (len(MEASURES) + 1) + "|"]
-    for name, measures in found.items():
-        cells = [
-            f"{one['estimate']:.2f} [{one['low']:.2f}, {one['high']:.2f}]"
-            if (one := measures.get(m))
-            else "–"
-            for m in MEASURES
-        ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    rows = [[name, *(_say(measures.get(one)) for one in MEASURES)] for name, measures in found.items()]
+    return markdown(["model, asked", *MEASURES], rows)
 
 
-__all__ = ["judge_all", "make_table"]
+def make_claims(found: Mapping[str, Found]) -> str:
+    """The hypotheses with their differences and verdicts as a Markdown table."""
+    rows = [
+        [name, *(_say(one.get(measure), signed=True) for measure in MEASURES), one["verdict"]]
+        for name, one in sorted(found.items())
+    ]
+    return markdown(["hypothesis", *MEASURES, "verdict"], rows)
+
+
+def _say(one: Found | None, *, signed: bool = False) -> str:
+    if one is None:
+        return "–"
+    form = "+.2f" if signed else ".2f"
+    return f"{one['estimate']:{form}} [{one['low']:{form}}, {one['high']:{form}}]".replace("-", "−")
+
+
+__all__ = ["judge_all", "make_claims", "make_table"]
 
 if __name__ == "__main__":
     main()
