@@ -26,15 +26,17 @@ def test_sizes_of_a_preset_can_be_changed():
         resize(PRESETS["gpu"], ["layers=1"])
 
 
-def test_three_ways_of_training_on_answers_are_timed(tmp_path, capsys):
+def test_four_ways_of_training_on_answers_are_timed(tmp_path, capsys):
     words = ["--rows", "4", "--batch", "2", "--accumulation", "1", "--rounds", "1", "--out", str(tmp_path)]
     result = answers.main(words)
     assert json.loads((tmp_path / "answers.json").read_text())["to_plain"] == result["to_plain"]
-    plain, before, after = (result["median"][way] for way in answers.WAYS)
+    plain, before, after, rounded = (result["median"][way] for way in answers.WAYS)
     assert before["tokens"] == after["tokens"]
     assert abs(plain["tokens"] - after["tokens"]) <= 4  # TRL's completion may end with one more token
     assert abs(plain["trained"] - after["trained"]) <= 4
     assert after["trained"] < after["tokens"] / 2
     assert result["to_plain"] == [after["tokens_per_second"] / plain["tokens_per_second"]]
     assert 0 < after["share_of_peak"] < 1
+    assert rounded["trained"] == after["trained"]
+    assert result["bfloat16"] == [rounded["tokens_per_second"] / after["tokens_per_second"]]
     assert "ctxlens over all logits" in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ MOST_IN_FLOAT32 = 50_000_000
 
 _FAST = ("amx_bf16", "avx512_bf16")
 _FAST_IN_OLDER_TORCH = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-_TRAINS_FAST = _FAST[:1]
-_TRAINS_FAST_IN_OLDER_TORCH = _FAST_IN_OLDER_TORCH[:1]
 
 
 def has_fast_bfloat16() -> bool:
@@ -26,27 +23,18 @@ def has_fast_bfloat16() -> bool:
 
     Without them, products in bfloat16 can be many times slower than in float32.
     """
-    return _has_any(_FAST, _FAST_IN_OLDER_TORCH)
-
-
-def has_amx() -> bool:
-    """Whether this processor multiplies matrices of bfloat16 (AMX), as torch reports."""
-    return _has_any(_TRAINS_FAST, _TRAINS_FAST_IN_OLDER_TORCH)
-
-
-def _has_any(names: Sequence[str], older: Sequence[str]) -> bool:
     report = getattr(torch.cpu, "get_capabilities", None)
     if report is not None:
         found = report()
-        return any(found.get(name, False) for name in names)
-    return any(getattr(torch.cpu, name, bool)() for name in older)
+        return any(found.get(name, False) for name in _FAST)
+    return any(getattr(torch.cpu, name, bool)() for name in _FAST_IN_OLDER_TORCH)
 
 
 def trains_in_bfloat16(model: Any, *, trust_remote_code: bool = False, revision: str | None = None) -> bool:
     """Whether training on this CPU multiplies in bfloat16 by default (autocast; the weights stay in float32).
 
-    It does on a processor with AMX, for a model with more than 50 million parameters. With less work per
-    call, the conversions cost more than they save.
+    It does on a processor that multiplies bfloat16 fast, for a model with more than 50 million parameters.
+    With less work per call, the conversions cost more than they save.
 
     Args:
         model: a loaded model, or the name or folder of a checkpoint.
@@ -56,7 +44,7 @@ def trains_in_bfloat16(model: Any, *, trust_remote_code: bool = False, revision:
     Raises:
         InputError: a checkpoint that does not exist, or whose configuration cannot be read.
     """
-    if not has_amx():
+    if not has_fast_bfloat16():
         return False
     if isinstance(model, str | Path):
         config = _read_config(locate_checkpoint(str(model)), trust_remote_code, revision)
@@ -117,4 +105,4 @@ def _count_parameters(config: Any, trust_remote_code: bool) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
-__all__ = ["MOST_IN_FLOAT32", "choose_dtype", "has_amx", "has_fast_bfloat16", "trains_in_bfloat16"]
+__all__ = ["MOST_IN_FLOAT32", "choose_dtype", "has_fast_bfloat16", "trains_in_bfloat16"]
