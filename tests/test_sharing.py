@@ -12,7 +12,7 @@ from tiny_models import make_tiny, make_tokenizer
 import ctxlens.models.backends.native.backend as native_backend
 import ctxlens.models.sharing as sharing
 from ctxlens.chat.roles import RenderedChat
-from ctxlens.errors import ModelFailureError
+from ctxlens.errors import InputError, ModelFailureError
 from ctxlens.evals.needle.cells import build_cells
 from ctxlens.evals.needle.config import NeedleConfig
 from ctxlens.evals.needle.haystack import load_haystack
@@ -141,6 +141,32 @@ def test_logits_are_those_of_one_prompt_at_a_time(family, alpha, monkeypatch):
             ((_, alone),) = model.last_logprobs([chat], [count])
             assert torch.allclose(together[i], alone, atol=1e-5)
         assert texts == [model.generate(chat, max_new_tokens=6) for chat in chats]
+
+
+def test_logprobs_of_answers_share_their_text_and_equal_those_of_whole_passes(organism, monkeypatch):
+    text = "The mayor left the narrow path on a Sunday. " * 12
+    answers = ("It is a path.", "A Sunday in May, and a boy.", "Nobody knows.")
+    chats = [
+        organism.render([{"role": "user", "content": text + asked}, {"role": "assistant", "content": said}])
+        for asked, said in zip(("When?", "What is it?", "Who?"), answers, strict=True)
+    ]
+    with organism.steer(1.0):  # changes nothing, but every conversation is read whole
+        whole = organism.logprobs(chats)
+    read = []
+    prefill = type(organism.backend).prefill
+
+    def counted(self, batch, past, known, steerings, n_logits=1):
+        read.append(int(batch.attention_mask[:, known:].sum()))
+        return prefill(self, batch, past, known, steerings, n_logits)
+
+    monkeypatch.setattr(type(organism.backend), "prefill", counted)
+    shared = organism.logprobs(chats)
+    for one, other, chat in zip(shared, whole, chats, strict=True):
+        assert one.shape == chat.response_positions().shape
+        assert np.allclose(one, other, atol=1e-5)
+    assert 0 < sum(read) < 0.6 * sum(chat.n_tokens for chat in chats)
+    with pytest.raises(InputError, match="no assistant turn"):
+        organism.logprobs([organism.render([{"role": "user", "content": "Hi"}])])
 
 
 def test_models_that_take_no_positions_read_every_prompt_whole():
