@@ -59,7 +59,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--ifeval", type=Path, help="IFEval, file")
     parser.add_argument("--methods", default="indicator,upsample", help="by commas")
     parser.add_argument("--lengths", default="2000", help="context lengths of the audits, by commas")
-    parser.add_argument("--budget", type=float, default=15.0, help="minutes for each audit")
+    parser.add_argument("--budget", type=float, default=8.0, help="minutes for each audit")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--out", type=Path, default=Path("runs/repair"))
