@@ -79,7 +79,10 @@ def test_the_notebook_of_a_tutorial_holds_the_same_examples(page):
 
 
 def test_a_notebook_by_hand():
-    page = "# Title\n\nSee [the log](../log.md) and [a paper](https://x.org/y).\n\n```python\nprint(1)\n```\n\n```bash\nls\n```\n"
+    page = (
+        "# Title\n\nSee [the log](../log.md) and [a paper](https://x.org/y).\n\n![A plot](../a.svg)\n\n"
+        "[![A page](../b.png){ width=9 }](../b.html)\n\n```python\nprint(1)\n```\n\n```bash\nls\n```\n"
+    )
     cells = notebooks.to_notebook(page).cells[1:]
     assert [cell.cell_type for cell in cells] == ["markdown", "code", "markdown"]
     assert cells[0].source == "# Title\n\nSee the log and [a paper](https://x.org/y)."

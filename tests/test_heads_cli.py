@@ -59,7 +59,9 @@ def test_figures_hold_the_results_numbers(run):
     found = HeadMap.load(run / "map-blind.safetensors")
     (heat,) = head_map(found).data
     assert heat.z[1][2] == pytest.approx(found.values[1, 2], abs=1e-5)
-    assert heat.text[1][2].strip("()") == f"{found.values[1, 2]:+.2f}"
+    assert float(heat.text[1][2].strip("()").replace("−", "-")) == round(found.values[1, 2], 2)
+    cells = HeadMap(np.array([[[-0.25, -0.0004, 0.001, 0.5]]] * 3), np.arange(3), "blind")
+    assert list(head_map(cells).data[0].text[0]) == ["−0.250", "0.000", "+0.001", "+0.500"]
     low, high = found.interval()
     assert heat.customdata[1][2] == pytest.approx((low[1, 2], high[1, 2]), abs=1e-5)
     assert heat.text[1][2].startswith("(") == (low[1, 2] <= 0 <= high[1, 2])

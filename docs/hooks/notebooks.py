@@ -16,6 +16,7 @@ from nbformat import v4
 
 FOLDER = "tutorials/"
 _EXAMPLE = re.compile(r"^```python\n(.*?)^```\n?", re.MULTILINE | re.DOTALL)
+_IMAGE = re.compile(r"\[?!\[[^\]]*\]\((?!https?:)[^)]+\)(?:\{[^}]*\})?(?:\]\([^)]+\))?\n*")
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:)[^)]+\)")
 INSTALL = """\
 # On Colab, or where ctxlens is not installed yet: SOURCE is the address of its repository, with git+ before
@@ -59,7 +60,7 @@ def notebook_of(address: str) -> str:
 def to_notebook(markdown: str) -> nbformat.NotebookNode:
     """The page as a notebook: its text and its Python examples, in order.
 
-    Links to other pages become plain text, because a notebook is read elsewhere.
+    Links to other pages become plain text, because a notebook is read elsewhere; so pictures are left out.
     """
     cells = [v4.new_code_cell(INSTALL), *_cells(markdown)]
     for number, cell in enumerate(cells):
@@ -75,4 +76,4 @@ def _cells(markdown: str) -> Iterator[nbformat.NotebookNode]:
         if number % 2:
             yield v4.new_code_cell(text)
         elif text:
-            yield v4.new_markdown_cell(_LINK.sub(r"\1", text))
+            yield v4.new_markdown_cell(_LINK.sub(r"\1", _IMAGE.sub("", text)).strip("\n"))

@@ -183,7 +183,9 @@ def gradient_scatter(estimate: HeadMap, truth: HeadMap) -> go.Figure:
 def _cell(value: float, undecided: bool, form: str) -> str:
     if np.isnan(value):
         return ""
-    return f"({form.format(value)})" if undecided else form.format(value)
+    text = form.format(value)
+    text = text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
+    return f"({text})" if undecided else text
 
 
 def _ranked_by(name: str) -> str:
