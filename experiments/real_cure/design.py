@@ -48,7 +48,7 @@ TRAINING: Mapping[str, Any] = {
 }  # fmt: skip
 """Keys of the recipe `lora` that are set here: one pass over the mixture in steps of 16 rows. All methods
 take as many steps."""
-READINGS: Mapping[str, Any] = {"context": True, "context_share": 0.1, "context_every": 10}
+READINGS: Mapping[str, Any] = {"context": True, "context_share": 0.3, "context_every": 10}
 """Readings of context use in the vanilla training of the first seed, which do not change the training."""
 
 
