@@ -21,7 +21,7 @@ def parse_numbers(text: str, kind: Callable[[str], Any], option: str) -> tuple[A
     """Parse numbers that are separated by commas.
 
     Args:
-        text: what the user wrote, such as `1,2,3`.
+        text: what the user wrote, such as `500,1000`.
         kind: `int` or `float`.
         option: what the message calls the value, such as `--lengths`.
 
@@ -31,8 +31,9 @@ def parse_numbers(text: str, kind: Callable[[str], Any], option: str) -> tuple[A
     try:
         return tuple(kind(part) for part in text.split(","))
     except ValueError:
+        example = "500,1000" if kind is int else "0.5,0.25"
         raise InputError(
-            f"{option} got {text!r}; expected numbers separated by commas, such as 1,2,3."
+            f"{option} got {text!r}; expected numbers separated by commas, such as {example}."
         ) from None
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ctxlens.errors import CtxlensError
+from ctxlens.cli._wrong_words import explain
+from ctxlens.errors import CtxlensError, InputError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +46,11 @@ class Verb(_ShortHelpOption, TyperCommand):
     """One verb. An option shown as `[FILE]` may stand without its value, which is then `-`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words of a command."""
+        """Parse the words of a command.
+
+        Raises:
+            InputError: words that this verb does not know, in one sentence.
+        """
         optional = {name for one in self.params if one.metavar == "[FILE]" for name in one.opts}
         words: list[str] = []
         for i, word in enumerate(args):
@@ -53,7 +58,13 @@ class Verb(_ShortHelpOption, TyperCommand):
             following = args[i + 1] if i + 1 < len(args) else "--"
             if word in optional and following.startswith("-") and following != "-":
                 words.append("-")
-        return super().parse_args(ctx, words)
+        try:
+            return super().parse_args(ctx, list(words))
+        except Exception as error:
+            sentence = explain(error, str(self.name), words, self.params)
+            if sentence is None:
+                raise
+            raise InputError(sentence) from None
 
 
 class Verbs(_ShortHelpOption, TyperGroup):

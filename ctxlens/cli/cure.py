@@ -88,7 +88,7 @@ class AuditingOptions:
 @verb(
     "ctxlens cure organism --dataset data.json --budget 1m --out runs/cure",
     "ctxlens cure Qwen/Qwen3-0.6B-Base --dataset data.jsonl --chat-template chatml --plan",
-    "ctxlens cure MODEL --dataset data.jsonl --recipe lora max_steps=200 --seed-model runs/vanilla",
+    "ctxlens cure MODEL --dataset data.jsonl --recipe lora max_steps=200 --seed-model runs/vanilla/train",
     "ctxlens cure MODEL --dataset data.jsonl --method random --scores runs/cure --out runs/random",
 )
 def cure(

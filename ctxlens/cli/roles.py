@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -57,6 +58,9 @@ def roles(
         options["tools"] = read_tools(tools)
     render_one = partial(render_plain if plain else render, model.load_tokenizer(renders_only=True))
     chats = render_each(render_one, conversations, **options)
+    _screen.note(f"model: {model.model}")
+    if longer := _note_window(model.model, [chat.n_tokens for chat in chats]):
+        _screen.note(longer)
     if html is None:
         output.show(
             lambda: _outcomes.roles_outcome(chats, model.model),
@@ -68,3 +72,17 @@ def roles(
     condition = "without chat template" if plain else "with its chat template"
     roles_view(chats, title=f"Roles: {model.model}, {condition}").save(html)
     _screen.note(f"the page is in {html}")
+
+
+def _note_window(model: str, lengths: Sequence[int]) -> str:
+    """That conversations are longer than the model's window; empty if they are not, or nobody knows."""
+    from ctxlens.models.checkpoint import locate_checkpoint, read_window
+
+    window = read_window(locate_checkpoint(model))
+    too_long = [number for number, length in enumerate(lengths) if window is not None and length > window]
+    if not too_long:
+        return ""
+    return (
+        f"conversation {too_long[0]} has {lengths[too_long[0]]} tokens, more than the window of {model} "
+        f"({window}); --window {window} --truncate shows what would be left of it"
+    )

@@ -158,7 +158,7 @@ def check_scores(scores: Path | None) -> None:
         raise InputError("give the run folder of ctxlens score as --scores, or a file to restore as --undo.")
     path = scores / "scores.parquet" if scores.is_dir() or not scores.suffix else scores
     if not path.exists():
-        raise InputError(f"{path} does not exist; give the path of a ctxlens result.")
+        raise InputError(f"{path} does not exist; give the folder that `ctxlens score` wrote with --out.")
 
 
 def _deciding_layer(table: Scores, layer: str | None, reduction: str, folder: Path) -> int | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,9 @@ def locate_checkpoint(name_or_path: str | Path) -> Path | str:
             "merge it into its base model with PEFT (merge_and_unload) and save the result."
         )
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} contains no config.json, so it is not a transformers checkpoint.")
+        inside = next(iter(sorted(folder.glob("*/config.json"))), None)
+        near = f"; did you mean {inside.parent}?" if inside is not None else "."
+        raise InputError(f"{folder} contains no config.json, so it is not a transformers checkpoint{near}")
     if not any(folder.glob("*.safetensors")):
         raise InputError(
             f"{folder} contains no safetensors weights; load it in transformers and convert it with "
@@ -85,6 +88,14 @@ def is_gguf(source: Path | str) -> bool:
     return isinstance(source, Path) and source.suffix == GGUF
 
 
+def _say_why(source: Path | str, error: BaseException) -> str:
+    """Why something cannot be loaded; for a Hub id without the Hub, that this was asked for."""
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    if offline and not isinstance(source, Path) and isinstance(error, OSError):
+        return "it is not in the cache, and HF_HUB_OFFLINE forbids a download: unset it, or give a folder"
+    return first_line(error)
+
+
 def pretrained_arguments(source: Path | str, revision: str | None = None) -> dict[str, Any]:
     """The arguments with which `from_pretrained` finds a located checkpoint.
 
@@ -107,6 +118,16 @@ def pretrained_arguments(source: Path | str, revision: str | None = None) -> dic
     return {"pretrained_model_name_or_path": source, "local_files_only": True}
 
 
+def read_window(source: Path | str) -> int | None:
+    """How many tokens a local checkpoint's model can read, by its configuration; None if it does not say."""
+    try:
+        config = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))
+        window = {**config, **config.get("text_config", {})}.get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+    return window if isinstance(window, int) else None
+
+
 def load_tokenizer(
     source: Path | str, *, trust_remote_code: bool = False, revision: str | None = None, **options: Any
 ) -> Any:
@@ -121,7 +142,8 @@ def load_tokenizer(
 
         return AutoTokenizer.from_pretrained(**where, trust_remote_code=trust_remote_code, **options)
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"no tokenizer can be loaded from {source} ({first_line(error)}).") from error
+        reason = _say_why(source, error)
+        raise InputError(f"no tokenizer can be loaded from {source} ({reason}).") from error
     except Exception as error:  # transformers' GGUF reader raises all kinds of errors for damaged files
         if not is_gguf(source):
             raise
@@ -167,6 +189,12 @@ def read_chat_template(chat_template: str | Path | None) -> str | None:
         return (Path(__file__).parent / "templates" / f"{text}.jinja").read_text(encoding="utf-8")
     try:
         return Path(text).expanduser().read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        names = ", ".join(sorted(TEMPLATES))
+        raise InputError(
+            f"there is no chat template {text!r}; give a Jinja file, or a template that comes with ctxlens "
+            f"({names})."
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the chat template {text!r} cannot be read ({first_line(error)}).") from error
 

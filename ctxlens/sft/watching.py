@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ctxlens.errors import InputError
+from ctxlens.models.checkpoint import read_window
 from ctxlens.parsing import parse_numbers
 from ctxlens.sft.keys import ContextKeys
 
@@ -29,21 +29,12 @@ def check_readings(keys: ContextKeys, source: Path | str, template: Any) -> None
             f"{source} has no chat template, so that context: true has nothing to compare; give "
             "chat_template: FILE, or leave out context."
         )
-    longest, window = max(_lengths(keys)), _read_window(source)
+    longest, window = max(_lengths(keys)), read_window(source)
     if window is not None and longest >= window:
         raise InputError(
             f"context_lengths asks for texts of {longest} tokens, but the model's window is {window} tokens, "
             "and must also hold template, question and answer; give shorter lengths."
         )
-
-
-def _read_window(source: Path) -> int | None:
-    try:
-        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-        window = {**config, **config.get("text_config", {})}.get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError, TypeError):
-        return None
-    return window if isinstance(window, int) else None
 
 
 def watch(trainer: Any, keys: ContextKeys) -> None:

@@ -32,6 +32,7 @@ FRESH = (5, 6, 7)
 """Blocks of the second judgement: twelve texts that nothing was chosen on, and that no other part has."""
 CONDITIONS = "plain,plain+prefix,template,template+prefix"
 PREFIXED = "plain+prefix,template+prefix"
+OTHER_MODES = ("prompt-only", "compounding")
 CONTROLS = "plain+matched+prefix,plain+bos+prefix,template+nosystem+prefix"
 MAX_NEW_TOKENS = 40
 BATCH_TOKENS = 32_768

@@ -301,6 +301,10 @@ def judge_fresh(folder: Path) -> Found:
         small = collect(folder / "fresh-small")
         if set(small.frame["cell"]) == set(texts.frame["cell"]):  # the rule needs all of the texts
             found["small"] = judge_small_set(small, unsteered, texts)
+    if is_measured(folder / "fresh-modes"):
+        modes = collect(folder / "fresh-modes")
+        if set(modes.frame["cell"]) == set(texts.frame["cell"]):
+            found["modes"] = judge_fresh_modes(modes, unsteered, texts)
     return found
 
 
@@ -310,8 +314,28 @@ def judge_modes(folder: Path) -> Found:
     grid = collect(folder / "modes")
     return {
         mode: shown(loss.mean(_gain(grid.recall(heads=mode), unsteered["template"])))
-        for mode in ("prompt-only", "compounding")
+        for mode in design.OTHER_MODES
     }
+
+
+def judge_fresh_modes(grid: NeedleGrid, unsteered: Mapping[str, pd.Series], texts: NeedleGrid) -> Found:
+    """All heads in the other modes on the fresh texts; arguments as in `judge_steering`."""
+    found: Found = {}
+    for mode in design.OTHER_MODES:
+        gains = {
+            base: _gain(grid.recall(condition=f"{base}+prefix", heads=mode), unsteered[base])
+            for base in ("template", "plain")
+        }
+        figures = {
+            "template": texts.mean(gains["template"]),
+            "template minus no template": texts.difference(gains["plain"], gains["template"]),
+        }
+        found[mode] = {
+            **{name: shown(one, GAIN_MARGIN, direction=1) for name, one in figures.items()},
+            "no template": shown(texts.mean(gains["plain"])),
+            "verdict": combine(judge(one, direction=1, margin=GAIN_MARGIN) for one in figures.values()),
+        }
+    return found
 
 
 def judge_maps(folder: Path) -> Found:

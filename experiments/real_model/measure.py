@@ -126,12 +126,15 @@ def measure_verdict_on_cause(bench: Bench) -> None:
 
 def measure_modes(bench: Bench) -> None:
     """Steer all heads of the judging blocks in the other modes."""
+    bench.only(design.JUDGING).ask("modes", "template+prefix", (bench.detail,), settings=_other_modes(bench))
+
+
+def _other_modes(bench: Bench) -> list[Setting]:
     chosen = _judged(bench)["cause"]["chosen α"]["all"]
-    settings = [
+    return [
         Setting("model", steering=Steering(alpha, mode=mode), heads=mode)
-        for mode, alpha in (("prompt-only", chosen), ("compounding", design.ALPHAS[0]))
+        for mode, alpha in zip(design.OTHER_MODES, (chosen, design.ALPHAS[0]), strict=True)
     ]
-    bench.only(design.JUDGING).ask("modes", "template+prefix", (bench.detail,), settings=settings)
 
 
 def measure_cost(bench: Bench) -> None:
@@ -206,6 +209,11 @@ def measure_fresh_small(bench: Bench) -> None:
     bench.ask("fresh-small", "template+prefix", (bench.detail,), settings=settings)
 
 
+def measure_fresh_modes(bench: Bench) -> None:
+    """The same texts in both conditions, with all heads steered in the other modes."""
+    bench.ask("fresh-modes", design.PREFIXED, (bench.detail,), settings=_other_modes(bench))
+
+
 def _steer(name: str, heads: Any, alpha: float, draw: int = 0) -> Setting:
     return Setting("model", steering=Steering(alpha, heads=heads), heads=name, draw=draw)
 
@@ -247,6 +255,7 @@ MEASURES: Mapping[str, Callable[[Bench], None]] = {
     "fresh": measure_fresh,
     "fresh-plain": measure_fresh_plain,
     "fresh-small": measure_fresh_small,
+    "fresh-modes": measure_fresh_modes,
 }
 """The measurements by name. Each has what it needs in this order, with `judge` after `attention`, `cause`,
 `maps` and `small`."""

@@ -59,7 +59,14 @@ def claims(found: Found) -> Iterator[list[str]]:
     if "judged" in found.get("cause", {}):
         yield from _cause(found["cause"], "the first eight texts")
     for mode, one in found.get("modes", {}).items():
-        yield ["", f"gain of all heads in mode `{mode}`", *_judged(one)]
+        yield ["", f"gain by steering, the first eight texts: all heads, mode `{mode}`", *_judged(one)]
+    for mode, one in found.get("fresh", {}).get("modes", {}).items():
+        for name in ("template", "template minus no template", "no template"):
+            yield [
+                "4. other modes",
+                f"gain by steering, twelve fresh texts: {mode}, {name}",
+                *_judged(one[name]),
+            ]
     for where in ("fresh", "small"):
         one = found.get("small", {}) if where == "small" else found.get(where, {}).get("small", {})
         if "small set" in one:

@@ -146,6 +146,8 @@ def load_needles(path: str | Path) -> tuple[Needle, ...]:
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {path}; give a YAML file of needles, or their name.") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} cannot be read as YAML needles ({reason}).") from error
