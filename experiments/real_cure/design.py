@@ -48,8 +48,10 @@ TRAINING: Mapping[str, Any] = {
 }  # fmt: skip
 """Keys of the recipe `lora` that are set here: one pass over the mixture in steps of 16 rows. All methods
 take as many steps."""
-READINGS: Mapping[str, Any] = {"context": True, "context_share": 0.3, "context_every": 10}
-"""Readings of context use in the vanilla training of the first seed, which do not change the training."""
+READINGS: Mapping[str, Any] = {"context": True, "context_every": 10}
+"""Readings of context use in the vanilla trainings of the first seed, which do not change the training."""
+READING_SHARE, READING_SHARE_OF_SEARCH = 0.3, 1.0
+"""The share of the time that they may take, with the design's dose and with those of the search."""
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,8 @@ def train(
     say(f"{run.folder.name}: training")
     keys = {**design.TRAINING, **(SMOKE if given.smoke else {})}
     if method == "vanilla" and seed == design.SEEDS[0]:
-        keys |= design.READINGS
+        share = design.READING_SHARE if given.dose == "design" else design.READING_SHARE_OF_SEARCH
+        keys |= {**design.READINGS, "context_share": share}
     keys["max_steps"] *= design.DOSES[given.dose].passes
     train_from_config("lora", {
         "model": given.model, "dataset": data, "output_dir": run.path("trained"), "seed": seed,
