@@ -16,8 +16,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
-
 from ctxlens.files import write_atomic
 from ctxlens.report.figures import draw
 
@@ -53,7 +51,7 @@ def run_examples(page: Path) -> dict[str, Any]:
     return names
 
 
-PICTURES: Mapping[str, Callable[[Mapping[str, Any]], go.Figure]] = {
+PICTURES: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "ignored_document": lambda names: draw(names["drift"], role="user", heads=True),
     "data": lambda names: draw(names["selection"]),
 }
