@@ -55,7 +55,7 @@ def test_every_part_is_measured_and_judged(small, test_data, tmp_path, monkeypat
     }
     assert set(found["fresh"]["modes"]) == {"prompt-only", "compounding"}
     assert found["small"]["heads"] == found["maps"]["ranking"][: len(found["small"]["heads"])]
-    assert set(found["cost"]) == {"unsteered", "all", "retrieval", "small"}
+    assert set(found["cost"]) == {"unsteered", "all", "retrieval", "small", "prompt-only", "compounding"}
     shown = "\n".join(table.tables(found))
     assert all(claim in shown for claim in ("1. loss", "2. template", "3. role bias", "4. cause", "4. cost"))
     drawn = [draw(found) for _, draw in figures.FIGURES.values()]

@@ -146,6 +146,7 @@ def measure_cost(bench: Bench) -> None:
         _steer("all", "all", best["all"]),
         _steer("retrieval", _fact_heads(found), best["retrieval"]),
         _steer("small", _pairs(found["small"]["heads"]), design.MAP_ALPHA),
+        *_other_modes(bench),
     ]
     for setting in settings:
         name = f"{setting.heads}.parquet"
@@ -156,8 +157,11 @@ def measure_cost(bench: Bench) -> None:
 
 def _ask_knowledge(model: Model, setting: Setting) -> Ability:
     steering = setting.steering
-    steered = nullcontext() if steering is None else model.steer(steering.alpha, heads=steering.heads)
-    with steered:
+    with (
+        nullcontext()
+        if steering is None
+        else model.steer(steering.alpha, heads=steering.heads, mode=steering.mode)
+    ):
         return run_closed_book(model, KNOWLEDGE, label=setting.heads, max_new_tokens=16)
 
 

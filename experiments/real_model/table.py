@@ -19,6 +19,11 @@ NAMES = {
     "a foreign template": "Llama 3's template",
 }
 
+COSTS = {
+    "all": "all heads", "retrieval": "heads that attend to the fact", "small": "the small set",
+    "prompt-only": "all heads, mode `prompt-only`", "compounding": "all heads, mode `compounding`",
+}  # fmt: skip
+
 
 def main() -> None:
     """Print the tables of a file of results, by default that of SmolLM2."""
@@ -81,7 +86,7 @@ def claims(found: Found) -> Iterator[list[str]]:
             yield ["", "… minus as many random heads", *_judged(one["small set minus random heads"])]
     for name, one in found.get("cost", {}).items():
         if name != "unsteered":
-            yield ["4. cost", f"general knowledge, {name} heads steered", *_judged(one)]
+            yield ["4. cost", f"general knowledge, steered: {COSTS[name]}", *_judged(one)]
 
 
 def _cause(found: Found, texts: str) -> Iterator[list[str]]:
