@@ -154,6 +154,8 @@ def draw_steering(found: Found) -> go.Figure:
               "as many<br>random heads": judging["random heads"]}  # fmt: skip
     if "small" in judging:
         judged["a small set"] = judging["small"]["small set"]
+    if "modes" in judging:
+        judged["all heads, α .95,<br>compounding"] = judging["modes"]["compounding"]["template"]
     rows = list(judged.values())[::-1]
     figure.add_trace(
         go.Scatter(
