@@ -46,6 +46,10 @@ def test_differences_are_paired_by_question_over_seeds(tmp_path):
     assert found.estimate == pytest.approx(-0.375)
     assert found.n == 12
     assert difference(frame, ("base", "template"), ("upsample", "template"), "needles") is None
+    write_part(tmp_path, "indicator-1", texts(0.5, 0.5))
+    # Only seed 1 has both models: its vanilla run has 0 and .5.
+    paired = difference(read_answers(tmp_path), ("vanilla", "template"), ("indicator", "template"), "needles")
+    assert paired.estimate == pytest.approx(0.25)
 
 
 def test_verdicts_by_the_rules(tmp_path):

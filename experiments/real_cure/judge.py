@@ -57,7 +57,13 @@ def values(frame: pd.DataFrame, model: str, asked: str, measure: str) -> pd.Data
 def difference(
     frame: pd.DataFrame, first: tuple[str, str], second: tuple[str, str], measure: str
 ) -> Interval | None:
-    """Second minus first, paired by question, with an interval over texts; None if one is not measured."""
+    """Second minus first, paired by question, with an interval over texts; None if one is not measured.
+
+    Two trained models are compared over the seeds that both have.
+    """
+    seeds = [set(frame.loc[frame["model"] == model, "seed"]) for model, _ in (first, second)]
+    if all(min(one, default=-1) >= 0 for one in seeds):
+        frame = frame[frame["seed"].isin(seeds[0] & seeds[1])]
     before, after = values(frame, *first, measure), values(frame, *second, measure)
     if before.empty or after.empty:
         return None
