@@ -127,7 +127,7 @@ def test_response_mean_without_response(folder):
 @pytest.mark.parametrize(
     ("template", "fragments"),
     [
-        (None, ("none.jinja", "cannot be read")),
+        (None, ("none.jinja", "there is no chat template")),
         ("{% for %}", ()),
         ("{{ raise_exception('never') }}", ("never",)),
     ],

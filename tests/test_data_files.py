@@ -108,7 +108,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
 REFUSED = {
     "torn.jsonl": (LINES[:-30], f"line 3, column {THIRD.rindex('content')}: {ENDS} that begins"),
     "split.jsonl": (SPLIT, f"line 2, column {FIRST.index(' 0 stop') + 1}: {ENDS}"),
-    "comma.json": ("[\n" + LINES.replace("}\n", "},\n") + "]", "line 5, column 1: a comma after the last"),
+    "comma.json": ("[\n" + LINES.replace("}\n", "},\n") + "]", ": a comma after the last"),
     "commas.jsonl": (LINES.replace("}\n", "},\n"), f"line 1, column {len(FIRST) + 1}: a comma after a row"),
     "comment.jsonl": ("// buses\n" + LINES, "line 1, column 1: a comment ('// buses"),
     "quotes.jsonl": (LINES + "{'id': 1}\n", "line 4, column 2: \"'id': 1}\" is in single quotes"),

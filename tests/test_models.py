@@ -70,7 +70,7 @@ class TestLoading:
             ({"backend": "other"}, "unknown backend 'other'"),
             ({"device": "abacus"}, "unknown device 'abacus'"),
             ({"dtype": "float8"}, "unknown dtype 'float8'; choose one of float32"),
-            ({"chat_template": "missing.jinja"}, r"chat template 'missing\.jinja' cannot be read"),
+            ({"chat_template": "missing.jinja"}, r"there is no chat template 'missing\.jinja'"),
         ],
     )
     def test_bad_options(self, checkpoint, options, words):

@@ -132,7 +132,7 @@ def test_bad_yaml_names_the_file(tmp_path, text, words):
 
 
 def test_missing_yaml_is_refused(tmp_path):
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="there is no file"):
         load_needles(tmp_path / "none.yaml")
 
 

@@ -97,9 +97,7 @@ class LoadOptions:
     ] = ModelDtype.auto
     chat_template: Annotated[
         Path | None,
-        typer.Option(
-            help="Jinja file, or chatml, instead of the tokenizer's chat template.", metavar="FILE"
-        ),
+        typer.Option(help="Jinja file, or chatml, instead of the tokenizer's chat template.", metavar="FILE"),
     ] = None
     template_arg: TemplateArgOption = None
     trust_remote_code: Annotated[

@@ -91,7 +91,7 @@ def is_gguf(source: Path | str) -> bool:
 def _say_why(source: Path | str, error: BaseException) -> str:
     """Why something cannot be loaded; for a Hub id without the Hub, that this was asked for."""
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    if offline and not isinstance(source, Path) and isinstance(error, OSError):
+    if offline and not isinstance(source, Path) and "couldn't connect" in first_line(error):
         return "it is not in the cache, and HF_HUB_OFFLINE forbids a download: unset it, or give a folder"
     return first_line(error)
 

@@ -34,20 +34,21 @@ def trains_in_bfloat16(model: Any, *, trust_remote_code: bool = False, revision:
     """Whether training on this CPU multiplies in bfloat16 by default (autocast; the weights stay in float32).
 
     It does on a processor that multiplies bfloat16 fast, for a model with more than 50 million parameters.
-    With less work per call, the conversions cost more than they save.
+    With less work per call, the conversions cost more than they save. A checkpoint whose configuration
+    cannot be read gives False.
 
     Args:
         model: a loaded model, or the name or folder of a checkpoint.
         trust_remote_code: run code that comes with the checkpoint.
         revision: branch, tag or commit of a model on the Hub.
-
-    Raises:
-        InputError: a checkpoint that does not exist, or whose configuration cannot be read.
     """
     if not has_fast_bfloat16():
         return False
     if isinstance(model, str | Path):
-        config = _read_config(locate_checkpoint(str(model)), trust_remote_code, revision)
+        try:
+            config = _read_config(locate_checkpoint(str(model)), trust_remote_code, revision)
+        except InputError:
+            return False  # loading the model says what is wrong with it
         return _count_parameters(config, trust_remote_code) > MOST_IN_FLOAT32
     return sum(weight.numel() for weight in model.parameters()) > MOST_IN_FLOAT32
 

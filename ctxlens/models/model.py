@@ -35,7 +35,7 @@ from ctxlens.models.generation import continue_greedily, cut_at, stop_at
 from ctxlens.models.loading import find_indicator, find_stop_ids
 from ctxlens.models.memory import fit_batch_tokens, free_memory
 from ctxlens.models.queries import Queries, find_queries, make_allocation
-from ctxlens.models.responses import find_response, pick_logprobs
+from ctxlens.models.responses import find_response, pick_logprobs, read_at_ends
 from ctxlens.models.sharing import Sharing, Stop
 from ctxlens.results import RoleAllocation
 from ctxlens.runs import Progress
@@ -414,7 +414,7 @@ class Model:
         """
         self._check_chats(chats)
         if not self._steerings:
-            return self._logprobs_at_ends(chats, turn, batch_tokens)
+            return read_at_ends(self, chats, turn, batch_tokens)
         budget = max(1, min(batch_tokens, _LOGITS // self.backend.shape.d_vocab))
         result: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(chats)
         for indices in plan_batches([len(chat.tokens) for chat in chats], budget):
@@ -422,18 +422,6 @@ class Model:
             for row, i in enumerate(indices):
                 at = find_response(chats[i], turn)
                 result[i] = pick_logprobs(chats[i], at, logits[row, at - 1].float().log_softmax(-1))
-        return result
-
-    def _logprobs_at_ends(
-        self, chats: Sequence[RenderedChat], turn: int | None, batch_tokens: int
-    ) -> list[Float[np.ndarray, " response_pos"]]:
-        """`logprobs` from the positions of each conversation's end, where steering makes no difference."""
-        positions = [find_response(chat, turn) for chat in chats]
-        counts = [len(chat.tokens) + 1 - int(at[0]) for chat, at in zip(chats, positions, strict=True)]
-        result: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(chats)
-        for i, values in self.last_logprobs(chats, counts, batch_tokens=batch_tokens):
-            at = positions[i]
-            result[i] = pick_logprobs(chats[i], at, values[at - at[0]])
         return result
 
     def last_logprobs(

@@ -135,11 +135,12 @@ def _explain(text: str, at: int, said: str) -> str:
         ) + "; the file was cut off here, or a line break splits the row"
     if rest.startswith(("//", "/*", "#")):
         return f"a comment ({shown}), which JSON does not have; remove it"
-    if rest.startswith(","):
+    trailing = "trailing comma" in said  # Python 3.13 points at the comma itself, older ones at what follows
+    if rest.startswith(",") and not trailing:
         return (
             "a comma after a row, which JSON lines do not have; remove it, or make the rows a list in [ and ]"
         )
-    if (rest[:1] in "]}" and before.endswith(",")) or "trailing comma" in said:
+    if (rest[:1] in "]}" and before.endswith(",")) or trailing:
         return "a comma after the last item; remove it"
     if rest.startswith("'"):
         return f"{shown} is in single quotes, as Python prints it; write the file with json.dumps"
