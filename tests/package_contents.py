@@ -14,8 +14,8 @@ SDIST_NEEDS = {
     "README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml", "constraints.txt", "mkdocs.yml", "PKG-INFO",
 }  # fmt: skip
 """Files that an sdist must hold besides the package, so that it can be built and tested."""
-RUNS = ("manifest.json", ".parquet", ".DS_Store", ".pyc")
-"""Ends of names that only runs and caches leave behind."""
+GENERATED = {"PKG-INFO"}
+"""Files of an sdist that the build writes."""
 
 
 def wheel_problems(names: Collection[str], package: Collection[str]) -> list[str]:
@@ -36,30 +36,37 @@ def wheel_problems(names: Collection[str], package: Collection[str]) -> list[str
     return problems
 
 
-def sdist_problems(names: Collection[str], package: Collection[str]) -> list[str]:
-    """What is wrong with an sdist; see `wheel_problems`."""
+def sdist_problems(names: Collection[str], tracked: Collection[str]) -> list[str]:
+    """What is wrong with an sdist.
+
+    Args:
+        names: paths in the sdist, each below one folder.
+        tracked: paths that version control knows.
+    """
     held = {name.partition("/")[2] for name in names}
-    problems = [f"the sdist lacks {name}" for name in sorted((SDIST_NEEDS | set(package)) - held)]
-    left = sorted(name for name in held if name.endswith(RUNS) and name not in package)
-    return problems + [f"the sdist holds {name}, which a run or a cache has left" for name in left]
+    problems = [f"the sdist lacks {name}" for name in sorted((SDIST_NEEDS | _package(tracked)) - held)]
+    left = sorted(held - set(tracked) - GENERATED)
+    return problems + [f"the sdist holds {name}, which version control does not know" for name in left]
 
 
 def tracked_files(root: Path) -> set[str]:
-    """The files of the package, as version control knows them."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "ctxlens"], cwd=root, capture_output=True, text=True, check=True
-    )
+    """The files of the project that version control knows."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True)
     return set(filter(None, listed.stdout.split("\0")))
 
 
-def check(folder: Path, package: Collection[str]) -> list[str]:
-    """What is wrong with the one wheel and the one sdist in a folder."""
+def _package(tracked: Collection[str]) -> set[str]:
+    return {name for name in tracked if name.startswith("ctxlens/")}
+
+
+def check(folder: Path, tracked: Collection[str]) -> list[str]:
+    """What is wrong with the one wheel and the one sdist in a folder; see `sdist_problems`."""
     wheels, sdists = sorted(folder.glob("*.whl")), sorted(folder.glob("*.tar.gz"))
     if len(wheels) != 1 or len(sdists) != 1:
         return [f"{folder} holds {len(wheels)} wheels and {len(sdists)} sdists; expected one of each"]
     with zipfile.ZipFile(wheels[0]) as wheel, tarfile.open(sdists[0]) as sdist:
         files = [member.name for member in sdist.getmembers() if member.isfile()]
-        return wheel_problems(wheel.namelist(), package) + sdist_problems(files, package)
+        return wheel_problems(wheel.namelist(), _package(tracked)) + sdist_problems(files, tracked)
 
 
 if __name__ == "__main__":
