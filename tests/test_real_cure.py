@@ -1,14 +1,18 @@
 """The experiment on a real base model: its data, and its verdicts by hand."""
 
+import argparse
 import functools
 import json
 
+import pandas as pd
 import pytest
 
+from ctxlens.results import Selection
 from experiments.real_cure import design
 from experiments.real_cure.answers import is_kept, keep, read_answers
 from experiments.real_cure.figures import draw_recall
 from experiments.real_cure.judge import difference, judge_all, make_claims, make_table
+from experiments.real_cure.run import name_part, narrow
 
 
 def write_part(folder, name, values, *, asked="template", measure="needles"):
@@ -84,6 +88,33 @@ def test_verdicts_by_the_rules(tmp_path):
     assert list(bars[1].y) == [0.75, 0.5]
 
 
+def scored():
+    """Four turns, of which the first, third and fourth are selected, and two belong to a passage."""
+    names = ["t0 with passage-0", "lima-0", "t0 with passage-1", "kto-0"]
+    frame = pd.DataFrame({"conversation": names, "turn": 1, "score": [0.6, 0.1, 0.9, 0.7],
+                          "selected": [True, False, True, True]})  # fmt: skip
+    return Selection(frame, {"model": {"name": "a place", "path": "/a/place"}, "threshold": 0.5})
+
+
+def test_a_stricter_selection_has_the_highest_scores(tmp_path):
+    whole = scored().save(tmp_path / "selection.parquet")
+    given = argparse.Namespace(
+        top_share=0.5, out=tmp_path, model="model", dose="design", smoke=False, methods="random"
+    )
+    path = narrow(given, 0, whole)
+    chosen = Selection.load(path)
+    assert list(chosen.frame["selected"]) == [False, False, True, True]
+    assert (chosen.meta["threshold"], chosen.meta["selected"]) == (0.7, 2)
+    quality = json.loads(path.with_name("quality.json").read_text())
+    assert (quality["precision"], quality["recall"]) == (0.5, 0.5)
+    assert [name_part(given, method, 0) for method in ("random", "vanilla")] == [
+        "random-top50-0",
+        "vanilla-0",
+    ]
+    given.top_share = None
+    assert narrow(given, 0, whole) == whole
+
+
 def test_kept_answers_are_judged_as_the_run_is(tmp_path):
     run, to = tmp_path / "run", tmp_path / "kept"
     run.mkdir()
@@ -91,7 +122,7 @@ def test_kept_answers_are_judged_as_the_run_is(tmp_path):
     write_part(run, "vanilla-0", texts(0.5, 0.5))
     (run / "scores-0").mkdir()
     (run / "scores-0" / "quality.json").write_text('{"precision": 0.5}')
-    (run / "scores-0" / "selection.parquet").write_bytes(b"table")
+    scored().save(run / "scores-0" / "selection.parquet")
     (run / "vanilla-0" / "trained" / "context").mkdir(parents=True)
     (run / "vanilla-0" / "trained" / "context" / "readings.jsonl").write_text('{"step": 1}\n')
     names = [path.name for path in keep(run, to)]
@@ -99,6 +130,7 @@ def test_kept_answers_are_judged_as_the_run_is(tmp_path):
                      "vanilla-0.readings.jsonl"]  # fmt: skip
     assert judge_all(to) == judge_all(run)
     assert judge_all(to)["selection"] == {"scores-0": {"precision": 0.5}}
+    assert Selection.load(to / "selection-0.parquet").meta["model"] == {"name": "vanilla-0", "path": None}
     assert [is_kept(to, "base"), is_kept(to, "indicator-0"), is_kept(None, "base")] == [True, False, False]
 
 

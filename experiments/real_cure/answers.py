@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from ctxlens.files import write_atomic
+from ctxlens.results import Selection
 
 KEPT = Path(__file__).with_name("answers")
 QUALITY = "selections.json"
@@ -41,8 +42,7 @@ def keep(folder: Path, to: Path) -> list[Path]:
         lines = [json.dumps(row, ensure_ascii=False) for row in _read(path)]
         written.append(write_atomic(to / f"{path.parent.name}.jsonl", "\n".join(lines) + "\n"))
     for path in sorted(folder.glob("scores-*/selection.parquet")):
-        written.append(to / selection_file(int(path.parent.name.rpartition("-")[2])))
-        shutil.copyfile(path, written[-1])
+        written.append(keep_selection(path, int(path.parent.name.rpartition("-")[2]), to))
     found = read_quality(folder)
     if found:
         known = read_quality(to)
@@ -51,6 +51,13 @@ def keep(folder: Path, to: Path) -> list[Path]:
         written.append(to / f"{path.parents[2].name}.{READINGS}")
         shutil.copyfile(path, written[-1])
     return written
+
+
+def keep_selection(path: Path, seed: int, to: Path) -> Path:
+    """Write a seed's selection without the place of the model on this machine."""
+    found = Selection.load(path)
+    model = {**(found.meta.get("model") or {}), "name": f"vanilla-{seed}", "path": None}
+    return Selection(found.frame, {**found.meta, "model": model}).save(to / selection_file(seed))
 
 
 def is_kept(folder: Path | None, name: str) -> bool:
@@ -67,7 +74,7 @@ def read_quality(folder: Path) -> dict[str, Any]:
     """Precision and recall of the selections by seed, from a run or kept."""
     kept = folder / QUALITY
     found = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-    for path in sorted(folder.glob("scores-*/quality.json")):
+    for path in sorted([*folder.glob("scores-*/quality.json"), *folder.glob("narrowed-*/quality.json")]):
         found[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
     return found
 

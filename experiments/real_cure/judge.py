@@ -84,10 +84,13 @@ def levels(frame: pd.DataFrame) -> Found:
 BASE, VANILLA = ("base", "template"), ("vanilla", "template")
 MARKED, UNMARKED = ("indicator", "template+indicator"), ("indicator", "template")
 RANDOM, UPSAMPLED = ("random", "template+indicator"), ("upsample", "template")
+STRICT_MARKED = ("indicator-top25", "template+indicator")
+STRICT_RANDOM = ("random-top25", "template+indicator")
 GAINS: Mapping[str, tuple[tuple[str, str], tuple[str, str], int]] = {
     "1 vanilla loses context": (BASE, VANILLA, -1),
     "2 the indicator gives context": (VANILLA, MARKED, 1),
     "3 selection matters": (RANDOM, MARKED, 1),
+    "3b a stricter selection matters": (STRICT_RANDOM, STRICT_MARKED, 1),
     "4 repetition gives context": (VANILLA, UPSAMPLED, 1),
 }
 """Two models as they are asked, and the direction of the claimed difference (second minus first)."""

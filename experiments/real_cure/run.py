@@ -19,7 +19,7 @@ from ctxlens.curing.request import METHODS
 from ctxlens.files import write_atomic
 from ctxlens.models import Model, load_model
 from ctxlens.models.checkpoint import load_tokenizer, locate_checkpoint, read_chat_template
-from ctxlens.results import Scores
+from ctxlens.results import Scores, Selection
 from ctxlens.runs import Run
 from ctxlens.scoring import score_conversations
 from ctxlens.scoring.layers import find_layer
@@ -50,6 +50,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", default=",".join(map(str, design.SEEDS)), help="seeds, by commas")
     parser.add_argument("--parts", default="0/1", help="K/N: every N-th seed from the K-th on")
     parser.add_argument("--dose", choices=list(design.DOSES), default="design", help="see README, search")
+    parser.add_argument(
+        "--top-share", type=float, help="mark this share of the turns instead, see README, 3b"
+    )
     parser.add_argument("--template", default=design.TEMPLATE, help="chat template: name or file")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--smoke", action="store_true", help="two steps and a few questions of each measure")
@@ -66,7 +69,7 @@ def main(words: Sequence[str] | None = None) -> None:
         finish(given, sources, "vanilla", seed, data)
         if given.dose != "design":
             continue
-        selection = select(given, seed, data)
+        selection = narrow(given, seed, select(given, seed, data))
         for method in [one for one in given.methods.split(",") if one]:
             finish(given, sources, method, seed, data, selection)
 
@@ -103,7 +106,10 @@ def measure_base(given: argparse.Namespace, sources: Sources) -> None:
 
 def name_part(given: argparse.Namespace, method: str, seed: int) -> str:
     """The folder's name of a method and seed."""
-    return f"{method}-{seed}" if given.dose == "design" else f"{method}-{given.dose}-{seed}"
+    words = [method] + ([given.dose] if given.dose != "design" else [])
+    if given.top_share is not None and METHODS[method].selects:
+        words.append(f"top{100 * given.top_share:g}")
+    return "-".join([*words, str(seed)])
 
 
 def finish(
@@ -149,6 +155,33 @@ def select(given: argparse.Namespace, seed: int, data: Path) -> Path:
         passages = {(one.id, 1) for one in talks if one.id.rsplit("-", 1)[0] in design.PASSAGE}
         quality = selection_quality(chosen, passages)
         run.write_json("quality.json", {**vars(quality), "threshold": chosen.meta["threshold"]})
+        run.save("selection.parquet", chosen)
+    return run.path("selection.parquet")
+
+
+def narrow(given: argparse.Namespace, seed: int, selection: Path) -> Path:
+    """The selection with only the share of the turns that has the highest scores, if one is asked for."""
+    if given.top_share is None:
+        return selection
+    run = open_part(given, f"narrowed-top{100 * given.top_share:g}-{seed}", seed=seed)
+    if not run.has("selection.parquet"):
+        whole = Selection.load(selection)
+        score = whole.frame["score"]
+        selected = score.rank(method="first", ascending=False) <= round(given.top_share * len(score))
+        rule = f"the {given.top_share:g} of the turns with the highest scores"
+        meta = {
+            **whole.meta,
+            "rule": rule,
+            "threshold": float(score[selected].min()),
+            "selected": int(selected.sum()),
+        }
+        chosen = Selection(whole.frame.assign(selected=selected), meta)
+        passages = {
+            (name, 1) for name in whole.frame["conversation"] if name.rsplit("-", 1)[0] in design.PASSAGE
+        }
+        run.write_json(
+            "quality.json", {**vars(selection_quality(chosen, passages)), "threshold": meta["threshold"]}
+        )
         run.save("selection.parquet", chosen)
     return run.path("selection.parquet")
 
