@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ctxlens.cli._wrong_words import explain
+from ctxlens.cli._wrong_words import explain, explain_verb
 from ctxlens.errors import CtxlensError, InputError
 
 if TYPE_CHECKING:
@@ -78,16 +78,50 @@ class Verbs(_ShortHelpOption, TyperGroup):
                 one.metavar = ""
         return params
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words before the verb; options that are not known are told in one sentence."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            sentence = explain(error, "", args, self.params)
+            if sentence is None:
+                raise
+            _say_error(sentence)
+            raise typer.Exit(2) from None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the verb.
+
+        Raises:
+            InputError: it does not exist.
+        """
+        try:
+            return super().resolve_command(ctx, args)
+        except Exception as error:
+            if type(error).__name__ != "UsageError" or not args:
+                raise
+            raise InputError(explain_verb(args[0], list(self.commands))) from None
+
     def invoke(self, ctx: Any) -> Any:
         """Run the verb; exceptions other than `CtxlensError` keep their traceback."""
         try:
             return super().invoke(ctx)
         except CtxlensError as error:
-            print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+            _say_error(str(error))
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             print(f"\n{STOPPED}", file=sys.stderr)
             raise typer.Exit(130) from None
+        except Exception as error:
+            sentence = explain(error, "", (), self.params)
+            if sentence is None:
+                raise
+            _say_error(sentence)
+            raise typer.Exit(2) from None
+
+
+def _say_error(sentence: str) -> None:
+    print(f"error: {printable(' '.join(sentence.split()))}", file=sys.stderr)
 
 
 def examples(*commands: str) -> str:

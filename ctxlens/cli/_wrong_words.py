@@ -14,6 +14,12 @@ _MEANT = {
     "float": "float32",
 }  # fmt: skip
 """Common names of values that are called otherwise here."""
+_MEANT_VERBS = {
+    "attention": "allocate", "attn": "allocate", "finetune": "train", "fine-tune": "train", "sft": "train",
+    "chat": "generate", "ask": "generate", "ui": "explore", "serve": "explore", "evaluate": "eval",
+    "niah": "needle", "check": "doctor", "version": "--version", "help": "--help",
+}  # fmt: skip
+"""Common names of what verbs do."""
 
 
 def explain(error: Exception, verb: str, words: Sequence[str], params: Sequence[Any]) -> str | None:
@@ -22,7 +28,7 @@ def explain(error: Exception, verb: str, words: Sequence[str], params: Sequence[
     Args:
         error: the exception. Typer's classes come from click or, in newer versions, from typer itself, so
             that they are told by their names.
-        verb: the verb.
+        verb: the verb; empty for words before it.
         words: the words after it.
         params: its options and arguments.
     """
@@ -30,11 +36,22 @@ def explain(error: Exception, verb: str, words: Sequence[str], params: Sequence[
     if kind not in _SENTENCES:
         return None
     sentence = _SENTENCES[kind](error, verb, words, params)
-    return f"{sentence.rstrip('.')}; see `ctxlens {verb} --help`."
+    return f"{sentence.rstrip('.')}; see `{_command(verb)} --help`."
+
+
+def explain_verb(word: str, verbs: Sequence[str]) -> str:
+    """The sentence for a verb that does not exist."""
+    near = [_MEANT_VERBS[word]] if word in _MEANT_VERBS else get_close_matches(word, verbs, n=1)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    return f"ctxlens has no verb {word!r}{meant}; see `ctxlens --help`."
+
+
+def _command(verb: str) -> str:
+    return f"ctxlens {verb}" if verb else "ctxlens"
 
 
 def _say_unknown_option(error: Any, verb: str, words: Sequence[str], params: Sequence[Any]) -> str:
-    option = error.option_name
+    option, verb = error.option_name, verb or "ctxlens"
     if option in ("--model", "-m") and any("MODEL" in _name(one) for one in params):
         return f"{verb} has no option {option}: the model is its first word, as in `ctxlens {verb} MODEL`"
     near = sorted(one for one in error.possibilities or () if one != "--help")
@@ -65,6 +82,8 @@ def _say_bad_value(error: Any, verb: str, words: Sequence[str], params: Sequence
 
 
 def _say_usage(error: Any, verb: str, words: Sequence[str], params: Sequence[Any]) -> str:
+    if error.message == "Missing command.":
+        return "a verb is missing"
     needs = re.fullmatch(r"Option '([^']+)' requires an argument\.?", str(error.message))
     if needs is not None:
         return f"{needs.group(1)} needs a value"
@@ -72,7 +91,7 @@ def _say_usage(error: Any, verb: str, words: Sequence[str], params: Sequence[Any
     if extra is None:
         return str(error.format_message())
     word = extra.group(1).split()[0]
-    sentence = f"{verb} does not know what to do with the word {word!r}"
+    sentence = f"{verb or 'ctxlens'} does not know what to do with the word {word!r}"
     takes_model = any("--model" in one.opts for one in params)
     return sentence + (f"; give a model as --model {word}" if takes_model else "")
 
@@ -100,4 +119,4 @@ _SENTENCES = {
     "BadOptionUsage": _say_usage, "BadArgumentUsage": _say_usage, "UsageError": _say_usage,
 }  # fmt: skip
 
-__all__ = ["explain"]
+__all__ = ["explain", "explain_verb"]
