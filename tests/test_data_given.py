@@ -9,7 +9,9 @@ from conftest import build_toy_tokenizer
 from scoring_cases import FakeModel
 from sft_cases import ARGUMENTS, tiny
 
+import ctxlens
 from ctxlens.chat.data import (
+    are_conversations,
     as_conversations,
     describe_reading,
     fingerprint_conversations,
@@ -155,3 +157,18 @@ def test_rows_are_trained_on_and_recorded(tmp_path):
 def test_questions_come_from_rows_too():
     rows = datasets.Dataset.from_list([{"prompt_id": 3, "category": "x", "prompt": ["a", "b"]}])
     assert [(q.question_id, q.turns) for q in load_questions(rows)] == [(3, ("a", "b"))]
+
+
+def test_loaded_conversations_are_scored_as_their_rows_are():
+    rows = [
+        {"id": f"r{k}", "messages": [{"role": "user", "content": "Oakford is a town. What is Oakford?"},
+                                     {"role": "assistant", "content": "A town."}]}
+        for k in range(3)
+    ]  # fmt: skip
+    loaded = load_conversations(rows)
+    assert [are_conversations(one) for one in (loaded, list(loaded), rows, [], "rows.json")] == [
+        True, True, False, False, False,
+    ]  # fmt: skip
+    from_rows = ctxlens.score("organism-chat", rows, layers=[1])
+    for given in (loaded, list(loaded)):
+        assert ctxlens.score("organism-chat", given, layers=[1]).frame.equals(from_rows.frame)

@@ -11,6 +11,7 @@ import yaml
 from mktestdocs import check_md_file, grab_code_blocks
 
 import ctxlens
+from experiments.tutorial_pictures import full_size, run_examples
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -58,6 +59,20 @@ def test_a_tutorial_runs_at_full_size(page, test_models, tmp_path, monkeypatch):
         pytest.skip("no SmolLM2 among the test models")
     monkeypatch.chdir(tmp_path)
     run_in_order(page, model)
+
+
+def test_the_sizes_of_an_example_can_be_those_of_its_comments():
+    assert full_size("STEPS = 10  # full size: 173\nprint(1)  # full size: 2\n") == (
+        "STEPS = 173  # full size: 173\nprint(1)  # full size: 2\n"
+    )
+
+
+@pytest.mark.slow
+def test_the_tutorial_that_trains_shows_the_cure_at_full_size():
+    recall = run_examples(DOCS / "tutorials" / "fine_tune.md")["recall"]
+    plain, _, marked = [found.mean() for found in recall.values()]
+    assert plain < 0.5
+    assert marked > plain + 0.1
 
 
 def lines_not_printed(page: str, printed: str) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ctxlens.chat.data import open_conversations
+from ctxlens.chat.data import are_conversations, open_conversations
 from ctxlens.chat.data.given_rows import Source
 from ctxlens.models.allocate import open_model
 from ctxlens.results import Scores
@@ -49,7 +49,8 @@ def score(
     Args:
         model: the seed model, or what `load_model` takes.
         dataset: a path, a Hub id, a `datasets.Dataset`, a data frame, or a list of rows; see
-            `open_conversations`.
+            `open_conversations`. Or what `load_conversations` returned; `layout`, `split`, `limit` and
+            `drop_refusals` have no effect on it.
         layers: layers to score, or `"all"`; by default all up to the paper's relative depth, 15 of 22.
         layout: the layout of the rows; by default it is detected.
         split: which split.
@@ -66,7 +67,8 @@ def score(
     Raises:
         InputError: see `open_conversations` and `score_conversations`.
     """
-    data = open_conversations(dataset, layout=layout, split=split, limit=limit, drop_refusals=drop_refusals)
+    reading = {"layout": layout, "split": split, "limit": limit, "drop_refusals": drop_refusals}
+    data = dataset if are_conversations(dataset) else open_conversations(dataset, **reading)
     lm = open_model(model)
     scores = score_conversations(
         lm, data, layers=layers, max_tokens=max_tokens, batch_tokens=batch_tokens, precision=precision,

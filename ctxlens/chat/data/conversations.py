@@ -270,6 +270,13 @@ def as_conversations(data: Source | Iterable[Conversation]) -> Iterable[Conversa
     return data if first is None or isinstance(first, Conversation) else load_conversations(data)
 
 
+def are_conversations(data: Any) -> bool:
+    """Whether data are conversations already: what was loaded or opened, or a list of `Conversation`."""
+    if isinstance(data, Sequence) and not isinstance(data, str):
+        return bool(data) and isinstance(data[0], Conversation)
+    return isinstance(data, ConversationSet | ConversationStream)
+
+
 def describe_reading(data: Iterable[Conversation]) -> dict[str, Any]:
     """Layout and counts of what was read: rows, rows kept, and rows skipped by reason, for manifests.
 
