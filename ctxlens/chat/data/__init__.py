@@ -40,6 +40,6 @@ from ctxlens.chat.data.messages import GivenMessages, read_messages, read_messag
 __all__ = [
     "LAYOUTS", "REFUSALS", "Conversation", "ConversationSet", "ConversationStream", "Fingerprint",
     "GivenMessages", "add_skipped", "are_conversations", "as_conversations", "conversation_from_row",
-    "describe_reading", "fingerprint_conversations", "load_conversations", "open_conversations", "read_messages",
-    "read_messages_file", "write_conversations",
+    "describe_reading", "fingerprint_conversations", "load_conversations", "open_conversations",
+    "read_messages", "read_messages_file", "write_conversations",
 ]  # fmt: skip
