@@ -213,6 +213,18 @@ def measure_fresh_small(bench: Bench) -> None:
     bench.ask("fresh-small", "template+prefix", (bench.detail,), settings=settings)
 
 
+def measure_fresh_small_plain(bench: Bench) -> None:
+    """The same texts without the template, with the small set."""
+    settings = [_steer("small", _pairs(_judged(bench)["small"]["heads"]), design.MAP_ALPHA)]
+    bench.ask("fresh-small-plain", "plain+prefix", (bench.detail,), settings=settings)
+
+
+def measure_fresh_formula(bench: Bench) -> None:
+    """The same texts with the template, with all heads steered by the formula at the paper's α."""
+    settings = [_steer("all", "all", design.ALPHAS[0])]
+    bench.ask("fresh-formula", "template+prefix", (bench.detail,), settings=settings)
+
+
 def measure_fresh_modes(bench: Bench) -> None:
     """The same texts in both conditions, with all heads steered in the other modes."""
     bench.ask("fresh-modes", design.PREFIXED, (bench.detail,), settings=_other_modes(bench))
@@ -259,6 +271,8 @@ MEASURES: Mapping[str, Callable[[Bench], None]] = {
     "fresh": measure_fresh,
     "fresh-plain": measure_fresh_plain,
     "fresh-small": measure_fresh_small,
+    "fresh-small-plain": measure_fresh_small_plain,
+    "fresh-formula": measure_fresh_formula,
     "fresh-modes": measure_fresh_modes,
 }
 """The measurements by name. Each has what it needs in this order, with `judge` after `attention`, `cause`,
