@@ -38,7 +38,8 @@ def test_every_part_is_measured_and_judged(small, test_data, tmp_path, monkeypat
     options = [model, "--template", str(template), "--blocks", "0,1"]
     for part in ("loss", "logprob", "controls", "foreign", "attention", "judge", "cause", "judge",
                  "cause-judged", "modes", "maps", "judge", "small", "judge", "small-judged", "cost",
-                 "fresh", "fresh-plain", "fresh-small", "fresh-modes", "judge"):  # fmt: skip
+                 "fresh", "fresh-plain", "fresh-small", "fresh-small-plain", "fresh-formula", "fresh-modes",
+                 "judge"):  # fmt: skip
         run(part, *([] if part == "judge" else options))
     found = json.loads((tmp_path / "run" / "judged.json").read_text(encoding="utf-8"))
     assert set(found) == {
@@ -53,6 +54,8 @@ def test_every_part_is_measured_and_judged(small, test_data, tmp_path, monkeypat
         "cost",
         "fresh",
     }
+    assert found["fresh"]["small"]["template minus no template"]["n"] == 8
+    assert found["fresh"]["the paper's α of 0.95"]["n"] == 8
     assert set(found["fresh"]["modes"]) == {"prompt-only", "compounding"}
     assert found["small"]["heads"] == found["maps"]["ranking"][: len(found["small"]["heads"])]
     assert set(found["cost"]) == {"unsteered", "all", "retrieval", "small", "prompt-only", "compounding"}

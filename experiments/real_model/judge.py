@@ -297,15 +297,34 @@ def judge_fresh(folder: Path) -> Found:
         "fall": shown(texts.mean(change), LOSS_MARGIN),
         **judge_steering(steered, unsteered, texts),
     }
-    if is_measured(folder / "fresh-small"):
-        small = collect(folder / "fresh-small")
-        if set(small.frame["cell"]) == set(texts.frame["cell"]):  # the rule needs all of the texts
-            found["small"] = judge_small_set(small, unsteered, texts)
-    if is_measured(folder / "fresh-modes"):
-        modes = collect(folder / "fresh-modes")
-        if set(modes.frame["cell"]) == set(texts.frame["cell"]):
-            found["modes"] = judge_fresh_modes(modes, unsteered, texts)
+    if (small := _whole(folder / "fresh-small", texts)) is not None:
+        found["small"] = judge_small_set(small, unsteered, texts)
+        if (plain := _whole(folder / "fresh-small-plain", texts)) is not None:
+            found["small"] |= judge_small_set_without_template(plain, small, unsteered, texts)
+    if (modes := _whole(folder / "fresh-modes", texts)) is not None:
+        found["modes"] = judge_fresh_modes(modes, unsteered, texts)
+    if (formula := _whole(folder / "fresh-formula", texts)) is not None:
+        gain = _gain(formula.recall(heads="all"), unsteered["template"])
+        found["the paper's α of 0.95"] = shown(texts.mean(gain), GAIN_MARGIN, direction=1)
     return found
+
+
+def _whole(folder: Path, texts: NeedleGrid) -> NeedleGrid | None:
+    """A measurement, if it has all questions of the texts, as the rules need."""
+    grid = collect(folder) if is_measured(folder) else None
+    return grid if grid is not None and set(grid.frame["cell"]) == set(texts.frame["cell"]) else None
+
+
+def judge_small_set_without_template(
+    without: NeedleGrid, small: NeedleGrid, unsteered: Mapping[str, pd.Series], texts: NeedleGrid
+) -> Found:
+    """Whether the small set gains more with the template than without it, on the fresh texts."""
+    plain = _gain(without.recall(heads="small"), unsteered["plain"])
+    template = _gain(small.recall(heads="small"), unsteered["template"])
+    return {
+        "no template": shown(texts.mean(plain)),
+        "template minus no template": shown(texts.difference(plain, template), GAIN_MARGIN, direction=1),
+    }
 
 
 def judge_modes(folder: Path) -> Found:

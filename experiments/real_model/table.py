@@ -72,6 +72,9 @@ def claims(found: Found) -> Iterator[list[str]]:
                 f"gain by steering, twelve fresh texts: {mode}, {name}",
                 *_judged(one[name]),
             ]
+    if "the paper's α of 0.95" in found.get("fresh", {}):
+        figure = found["fresh"]["the paper's α of 0.95"]
+        yield ["4. cause", "gain by steering, twelve fresh texts: α .95 by the formula", *_judged(figure)]
     for where in ("fresh", "small"):
         one = found.get("small", {}) if where == "small" else found.get(where, {}).get("small", {})
         if "small set" in one:
@@ -84,6 +87,9 @@ def claims(found: Found) -> Iterator[list[str]]:
                 one["verdict"],
             ]
             yield ["", "… minus as many random heads", *_judged(one["small set minus random heads"])]
+            for name in ("template minus no template", "no template"):
+                if name in one:
+                    yield ["4. a small set", f"gain of {size} heads: {name}", *_judged(one[name])]
     for name, one in found.get("cost", {}).items():
         if name != "unsteered":
             yield ["4. cost", f"general knowledge, steered: {COSTS[name]}", *_judged(one)]
