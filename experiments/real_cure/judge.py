@@ -33,7 +33,8 @@ def main() -> None:
     given = parser.parse_args()
     found = judge_all(given.folder)
     write_atomic(given.to or given.folder / "judged.json", json.dumps(rounded(found), indent=1) + "\n")
-    print(make_table(found["levels"]), make_claims(found["hypotheses"]), sep="\n\n")
+    tables = make_table(found["levels"]), make_claims(found["hypotheses"]), make_described(found["described"])
+    print(*tables, sep="\n\n")
 
 
 def judge_all(folder: Path) -> Found:
@@ -44,6 +45,7 @@ def judge_all(folder: Path) -> Found:
         "seeds": seeds,
         "levels": levels(frame),
         "hypotheses": {name: one for name, one in judge_hypotheses(frame).items() if one},
+        "described": {name: one for name, one in describe(frame).items() if one},
         "selection": read_quality(folder),
     }
 
@@ -100,6 +102,29 @@ COSTS: Mapping[str, tuple[tuple[str, str], tuple[str, str]]] = {
 }
 
 
+DESCRIBED: Mapping[str, tuple[tuple[str, str], tuple[str, str]]] = {
+    "the token itself: indicator, asked with it minus without": (UNMARKED, MARKED),
+    "asked with the token, minus vanilla": (VANILLA, MARKED),
+    "random turns, asked with the token, minus vanilla": (VANILLA, RANDOM),
+    "a quarter selected, asked with the token, minus vanilla": (VANILLA, STRICT_MARKED),
+}
+"""Two models as they are asked, without a verdict."""
+
+
+def describe(frame: pd.DataFrame) -> Found:
+    """Further differences, and those of the hypotheses by seed; no verdicts."""
+    found: Found = {}
+    for name, (first, second) in DESCRIBED.items():
+        figures = {measure: difference(frame, first, second, measure) for measure in MEASURES}
+        found[name] = {measure: one.as_dict() for measure, one in figures.items() if one is not None}
+    for name, (first, second, _) in GAINS.items():
+        seeds = sorted({seed for seed in frame.loc[frame["model"] == second[0], "seed"] if seed >= 0})
+        for seed in seeds if len(seeds) > 1 else ():
+            one = difference(frame[frame["seed"].isin([-1, seed])], first, second, "needles")
+            found[f"{name}, seed {seed}"] = {} if one is None else {"needles": one.as_dict()}
+    return found
+
+
 def judge_hypotheses(frame: pd.DataFrame) -> dict[str, Found]:
     """The verdicts, each with its figures; empty where a model is not measured."""
     found: dict[str, Found] = {}
@@ -150,6 +175,12 @@ def make_claims(found: Mapping[str, Found]) -> str:
     return markdown(["hypothesis", *MEASURES, "verdict"], rows)
 
 
+def make_described(found: Mapping[str, Found]) -> str:
+    """What has no verdict as a Markdown table."""
+    rows = [[name, *(_say(one.get(m), signed=True) for m in MEASURES)] for name, one in found.items()]
+    return markdown(["described", *MEASURES], rows)
+
+
 def _say(one: Found | None, *, signed: bool = False) -> str:
     if one is None:
         return "–"
@@ -157,7 +188,7 @@ def _say(one: Found | None, *, signed: bool = False) -> str:
     return f"{one['estimate']:{form}} [{one['low']:{form}}, {one['high']:{form}}]".replace("-", "−")
 
 
-__all__ = ["judge_all", "make_claims", "make_table"]
+__all__ = ["judge_all", "make_claims", "make_described", "make_table"]
 
 if __name__ == "__main__":
     main()
