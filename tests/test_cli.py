@@ -198,6 +198,18 @@ def test_steer_to_a_share_says_the_share(messages, tmp_path):
     assert "α" not in result.stdout
 
 
+def test_the_mode_of_steering_reaches_the_model(messages, tmp_path):
+    shares = {}
+    for mode in ("paper", "compounding"):
+        call("steer", "--messages", messages, "--alpha", 0.8, "--mode", mode, "--out", tmp_path / mode,
+             "--max-new-tokens", 2)  # fmt: skip
+        shares[mode] = RoleAllocation.load(tmp_path / mode / "allocation-steered.safetensors").shares
+        assert json.loads((tmp_path / mode / "steer.json").read_text())["meta"]["steering"]["mode"] == mode
+    by_layer = np.abs(shares["paper"] - shares["compounding"]).reshape(4, -1).max(axis=1)
+    assert by_layer[0] == 0  # α to the power of 1 in the first layer
+    assert (by_layer[1:] > 0.001).all()
+
+
 def test_needle_reports_recall_by_condition(tmp_path):
     out = tmp_path / "run"
     words = (

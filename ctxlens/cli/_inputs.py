@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -123,11 +124,48 @@ def render_questions(
     )
 
 
-def check_steering(alpha: float | None, heads: str, target_share: float | None = None) -> None:
-    """Raise `InputError`, before a model is loaded, if strength or heads are wrong for every model."""
+class Mode(StrEnum):
+    """Which keys the steering of --alpha weakens; see `ctxlens.models.attention.steering.Steering`."""
+
+    PAPER = "paper"
+    PROMPT_ONLY = "prompt-only"
+    COMPOUNDING = "compounding"
+
+
+ModeOption = Annotated[
+    Mode,
+    typer.Option(
+        "--mode",
+        help="What --alpha weakens: paper (every other token), prompt-only (not what the model writes), or "
+        "compounding (the paper's released code: stronger from layer to layer).",
+        metavar="MODE",
+    ),
+]
+
+
+def choose_mode(mode: Mode, target_share: float | None) -> str | None:
+    """The steering mode of --mode; None where --target-share names the strength.
+
+    Raises:
+        InputError: both are given.
+    """
+    if target_share is None:
+        return mode.value
+    if mode is not Mode.PAPER:
+        raise InputError(
+            f"--mode {mode.value} is for --alpha; leave it out, or give --alpha instead of --target-share."
+        )
+    return None
+
+
+def check_steering(
+    alpha: float | None, heads: str, target_share: float | None = None, mode: Mode = Mode.PAPER
+) -> None:
+    """Raise `InputError`, before a model is loaded, if strength, mode or heads are wrong for every model."""
     from ctxlens.chat.condition import check_strength
 
     check_strength(alpha, target_share)
+    choose_mode(mode, target_share)
     parse_heads(heads)
 
 

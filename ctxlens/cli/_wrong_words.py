@@ -54,8 +54,9 @@ def _say_unknown_option(error: Any, verb: str, words: Sequence[str], params: Seq
     option, verb = error.option_name, verb or "ctxlens"
     if option in ("--model", "-m") and any("MODEL" in _name(one) for one in params):
         return f"{verb} has no option {option}: the model is its first word, as in `ctxlens {verb} MODEL`"
-    near = sorted(one for one in error.possibilities or () if one != "--help")
-    return f"{verb} has no option {option}" + (f" (did you mean {' or '.join(near)}?)" if near else "")
+    known = [one for one in error.possibilities or () if one != "--help"]
+    near = get_close_matches(option, known, n=1, cutoff=0.0)
+    return f"{verb} has no option {option}" + (f" (did you mean {near[0]}?)" if near else "")
 
 
 def _say_missing(error: Any, verb: str, words: Sequence[str], params: Sequence[Any]) -> str:

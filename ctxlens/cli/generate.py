@@ -10,9 +10,12 @@ import typer
 from ctxlens.cli import _outcomes, _screen
 from ctxlens.cli._inputs import (
     HeadsOption,
+    Mode,
+    ModeOption,
     NewTokensOption,
     PrefixOption,
     check_steering,
+    choose_mode,
     open_questions,
     render_questions,
     resolve_heads,
@@ -59,6 +62,7 @@ def generate(
     ] = False,
     alpha: AlphaOption = None,
     target_share: ShareOption = None,
+    mode: ModeOption = Mode.PAPER,
     heads: HeadsOption = "all",
     prefix: PrefixOption = None,
     max_new_tokens: NewTokensOption = 100,
@@ -67,7 +71,7 @@ def generate(
     asked = messages.read()
     if alpha is None and target_share is None:
         alpha = 1.0
-    check_steering(alpha, heads, target_share)
+    check_steering(alpha, heads, target_share, mode)
     questions = open_questions(asked.conversations, prefix, indicator=indicator)
     model.check()
 
@@ -81,7 +85,10 @@ def generate(
     steer_ = contextlib.nullcontext()
     if alpha != 1:
         plain = render_questions(lm, questions, max_new_tokens=max_new_tokens, **how, plain=True)
-        steer_ = lm.steer(alpha, heads=resolve_heads(lm, heads, plain), target_share=target_share)
+        steer_ = lm.steer(
+            alpha, heads=resolve_heads(lm, heads, plain), mode=choose_mode(mode, target_share),
+            target_share=target_share,
+        )  # fmt: skip
     with steer_:
         note_choice(lm)
         tokens = sum(chat.n_tokens for chat in chats)

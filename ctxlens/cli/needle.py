@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ctxlens.cli import _outcomes, _screen, _tables
-from ctxlens.cli._inputs import BatchOption, HeadsOption, NewTokensOption, check_steering, resolve_heads
+from ctxlens.cli._inputs import (
+    BatchOption,
+    HeadsOption,
+    Mode,
+    ModeOption,
+    NewTokensOption,
+    check_steering,
+    resolve_heads,
+)
 from ctxlens.cli._options import ModelOptions, RunOptions, note_choice, verb
 from ctxlens.cli._output import OutputOptions, count
 from ctxlens.cli._plan import tell_plan
@@ -100,6 +108,7 @@ def needle(
     alpha: Annotated[
         float, typer.Option(help="Steer to the user's tokens; 1 means no steering.", metavar="A")
     ] = 1.0,
+    mode: ModeOption = Mode.PAPER,
     heads: HeadsOption = "all",
     score: Annotated[
         str,
@@ -150,7 +159,7 @@ def needle(
     if dry_run:
         _print_prompts(lm, cells[0], config, indicator)
         return
-    steering = _steering(lm, cells, config, alpha, heads)
+    steering = _steering(lm, cells, config, alpha, mode, heads)
     settings = {
         "model": lm.identity, "haystack": study.describe_source(), "indicator": indicator,
         "steering": steering.describe(), **config.as_dict(),
@@ -197,15 +206,15 @@ def _print_prompts(model: Model, cell: Cell, config: NeedleConfig, indicator: bo
 
 
 def _steering(
-    model: Model, cells: Sequence[Cell], config: NeedleConfig, alpha: float, heads: str
+    model: Model, cells: Sequence[Cell], config: NeedleConfig, alpha: float, mode: Mode, heads: str
 ) -> Steering:
-    """The steering of --alpha and --heads; retrieval heads are read from at most about 64 plain prompts."""
+    """The steering of --alpha, --mode and --heads; retrieval heads come from about 64 plain prompts at most."""
     from ctxlens.evals.needle.prompts import render_cell
     from ctxlens.models.attention.steering import Steering
 
     read = cells[:: max(1, len(cells) // _READ_CELLS)]
     plain = [render_cell(model, cell, config, "plain+prefix") for cell in read]
-    steering = Steering(alpha, heads=resolve_heads(model, heads, plain))
+    steering = Steering(alpha, heads=resolve_heads(model, heads, plain), mode=mode.value)
     steering.check_heads(model.n_layers, model.n_heads)
     return steering
 

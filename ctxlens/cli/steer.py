@@ -7,9 +7,12 @@ import contextlib
 from ctxlens.cli import _outcomes, _screen, _tables
 from ctxlens.cli._inputs import (
     HeadsOption,
+    Mode,
+    ModeOption,
     NewTokensOption,
     PrefixOption,
     check_steering,
+    choose_mode,
     open_questions,
     render_questions,
     resolve_heads,
@@ -36,6 +39,7 @@ def steer(
     output: OutputOptions,
     alpha: SteeringAlphaOption = None,
     target_share: ShareOption = None,
+    mode: ModeOption = Mode.PAPER,
     heads: HeadsOption = "all",
     prefix: PrefixOption = None,
     max_new_tokens: NewTokensOption = 100,
@@ -44,7 +48,7 @@ def steer(
     asked = messages.read()
     if alpha is None and target_share is None:
         alpha = 0.5
-    check_steering(alpha, heads, target_share)
+    check_steering(alpha, heads, target_share, mode)
     questions, how = open_questions(asked.conversations, prefix), rendering.as_dict()
     told = {
         "prefix": prefix, "limit": messages.limit, **how, "max_new_tokens": max_new_tokens, **asked.config,
@@ -58,7 +62,10 @@ def steer(
     lm = model.load()
     chats = render_questions(lm, questions, max_new_tokens=max_new_tokens, **how)
     plain = render_questions(lm, questions, max_new_tokens=max_new_tokens, **how, plain=True)
-    steering = Steering(alpha, heads=resolve_heads(lm, heads, plain), target_share=target_share)
+    steering = Steering(
+        alpha, heads=resolve_heads(lm, heads, plain), mode=choose_mode(mode, target_share),
+        target_share=target_share,
+    )  # fmt: skip
     steering.check_heads(lm.n_layers, lm.n_heads)
     config = {"model": lm.identity, "steering": steering.describe(), **told}
     run = store.open("steer", config, lm)
@@ -70,7 +77,7 @@ def steer(
         tell_plan(lm, what, n_tokens, lm.read_roles, written=2 * len(chats) * max_new_tokens)
         for label, context in {
             "unsteered": contextlib.nullcontext(),
-            "steered": lm.steer(alpha, heads=steering.heads, target_share=target_share),
+            "steered": lm.steer(alpha, heads=steering.heads, mode=steering.mode, target_share=target_share),
         }.items():
             with context, _screen.stage(f"answers, {label}") as progress:
                 run.save(f"allocation-{label}.safetensors", RoleAllocation.concat(lm.read_roles(chats)))
