@@ -208,7 +208,7 @@ def _print_prompts(model: Model, cell: Cell, config: NeedleConfig, indicator: bo
 def _steering(
     model: Model, cells: Sequence[Cell], config: NeedleConfig, alpha: float, mode: Mode, heads: str
 ) -> Steering:
-    """The steering of --alpha, --mode and --heads; retrieval heads come from at most 64 plain prompts."""
+    """The steering of --alpha, --mode and --heads; retrieval heads come from about 64 plain prompts."""
     from ctxlens.evals.needle.prompts import render_cell
     from ctxlens.models.attention.steering import Steering
 

@@ -29,12 +29,14 @@ class Sources:
     Attributes:
         squad, drop, ifeval: files.
         smoke: a few questions of each, to see that everything runs.
+        only: the names of the measures; empty for all.
     """
 
     squad: Path | None = None
     drop: Path | None = None
     ifeval: Path | None = None
     smoke: bool = False
+    only: tuple[str, ...] = ()
 
 
 def measure_all(
@@ -61,6 +63,8 @@ def measure_all(
         "ifeval": lambda asked: ask_ifeval(model, sources.ifeval, asked, smoke=sources.smoke),
     }
     for name, measure in measures.items():
+        if sources.only and name not in sources.only:
+            continue
         for asked in ("plain", "template", *(["template+indicator"] if marked else [])):
             if asked == "plain" and name == "ifeval":
                 continue

@@ -53,6 +53,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--top-share", type=float, help="mark this share of the turns instead, see README, 3b"
     )
+    parser.add_argument("--measures", default="", help="names of measures, by commas; by default all")
     parser.add_argument("--template", default=design.TEMPLATE, help="chat template: name or file")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--smoke", action="store_true", help="two steps and a few questions of each measure")
@@ -60,7 +61,8 @@ def main(words: Sequence[str] | None = None) -> None:
     import torch
 
     torch.set_num_threads(given.threads)
-    sources = Sources(given.squad, given.drop, given.ifeval, smoke=given.smoke)
+    only = tuple(one for one in given.measures.split(",") if one)
+    sources = Sources(given.squad, given.drop, given.ifeval, smoke=given.smoke, only=only)
     data = make_data(given)
     part, parts = map(int, given.parts.split("/"))
     if part == 0:
