@@ -89,7 +89,8 @@ def claims(found: Found) -> Iterator[list[str]]:
             yield ["", "… minus as many random heads", *_judged(one["small set minus random heads"])]
             for name in ("template minus no template", "no template"):
                 if name in one:
-                    yield ["4. a small set", f"gain of {size} heads: {name}", *_judged(one[name])]
+                    row = _judged(one[name])
+                    yield ["4. a small set" if row[1] else "", f"gain of {size} heads: {name}", *row]
     for name, one in found.get("cost", {}).items():
         if name != "unsteered":
             yield ["4. cost", f"general knowledge, steered: {COSTS[name]}", *_judged(one)]
