@@ -173,15 +173,22 @@ def tabulate(found: Cure, method: str, costs: dict[str, list[Row]]) -> dict[str,
             change, reading = found.comparison.changes("recall with template")[at - 1]
             rows[label]["change of recall with template"] = {**change.as_dict(), "reading": reading}
         for measure in ("closed book", "ifeval"):
-            values = [row["value"] for row in costs[name] if row["measure"] == measure]
-            rows[label][measure] = bootstrap_mean(values).as_dict()
+            values, before = (_by_item(costs[one], measure) for one in (name, found.comparison.models[0]))
+            rows[label][measure] = bootstrap_mean(list(values.values())).as_dict()
+            if at:
+                change = [value - before[item] for item, value in values.items()]
+                rows[label][f"change of {measure}"] = bootstrap_mean(change).as_dict()
     return rows
+
+
+def _by_item(rows: Sequence[Row], measure: str) -> dict[str, float]:
+    return {row["item"]: row["value"] for row in rows if row["measure"] == measure}
 
 
 def make_table(rows: dict[str, dict[str, Any]]) -> str:
     """The figures as one Markdown table."""
     names = ["recall without template", "recall with template", "change of recall with template",
-             "closed book", "ifeval"]  # fmt: skip
+             "closed book", "change of closed book", "ifeval", "change of ifeval"]  # fmt: skip
     lines = ["| model | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for label, row in rows.items():
         cells = []
