@@ -154,6 +154,10 @@ def draw_steering(found: Found) -> go.Figure:
               "as many<br>random heads": judging["random heads"]}  # fmt: skip
     if "small" in judging:
         judged["a small set"] = judging["small"]["small set"]
+        if "no template" in judging["small"]:
+            judged["a small set,<br>no template"] = judging["small"]["no template"]
+    if "the paper's α of 0.95" in judging:
+        judged["all heads, α .95,<br>by the formula"] = judging["the paper's α of 0.95"]
     if "modes" in judging:
         judged["all heads, α .95,<br>compounding"] = judging["modes"]["compounding"]["template"]
     rows = list(judged.values())[::-1]
@@ -164,7 +168,7 @@ def draw_steering(found: Found) -> go.Figure:
         ),
         1, 2,
     )  # fmt: skip
-    style(figure, height=400)
+    style(figure, height=440)
     figure.add_hline(y=0, line={"color": INK.built, "width": 1}, row=1, col=1)  # pyright: ignore[reportArgumentType]
     figure.add_vline(x=0, line={"color": INK.built, "width": 1}, row=1, col=2)  # pyright: ignore[reportArgumentType]
     figure.update_xaxes(title="α (smaller is stronger)", autorange="reversed", col=1)
