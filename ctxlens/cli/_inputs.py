@@ -166,6 +166,8 @@ def check_steering(
 
     check_strength(alpha, target_share)
     choose_mode(mode, target_share)
+    if alpha == 1 and mode is not Mode.PAPER:
+        raise InputError(f"--mode {mode.value} has no effect without steering; give an --alpha below 1.")
     parse_heads(heads)
 
 

@@ -146,7 +146,7 @@ def needle(
         score=tuple(score.split(",")),
     )
     config = study.config
-    _check(model, store, {"indicator": indicator, **config.as_dict()}, alpha, heads)
+    _check(model, store, {"indicator": indicator, **config.as_dict()}, alpha, mode, heads)
     processes = Processes.join(cpu=model.device.value == "cpu")
     straw = study.load_haystack()
     from ctxlens.evals.needle.run import run_needle
@@ -186,12 +186,12 @@ def needle(
 
 
 def _check(
-    model: ModelOptions, store: RunOptions, known: Mapping[str, Any], alpha: float, heads: str
+    model: ModelOptions, store: RunOptions, known: Mapping[str, Any], alpha: float, mode: Mode, heads: str
 ) -> None:
     """Refuse a model, run folder or steering that cannot be used, before anything heavy is imported."""
     model.check()
     store.check("needle", {"model": model.known, **known})
-    check_steering(alpha, heads)
+    check_steering(alpha, heads, mode=mode)
 
 
 def _print_prompts(model: Model, cell: Cell, config: NeedleConfig, indicator: bool) -> None:
